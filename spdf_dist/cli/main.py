@@ -51,9 +51,13 @@ def overview(points: dict[str, importlib.metadata.EntryPoint]) -> str:
     """The text of ``spdf --help``."""
     width = max(len(name) for name in points)
     lines = [f"  {name:<{width}}  {point.load().HELP}" for name, point in sorted(points.items())]
-    return f"usage: spdf COMMAND ...\n\n{DESCRIPTION}\n\ncommands:\n" + "\n".join(lines) + (
-        "\n\n`spdf COMMAND --help` explains one. Exit codes: 0 done, 2 bad input, 3 non-finite loss,"
-        "\n75 stopped by a signal after saving (start it again to go on)."
+    return (
+        f"usage: spdf COMMAND ...\n\n{DESCRIPTION}\n\ncommands:\n"
+        + "\n".join(lines)
+        + (
+            "\n\n`spdf COMMAND --help` explains one. Exit codes: 0 done, 2 bad input, 3 non-finite loss,"
+            "\n75 stopped by a signal after saving (start it again to go on)."
+        )
     )
 
 

@@ -1,0 +1,219 @@
+"""YAML and command-line overrides to a typed config tree, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import AnyConfig, DatasetEntry, FinetuneConfig, PretrainConfig
+from spdf_dist.config.suggest import nearest
+from spdf_dist.config.validate import validate
+
+T = TypeVar("T", PretrainConfig, FinetuneConfig)
+
+IDENTITY_EXEMPT = (
+    "run_dir",
+    "parallel",
+    "sparsity.execution",
+    "device",
+    "checkpoint.interval",
+    "checkpoint.keep",
+    "validation.interval",
+    "validation.batches",
+)
+"""Keys that may differ when a run continues: they change where and how, not what is computed."""
+
+
+def load_config(kind: type[T], source: str, overrides: Sequence[str] = ()) -> T:
+    """Read a config.
+
+    ``source`` is a YAML file or the name of a shipped config (with or without ``.yaml``); ``overrides`` are
+    ``key.sub=value`` with the value in YAML. Raises UserError for anything that is not understood.
+    """
+    tree = read_tree(find_config(source))
+    for override in overrides:
+        merge(tree, parse_override(override))
+    config = build(kind, tree, "")
+    validate(config)
+    return config
+
+
+def config_from_tree(kind: type[T], tree: dict[str, Any]) -> T:
+    """The typed config of a resolved tree, such as a run folder's ``config.yaml``."""
+    config = build(kind, tree, "")
+    validate(config)
+    return config
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configs in the package, sub-folders included, without ``.yaml``."""
+    root = Path(str(resources.files("spdf_configs")))
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+
+
+def find_config(source: str) -> Path:
+    """The file that ``source`` names: a path, else a shipped config."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    name = source.removesuffix(".yaml")
+    if name in shipped_configs():
+        return Path(str(resources.files("spdf_configs"))) / f"{name}.yaml"
+    # `configs/NAME.yaml` is how the docs of a checkout spell it; in a wheel the same file is shipped under NAME.
+    if name.startswith("configs/") and name.removeprefix("configs/") in shipped_configs():
+        return Path(str(resources.files("spdf_configs"))) / f"{name.removeprefix('configs/')}.yaml"
+    raise UserError(f"no config '{source}': neither a file nor a shipped config{nearest(name, shipped_configs())}")
+
+
+def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A YAML file as nested dicts, on top of the file that its ``base:`` key names (relative to it, or shipped)."""
+    if path.resolve() in seen:
+        raise UserError(f"{path}: base: goes round in a circle")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected keys and values at the top")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    beside = path.parent / str(base)
+    below = read_tree(beside if beside.is_file() else find_config(str(base)), (*seen, path.resolve()))
+    merge(below, tree)
+    return below
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """``a.b=1`` as ``{"a": {"b": 1}}``."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"'{text}' is no override: write key.sub=value")
+    try:
+        leaf = yaml.safe_load(value) if value.strip() else None
+    except yaml.YAMLError:
+        leaf = value
+    for part in reversed(key.strip().split(".")):
+        leaf = {part: leaf}
+    return typing.cast(dict[str, Any], leaf)
+
+
+def merge(tree: dict[str, Any], over: dict[str, Any]) -> None:
+    """Put ``over`` on top of ``tree``, in place; dicts merge, anything else replaces."""
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def build(kind: Any, tree: Any, where: str) -> Any:
+    """An instance of the dataclass ``kind`` from nested dicts; ``where`` is the dotted key, for errors."""
+    if not isinstance(tree, dict):
+        raise UserError(f"config key '{where}': expected keys and values, got {tree!r}")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for key, value in tree.items():
+        dotted = f"{where}.{key}" if where else str(key)
+        if key not in hints:
+            raise UserError(f"unknown config key '{dotted}'{nearest(str(key), hints)}")
+        values[key] = convert(hints[key], value, dotted)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise UserError(f"config key '{where}': {error}") from None
+
+
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as the annotated type ``hint``."""
+    if dataclasses.is_dataclass(hint):
+        if hint is DatasetEntry and isinstance(value, str):
+            return DatasetEntry(value)
+        return build(hint, {} if value is None else value, where)
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        inner = [option for option in options if option is not type(None)]
+        if len(inner) == 1:
+            return convert(inner[0], value, where)
+        return convert(dict[str, Any] if isinstance(value, dict) else str, value, where)
+    if origin is list:
+        (item,) = typing.get_args(hint)
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        return [convert(item, v, f"{where}[{i}]") for i, v in enumerate(values)]
+    if origin is dict:
+        if isinstance(value, dict):
+            return value
+        raise UserError(f"config key '{where}': expected keys and values, got {value!r}")
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+    elif hint is str:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return str(value)
+    elif not isinstance(value, bool):
+        # YAML 1.1 reads 6e-4 as a string and 2.5e9 as a float; both are what people write.
+        try:
+            number = float(str(value).replace("_", ""))
+        except ValueError:
+            number = float("nan")
+        if hint is float and number == number:
+            return number
+        if hint is int and number == number and abs(number) != float("inf") and number == int(number):
+            return value if isinstance(value, int) else int(number)
+    raise UserError(f"config key '{where}': expected {describe(hint)}, got {value!r}")
+
+
+def describe(hint: Any) -> str:
+    """A type in words."""
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """A config as nested dicts of plain values."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: AnyConfig) -> str:
+    """A config as YAML that reads back to the same config."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False, width=120)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as ``{"a.b": value}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def run_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What makes two resolved trees different runs, as ``key: old -> new``; empty when the run may continue."""
+
+    def kept(tree: dict[str, Any]) -> dict[str, Any]:
+        exempt = lambda key: any(key == e or key.startswith(e + ".") for e in IDENTITY_EXEMPT)  # noqa: E731
+        return {key: value for key, value in flatten(tree).items() if not exempt(key)}
+
+    before, after = kept(old), kept(new)
+    return [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]

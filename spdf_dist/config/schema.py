@@ -1,0 +1,240 @@
+"""The config tree: typed, immutable, every key documented. Units: tokens are target tokens, batches are sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+LOGICAL_WEIGHTS = ("W_Q", "W_K", "W_V", "W_D", "W_I", "W_O")
+"""The six matrices of a layer that the paper sparsifies (appendix A.1), each of shape [out, in]."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A GPT with learned positions, pre-norm, tanh GELU and tied embeddings (paper, Table 1)."""
+
+    num_layers: int = 4
+    """Decoder layers."""
+    hidden_size: int = 256
+    """Width d of the residual stream."""
+    num_attention_heads: int = 4
+    """Attention heads; divides hidden_size."""
+    ffn_hidden_size: int | None = None
+    """Width of the MLP; null is 4 x hidden_size."""
+    seq_length: int = 256
+    """Context window, tokens."""
+    vocab_size: int = 4096
+    """Tokens that the tokenizer knows; padding for tensor parallelism is added inside and never counted."""
+    dropout: float = 0.0
+    """Probability of dropping an activation, on embeddings, attention weights and residual branches."""
+
+    @property
+    def ffn(self) -> int:
+        """The MLP's width, resolved."""
+        return self.ffn_hidden_size or 4 * self.hidden_size
+
+
+@dataclass(frozen=True)
+class SparsityConfig:
+    """The static random mask (paper, section 3 and appendix A.1)."""
+
+    level: float = 0.0
+    """Fraction of each target's weights that is pruned, in [0, 1); 0 is a dense model."""
+    pattern: str = "unstructured"
+    """`unstructured` (the paper's), `block:B` (random B x B blocks) or `N:M` (N of every M inputs kept)."""
+    seed: int = 1234
+    """Seed of the masks alone; independent of `seed`."""
+    execution: str = "auto"
+    """`masked` (dense weights with zeros), `compressed` (non-zeros only), or `auto` (the faster, measured once)."""
+    targets: list[str] = field(default_factory=lambda: list(LOGICAL_WEIGHTS))
+    """Which logical weights are sparse."""
+    init_scale: str = "none"
+    """`none` (the paper's) or `fan_in`: multiply the kept initial weights by 1/sqrt(density)."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How ranks divide the work; world size = tensor x data."""
+
+    tensor: int = 1
+    """Ranks that share each layer's matrices."""
+    data: int | None = None
+    """Ranks that share each batch; null: world size / tensor under a launcher, else the node's GPUs / tensor (CPU: 1)."""
+    zero_stage: int = 1
+    """DeepSpeed ZeRO: 0 none, 1 optimizer state, 2 gradients as well are divided among the data ranks."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Optimization of pre-training (paper, appendix A.1)."""
+
+    train_tokens: int = 1_000_000
+    """Token budget; 0 saves the initialised model as step 0."""
+    global_batch_size: int = 8
+    """Sequences an optimizer step, over all ranks."""
+    micro_batch_size: int = 8
+    """Sequences a forward pass on one rank."""
+    lr: float = 6e-4
+    """Peak learning rate."""
+    min_lr_ratio: float = 0.1
+    """Learning rate at the last token, as a fraction of the peak."""
+    warmup_tokens: int = 0
+    """Tokens of linear warm-up; less than train_tokens."""
+    weight_decay: float = 0.1
+    """Decay of linear weights and embeddings; norms and biases do not decay."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_grad: float = 1.0
+    """Global gradient norm above which gradients are scaled down; 0 is no clipping."""
+    precision: str = "fp32"
+    """`fp32` or `bf16` (bf16 needs zero_stage 1 or more; gradients accumulate in fp32)."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+    deterministic: bool = False
+    """Same bits on every run also on a GPU, at a cost in speed (a CPU always is)."""
+    skip_loss_spike: float = 0.0
+    """Skip an update whose loss exceeds this multiple of the recent median; 0 is off."""
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A packed dataset and its share of the batches."""
+
+    path: str
+    """A folder written by `spdf data pack`, or the prefix of Megatron .bin/.idx files."""
+    weight: float = 1.0
+    """Relative share of the sequences drawn."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Packed pre-training data."""
+
+    train: list[DatasetEntry] = field(default_factory=list)
+    """A path, a list of paths, or a list of {path, weight}."""
+    validation: list[DatasetEntry] = field(default_factory=list)
+    """The same, for the validation loss; empty is no validation."""
+    tokenizer: str | None = None
+    """A .model file or a folder with encoder.json and vocab.bpe; null takes the one kept with the packed data."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    interval: int = 500
+    """Optimizer steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    interval: int = 100
+    """Optimizer steps between validations."""
+    batches: int = 8
+    """Global batches a validation."""
+
+
+@dataclass(frozen=True)
+class KernelsConfig:
+    code_budget_mb: int = 1024
+    """Most memory for generated kernel code on one rank, MiB; layers beyond it take the compact kernels."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything `spdf pretrain` needs."""
+
+    run_dir: str = "runs/pretrain"
+    """The run's folder; starting it again continues it."""
+    seed: int = 1234
+    """Seeds initialisation, data order and dropout, each through a domain of its own."""
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+    deepspeed: dict[str, Any] | str | None = None
+    """A DeepSpeed JSON file (or its content) to merge in; a key that this config sets too is an error."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is fine-tuned, on what, and for how long. Defaults are LoRA's E2E recipe (Hu et al., 2022)."""
+
+    checkpoint: str = ""
+    """A checkpoint (step_N) or a run folder, whose newest whole checkpoint is taken; densified on load."""
+    task: str = "e2e"
+    """`e2e`, `webnlg`, `dart` or `curation`."""
+    train: str = ""
+    """The task's training file."""
+    validation: str = ""
+    """The task's validation file."""
+    epochs: int = 5
+    """Passes over the training file (paper, appendix A.2)."""
+    warmup_steps: int = 500
+    """Optimizer steps of linear warm-up before the linear decay to zero."""
+    label_smoothing: float = 0.1
+    """Of the training loss; the validation loss is never smoothed."""
+    max_length: int = 512
+    """Longest context + target, tokens."""
+    patience: int = 1
+    """Stop after this many epochs without a better validation loss; 0 never stops early."""
+    dropout: float = 0.1
+    """Replaces the checkpoint's."""
+    keep_mask: bool = False
+    """Fine-tune sparse, as a control, instead of dense."""
+
+
+@dataclass(frozen=True)
+class FinetuneTrainingConfig:
+    """Optimization of fine-tuning. Defaults are LoRA's E2E recipe where the paper is silent (appendix A.2)."""
+
+    global_batch_size: int = 8
+    """Examples an optimizer step, over all ranks."""
+    micro_batch_size: int = 8
+    """Examples a forward pass on one rank."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.01
+    """Decay of linear weights and embeddings; norms and biases do not decay."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_grad: float = 0.0
+    """Global gradient norm above which gradients are scaled down; 0 is no clipping."""
+    precision: str = "fp32"
+    """`fp32` or `bf16`."""
+    activation_checkpointing: bool = False
+    deterministic: bool = False
+
+
+@dataclass(frozen=True)
+class FinetuneSparsityConfig:
+    execution: str = "auto"
+    """Used with finetune.keep_mask: `masked`, `compressed` or `auto`."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Everything `spdf finetune` needs; the architecture comes from the checkpoint."""
+
+    run_dir: str = "runs/finetune"
+    seed: int = 1234
+    """Seeds batch order and dropout."""
+    device: str = "auto"
+    deepspeed: dict[str, Any] | str | None = None
+    finetune: TaskConfig = field(default_factory=TaskConfig)
+    sparsity: FinetuneSparsityConfig = field(default_factory=FinetuneSparsityConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    training: FinetuneTrainingConfig = field(default_factory=FinetuneTrainingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(interval=1000, keep=1))
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+
+
+AnyConfig = PretrainConfig | FinetuneConfig

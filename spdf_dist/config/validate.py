@@ -1,0 +1,143 @@
+"""Checks that need no data and no ranks; every message names the key."""
+
+from __future__ import annotations
+
+import re
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import (
+    LOGICAL_WEIGHTS,
+    AnyConfig,
+    FinetuneConfig,
+    ModelConfig,
+    PretrainConfig,
+    SparsityConfig,
+)
+from spdf_dist.config.suggest import nearest
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise UserError(message) unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def one_of(key: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise UserError unless ``value`` is one of ``known``."""
+    require(value in known, f"{key}: '{value}' is not known{nearest(value, known)} (one of {', '.join(known)})")
+
+
+def validate_model(model: ModelConfig) -> None:
+    """Shapes that make a GPT."""
+    for key in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size"):
+        require(getattr(model, key) > 0, f"model.{key}: must be positive, got {getattr(model, key)}")
+    require(model.ffn > 0, f"model.ffn_hidden_size: must be positive, got {model.ffn}")
+    require(
+        model.hidden_size % model.num_attention_heads == 0,
+        f"model.hidden_size: {model.hidden_size} is not divisible by "
+        f"model.num_attention_heads {model.num_attention_heads}",
+    )
+    require(0 <= model.dropout < 1, f"model.dropout: must be in [0, 1), got {model.dropout}")
+
+
+def validate_sparsity(sparsity: SparsityConfig) -> None:
+    """Level, pattern and targets."""
+    require(0 <= sparsity.level < 1, f"sparsity.level: must be in [0, 1), got {sparsity.level}")
+    one_of("sparsity.execution", sparsity.execution, ("masked", "compressed", "auto"))
+    one_of("sparsity.init_scale", sparsity.init_scale, ("none", "fan_in"))
+    for target in sparsity.targets:
+        one_of("sparsity.targets", target, LOGICAL_WEIGHTS)
+    known = sparsity.pattern == "unstructured" or re.fullmatch(r"block:[1-9]\d*|[1-9]\d*:[1-9]\d*", sparsity.pattern)
+    require(
+        bool(known), f"sparsity.pattern: '{sparsity.pattern}' is not known: write unstructured, block:B or N:M, as 2:4"
+    )
+
+
+def validate_parallel(config: AnyConfig) -> None:
+    """Ranks and ZeRO."""
+    parallel = config.parallel
+    require(parallel.tensor >= 1, f"parallel.tensor: must be 1 or more, got {parallel.tensor}")
+    require(parallel.data is None or parallel.data >= 1, f"parallel.data: must be 1 or more, got {parallel.data}")
+    require(parallel.zero_stage in (0, 1, 2), f"parallel.zero_stage: must be 0, 1 or 2, got {parallel.zero_stage}")
+    require(
+        not (config.training.precision == "bf16" and parallel.zero_stage == 0),
+        "parallel.zero_stage: bf16 needs stage 1 or 2 (stage 0 gives wrong gradient norms under tensor parallelism)",
+    )
+
+
+def validate_tensor_parallel(model: ModelConfig, tensor: int) -> None:
+    """Whether ``tensor`` ranks can share the model's heads and MLP."""
+    require(
+        model.num_attention_heads % tensor == 0,
+        f"parallel.tensor: {model.num_attention_heads} attention heads (model.num_attention_heads) "
+        f"are not divisible by {tensor}",
+    )
+    require(model.ffn % tensor == 0, f"parallel.tensor: model.ffn_hidden_size {model.ffn} is not divisible by {tensor}")
+
+
+def validate(config: AnyConfig) -> None:
+    """Raise UserError for the first thing that is wrong."""
+    one_of("device", config.device, ("auto", "cpu", "cuda"))
+    one_of("training.precision", config.training.precision, ("fp32", "bf16"))
+    validate_parallel(config)
+    training = config.training
+    for key in ("global_batch_size", "micro_batch_size"):
+        require(getattr(training, key) >= 1, f"training.{key}: must be 1 or more, got {getattr(training, key)}")
+    require(training.lr >= 0, f"training.lr: must not be negative, got {training.lr}")
+    require(training.clip_grad >= 0, f"training.clip_grad: must not be negative, got {training.clip_grad}")
+    require(
+        config.checkpoint.interval >= 1, f"checkpoint.interval: must be 1 or more, got {config.checkpoint.interval}"
+    )
+    require(config.checkpoint.keep >= 1, "checkpoint.keep: must be 1 or more")
+    require(config.run_dir.strip() != "", "run_dir: is empty")
+    if isinstance(config, PretrainConfig):
+        validate_pretrain(config)
+    else:
+        validate_finetune(config)
+    if config.parallel.data is not None:
+        validate_batch(config, config.parallel.data)
+
+
+def validate_batch(config: AnyConfig, data_ranks: int) -> None:
+    """Whether the global batch divides over the data ranks and micro-batches."""
+    training = config.training
+    per_pass = training.micro_batch_size * data_ranks
+    require(
+        training.global_batch_size % per_pass == 0,
+        f"training.global_batch_size: {training.global_batch_size} is not divisible by "
+        f"training.micro_batch_size {training.micro_batch_size} x {data_ranks} data ranks",
+    )
+
+
+def validate_pretrain(config: PretrainConfig) -> None:
+    """What only pre-training has."""
+    validate_model(config.model)
+    validate_sparsity(config.sparsity)
+    validate_tensor_parallel(config.model, config.parallel.tensor)
+    training = config.training
+    require(training.train_tokens >= 0, f"training.train_tokens: must not be negative, got {training.train_tokens}")
+    require(
+        training.warmup_tokens < max(training.train_tokens, 1),
+        f"training.warmup_tokens: {training.warmup_tokens} leaves nothing of "
+        f"training.train_tokens {training.train_tokens}",
+    )
+    require(training.warmup_tokens >= 0, f"training.warmup_tokens: must not be negative, got {training.warmup_tokens}")
+    require(0 <= training.min_lr_ratio <= 1, f"training.min_lr_ratio: must be in [0, 1], got {training.min_lr_ratio}")
+    require(config.validation.interval >= 1, "validation.interval: must be 1 or more")
+    require(config.validation.batches >= 1, "validation.batches: must be 1 or more")
+    for entry in (*config.data.train, *config.data.validation):
+        require(entry.weight > 0, f"data: weight of {entry.path} must be positive, got {entry.weight}")
+
+
+def validate_finetune(config: FinetuneConfig) -> None:
+    """What only fine-tuning has."""
+    task = config.finetune
+    one_of("finetune.task", task.task, ("e2e", "webnlg", "dart", "curation"))
+    one_of("sparsity.execution", config.sparsity.execution, ("masked", "compressed", "auto"))
+    require(task.checkpoint != "", "finetune.checkpoint: is not set: the run folder or checkpoint to start from")
+    require(task.train != "", "finetune.train: is not set: the task's training file")
+    require(task.epochs >= 1, f"finetune.epochs: must be 1 or more, got {task.epochs}")
+    require(task.warmup_steps >= 0, f"finetune.warmup_steps: must not be negative, got {task.warmup_steps}")
+    require(0 <= task.label_smoothing < 1, f"finetune.label_smoothing: must be in [0, 1), got {task.label_smoothing}")
+    require(0 <= task.dropout < 1, f"finetune.dropout: must be in [0, 1), got {task.dropout}")
+    require(task.max_length >= 2, f"finetune.max_length: must be 2 or more, got {task.max_length}")

@@ -1,0 +1,81 @@
+"""Which part of which global tensor a local parameter holds.
+
+Names of global tensors, the same in checkpoints, inspection and export (d hidden, f MLP width, V vocabulary, T context):
+
+    embedding.word [V, d]          embedding.position [T, d]
+    layers.{i}.ln_1.weight|bias    layers.{i}.W_Q|W_K|W_V|W_D [d, d]    layers.{i}.b_Q|b_K|b_V|b_D [d]
+    layers.{i}.ln_2.weight|bias    layers.{i}.W_I [f, d] b_I [f]        layers.{i}.W_O [d, f] b_O [d]
+    ln_f.weight|bias
+
+A parameter of the model carries ``pieces``, the parts that are stacked in it along its first dimension: the fused QKV
+weight has three. A sparse piece is exchanged as its kept values, 1-D, in row-major order of this rank's slice of the
+global mask, whatever the execution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A slice of one global tensor and its place in a local parameter."""
+
+    name: str
+    """Global name."""
+    shape: tuple[int, ...]
+    """Global shape, without vocabulary padding."""
+    dim: int | None
+    """Dimension that tensor parallelism divides; None: every tensor rank holds the whole."""
+    start: int
+    """First index along ``dim`` that this rank holds (0 when ``dim`` is None)."""
+    stop: int
+    """One past the last; padding rows are outside."""
+    offset: int
+    """Where the piece begins in the stored parameter: a row, or an element when values are stored."""
+    length: int
+    """Rows, or elements, that it takes there."""
+    mask: Tensor | None = None
+    """This rank's slice of the global mask, bool [out, in]; None for dense tensors."""
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        """Shape of the slice."""
+        shape = list(self.shape)
+        if self.dim is not None:
+            shape[self.dim] = self.stop - self.start
+        return tuple(shape)
+
+
+def split_pieces(pieces: tuple[Piece, ...], stored: Tensor) -> Iterator[tuple[Piece, Tensor]]:
+    """Each piece with its content: the dense slice, or the kept values of a sparse one.
+
+    ``stored`` is the local parameter or anything of its shape (a moment, a gradient).
+    """
+    for piece in pieces:
+        part = stored.narrow(0, piece.offset, piece.length)
+        if piece.mask is not None and stored.dim() > 1:
+            part = part[piece.mask]
+        yield piece, part
+
+
+def join_pieces(pieces: tuple[Piece, ...], contents: dict[str, Tensor], stored: Tensor) -> None:
+    """Put contents, by global name, back into ``stored`` in place; pruned entries and padding become zero."""
+    stored.zero_()
+    for piece in pieces:
+        part = stored.narrow(0, piece.offset, piece.length)
+        content = contents[piece.name].to(stored)
+        if piece.mask is not None and stored.dim() > 1:
+            part[piece.mask] = content
+        else:
+            part.copy_(content.reshape(part.shape))
+
+
+def pieces_of(parameter: torch.nn.Parameter) -> tuple[Piece, ...]:
+    """The pieces of a model's parameter, set where the parameter is made."""
+    pieces: tuple[Piece, ...] = parameter.pieces  # type: ignore[attr-defined]
+    return pieces
