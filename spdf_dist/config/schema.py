@@ -59,7 +59,7 @@ class ParallelConfig:
     tensor: int = 1
     """Ranks that share each layer's matrices."""
     data: int | None = None
-    """Ranks that share each batch; null: world size / tensor under a launcher, else the node's GPUs / tensor (CPU: 1)."""
+    """Ranks that share each batch; null: world size / tensor under a launcher, else the node's GPUs / tensor, or 1."""
     zero_stage: int = 1
     """DeepSpeed ZeRO: 0 none, 1 optimizer state, 2 gradients as well are divided among the data ranks."""
 

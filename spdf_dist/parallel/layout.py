@@ -1,6 +1,6 @@
 """Which part of which global tensor a local parameter holds.
 
-Names of global tensors, the same in checkpoints, inspection and export (d hidden, f MLP width, V vocabulary, T context):
+Names of global tensors, the same in checkpoints, inspection and export (d hidden, f MLP width, V words, T context):
 
     embedding.word [V, d]          embedding.position [T, d]
     layers.{i}.ln_1.weight|bias    layers.{i}.W_Q|W_K|W_V|W_D [d, d]    layers.{i}.b_Q|b_K|b_V|b_D [d]
