@@ -1,0 +1,28 @@
+"""The token budget of a pre-training config in steps. The training loop and every table count by this."""
+
+from __future__ import annotations
+
+from spdf_dist.config.schema import PretrainConfig
+
+
+def tokens_per_step(config: PretrainConfig) -> int:
+    """Target tokens of one optimizer step, over all ranks."""
+    return config.training.global_batch_size * config.model.seq_length
+
+
+def to_steps(config: PretrainConfig, tokens: int) -> int:
+    """The number of whole steps nearest to ``tokens``; halves go up."""
+    per_step = tokens_per_step(config)
+    return (2 * tokens + per_step) // (2 * per_step)
+
+
+def total_steps(config: PretrainConfig) -> int:
+    """Optimizer steps of the run: the nearest to the token budget, at least one unless the budget is 0."""
+    if config.training.train_tokens == 0:
+        return 0
+    return max(1, to_steps(config, config.training.train_tokens))
+
+
+def warmup_steps(config: PretrainConfig) -> int:
+    """Optimizer steps of warm-up, for display: the schedule itself goes by tokens."""
+    return to_steps(config, config.training.warmup_tokens)
