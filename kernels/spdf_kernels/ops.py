@@ -1,0 +1,105 @@
+"""The custom operators: tensors and the integer handle of a pattern in, tensors out.
+
+`spdf::spmm`, `spdf::spmm_transposed` and `spdf::sddmm` are bilinear and each other's derivatives, so autograd of any
+order stays within the three. Legend: T tokens, O out, I in, K kept entries.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from spdf_kernels import plain
+from spdf_kernels.pattern import pattern_of
+
+
+@torch.library.custom_op("spdf::spmm", mutates_args=())
+def spmm(x_TI: torch.Tensor, values_K: torch.Tensor, bias_O: torch.Tensor | None, handle: int) -> torch.Tensor:
+    """y [T, O] = x W^T + bias."""
+    pattern = pattern_of(handle)
+    y_TO = plain.spmm(x_TI, values_K, pattern)
+    return y_TO if bias_O is None else y_TO.add_(bias_O)
+
+
+@torch.library.custom_op("spdf::spmm_transposed", mutates_args=())
+def spmm_transposed(dy_TO: torch.Tensor, values_K: torch.Tensor, handle: int) -> torch.Tensor:
+    """dx [T, I] = dy W."""
+    return plain.spmm_transposed(dy_TO, values_K, pattern_of(handle))
+
+
+@torch.library.custom_op("spdf::sddmm", mutates_args=())
+def sddmm(dy_TO: torch.Tensor, x_TI: torch.Tensor, handle: int) -> torch.Tensor:
+    """dvalues [K]: dy^T x at the kept entries."""
+    return plain.sddmm(dy_TO, x_TI, pattern_of(handle))
+
+
+@spmm.register_fake
+def _(x_TI: torch.Tensor, values_K: torch.Tensor, bias_O: torch.Tensor | None, handle: int) -> torch.Tensor:
+    return x_TI.new_empty(x_TI.shape[0], pattern_of(handle).shape[0])
+
+
+@spmm_transposed.register_fake
+def _(dy_TO: torch.Tensor, values_K: torch.Tensor, handle: int) -> torch.Tensor:
+    return dy_TO.new_empty(dy_TO.shape[0], pattern_of(handle).shape[1])
+
+
+@sddmm.register_fake
+def _(dy_TO: torch.Tensor, x_TI: torch.Tensor, handle: int) -> torch.Tensor:
+    return x_TI.new_empty(pattern_of(handle).nnz)
+
+
+def _keep_for_spmm(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x_TI, values_K, bias_O, handle = inputs
+    ctx.save_for_backward(x_TI, values_K)
+    ctx.has_bias, ctx.handle, ctx.pattern = bias_O is not None, handle, pattern_of(handle)
+
+
+def _spmm_backward(ctx: Any, dy_TO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    x_TI, values_K = ctx.saved_tensors
+    dy_TO = dy_TO.contiguous()
+    needs_x, needs_values, needs_bias, _ = ctx.needs_input_grad
+    dx_TI = spmm_transposed(dy_TO, values_K, ctx.handle) if needs_x else None
+    dvalues_K = sddmm(dy_TO, x_TI, ctx.handle) if needs_values else None
+    dbias_O = dy_TO.sum(0) if ctx.has_bias and needs_bias else None
+    return dx_TI, dvalues_K, dbias_O, None
+
+
+def _keep_for_transposed(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    dy_TO, values_K, handle = inputs
+    ctx.save_for_backward(dy_TO, values_K)
+    ctx.handle, ctx.pattern = handle, pattern_of(handle)
+
+
+def _transposed_backward(ctx: Any, grad_TI: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    dy_TO, values_K = ctx.saved_tensors
+    grad_TI = grad_TI.contiguous()
+    return spmm(grad_TI, values_K, None, ctx.handle), sddmm(dy_TO, grad_TI, ctx.handle), None
+
+
+def _keep_for_sddmm(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    dy_TO, x_TI, handle = inputs
+    ctx.save_for_backward(dy_TO, x_TI)
+    ctx.handle, ctx.pattern = handle, pattern_of(handle)
+
+
+def _sddmm_backward(ctx: Any, grad_K: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    dy_TO, x_TI = ctx.saved_tensors
+    grad_K = grad_K.contiguous()
+    return spmm(x_TI, grad_K, None, ctx.handle), spmm_transposed(dy_TO, grad_K, ctx.handle), None
+
+
+spmm.register_autograd(_spmm_backward, setup_context=_keep_for_spmm)
+spmm_transposed.register_autograd(_transposed_backward, setup_context=_keep_for_transposed)
+sddmm.register_autograd(_sddmm_backward, setup_context=_keep_for_sddmm)
+
+
+def _flops(tokens_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
+    """Two operations a token and kept entry: what the products execute, for torch's FLOP counter."""
+    handle = kwargs["handle"] if "handle" in kwargs else args[-1]
+    return 2 * tokens_shape[0] * pattern_of(handle).nnz
+
+
+for _operator in (torch.ops.spdf.spmm, torch.ops.spdf.spmm_transposed, torch.ops.spdf.sddmm):
+    register_flop_formula(_operator)(_flops)

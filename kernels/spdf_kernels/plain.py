@@ -1,0 +1,59 @@
+"""The three products in plain torch: expand, dense product, gather. The reference for every other back end, and the
+path for CUDA devices.
+
+Legend: T tokens, O out, I in, K kept entries. A dense weight lives only inside one call.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from spdf_kernels.pattern import SparsityPattern
+
+
+def spmm(x_TI: torch.Tensor, values_K: torch.Tensor, pattern: SparsityPattern) -> torch.Tensor:
+    """y [T, O] = x [T, I] times the transposed sparse weight, over kept entries alone."""
+    y_TO = x_TI @ _expand(values_K, pattern).t()
+    return _only_kept_entries(y_TO, x_TI, values_K, pattern, transposed=False)
+
+
+def spmm_transposed(dy_TO: torch.Tensor, values_K: torch.Tensor, pattern: SparsityPattern) -> torch.Tensor:
+    """dx [T, I] = dy [T, O] times the sparse weight, over kept entries alone."""
+    dx_TI = dy_TO @ _expand(values_K, pattern)
+    return _only_kept_entries(dx_TI, dy_TO, values_K, pattern, transposed=True)
+
+
+def sddmm(dy_TO: torch.Tensor, x_TI: torch.Tensor, pattern: SparsityPattern) -> torch.Tensor:
+    """Gradient of the values [K]: entry (o, i) is the sum over tokens of dy[t, o] x[t, i]."""
+    return (dy_TO.t() @ x_TI).view(-1).index_select(0, pattern.flat_index())
+
+
+def _expand(values_K: torch.Tensor, pattern: SparsityPattern) -> torch.Tensor:
+    out_features, in_features = pattern.shape
+    weight = values_K.new_zeros(out_features * in_features)
+    weight[pattern.flat_index()] = values_K
+    return weight.view(out_features, in_features)
+
+
+def _only_kept_entries(
+    product: torch.Tensor,
+    operand: torch.Tensor,
+    values_K: torch.Tensor,
+    pattern: SparsityPattern,
+    transposed: bool,
+) -> torch.Tensor:
+    """Redo the tokens whose operand is not finite: the dense product spread 0 * Inf = NaN over all their outputs.
+
+    One reduction over the product tells that nothing is to be done, which is every step of a healthy run.
+    """
+    if product.numel() == 0 or bool(torch.isfinite(product).all()):
+        return product
+    tokens = (~torch.isfinite(operand).all(dim=1)).nonzero().view(-1)
+    index = pattern.flat_index().long()
+    rows, columns = index // pattern.shape[1], index % pattern.shape[1]
+    source, target = (rows, columns) if transposed else (columns, rows)
+    for token in tokens.tolist():
+        terms = operand[token, source].float() * values_K.float()
+        exact = torch.zeros(product.shape[1], dtype=torch.float32, device=product.device)
+        product[token] = exact.index_add_(0, target, terms).to(product.dtype)
+    return product
