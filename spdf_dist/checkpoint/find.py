@@ -1,0 +1,58 @@
+"""Finds whole checkpoints by their content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spdf_dist.checkpoint.manifest import MANIFEST, is_manifest, problem, read_manifest
+from spdf_dist.config.errors import UserError
+
+ASIDE = ".tmp"
+"""Suffix of folders that are being written or deleted; they are never looked into."""
+
+
+def is_whole(path: Path) -> bool:
+    """Whether ``path`` is a checkpoint with a valid manifest and all its files at their sizes."""
+    return problem(path) is None
+
+
+def whole_checkpoints(root: Path) -> list[Path]:
+    """The whole checkpoints directly under ``root``, oldest step first; empty when there is no such folder."""
+    if not root.is_dir():
+        return []
+    found = []
+    for folder in root.iterdir():
+        if folder.is_dir() and not folder.name.endswith(ASIDE) and is_whole(folder):
+            step = read_manifest(folder).step
+            found.append((step, folder.name == f"step_{step}", folder.name, folder))
+    return [folder for *_, folder in sorted(found)]
+
+
+def latest(root: Path) -> Path | None:
+    """The whole checkpoint under ``root`` with the highest step in its manifest; None when there is none."""
+    found = whole_checkpoints(root)
+    return found[-1] if found else None
+
+
+def resolve(path: Path | str) -> Path:
+    """The checkpoint that ``path`` means: itself, or the newest of a run folder or of its ``checkpoints``.
+
+    Raises:
+        UserError: there is none; or ``path`` is one and is not whole (the message says what is wrong).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"the checkpoint {path} does not exist")
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if (root == path and (path / MANIFEST).is_file()) or is_manifest(path / MANIFEST):
+        reason = problem(path)
+        if reason is not None:
+            raise UserError(reason)
+        return path
+    found = latest(root)
+    if found is not None:
+        return found
+    broken = sorted(p for p in root.glob(f"*/{MANIFEST}") if not p.parent.name.endswith(ASIDE)) if root.is_dir() else []
+    if broken:
+        raise UserError(f"{path} holds no whole checkpoint: {problem(broken[-1].parent)}")
+    raise UserError(f"{path} holds no checkpoint: give a step_N folder, a run folder or its checkpoints folder")

@@ -1,0 +1,218 @@
+"""The manifest of a checkpoint: what is in the folder, and where each slice of each global tensor lies.
+
+``manifest.json`` is written last. A folder is a whole checkpoint when its manifest parses and every file that it lists
+is there with its size; nothing is read from names. The format is described in docs/checkpoint_format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.load import build
+from spdf_dist.config.schema import ModelConfig, SparsityConfig
+
+FORMAT = "spdf-checkpoint"
+VERSION = 1
+MANIFEST = "manifest.json"
+MASKS = "masks.safetensors"
+CONFIG = "config.yaml"
+TOKENIZER = "tokenizer"
+
+Kind = Literal["model", "exp_avg", "exp_avg_sq"]
+KINDS: tuple[Kind, ...] = ("model", "exp_avg", "exp_avg_sq")
+"""Weights, and AdamW's first and second moments."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A stretch of one global tensor, and the file that stores it."""
+
+    file: str
+    dim: int | None
+    """Dimension that is cut; None: the whole tensor."""
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A global tensor: its shape, without vocabulary padding, and its slices by kind, in rising order."""
+
+    name: str
+    shape: tuple[int, ...]
+    sparse: bool
+    """Stored as the kept values of the mask of the same name."""
+    slices: dict[Kind, tuple[Slice, ...]]
+    pruned_nonzero: dict[Kind, int]
+    """Pruned entries that were not zero when the tensor was saved; they are not stored."""
+
+
+@dataclass(frozen=True)
+class StoredMask:
+    """A mask: its [out, in] shape, kept entries and digest (``spdf_dist.sparsity.masks.mask_digest``)."""
+
+    shape: tuple[int, int]
+    kept: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """Size in bytes and SHA-256, in hex, of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A parsed ``manifest.json``; ``tree`` is the JSON itself."""
+
+    step: int
+    consumed_tokens: int
+    kind: str
+    model: ModelConfig
+    sparsity: SparsityConfig | None
+    tensors: dict[str, StoredTensor]
+    masks: dict[str, StoredMask]
+    files: dict[str, StoredFile]
+    optimizer: dict[str, Any] | None
+    state: dict[str, Any]
+    rank_state: list[Any]
+    source: dict[str, Any] | None
+    sha256: str
+    """Of the manifest file: it lists the digests of all others, so it names this checkpoint's content."""
+    tree: dict[str, Any]
+
+
+def key_of(name: str, kind: Kind) -> str:
+    """The key of a slice inside its safetensors file."""
+    return name if kind == "model" else f"{kind}/{name}"
+
+
+def global_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every global tensor of a model and its shape, in the order of ``spdf_dist.parallel.layout``."""
+    d, f = model.hidden_size, model.ffn
+    shapes: dict[str, tuple[int, ...]] = {
+        "embedding.word": (model.vocab_size, d),
+        "embedding.position": (model.seq_length, d),
+    }
+    layer: dict[str, tuple[int, ...]] = {"ln_1.weight": (d,), "ln_1.bias": (d,)}
+    layer |= {f"W_{x}": (d, d) for x in "QKVD"} | {f"b_{x}": (d,) for x in "QKVD"}
+    layer |= {"ln_2.weight": (d,), "ln_2.bias": (d,), "W_I": (f, d), "b_I": (f,), "W_O": (d, f), "b_O": (d,)}
+    shapes |= {f"layers.{i}.{name}": shape for i in range(model.num_layers) for name, shape in layer.items()}
+    return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether ``path`` is a file that claims to be a checkpoint's manifest (a run folder may hold others)."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(tree, dict) and tree.get("format") == FORMAT
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Parse ``folder/manifest.json``.
+
+    Raises:
+        UserError: missing, no JSON, of another format or version, or damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes()
+        tree = json.loads(content)
+    except OSError as error:
+        raise UserError(f"{folder} is no whole checkpoint: {MANIFEST} cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise UserError(f"{path} is damaged: it is no JSON; take another checkpoint") from None
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        raise UserError(f"{path} is no checkpoint's manifest: its format is not '{FORMAT}'")
+    if tree.get("version") != VERSION:
+        raise UserError(
+            f"{path}: format version {tree.get('version')!r} is not known (this program reads version {VERSION}); "
+            f"load it with the program that wrote it"
+        )
+    try:
+        return parse(tree, hashlib.sha256(content).hexdigest())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+
+
+def parse(tree: dict[str, Any], sha256: str) -> Manifest:
+    """A manifest's JSON as typed data."""
+    sparsity = tree["sparsity"]
+    files = {safe_name(name): StoredFile(int(f["bytes"]), str(f["sha256"])) for name, f in tree["files"].items()}
+    manifest = Manifest(
+        step=int(tree["step"]),
+        consumed_tokens=int(tree["consumed_tokens"]),
+        kind=str(tree["kind"]),
+        model=build(ModelConfig, tree["model"], "model"),
+        sparsity=None if sparsity is None else build(SparsityConfig, sparsity, "sparsity"),
+        tensors={name: parse_tensor(name, tensor) for name, tensor in tree["tensors"].items()},
+        masks={
+            name: StoredMask((int(m["shape"][0]), int(m["shape"][1])), int(m["kept"]), str(m["sha256"]))
+            for name, m in tree["masks"].items()
+        },
+        files=files,
+        optimizer=tree["optimizer"],
+        state=tree["state"],
+        rank_state=tree["rank_state"],
+        source=tree["source"],
+        sha256=sha256,
+        tree=tree,
+    )
+    for tensor in manifest.tensors.values():
+        for slices in tensor.slices.values():
+            for part in slices:
+                if part.file not in files:
+                    raise ValueError(f"{tensor.name} lies in {part.file}, which is not listed")
+    return manifest
+
+
+def parse_tensor(name: str, tree: dict[str, Any]) -> StoredTensor:
+    """One entry of ``tensors``."""
+    slices: dict[Kind, tuple[Slice, ...]] = {
+        kind: tuple(Slice(s["file"], s["dim"], int(s["start"]), int(s["stop"])) for s in tree["slices"][kind])
+        for kind in KINDS
+        if kind in tree["slices"]
+    }
+    pruned = {kind: int(tree["pruned_nonzero"].get(kind, 0)) for kind in slices}
+    return StoredTensor(name, tuple(int(n) for n in tree["shape"]), bool(tree["sparse"]), slices, pruned)
+
+
+def safe_name(name: str) -> str:
+    """``name``, when it stays inside the folder that it is relative to."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"file name {name!r} leaves the checkpoint")
+    return name
+
+
+def problem(folder: Path) -> str | None:
+    """Why ``folder`` is no whole checkpoint, or None when it is one (sizes are looked at, digests are not)."""
+    try:
+        manifest = read_manifest(folder)
+    except UserError as error:
+        return str(error)
+    for name, file in manifest.files.items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError:
+            what = "its masks are missing: " if name == MASKS else ""
+            return f"{folder} is no whole checkpoint: {what}{name} is not there; take another checkpoint"
+        if size != file.bytes:
+            return f"{folder / name} is damaged: {size} bytes instead of {file.bytes}; take another checkpoint"
+    return None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

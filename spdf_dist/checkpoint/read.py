@@ -1,0 +1,294 @@
+"""Reads checkpoints: whole tensors, or the slice that a rank of any topology holds, one tensor at a time.
+
+Files are mapped, and a file's digest is checked when it is first needed, so a rank reads (and checks) only the files
+that hold its slices. torch is imported when a tensor is asked for: `spdf inspect` works without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from spdf_dist.checkpoint.find import is_whole, latest, resolve
+from spdf_dist.checkpoint.manifest import (
+    CONFIG,
+    MASKS,
+    TOKENIZER,
+    Kind,
+    Slice,
+    StoredTensor,
+    file_digest,
+    global_shapes,
+    key_of,
+    problem,
+    read_manifest,
+)
+from spdf_dist.checkpoint.packed_masks import unpack
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import ModelConfig
+from spdf_dist.sparsity.masks import BoolArray, mask_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from spdf_dist.parallel.layout import Piece
+
+__all__ = ["Checkpoint", "DenseCheckpoint", "is_whole", "latest", "read_dense", "resolve"]
+
+FloatArray = NDArray[np.float32]
+
+
+class Checkpoint:
+    """A whole checkpoint, opened for reading.
+
+    Args:
+        path: a ``step_N`` folder, a run folder or its ``checkpoints`` (the newest whole one is taken).
+
+    Raises:
+        UserError: there is none, it is not whole, of an unknown version, or sparse without its masks.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = resolve(path)
+        self.manifest = read_manifest(self.path)
+        self.step = self.manifest.step
+        self.model = self.manifest.model
+        self.sparsity = self.manifest.sparsity
+        self.files = StoredFiles(self.path, {name: file.sha256 for name, file in self.manifest.files.items()})
+        self.masks: Mapping[str, BoolArray] = StoredMasks(self)
+        shapes = {name: tensor.shape for name, tensor in self.manifest.tensors.items()}
+        if shapes != global_shapes(self.model):
+            raise UserError(f"{self.path} is damaged: its tensors are not those of its model")
+        for tensor in self.manifest.tensors.values():
+            if tensor.sparse and (tensor.name not in self.manifest.masks or MASKS not in self.manifest.files):
+                raise UserError(f"{self.path}: the masks are missing: {tensor.name} is sparse and has none")
+
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """The folder with the tokenizer's files (``spdf_dist.data.tokenizer.load_tokenizer`` takes it), or None."""
+        folder = self.path / TOKENIZER
+        return folder if folder.is_dir() else None
+
+    @property
+    def config_yaml(self) -> str:
+        """The resolved config of the run that saved it; empty when it has none."""
+        path = self.path / CONFIG
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    def verify(self) -> None:
+        """Read every file and raise UserError naming the first that is damaged."""
+        reason = problem(self.path)
+        if reason is not None:
+            raise UserError(reason)
+        for name in self.manifest.files:
+            self.files.check(name)
+
+    def has(self, kind: Kind) -> bool:
+        """Whether the weights, or the moments of this kind, are stored."""
+        return all(kind in tensor.slices for tensor in self.manifest.tensors.values())
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raise UserError, naming the keys that differ, unless ``model`` has this checkpoint's architecture."""
+        keys = ("num_layers", "hidden_size", "num_attention_heads", "ffn", "seq_length", "vocab_size")
+        differing = [
+            f"model.{'ffn_hidden_size' if key == 'ffn' else key} is {getattr(self.model, key)} in the checkpoint and "
+            f"{getattr(model, key)} in the config"
+            for key in keys
+            if getattr(self.model, key) != getattr(model, key)
+        ]
+        if differing:
+            raise UserError(f"{self.path} is of another architecture: {'; '.join(differing)}")
+
+    def read_array(self, name: str, kind: Kind = "model") -> FloatArray:
+        """A global tensor, dense, float32; pruned entries are zero.
+
+        Raises UserError when it is not stored or its files are damaged.
+        """
+        tensor = self._tensor(name, kind)
+        return self._assemble(tensor, kind, None, 0, 0)
+
+    def read_values(self, name: str, kind: Kind = "model") -> Iterator[FloatArray]:
+        """What is stored of a tensor, slice by slice, as it lies in the files: [kept] of a sparse one."""
+        for part in self._tensor(name, kind).slices[kind]:
+            yield self.files.read(part.file, key_of(name, kind))
+
+    def read(self, name: str, kind: Kind = "model") -> Tensor:
+        """``read_array`` as a tensor on the CPU."""
+        import torch
+
+        return torch.from_numpy(self.read_array(name, kind))
+
+    def read_piece(self, piece: Piece, kind: Kind = "model") -> Tensor:
+        """What a rank keeps of a global tensor: float32 on the CPU.
+
+        The slice of ``piece``, dense, of ``piece.local_shape``; or, when the piece has a mask, its kept values [nnz].
+        A sparse tensor is expanded for a piece without a mask: that is how a model is densified on load.
+
+        Raises:
+            UserError: another shape, a mask that is not the checkpoint's, a mask for a dense tensor, no such moments.
+        """
+        import torch
+
+        tensor = self._tensor(piece.name, kind)
+        if tensor.shape != tuple(piece.shape):
+            raise UserError(
+                f"{self.path} is of another architecture: {piece.name} is {list(tensor.shape)} there and "
+                f"{list(piece.shape)} in this model"
+            )
+        if piece.mask is not None:
+            self._check_mask(tensor, piece)
+            for part in tensor.slices[kind]:
+                if (part.dim, part.start, part.stop) == (piece.dim, piece.start, piece.stop) or (
+                    part.dim is None and piece.dim is None
+                ):
+                    return torch.from_numpy(self._values(tensor, kind, part))
+        dense = torch.from_numpy(self._assemble(tensor, kind, piece.dim, piece.start, piece.stop))
+        return dense if piece.mask is None else dense[piece.mask.cpu()]
+
+    def _tensor(self, name: str, kind: Kind) -> StoredTensor:
+        """The entry of a tensor, known to be stored in this kind."""
+        tensor = self.manifest.tensors.get(name)
+        if tensor is None:
+            raise UserError(f"{self.path} holds no tensor {name}: it is of another architecture")
+        if kind not in tensor.slices:
+            raise UserError(f"{self.path} holds no {kind} of {name}: it is a {self.manifest.kind} checkpoint")
+        return tensor
+
+    def _check_mask(self, tensor: StoredTensor, piece: Piece) -> None:
+        """Raise UserError unless the piece's mask is the checkpoint's."""
+        assert piece.mask is not None
+        if not tensor.sparse:
+            raise UserError(f"{self.path}: {tensor.name} is dense there and sparse in this run")
+        stored = self.masks[tensor.name]
+        if piece.dim is not None:
+            stored = stored.take(range(piece.start, piece.stop), axis=piece.dim)
+        if not np.array_equal(stored, piece.mask.cpu().numpy()):
+            raise UserError(
+                f"{self.path}: the mask of {tensor.name} is not this run's; sparsity.seed, level, pattern and targets "
+                f"must be those of the run that saved it"
+            )
+
+    def _values(self, tensor: StoredTensor, kind: Kind, part: Slice) -> FloatArray:
+        """The kept values of one slice of a sparse tensor, whose count is checked against the mask."""
+        values = self.files.read(part.file, key_of(tensor.name, kind))
+        mask = self.masks[tensor.name]
+        kept = int((mask if part.dim is None else mask[cut(mask.ndim, part.dim, part.start, part.stop)]).sum())
+        if values.shape != (kept,):
+            raise UserError(f"{self.path / part.file} is damaged: {tensor.name} has {values.shape} values, not {kept}")
+        return values
+
+    def _assemble(self, tensor: StoredTensor, kind: Kind, dim: int | None, start: int, stop: int) -> FloatArray:
+        """Entries [start, stop) along ``dim`` (None: all) of a tensor, from the slices that meet them."""
+        shape = list(tensor.shape)
+        wanted = [(0, n) for n in shape]
+        if dim is not None:
+            wanted[dim] = (start, stop)
+        out = np.zeros([b - a for a, b in wanted], dtype=np.float32)
+        for part in tensor.slices[kind]:
+            held = [(0, n) for n in shape]
+            if part.dim is not None:
+                held[part.dim] = (part.start, part.stop)
+            common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(wanted, held, strict=True)]
+            if any(a >= b for a, b in common):
+                continue
+            into = tuple(slice(a - w, b - w) for (a, b), (w, _) in zip(common, wanted, strict=True))
+            take = tuple(slice(a - h, b - h) for (a, b), (h, _) in zip(common, held, strict=True))
+            if tensor.sparse:
+                mask = self.masks[tensor.name][tuple(slice(a, b) for a, b in held)]
+                block = np.zeros(mask.shape, dtype=np.float32)
+                block[mask] = self._values(tensor, kind, part)
+                out[into] = block[take]
+            else:
+                out[into] = self.files.read(part.file, key_of(tensor.name, kind), take)
+        return out
+
+
+def cut(dims: int, dim: int, start: int, stop: int) -> tuple[slice, ...]:
+    """The index of [start, stop) along one of ``dims`` dimensions."""
+    return tuple(slice(start, stop) if d == dim else slice(None) for d in range(dims))
+
+
+class StoredFiles:
+    """The safetensors files of a checkpoint, mapped when first needed and checked against their digests then."""
+
+    def __init__(self, folder: Path, digests: dict[str, str]) -> None:
+        self.folder = folder
+        self.digests = digests
+        self.mapped: dict[str, Any] = {}
+
+    def check(self, name: str) -> None:
+        """Raise UserError unless the file has the digest of the manifest."""
+        path = self.folder / name
+        try:
+            found = file_digest(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        if found != self.digests[name]:
+            raise UserError(f"{path} is damaged: its SHA-256 is not the manifest's; take another checkpoint")
+
+    def read(self, name: str, key: str, index: tuple[slice, ...] | None = None) -> NDArray[Any]:
+        """An array of a file, or a part of it."""
+        try:
+            if name not in self.mapped:
+                self.check(name)
+                self.mapped[name] = safe_open(self.folder / name, framework="np")
+            file = self.mapped[name]
+            return np.asarray(file.get_tensor(key) if index is None else file.get_slice(key)[index])
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.folder / name} is damaged: {key}: {error}") from None
+
+
+class StoredMasks(Mapping[str, BoolArray]):
+    """A checkpoint's masks, each read when asked for and checked against its digest; the last one is kept."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.path = checkpoint.path
+        self.files = checkpoint.files
+        self.facts = checkpoint.manifest.masks
+        self.last: tuple[str, BoolArray] | None = None
+
+    def __getitem__(self, name: str) -> BoolArray:
+        if self.last is not None and self.last[0] == name:
+            return self.last[1]
+        fact = self.facts[name]
+        bits = self.files.read(MASKS, name)
+        if bits.dtype != np.uint8 or bits.size != -(-fact.shape[0] * fact.shape[1] // 8):
+            raise UserError(f"{self.path / MASKS} is damaged: {name} has {bits.size} bytes of {bits.dtype}")
+        mask = unpack(bits, fact.shape)
+        if mask_digest(mask) != fact.sha256:
+            raise UserError(f"{self.path / MASKS}: the mask of {name} does not match its digest in the manifest")
+        mask.flags.writeable = False
+        self.last = (name, mask)
+        return mask
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.facts)
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def __contains__(self, name: Any) -> bool:
+        return name in self.facts  # Mapping's own test would read the mask
+
+
+@dataclass(frozen=True)
+class DenseCheckpoint:
+    """The weights of a checkpoint, every global tensor dense, float32, on the CPU."""
+
+    model: ModelConfig
+    weights: dict[str, Tensor]
+    step: int
+    tokenizer_dir: Path | None
+
+
+def read_dense(path: Path | str) -> DenseCheckpoint:
+    """All weights of a checkpoint, for generation, perplexity and export. Raises UserError as ``Checkpoint`` does."""
+    checkpoint = Checkpoint(path)
+    weights = {name: checkpoint.read(name) for name in checkpoint.manifest.tensors}
+    return DenseCheckpoint(checkpoint.model, weights, checkpoint.step, checkpoint.tokenizer_dir)

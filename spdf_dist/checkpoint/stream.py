@@ -1,0 +1,77 @@
+"""Writes a safetensors file one tensor at a time.
+
+The header of a safetensors file comes first and lists every tensor. The library's own writer therefore wants all of
+them in memory at once; here room for the header is kept free, the tensors follow as they come, and the header is
+filled in at the end, padded with spaces as the format allows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.uint8): "U8"}
+
+
+def header_room(keys: Iterable[str]) -> int:
+    """Bytes that the header of a file with these keys, of at most two dimensions each, can take."""
+    entry = len(json.dumps({"": {"dtype": "F32", "shape": [1 << 63] * 2, "data_offsets": [1 << 63] * 2}}))
+    return -(-(2 + sum(len(key) + entry for key in keys)) // 8) * 8
+
+
+class SafetensorsStream:
+    """A safetensors file that is being written. Leaving the context completes it and forces it to the disk.
+
+    ``room`` bytes are kept for the header (see ``header_room``). Raises OSError when the disk is full.
+    """
+
+    def __init__(self, path: Path, room: int) -> None:
+        self.room = room
+        self.header: dict[str, dict[str, Any]] = {}
+        self.end = 0
+        self.file = path.open("wb")
+        self.file.write(room.to_bytes(8, "little") + b" " * room)
+
+    def add(self, key: str, array: NDArray[Any]) -> None:
+        """Append an array, of float32 or uint8."""
+        if key in self.header:
+            raise ValueError(f"{key} is written twice")
+        array = np.ascontiguousarray(array)
+        if array.size:
+            self.file.write(array.data.cast("B"))
+        stop = self.end + array.nbytes
+        self.header[key] = {
+            "dtype": DTYPES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [self.end, stop],
+        }
+        self.end = stop
+
+    def complete(self) -> None:
+        """Fill in the header and force the file to the disk."""
+        header = json.dumps(self.header, separators=(",", ":")).encode()
+        if len(header) > self.room:
+            raise ValueError(f"header of {len(header)} bytes, room for {self.room}")
+        self.file.seek(8)
+        self.file.write(header)
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def __enter__(self) -> SafetensorsStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.complete()
+        finally:
+            self.file.close()

@@ -1,0 +1,376 @@
+"""Writes checkpoints: every rank its own slices, rank 0 the masks and, last, the manifest.
+
+Everything goes to ``step_N.tmp``, is forced to the disk and renamed, so a folder named ``step_N`` is whole. When any
+rank fails, all of them raise, the aside folder is removed and the checkpoints before stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spdf_dist.checkpoint.find import ASIDE, latest, whole_checkpoints
+from spdf_dist.checkpoint.manifest import (
+    CONFIG,
+    FORMAT,
+    KINDS,
+    MANIFEST,
+    MASKS,
+    TOKENIZER,
+    VERSION,
+    Kind,
+    file_digest,
+    global_shapes,
+    key_of,
+)
+from spdf_dist.checkpoint.packed_masks import PackedMasks
+from spdf_dist.checkpoint.provenance import git_commit, versions
+from spdf_dist.checkpoint.stream import SafetensorsStream, header_room
+from spdf_dist.config.errors import SpdfError
+from spdf_dist.config.load import build
+from spdf_dist.config.schema import ModelConfig
+from spdf_dist.data.tokenizer import load_tokenizer
+from spdf_dist.parallel.layout import Piece
+from spdf_dist.sparsity.masks import BoolArray
+
+STEMS: dict[Kind, str] = {"model": "model", "exp_avg": "optim", "exp_avg_sq": "optim"}
+
+
+class CheckpointWriter:
+    """One checkpoint of a job; every rank makes one and calls ``write`` once.
+
+    Args:
+        root: the folder that holds the run's checkpoints; on a file system that all ranks see.
+        step: optimizer steps done; names the folder ``step_N`` unless ``name`` is given.
+        rank: this process's; rank 0 writes what the ranks share.
+        barrier: returns when every rank has called it.
+        gather: returns the list of every rank's (JSON-able) object, by rank, on rank 0, and None elsewhere.
+        broadcast: returns rank 0's (JSON-able) object on every rank.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        step: int,
+        rank: int,
+        barrier: Callable[[], None],
+        gather: Callable[[object], list[Any] | None],
+        broadcast: Callable[[object], Any],
+        name: str | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.step = step
+        self.rank = rank
+        self.barrier = barrier
+        self.gather = gather
+        self.broadcast = broadcast
+        self.final = self.root / (name or f"step_{step}")
+        self.aside = self.final.with_name(self.final.name + ASIDE)
+
+    def write(
+        self,
+        pieces: Iterable[tuple[Kind, Piece, Tensor]],
+        *,
+        masks: Mapping[str, BoolArray] | None,
+        config_yaml: str,
+        tokenizer: Path | None,
+        manifest: Mapping[str, Any],
+        rank_state: object = None,
+    ) -> Path:
+        """Write the checkpoint; collective.
+
+        Args:
+            pieces: what this rank is responsible for, each slice of a global tensor on one rank only, float32 on any
+                device. It is consumed one by one, to its end even when this rank has failed, so a generator may hold
+                collectives. A sparse piece comes as its kept values [nnz], or as the dense slice, whose pruned entries
+                are then counted if they are not zero.
+            masks: global masks by logical weight name (rank 0's are written), bool [out, in]; pass ``PackedMasks``
+                when saving more than once. Masks of dense tensors may be among them: those a model was densified from.
+            config_yaml: the run's resolved config (rank 0's is written; empty: none).
+            tokenizer: a tokenizer's file or folder to copy (rank 0's).
+            manifest: ``kind`` and ``model`` (ModelConfig as a dict), on every rank; on rank 0 also ``sparsity`` (or
+                None), ``consumed_tokens``, and, when there are any, ``optimizer``, ``state``, ``source``.
+            rank_state: JSON of this rank alone (its random generator); read back by rank from ``rank_state``.
+
+        Returns: the checkpoint's folder.
+
+        Raises:
+            SpdfError: on every rank, when any of them failed, as on a full disk.
+        """
+        failure: Exception | None = None
+        own: dict[str, Any] = {}
+        if self.rank == 0:
+            try:
+                remove(self.aside)
+                self.aside.mkdir(parents=True)
+            except OSError as error:
+                failure = error
+        self.barrier()
+        try:
+            own = self._write_slices(pieces, manifest)
+        except Exception as error:  # every rank must learn of it, whatever it is
+            failure = failure or error
+        reports = self.gather({**own, "failure": describe(failure), "state": rank_state})
+        verdict = None
+        if reports is not None:
+            try:
+                verdict = next((f"rank {r}: {x['failure']}" for r, x in enumerate(reports) if x["failure"]), None)
+                if verdict is None:
+                    self._complete(reports, masks, config_yaml, tokenizer, manifest)
+            except Exception as error:
+                failure = error
+                verdict = f"rank 0: {describe(error)}"
+            if verdict is not None:
+                shutil.rmtree(self.aside, ignore_errors=True)
+                last = latest(self.root)
+                verdict += f"; the last good checkpoint stays: {last}" if last else "; there is no earlier checkpoint"
+        verdict = self.broadcast(verdict)
+        if verdict is not None:
+            raise SpdfError(f"checkpoint {self.final} was not saved: {verdict}") from failure
+        return self.final
+
+    def _write_slices(
+        self, pieces: Iterable[tuple[Kind, Piece, Tensor]], manifest: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """This rank's files; returns what they hold."""
+        names = list(global_shapes(build(ModelConfig, manifest["model"], "model")))
+        room = {
+            stem: header_room(key_of(n, k) for n in names for k in KINDS if STEMS[k] == stem) for stem in STEMS.values()
+        }
+        streams: dict[str, SafetensorsStream] = {}
+        slices = []
+        remaining = iter(pieces)
+        try:
+            for kind, piece, tensor in remaining:
+                if 0 in piece.local_shape:
+                    continue  # a rank that holds nothing but vocabulary padding
+                stem = STEMS[kind]
+                file = f"{stem}-{self.rank:05d}.safetensors"
+                if file not in streams:
+                    streams[file] = SafetensorsStream(self.aside / file, room[stem])
+                content, pruned_nonzero = stored_form(piece, tensor)
+                streams[file].add(key_of(piece.name, kind), content.cpu().numpy())
+                slices.append(
+                    {
+                        "name": piece.name,
+                        "kind": kind,
+                        "shape": list(piece.shape),
+                        "values": None if piece.mask is None else content.numel(),
+                        "pruned_nonzero": pruned_nonzero,
+                        "slice": {"file": file, "dim": piece.dim, "start": piece.start, "stop": piece.stop},
+                    }
+                )
+            for stream in streams.values():
+                stream.complete()
+        finally:
+            for stream in streams.values():
+                with contextlib.suppress(OSError):  # what is complete is on the disk; what is not has failed already
+                    stream.file.close()
+            for _ in remaining:
+                pass
+        files = {name: describe_file(self.aside / name) for name in streams}
+        return {"slices": slices, "files": files}
+
+    def _complete(
+        self,
+        reports: list[Any],
+        masks: Mapping[str, BoolArray] | None,
+        config_yaml: str,
+        tokenizer: Path | None,
+        given: Mapping[str, Any],
+    ) -> None:
+        """What rank 0 adds: masks, config, tokenizer, the manifest; then the rename."""
+        packed = PackedMasks.pack(masks or {})
+        tensors = collect_tensors(reports, build(ModelConfig, given["model"], "model"), packed)
+        files = {name: fact for report in reports for name, fact in report["files"].items()}
+        for name in files:
+            if not (self.aside / name).is_file():
+                raise FileNotFoundError(f"{self.aside / name} is not visible: ranks need a shared file system")
+        shared = []
+        if len(packed):
+            with SafetensorsStream(self.aside / MASKS, header_room(packed)) as stream:
+                for name in packed:
+                    stream.add(name, packed.bits[name])
+            shared.append(MASKS)
+        if config_yaml:
+            (self.aside / CONFIG).write_text(config_yaml, encoding="utf-8")
+            shared.append(CONFIG)
+        if tokenizer is not None:
+            load_tokenizer(tokenizer).save(self.aside / TOKENIZER)
+            shared += sorted(f"{TOKENIZER}/{path.name}" for path in (self.aside / TOKENIZER).iterdir())
+        for name in shared:
+            sync(self.aside / name)
+            files[name] = describe_file(self.aside / name)
+        tree = {
+            "format": FORMAT,
+            "version": VERSION,
+            "step": self.step,
+            "consumed_tokens": given.get("consumed_tokens", 0),
+            "kind": given["kind"],
+            "model": given["model"],
+            "sparsity": given["sparsity"],
+            "optimizer": given.get("optimizer"),
+            "state": given.get("state", {}),
+            "rank_state": [report["state"] for report in reports],
+            "source": given.get("source"),
+            "tensors": tensors,
+            "masks": {name: asdict(fact) for name, fact in packed.facts.items()},
+            "files": files,
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+        content = json.dumps(tree, indent=1, allow_nan=False)
+        for folder in {(self.aside / name).parent for name in files}:
+            sync(folder)
+        (self.aside / MANIFEST).write_text(content, encoding="utf-8")
+        sync(self.aside / MANIFEST)
+        sync(self.aside)
+        # A folder of this name is a damaged one, or the same step saved before; it goes once the new one is whole.
+        old = self.final.with_name(f"{self.final.name}.old{ASIDE}")
+        remove(old)
+        if self.final.exists():
+            self.final.rename(old)
+        try:
+            self.aside.rename(self.final)
+        except OSError:
+            if old.exists():
+                old.rename(self.final)
+            raise
+        sync(self.root)
+        remove(old)
+
+
+def single_writer(folder: Path, step: int) -> CheckpointWriter:
+    """A writer for one process, to a folder of any name."""
+    return CheckpointWriter(folder.parent, step, 0, lambda: None, lambda x: [x], lambda x: x, name=folder.name)
+
+
+def whole(name: str, tensor: Tensor, mask: Tensor | None = None) -> Piece:
+    """The piece of one process that holds all of a tensor."""
+    shape = tuple(tensor.shape)
+    return Piece(name, shape, None, 0, shape[0], 0, shape[0], mask)
+
+
+def stored_form(piece: Piece, tensor: Tensor) -> tuple[Tensor, int]:
+    """What the file holds of a piece, and the pruned entries that were not zero.
+
+    Raises ValueError for another dtype than float32 or another size than the piece's.
+    """
+    if tensor.dtype != torch.float32:
+        raise ValueError(f"{piece.name} is {tensor.dtype}: checkpoints hold float32 (masters, not their bf16 copies)")
+    tensor = tensor.detach()
+    if piece.mask is None:
+        if tuple(tensor.shape) != piece.local_shape:
+            raise ValueError(f"{piece.name} is {tuple(tensor.shape)}, its slice {piece.local_shape}")
+        return tensor.contiguous(), 0
+    if tuple(piece.mask.shape) != piece.local_shape:
+        raise ValueError(f"{piece.name}: the mask is {tuple(piece.mask.shape)}, the slice {piece.local_shape}")
+    if tuple(tensor.shape) == piece.local_shape:
+        values = tensor[piece.mask.to(tensor.device)]
+        return values, int(tensor.count_nonzero()) - int(values.count_nonzero())
+    kept = int(piece.mask.sum())
+    if tuple(tensor.shape) != (kept,):
+        raise ValueError(f"{piece.name} has {tuple(tensor.shape)} values, its mask keeps {kept}")
+    return tensor.contiguous(), 0
+
+
+def collect_tensors(reports: list[Any], model: ModelConfig, masks: PackedMasks) -> dict[str, Any]:
+    """The manifest's ``tensors``, from every rank's slices.
+
+    Raises ValueError unless each tensor of the model is covered exactly once, in weights and in what moments there are.
+    """
+    shapes = global_shapes(model)
+    tensors: dict[str, Any] = {
+        name: {"shape": list(shape), "sparse": False, "slices": {}, "pruned_nonzero": {}}
+        for name, shape in shapes.items()
+    }
+    values: dict[tuple[str, Kind], int] = {}
+    for report in reports:
+        for part in report["slices"]:
+            name, kind = part["name"], part["kind"]
+            if name not in tensors or tuple(part["shape"]) != shapes[name]:
+                raise ValueError(f"{name} of shape {part['shape']} does not belong to this model")
+            tensor = tensors[name]
+            tensor["slices"].setdefault(kind, []).append(part["slice"])
+            tensor["pruned_nonzero"][kind] = tensor["pruned_nonzero"].get(kind, 0) + part["pruned_nonzero"]
+            if part["values"] is not None:
+                tensor["sparse"] = True
+                values[name, kind] = values.get((name, kind), 0) + part["values"]
+    for (name, kind), count in values.items():
+        if name not in masks:
+            raise ValueError(f"{name} is sparse and its mask was not given")
+        if masks.facts[name].shape != shapes[name] or masks.facts[name].kept != count:
+            raise ValueError(f"{kind} of {name} has {count} values, the mask that was given is another")
+    kinds = {kind for tensor in tensors.values() for kind in tensor["slices"]} | {"model"}
+    for name, tensor in tensors.items():
+        for kind in kinds:
+            parts = tensor["slices"].setdefault(kind, [])
+            parts.sort(key=lambda part: part["start"])
+            check_cover(f"{kind} of {name}", shapes[name], parts)
+    return tensors
+
+
+def check_cover(what: str, shape: tuple[int, ...], parts: list[dict[str, Any]]) -> None:
+    """Raise ValueError unless the slices are the whole tensor, once."""
+    dims = {part["dim"] for part in parts}
+    if len(dims) > 1:
+        raise ValueError(f"{what} is cut along different dimensions")
+    if dims == {None} and len(parts) != 1:
+        raise ValueError(f"{what} is written by {len(parts)} ranks")
+    if dims == {None}:
+        return
+    at = 0
+    for part in parts:
+        if part["start"] != at:
+            raise ValueError(f"{what}: slices end at {at} and begin at {part['start']}")
+        at = part["stop"]
+    if not parts or at != shape[parts[0]["dim"]]:
+        raise ValueError(f"{what} is not whole: its slices end at {at} of shape {shape}")
+
+
+def describe(error: Exception | None) -> str | None:
+    """An exception in one line."""
+    if error is None:
+        return None
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
+    return f"{type(error).__name__}: {error}"
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size and digest of a file, as the manifest lists them."""
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+
+
+def sync(path: Path) -> None:
+    """Force a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder, if it is there."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def prune(root: Path, keep: int) -> None:
+    """Keep the newest ``keep`` whole checkpoints under ``root`` and delete older ones, and what is left of broken-off
+    saves. Folders that are no whole checkpoint are left alone. One rank calls it, while none is saving."""
+    for folder in root.glob(f"step_*{ASIDE}"):
+        remove(folder)
+    for folder in whole_checkpoints(root)[: -keep or None]:
+        # Renamed first: a deletion that is broken off must not leave something that looks like a checkpoint.
+        remove(folder.rename(folder.with_name(f"step_old_{folder.name}{ASIDE}")))

@@ -1,0 +1,169 @@
+"""A job of several ranks in one process: threads that write a tiny model's checkpoint at any topology."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spdf_dist.checkpoint.manifest import KINDS, Kind, global_shapes
+from spdf_dist.checkpoint.write import CheckpointWriter
+from spdf_dist.config.schema import ModelConfig, SparsityConfig
+from spdf_dist.parallel.layout import Piece
+from spdf_dist.sparsity.masks import BoolArray, RandomMasks
+
+MODEL = ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=4, ffn_hidden_size=20, seq_length=6, vocab_size=11)
+SPARSE = SparsityConfig(level=0.75, seed=7)
+COLUMN = ("W_Q", "W_K", "W_V", "W_I", "b_Q", "b_K", "b_V", "b_I")
+ROW = ("W_D", "W_O")
+
+Tensors = dict[Kind, dict[str, torch.Tensor]]
+
+
+def make_tensors(masks: dict[str, BoolArray], seed: int = 0) -> Tensors:
+    """Weights and moments of MODEL, dense, pruned entries zero."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: Tensors = {}
+    for kind in KINDS:
+        tensors[kind] = {}
+        for name, shape in global_shapes(MODEL).items():
+            tensor = torch.randn(shape, generator=generator)
+            if name in masks:
+                tensor[~torch.from_numpy(masks[name])] = 0.0
+            tensors[kind][name] = tensor
+    return tensors
+
+
+def masks_of(sparsity: SparsityConfig | None) -> dict[str, BoolArray]:
+    return {} if sparsity is None else dict(RandomMasks(MODEL, sparsity))
+
+
+def local_pieces(rank: int, ranks: int, masks: dict[str, BoolArray]) -> Iterator[Piece]:
+    """What tensor rank ``rank`` of ``ranks`` holds, its vocabulary padded to a multiple of 4 x ranks."""
+    for name, shape in global_shapes(MODEL).items():
+        short = name.rsplit(".", 1)[-1]
+        dim = 0 if short in COLUMN or name == "embedding.word" else 1 if short in ROW else None
+        start, stop = 0, shape[0]
+        if dim is not None:
+            size = shape[dim]
+            if name == "embedding.word":
+                size = -(-size // (4 * ranks)) * 4 * ranks
+            start, stop = size * rank // ranks, min(size * (rank + 1) // ranks, shape[dim])
+            stop = max(start, stop)
+        mask = None
+        if name in masks:
+            mask = torch.from_numpy(np.array(masks[name]))
+            mask = mask if dim is None else mask.narrow(dim, start, stop - start)
+        yield Piece(name, shape, dim, start, stop, 0, 0, mask)
+
+
+def local_tensor(piece: Piece, tensor: torch.Tensor) -> torch.Tensor:
+    """The dense slice of a global tensor that a piece names."""
+    if piece.dim is None:
+        return tensor
+    return tensor[tuple(slice(piece.start, piece.stop) if d == piece.dim else slice(None) for d in range(tensor.dim()))]
+
+
+def responsible(
+    rank: int, ranks: int, masks: dict[str, BoolArray], tensors: Tensors, values: bool = True
+) -> Iterator[tuple[Kind, Piece, torch.Tensor]]:
+    """What a rank writes: its slices; replicated tensors by rank 0. Sparse ones as values or as dense slices."""
+    for piece in local_pieces(rank, ranks, masks):
+        if piece.dim is None and rank > 0:
+            continue
+        for kind in tensors:
+            local = local_tensor(piece, tensors[kind][piece.name])
+            yield kind, piece, local[piece.mask] if values and piece.mask is not None else local
+
+
+class Ranks:
+    """Collectives of threads."""
+
+    def __init__(self, ranks: int) -> None:
+        self.barrier = threading.Barrier(ranks, timeout=30)
+        self.objects: list[Any] = [None] * ranks
+
+    def gather(self, rank: int, item: object) -> list[Any] | None:
+        self.objects[rank] = item
+        self.barrier.wait()
+        found = list(self.objects)
+        self.barrier.wait()
+        return found if rank == 0 else None
+
+    def broadcast(self, rank: int, item: object) -> Any:
+        self.objects[rank] = item
+        self.barrier.wait()
+        found = self.objects[0]
+        self.barrier.wait()
+        return found
+
+
+def run_ranks(ranks: int, work: Callable[[int, Ranks], Any]) -> list[Any]:
+    """``work`` on every rank; what it returned or raised, by rank."""
+    together = Ranks(ranks)
+    results: list[Any] = [None] * ranks
+
+    def one(rank: int) -> None:
+        try:
+            results[rank] = work(rank, together)
+        except Exception as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def manifest_of(sparsity: SparsityConfig | None, **more: Any) -> dict[str, Any]:
+    return {
+        "kind": "pretrain",
+        "model": asdict(MODEL),
+        "sparsity": None if sparsity is None else asdict(sparsity),
+        "consumed_tokens": 480,
+        "optimizer": {"step": 5},
+        "state": {"best_validation": None, "next_sample": 40},
+        **more,
+    }
+
+
+def save(
+    root: Path,
+    step: int,
+    ranks: int = 1,
+    sparsity: SparsityConfig | None = SPARSE,
+    tensors: Tensors | None = None,
+    values: bool = True,
+    masks: dict[str, BoolArray] | None = None,
+    **more: Any,
+) -> list[Any]:
+    """Write a checkpoint with ``ranks`` tensor ranks; the folder (or the error) of each rank."""
+    masks = masks_of(sparsity) if masks is None else masks
+    content = tensors or make_tensors(masks)
+
+    def work(rank: int, together: Ranks) -> Path:
+        writer = CheckpointWriter(
+            root,
+            step,
+            rank,
+            lambda: together.barrier.wait() and None,
+            lambda x: together.gather(rank, x),
+            lambda x: together.broadcast(rank, x),
+        )
+        return writer.write(
+            responsible(rank, ranks, masks, content, values),
+            masks=masks,
+            config_yaml="seed: 1\n",
+            tokenizer=None,
+            manifest=manifest_of(sparsity, **more),
+            rank_state={"rng": f"{rank:02x}"},
+        )
+
+    return run_ranks(ranks, work)

@@ -1,0 +1,320 @@
+"""Broken-off saves, full disks, damaged files: nothing half-written is taken for whole, nothing good is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoint_job import SPARSE, make_tensors, manifest_of, masks_of, responsible, save
+
+from spdf_dist.checkpoint import write
+from spdf_dist.checkpoint.manifest import MASKS
+from spdf_dist.checkpoint.read import Checkpoint, is_whole, latest, resolve
+from spdf_dist.checkpoint.stream import SafetensorsStream
+from spdf_dist.checkpoint.write import prune, single_writer
+from spdf_dist.config.errors import SpdfError, UserError
+
+
+def test_latest_goes_by_content(tmp_path: Path) -> None:
+    for step in (5, 10, 20):
+        save(tmp_path, step)
+    (tmp_path / "step_20").rename(tmp_path / "step_3")
+    assert latest(tmp_path) == tmp_path / "step_3"
+    (tmp_path / "step_3" / "optim-00000.safetensors").unlink()
+    assert latest(tmp_path) == tmp_path / "step_10"
+    os.truncate(tmp_path / "step_10" / "model-00000.safetensors", 100)
+    assert latest(tmp_path) == tmp_path / "step_5"
+    (tmp_path / "step_5" / "manifest.json").write_text("{")
+    assert latest(tmp_path) is None and latest(tmp_path / "nowhere") is None
+    with pytest.raises(UserError, match=r"holds no whole checkpoint: .*damaged"):
+        resolve(tmp_path)
+
+
+def test_folders_that_are_being_written_are_not_looked_into(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    (tmp_path / "step_10").rename(tmp_path / "step_10.tmp")
+    assert latest(tmp_path) == tmp_path / "step_5"
+
+
+def test_what_names_a_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save(run / "checkpoints", 5)
+    save(run / "checkpoints", 7)
+    (run / "manifest.json").write_text('{"schema_version": 1}')  # a job's own, no checkpoint's
+    for path in (run, run / "checkpoints", run / "checkpoints" / "step_7"):
+        assert resolve(path) == run / "checkpoints" / "step_7"
+    assert resolve(run / "checkpoints" / "step_5") == run / "checkpoints" / "step_5"
+    with pytest.raises(UserError, match="does not exist"):
+        resolve(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        resolve(tmp_path / "empty")
+
+
+def test_prune_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20):
+        save(tmp_path, step)
+    (tmp_path / "step_20" / "model-00000.safetensors").unlink()
+    (tmp_path / "step_25.tmp").mkdir()
+    (tmp_path / "notes.tmp").write_text("not ours")
+    prune(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.tmp", "step_10", "step_15", "step_20"]
+    assert is_whole(tmp_path / "step_10") and is_whole(tmp_path / "step_15")
+
+
+def test_the_same_step_is_replaced(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    (tmp_path / "step_5" / "model-00000.safetensors").write_bytes(b"")
+    save(tmp_path, 5, consumed_tokens=99)
+    assert Checkpoint(tmp_path).manifest.consumed_tokens == 99
+    assert [path.name for path in tmp_path.iterdir()] == ["step_5"]
+
+
+def fail_in_file(monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    """Let the disk be full from the third tensor of ``file`` on."""
+    add = SafetensorsStream.add
+
+    def full(self: SafetensorsStream, key: str, array: Any) -> None:
+        if Path(self.file.name).name == file and len(self.header) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
+        add(self, key, array)
+
+    monkeypatch.setattr(SafetensorsStream, "add", full)
+
+
+@pytest.mark.parametrize("file", ["model-00001.safetensors", "optim-00000.safetensors", MASKS])
+def test_full_disk_on_any_rank_fails_all_and_keeps_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    save(tmp_path, 5, 2)
+    fail_in_file(monkeypatch, file)
+    results = save(tmp_path, 10, 2)
+    assert all(type(error) is SpdfError and error.exit_code == 1 for error in results)
+    rank = 1 if "00001" in file else 0
+    for error in results:
+        assert f"step_10 was not saved: rank {rank}: No space left on device" in str(error)
+        assert f"the last good checkpoint stays: {tmp_path / 'step_5'}" in str(error)
+        assert "\n" not in str(error)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_5"]
+    Checkpoint(tmp_path).verify()
+
+
+def test_a_failed_rank_still_draws_its_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may hold collectives that other ranks wait in."""
+    fail_in_file(monkeypatch, "model-00000.safetensors")
+    tensors = make_tensors({})
+    drawn = 0
+
+    def pieces() -> Any:
+        nonlocal drawn
+        for item in responsible(0, 1, {}, tensors):
+            drawn += 1
+            yield item
+
+    with pytest.raises(SpdfError, match="there is no earlier checkpoint"):
+        single_writer(tmp_path / "step_1", 1).write(
+            pieces(), masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(None)
+        )
+    assert drawn == sum(len(part) for part in tensors.values())
+    assert list(tmp_path.iterdir()) == []
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from checkpoint_job import save
+root = Path(sys.argv[1])
+assert save(root, 5) == [root / "step_5"]
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+(error,) = save(root, 10)
+print(error)
+"""
+
+
+def test_a_real_write_that_does_not_fit(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, tmp_path], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    assert "step_10 was not saved: rank 0: File too large" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["step_5"]
+    assert latest(tmp_path) == tmp_path / "step_5"
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+import checkpoint_job as job
+from spdf_dist.checkpoint.write import single_writer
+tensors = job.make_tensors({})
+def pieces():
+    for at, item in enumerate(job.responsible(0, 1, {}, tensors)):
+        if at == 40:
+            print("half", flush=True)
+            time.sleep(60)
+        yield item
+single_writer(Path(sys.argv[1]) / "step_10", 10).write(
+    pieces(), masks=None, config_yaml="", tokenizer=None, manifest=job.manifest_of(None)
+)
+"""
+
+
+def test_killed_in_mid_write(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    child = subprocess.Popen([sys.executable, "-c", SLOW, tmp_path], cwd=Path(__file__).parent, stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline() == b"half\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert (tmp_path / "step_10.tmp").is_dir()
+    assert latest(tmp_path) == tmp_path / "step_5"
+    save(tmp_path, 10)
+    assert latest(tmp_path) == tmp_path / "step_10"
+    assert not (tmp_path / "step_10.tmp").exists()
+
+
+def test_every_moment_of_a_save_is_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder copied at each write, rename and sync: never a newer whole one before the manifest's rename."""
+    root = tmp_path / "root"
+    save(root, 5)
+    seen: list[int] = []
+    real = write.sync
+
+    def look(path: Path) -> None:
+        real(path)
+        copy = tmp_path / "copy"
+        shutil.copytree(root, copy)
+        found = latest(copy)
+        assert found is not None
+        Checkpoint(found).verify()
+        seen.append(Checkpoint(found).step)
+        shutil.rmtree(copy)
+
+    monkeypatch.setattr(write, "sync", look)
+    save(root, 10)
+    assert seen[-1] == 10 and set(seen[:-1]) == {5} and len(seen) > 4
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a manifest's JSON."""
+    path = folder / "manifest.json"
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+
+
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    save(tmp_path, 5, 2)
+    flip(tmp_path / "step_5" / "model-00001.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+    checkpoint.read("ln_f.weight")  # lies in rank 0's file
+    with pytest.raises(UserError, match=r"model-00001\.safetensors is damaged"):
+        checkpoint.read("layers.0.W_Q")
+    with pytest.raises(UserError, match=r"model-00001\.safetensors is damaged"):
+        checkpoint.verify()
+
+
+def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
+    save(tmp_path, 5, 2)
+    os.truncate(tmp_path / "step_5" / "optim-00001.safetensors", 1000)
+    with pytest.raises(UserError, match=r"optim-00001\.safetensors is damaged: 1000 bytes instead of"):
+        Checkpoint(tmp_path / "step_5")
+
+
+def test_missing_masks(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    (tmp_path / "step_5" / MASKS).unlink()
+    for path in (tmp_path, tmp_path / "step_5"):
+        with pytest.raises(UserError, match="its masks are missing"):
+            Checkpoint(path)
+    edit(tmp_path / "step_5", lambda tree: (tree["files"].pop(MASKS), tree["masks"].clear()))
+    with pytest.raises(UserError, match=r"the masks are missing: layers\.0\.W_Q is sparse"):
+        Checkpoint(tmp_path)
+
+
+def test_masks_that_do_not_match_their_digest(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    edit(tmp_path / "step_5", lambda tree: tree["masks"]["layers.0.W_Q"].update(sha256="0" * 64))
+    with pytest.raises(UserError, match=r"the mask of layers\.0\.W_Q does not match its digest"):
+        Checkpoint(tmp_path).read("layers.0.W_Q")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tree: tree.update(version=2), "format version 2 is not known"),
+        (lambda tree: tree.pop("tensors"), "damaged: KeyError: 'tensors'"),
+        (lambda tree: tree["tensors"].pop("ln_f.bias"), "its tensors are not those of its model"),
+        (lambda tree: tree["files"].update({"../../etc/passwd": {"bytes": 1, "sha256": ""}}), "leaves the checkpoint"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used(tmp_path: Path, change: Callable[[Any], object], message: str) -> None:
+    save(tmp_path, 5)
+    edit(tmp_path / "step_5", change)
+    with pytest.raises(UserError, match=message):
+        Checkpoint(tmp_path / "step_5")
+
+
+def without(name: str) -> Any:
+    """All pieces but one."""
+    return (item for item in responsible(0, 1, {}, make_tensors({})) if item[1].name != name)
+
+
+def test_a_tensor_that_nobody_writes(tmp_path: Path) -> None:
+    with pytest.raises(SpdfError, match=r"layers\.1\.b_O is not whole"):
+        single_writer(tmp_path / "step_1", 1).write(
+            without("layers.1.b_O"), masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(None)
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_that_two_ranks_write(tmp_path: Path) -> None:
+    save_all = [item for item in responsible(0, 1, {}, make_tensors({}))]
+    with pytest.raises(SpdfError, match="is written twice"):
+        single_writer(tmp_path / "step_1", 1).write(
+            [*save_all, save_all[0]], masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(None)
+        )
+
+
+def test_sparse_pieces_need_their_mask(tmp_path: Path) -> None:
+    masks = masks_of(SPARSE)
+    (error,) = save(tmp_path, 1, masks={**masks, "layers.0.W_Q": ~masks["layers.0.W_Q"]}, sparsity=SPARSE)
+    assert isinstance(error, Path)  # any mask will do when the pieces have the same
+    pieces = responsible(0, 1, masks, make_tensors(masks))
+    with pytest.raises(SpdfError, match=r"layers\.0\.W_Q is sparse and its mask was not given"):
+        single_writer(tmp_path / "step_2", 2).write(
+            pieces, masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(SPARSE)
+        )
+
+
+def test_bf16_copies_are_refused(tmp_path: Path) -> None:
+    pieces = ((kind, piece, tensor.bfloat16()) for kind, piece, tensor in responsible(0, 1, {}, make_tensors({})))
+    with pytest.raises(SpdfError, match="checkpoints hold float32"):
+        single_writer(tmp_path / "step_1", 1).write(
+            pieces, masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(None)
+        )
+
+
+def test_no_pickle_in_a_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    assert {path.suffix for path in (tmp_path / "step_5").rglob("*") if path.is_file()} == {
+        ".json",
+        ".yaml",
+        ".safetensors",
+    }
