@@ -3,7 +3,7 @@
 // Plain C interface; no torch. How it works: kernels/README.md.
 #pragma once
 
-#include <stdint.h>
+#include "spdf_kernels.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -26,27 +26,27 @@ enum spdf_sddmm_status {
 typedef struct spdf_sddmm spdf_sddmm;
 
 // The widest set that this CPU and system run.
-int spdf_sddmm_best_isa(void);
+SPDF_EXPORT int spdf_sddmm_best_isa(void);
 
 // Row i keeps columns col[row_start[i]] .. col[row_start[i + 1] - 1], ascending; row_start has out + 1 entries.
 // Exactly one of col16 (in <= 65536) and col32 is given, the other is NULL; both may be NULL without entries. Nothing is
 // kept of the arrays. NULL when memory ends.
-spdf_sddmm* spdf_sddmm_prepare(int64_t out, int64_t in, const int64_t* row_start, const uint16_t* col16,
-                               const uint32_t* col32);
+SPDF_EXPORT spdf_sddmm* spdf_sddmm_prepare(int64_t out, int64_t in, const int64_t* row_start,
+                                           const uint16_t* col16, const uint32_t* col32);
 
 // Bytes of the prepared structure.
-int64_t spdf_sddmm_bytes(const spdf_sddmm* prepared);
+SPDF_EXPORT int64_t spdf_sddmm_bytes(const spdf_sddmm* prepared);
 
 // Frees it; NULL is accepted.
-void spdf_sddmm_free(spdf_sddmm* prepared);
+SPDF_EXPORT void spdf_sddmm_free(spdf_sddmm* prepared);
 
 // values [nnz], all written. dy [tokens, out] and x [tokens, in] are row-major with leading strides ldy >= out and
 // ldx >= in, in elements. bf16 is summed in fp32 and rounded once. `threads` OpenMP threads; the bits depend neither on
 // their number nor on the run. `isa`: one of spdf_sddmm_isa, at most spdf_sddmm_best_isa(). Returns spdf_sddmm_status.
-int spdf_sddmm_f32(const spdf_sddmm* prepared, const float* dy, int64_t ldy, const float* x, int64_t ldx,
-                   int64_t tokens, float* values, int threads, int isa);
-int spdf_sddmm_bf16(const spdf_sddmm* prepared, const uint16_t* dy, int64_t ldy, const uint16_t* x, int64_t ldx,
-                    int64_t tokens, uint16_t* values, int threads, int isa);
+SPDF_EXPORT int spdf_sddmm_f32(const spdf_sddmm* prepared, const float* dy, int64_t ldy, const float* x, int64_t ldx,
+                               int64_t tokens, float* values, int threads, int isa);
+SPDF_EXPORT int spdf_sddmm_bf16(const spdf_sddmm* prepared, const uint16_t* dy, int64_t ldy, const uint16_t* x,
+                                int64_t ldx, int64_t tokens, uint16_t* values, int threads, int isa);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,77 @@
+// The products of one block, for each instruction set.
+//
+// Packed operands are panels: for each row of W (dy) or column (x) a run of `vectors` chunks of 64 bytes, a chunk holding
+// its values at 16 successive tokens in fp32, or at 32 tokens in bf16. Tokens past the end are zero.
+#pragma once
+
+#include <cstdint>
+
+#include "sddmm/schedule.hpp"
+
+namespace spdf::sddmm {
+
+constexpr int kChunkFloats = 16;  // 64 bytes, also when they hold bf16
+
+// Panels have 8, 4, 2 or 1 chunks a feature: long runs first, the last tokens in shorter ones.
+constexpr int kVectorCounts[] = {8, 4, 2, 1};
+
+// Adds the products of one block to `values`; position[r] is where the next entry of row r stands, and moves on.
+using BlockProducts = void (*)(const BlockView& block, const float* y_panel, const float* x_panel, float* values,
+                               int64_t* position);
+
+struct Products {
+    BlockProducts by_vectors[4];  // as in kVectorCounts
+};
+
+extern const Products kPortableProducts;
+#if defined(__x86_64__)
+extern const Products kAvx512Products;
+extern const Products kAvx512Bf16Products;  // panels hold bf16
+#endif
+
+// Internal linkage: each instruction set compiles its own.
+namespace {
+
+// Rows of one bucket. Kernel::group<size> adds the products of `size` entries of one row; a row's entries are cut into
+// `large` groups of `size` and `small` ones of one less.
+template <class Kernel, int size>
+const uint8_t* run_bucket(const Bucket& bucket, int large, int small, const uint16_t* rows, const uint8_t* columns,
+                          const float* y, const float* x, float* values, int64_t* position) {
+    for (int i = 0; i < bucket.rows; ++i) {
+        const int64_t r = rows[i];
+        const float* y_row = y + r * (Kernel::kVectors * kChunkFloats);
+        float* to = values + position[r];
+        position[r] += bucket.entries;
+        for (int g = 0; g < large; ++g, columns += size, to += size) {
+            Kernel::template group<size>(columns, y_row, x, to);
+        }
+        if constexpr (size > 1) {
+            for (int g = 0; g < small; ++g, columns += size - 1, to += size - 1) {
+                Kernel::template group<size - 1>(columns, y_row, x, to);
+            }
+        }
+    }
+    return columns;
+}
+
+template <class Kernel>
+void run_block(const BlockView& block, const float* y, const float* x, float* values, int64_t* position) {
+    constexpr decltype(&run_bucket<Kernel, 1>) by_size[] = {
+        run_bucket<Kernel, 1>, run_bucket<Kernel, 2>, run_bucket<Kernel, 3>, run_bucket<Kernel, 4>,
+        run_bucket<Kernel, 5>, run_bucket<Kernel, 6>, run_bucket<Kernel, 7>, run_bucket<Kernel, 8>};
+    static_assert(sizeof by_size / sizeof *by_size == kLargestGroup);
+    const uint16_t* rows = block.rows;
+    const uint8_t* columns = block.columns;
+    for (uint32_t b = 0; b < block.count; ++b) {
+        const Bucket& bucket = block.buckets[b];
+        const int groups = (bucket.entries + kLargestGroup - 1) / kLargestGroup;
+        const int size = (bucket.entries + groups - 1) / groups;
+        const int small = groups * size - bucket.entries;
+        columns = by_size[size - 1](bucket, groups - small, small, rows, columns, y, x, values, position);
+        rows += bucket.rows;
+    }
+}
+
+}  // namespace
+
+}  // namespace spdf::sddmm

@@ -1,0 +1,59 @@
+// Order in which a product visits the kept entries, prepared once a pattern.
+//
+// The weight is cut into row blocks (a share of the threads' work; their packed dy stays in L2) and column blocks (their
+// packed x stays in L1). Inside such a block, rows come by falling number of entries, so that a kernel runs the same
+// straight-line code for many rows in a row and its branches are predicted. An entry takes one byte.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "sddmm/sddmm.h"
+
+namespace spdf::sddmm {
+
+constexpr int kColumnsPerBlock = 48;  // x 8 vectors of 64 bytes: 24 KiB of a 32 KiB L1
+constexpr int kLargestGroup = 8;      // entries of one row that a kernel sums side by side
+
+struct Bucket {
+    uint16_t rows;     // rows in it
+    uint8_t entries;   // kept entries of each of them, 1 .. kColumnsPerBlock
+};
+
+// One row block x column block, as slices of the arrays in spdf_sddmm.
+struct Block {
+    uint32_t first_bucket;
+    uint32_t buckets;
+    uint64_t first_row;    // in `rows`
+    uint64_t first_entry;  // in `columns`
+};
+
+// One block, resolved for a kernel.
+struct BlockView {
+    const Bucket* buckets;
+    uint32_t count;
+    const uint16_t* rows;     // within the row block
+    const uint8_t* columns;   // within the column block
+};
+
+}  // namespace spdf::sddmm
+
+struct spdf_sddmm {
+    int64_t out = 0;
+    int64_t in = 0;
+    int64_t rows_per_block = 1;
+    int64_t row_blocks = 0;
+    int64_t column_blocks = 0;
+    std::vector<int64_t> row_start;               // [out + 1]
+    std::vector<spdf::sddmm::Block> blocks;       // [row_blocks * column_blocks]
+    std::vector<spdf::sddmm::Bucket> buckets;
+    std::vector<uint16_t> rows;
+    std::vector<uint8_t> columns;                 // [nnz]
+
+    int64_t nnz() const { return row_start.back(); }
+
+    spdf::sddmm::BlockView block(int64_t row_block, int64_t column_block) const {
+        const spdf::sddmm::Block& b = blocks[row_block * column_blocks + column_block];
+        return {buckets.data() + b.first_bucket, b.buckets, rows.data() + b.first_row, columns.data() + b.first_entry};
+    }
+};
