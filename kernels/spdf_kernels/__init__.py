@@ -1,6 +1,14 @@
 """Products with unstructured, static sparse weights that skip the work and the memory of the pruned entries."""
 
+from spdf_kernels.backends import Description, available_backends, describe, set_code_budget_mb
 from spdf_kernels.linear import sparse_linear
 from spdf_kernels.pattern import SparsityPattern
 
-__all__ = ["SparsityPattern", "sparse_linear"]
+__all__ = [
+    "Description",
+    "SparsityPattern",
+    "available_backends",
+    "describe",
+    "set_code_budget_mb",
+    "sparse_linear",
+]

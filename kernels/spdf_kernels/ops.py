@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from spdf_kernels import plain
+from spdf_kernels import native, plain
+from spdf_kernels.backends import backend_for
 from spdf_kernels.pattern import pattern_of
 
 
@@ -19,6 +20,9 @@ from spdf_kernels.pattern import pattern_of
 def spmm(x_TI: torch.Tensor, values_K: torch.Tensor, bias_O: torch.Tensor | None, handle: int) -> torch.Tensor:
     """y [T, O] = x W^T + bias."""
     pattern = pattern_of(handle)
+    backend = backend_for(pattern)
+    if backend != "torch":
+        return native.spmm(x_TI, values_K, bias_O, pattern, backend, transposed=False)
     y_TO = plain.spmm(x_TI, values_K, pattern)
     return y_TO if bias_O is None else y_TO.add_(bias_O)
 
@@ -26,13 +30,21 @@ def spmm(x_TI: torch.Tensor, values_K: torch.Tensor, bias_O: torch.Tensor | None
 @torch.library.custom_op("spdf::spmm_transposed", mutates_args=())
 def spmm_transposed(dy_TO: torch.Tensor, values_K: torch.Tensor, handle: int) -> torch.Tensor:
     """dx [T, I] = dy W."""
-    return plain.spmm_transposed(dy_TO, values_K, pattern_of(handle))
+    pattern = pattern_of(handle)
+    backend = backend_for(pattern)
+    if backend != "torch":
+        return native.spmm(dy_TO, values_K, None, pattern, backend, transposed=True)
+    return plain.spmm_transposed(dy_TO, values_K, pattern)
 
 
 @torch.library.custom_op("spdf::sddmm", mutates_args=())
 def sddmm(dy_TO: torch.Tensor, x_TI: torch.Tensor, handle: int) -> torch.Tensor:
     """dvalues [K]: dy^T x at the kept entries."""
-    return plain.sddmm(dy_TO, x_TI, pattern_of(handle))
+    pattern = pattern_of(handle)
+    backend = backend_for(pattern)
+    if backend != "torch":
+        return native.sddmm(dy_TO, x_TI, pattern, backend)
+    return plain.sddmm(dy_TO, x_TI, pattern)
 
 
 @spmm.register_fake

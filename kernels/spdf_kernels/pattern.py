@@ -19,14 +19,14 @@ class SparsityPattern:
     `handle` is the integer that stands for the pattern in the custom operators.
     """
 
-    __slots__ = ("__weakref__", "_bits", "_cache", "device", "handle", "nnz", "shape")
+    __slots__ = ("__weakref__", "bits", "device", "handle", "nnz", "prepared", "shape")
 
     device: torch.device
     handle: int
     nnz: int
     shape: tuple[int, int]
-    _bits: torch.Tensor
-    _cache: dict[str, Any]
+    bits: torch.Tensor  # the mask, row-major, first entry in the highest bit: uint8 [ceil(out * in / 8)]
+    prepared: dict[str, Any]  # what the back ends have prepared
 
     def __init__(self) -> None:
         raise TypeError("make a pattern with SparsityPattern.from_mask(mask)")
@@ -51,8 +51,8 @@ class SparsityPattern:
             "handle": next(_next_handle),
             "nnz": int(torch.count_nonzero(mask)),
             "shape": (mask.shape[0], mask.shape[1]),
-            "_bits": _pack(mask),
-            "_cache": {},
+            "bits": _pack(mask),
+            "prepared": {},
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -80,19 +80,19 @@ class SparsityPattern:
     def mask(self) -> torch.Tensor:
         """The mask, a new bool tensor [out, in]."""
         numel = self.shape[0] * self.shape[1]
-        return _unpack(self._bits, numel).view(self.shape)
+        return _unpack(self.bits, numel).view(self.shape)
 
     def flat_index(self) -> torch.Tensor:
         """Positions of the kept entries in the flattened weight, ascending: int32 (int64 from 2^31 entries on) [nnz].
 
         Kept after the first call: the plain torch path needs it at each step, 4 bytes a kept entry.
         """
-        index = self._cache.get("flat_index")
+        index = self.prepared.get("flat_index")
         if index is None:
             index = self.mask().view(-1).nonzero().view(-1)
             if self.shape[0] * self.shape[1] < 2**31:
                 index = index.to(torch.int32)
-            self._cache["flat_index"] = index
+            self.prepared["flat_index"] = index
         return index
 
     def compress(self, weight: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,24 @@
+#include "cpu.hpp"
+
+namespace spdf {
+
+#if defined(__x86_64__)
+
+bool has_avx512() {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+}
+
+bool has_avx512_bf16() {
+    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
+
+#else
+
+bool has_avx512() { return false; }
+bool has_avx512_bf16() { return false; }
+
+#endif
+
+}  // namespace spdf

@@ -1,0 +1,11 @@
+// What this CPU and its operating system offer.
+#pragma once
+
+namespace spdf {
+
+// AVX-512 F, BW, DQ and VL with the system saving the registers.
+bool has_avx512();
+// Also bf16 dot products.
+bool has_avx512_bf16();
+
+}  // namespace spdf

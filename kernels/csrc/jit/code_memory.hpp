@@ -1,0 +1,36 @@
+// Memory for generated code. Never writable and executable at once: filled through a writable mapping, then run.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace spdf::jit {
+
+class CodeMemory {
+public:
+    CodeMemory() = default;
+    CodeMemory(const CodeMemory&) = delete;
+    CodeMemory& operator=(const CodeMemory&) = delete;
+    ~CodeMemory();
+
+    // Writable memory for `size` bytes of code, or nullptr when the host gives none.
+    uint8_t* reserve(size_t size);
+    // Takes away the right to write and gives the right to run. False when the host forbids generated code.
+    bool seal();
+
+    const uint8_t* code() const { return run_; }
+    size_t bytes() const { return bytes_; }
+
+private:
+    void release();
+
+    uint8_t* write_ = nullptr;
+    uint8_t* run_ = nullptr;
+    size_t bytes_ = 0;
+    int file_ = -1;
+};
+
+// Whether this host lets a process run code that it wrote; tried once.
+bool code_allowed();
+
+}  // namespace spdf::jit

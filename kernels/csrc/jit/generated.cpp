@@ -1,0 +1,213 @@
+#include "jit/generated.hpp"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "jit/evex.hpp"
+
+namespace spdf::jit {
+
+namespace {
+
+constexpr int64_t kMaxBlockRows = 31;    // accumulators; the 32nd vector register holds x
+constexpr int kXRegister = 31;
+
+int64_t env(const char* n, int64_t d) { const char* v = getenv(n); return v ? atoll(v) : d; }
+
+// Which rows of a row block keep an input, one bit a row: words[block * inputs + input].
+template <class Column>
+std::vector<uint32_t> row_bits(const Pattern& pattern, const Column* columns, const Generated& g) {
+    std::vector<uint32_t> words(static_cast<size_t>(g.row_blocks * g.inputs));
+    for (int64_t r = 0; r < pattern.rows; ++r) {
+        for (int64_t i = pattern.row_start[r]; i < pattern.row_start[r + 1]; ++i) {
+            const int64_t row = g.transposed ? static_cast<int64_t>(columns[i]) : r;
+            const int64_t input = g.transposed ? r : static_cast<int64_t>(columns[i]);
+            words[row / g.block_rows * g.inputs + input] |= 1u << (row % g.block_rows);
+        }
+    }
+    return words;
+}
+
+// A pointer that walks through memory by displacements of one signed byte.
+class Window {
+public:
+    Window(Assembler& assembler, Reg base, int64_t unit) : assembler_(assembler), base_(base), unit_(unit) {
+        assembler.add(base, static_cast<int32_t>(128 * unit));
+    }
+    int reach(int64_t position) {
+        if (position - center_ > 127) {
+            const int64_t step = (position - center_ + 128) / 256 * 256;
+            assembler_.add(base_, static_cast<int32_t>(step * unit_));
+            center_ += step;
+        }
+        return static_cast<int>(position - center_);
+    }
+
+private:
+    Assembler& assembler_;
+    Reg base_;
+    int64_t unit_;
+    int64_t center_ = 128;
+};
+
+// Code of one block, called as f(x, values, y, tiles, x_stride, y_stride), strides in bytes.
+size_t assemble(uint8_t* out, const uint32_t* words, int64_t inputs, int rows, bool first) {
+    Assembler a(out);
+    const size_t next_tile = a.size();
+    a.move(Reg::r10, Reg::rdi);
+    a.move(Reg::rax, Reg::rsi);
+    for (int r = 0; r < rows; ++r) {
+        if (first) {
+            a.zero_vector(r);
+        } else {
+            a.load_vector(r, Reg::rdx, r);
+        }
+    }
+    Window x(a, Reg::r10, 64);
+    Window values(a, Reg::rax, 4);
+    int64_t used = 0;
+    for (int64_t input = 0; input < inputs; ++input) {
+        uint32_t word = words[input];
+        if (!word) continue;
+        a.load_vector(kXRegister, Reg::r10, x.reach(input));
+        for (; word; word &= word - 1) {
+            a.fma_broadcast(__builtin_ctz(word), kXRegister, Reg::rax, values.reach(used));
+            ++used;
+        }
+    }
+    for (int r = 0; r < rows; ++r) a.store_vector(r, Reg::rdx, r);
+    a.add(Reg::rdi, Reg::r8);
+    a.add(Reg::rdx, Reg::r9);
+    a.decrement(Reg::rcx);
+    a.jump_if_not_zero(next_tile);
+    a.return_to_caller();
+    return a.size();
+}
+
+using BlockCode = void (*)(const float* x, const float* values, float* y, int64_t tiles, int64_t x_stride,
+                           int64_t y_stride);
+
+}  // namespace
+
+bool generate(const Pattern& pattern, bool transposed, int64_t limit, int threads, Generated& g) {
+    const int64_t kMaxBlockInputs = env("KB", 512);
+    g.transposed = transposed;
+    g.rows = transposed ? pattern.cols : pattern.rows;
+    g.inputs = transposed ? pattern.rows : pattern.cols;
+    g.nnz = pattern.nnz;
+    g.row_blocks = (g.rows + kMaxBlockRows - 1) / kMaxBlockRows;
+    g.block_rows = (g.rows + g.row_blocks - 1) / g.row_blocks;
+    g.input_blocks = (g.inputs + kMaxBlockInputs - 1) / kMaxBlockInputs;
+    g.block_inputs = (g.inputs + g.input_blocks - 1) / g.input_blocks;
+    const std::vector<uint32_t> words = pattern.wide() ? row_bits(pattern, pattern.col32.data(), g)
+                                                       : row_bits(pattern, pattern.col16.data(), g);
+    const int64_t blocks = g.row_blocks * g.input_blocks;
+    std::vector<int64_t> size(static_cast<size_t>(blocks)), used(static_cast<size_t>(blocks));
+    g.entry.resize(static_cast<size_t>(blocks));
+    g.value_start.resize(static_cast<size_t>(blocks));
+
+    const auto block = [&](int64_t index, uint8_t* out) {
+        const int64_t input_block = index / g.row_blocks, row_block = index % g.row_blocks;
+        const int64_t first = input_block * g.block_inputs;
+        const int64_t inputs = std::min(g.block_inputs, g.inputs - first);
+        const int64_t rows = std::min(g.block_rows, g.rows - row_block * g.block_rows);
+        const uint32_t* word = words.data() + row_block * g.inputs + first;
+        if (!out) {
+            for (int64_t i = 0; i < inputs; ++i) used[index] += __builtin_popcount(word[i]);
+        }
+        return static_cast<int64_t>(assemble(out, word, inputs, static_cast<int>(rows), first == 0));
+    };
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < blocks; ++i) size[i] = block(i, nullptr);
+    int64_t bytes = 0, values = 0;
+    for (int64_t i = 0; i < blocks; ++i) {
+        g.entry[i] = bytes;
+        g.value_start[i] = values;
+        bytes += size[i];
+        values += used[i];
+    }
+    if (bytes > limit) return false;
+    uint8_t* code = g.code.reserve(static_cast<size_t>(bytes));
+    if (!code) return false;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < blocks; ++i) block(i, code + g.entry[i]);
+    if (transposed) {
+        g.counts.resize(words.size());
+        for (int64_t b = 0; b < g.row_blocks; ++b) {
+            for (int64_t i = 0; i < g.inputs; ++i) {
+                g.counts[i * g.row_blocks + b] = static_cast<uint8_t>(__builtin_popcount(words[b * g.inputs + i]));
+            }
+        }
+    }
+    return g.code.seal();
+}
+
+template <class T>
+void spmm_generated(const Generated& g, const Packing& packing, const T* x, int64_t tokens, const float* ordered,
+                    const float* bias, T* y, int threads, Scratch& scratch) {
+    const int64_t tiles = (tokens + 15) / 16;
+    const int64_t wish = env("CT", 8);  // tiles that share one pass through the code
+    // Enough groups for every thread; with few tokens the rows are shared out instead, and each part packs x for itself.
+    const bool by_tokens = tiles >= 4 * threads;
+    int64_t groups = (tiles + wish - 1) / wish;
+    if (by_tokens) groups = (groups + threads - 1) / threads * threads;
+    const int64_t group = (tiles + groups - 1) / groups;
+    groups = (tiles + group - 1) / group;
+    const int64_t parts = by_tokens ? 1 : std::min<int64_t>(g.row_blocks, threads);
+    const int64_t y_stride = (g.rows | 1) * 16;  // an odd number of cache lines: tiles do not share cache sets
+    const int64_t x_floats = g.inputs * 16 * group;
+    const int64_t y_floats = y_stride * group;
+    float* memory = scratch.floats((x_floats + y_floats) * threads);
+    const uint8_t* code = g.code.code();
+
+#pragma omp parallel num_threads(threads)
+    {
+        float* x_packed = memory;
+#ifdef _OPENMP
+        x_packed += omp_get_thread_num() * (x_floats + y_floats);
+#endif
+        float* y_packed = x_packed + x_floats;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < groups * parts; ++task) {
+            const int64_t first_tile = task / parts * group;
+            const int64_t count = std::min(group, tiles - first_tile);
+            const int64_t begin = g.row_blocks * (task % parts) / parts;
+            const int64_t end = g.row_blocks * (task % parts + 1) / parts;
+            const auto lanes = [&](int64_t tile) {
+                return static_cast<int>(std::min<int64_t>(16, tokens - (first_tile + tile) * 16));
+            };
+            for (int64_t k = 0; k < g.input_blocks; ++k) {
+                const int64_t first = k * g.block_inputs;
+                const int64_t inputs = std::min(g.block_inputs, g.inputs - first);
+                for (int64_t t = 0; t < count; ++t) {
+                    packing.pack(x + (first_tile + t) * 16 * g.inputs + first, g.inputs, lanes(t), inputs,
+                                 x_packed + t * inputs * 16, 16);
+                }
+                for (int64_t b = begin; b < end; ++b) {
+                    const int64_t index = k * g.row_blocks + b;
+                    const auto run = reinterpret_cast<BlockCode>(reinterpret_cast<uintptr_t>(code + g.entry[index]));
+                    run(x_packed, ordered + g.value_start[index], y_packed + b * g.block_rows * 16, count, inputs * 64,
+                        y_stride * 4);
+                }
+            }
+            const int64_t first_row = begin * g.block_rows;
+            const int64_t rows = std::min(end * g.block_rows, g.rows) - first_row;
+            for (int64_t t = 0; t < count; ++t) {
+                packing.unpack(y_packed + t * y_stride + first_row * 16, 16, lanes(t), rows,
+                               bias ? bias + first_row : nullptr,
+                               y + (first_tile + t) * 16 * g.rows + first_row, g.rows);
+            }
+        }
+    }
+}
+
+template void spmm_generated(const Generated&, const Packing&, const float*, int64_t, const float*, const float*, float*,
+                             int, Scratch&);
+template void spmm_generated(const Generated&, const Packing&, const Bf16*, int64_t, const float*, const float*, Bf16*,
+                             int, Scratch&);
+
+}  // namespace spdf::jit

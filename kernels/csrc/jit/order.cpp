@@ -1,0 +1,90 @@
+// Values from row-major order to the order in which generated code uses them.
+#include <algorithm>
+
+#include "jit/generated.hpp"
+#include "jit/segments.hpp"
+
+namespace spdf::jit {
+
+namespace {
+
+// Forward: a block takes its values input by input, so this is the transposition of each row block. One pass counts the
+// entries of each input, a second puts the values in place.
+template <class T, class Column>
+void order_forward(const Pattern& pattern, const Column* columns, const Generated& g, const T* values, float* ordered,
+                   int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<int32_t> next(static_cast<size_t>(g.inputs) + 1);
+#pragma omp for schedule(static)
+        for (int64_t b = 0; b < g.row_blocks; ++b) {
+            const int64_t first = pattern.row_start[b * g.block_rows];
+            const int64_t last = pattern.row_start[std::min((b + 1) * g.block_rows, g.rows)];
+            std::fill(next.begin(), next.end(), 0);
+            for (int64_t i = first; i < last; ++i) ++next[columns[i]];
+            for (int64_t k = 0; k < g.input_blocks; ++k) {
+                int32_t position = static_cast<int32_t>(0);
+                const int64_t end = std::min((k + 1) * g.block_inputs, g.inputs);
+                for (int64_t c = k * g.block_inputs; c < end; ++c) {
+                    const int32_t count = next[c];
+                    next[c] = position;
+                    position += count;
+                }
+            }
+            if (g.input_blocks == 1) {
+                float* to = ordered + g.value_start[b];
+                for (int64_t i = first; i < last; ++i) to[next[columns[i]]++] = to_float(values[i]);
+                continue;
+            }
+            int64_t i = first;
+            for (int64_t r = b * g.block_rows; r < std::min((b + 1) * g.block_rows, g.rows); ++r) {
+                for (int64_t k = 0; k < g.input_blocks; ++k) {
+                    float* to = ordered + g.value_start[k * g.row_blocks + b];
+                    const int64_t bound = (k + 1) * g.block_inputs;
+                    for (; i < pattern.row_start[r + 1] && columns[i] < bound; ++i) {
+                        to[next[columns[i]]++] = to_float(values[i]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// Transposed: a block takes its values row by row of the pattern, and a row's entries in a range of columns lie side by
+// side: nothing but short copies.
+template <class T>
+void order_transposed(const Pattern& pattern, const Generated& g, const T* values, float* ordered, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; ++part) {
+        const int64_t begin = g.row_blocks * part / threads, end = g.row_blocks * (part + 1) / threads;
+        for (int64_t k = 0; k < g.input_blocks; ++k) {
+            std::vector<float*> to(static_cast<size_t>(end - begin));
+            for (int64_t b = begin; b < end; ++b) to[b - begin] = ordered + g.value_start[k * g.row_blocks + b];
+            const int64_t last = std::min((k + 1) * g.block_inputs, g.inputs);
+            for (int64_t r = k * g.block_inputs; r < last; ++r) {
+                const uint8_t* counts = g.counts.data() + r * g.row_blocks;
+                const T* from = values + pattern.row_start[r];
+                for (int64_t b = 0; b < begin; ++b) from += counts[b];
+                copy_segments(from, counts + begin, end - begin, to.data());
+            }
+        }
+    }
+}
+
+}  // namespace
+
+template <class T>
+void order_values(const Pattern& pattern, const Generated& g, const T* values, float* ordered, int threads) {
+    if (g.transposed) {
+        order_transposed(pattern, g, values, ordered, threads);
+    } else if (pattern.wide()) {
+        order_forward(pattern, pattern.col32.data(), g, values, ordered, threads);
+    } else {
+        order_forward(pattern, pattern.col16.data(), g, values, ordered, threads);
+    }
+}
+
+template void order_values(const Pattern&, const Generated&, const float*, float*, int);
+template void order_values(const Pattern&, const Generated&, const Bf16*, float*, int);
+
+}  // namespace spdf::jit

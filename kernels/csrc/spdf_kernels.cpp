@@ -1,0 +1,231 @@
+#include "spdf_kernels.h"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <new>
+
+#include "cpu.hpp"
+#include "jit/generated.hpp"
+#include "pack/pack.hpp"
+#include "pattern/pattern.hpp"
+#include "sddmm/sddmm.h"
+#include "spmm/compact.hpp"
+#include "spmm/rows.hpp"
+#include "spmm/scratch.hpp"
+
+namespace {
+
+using spdf::Bf16;
+
+std::atomic<int64_t> code_budget{int64_t{1} << 62};
+std::atomic<int64_t> code_in_use{0};
+
+// Takes `bytes` from the budget; false when they are not there.
+bool take_code_bytes(int64_t bytes) {
+    if (code_in_use.fetch_add(bytes) + bytes <= code_budget.load()) return true;
+    code_in_use.fetch_sub(bytes);
+    return false;
+}
+
+}  // namespace
+
+struct spdf_pattern {
+    spdf::Pattern rows;
+    std::mutex mutex;  // guards preparation
+    std::unique_ptr<spdf::Transpose> transpose;
+    std::unique_ptr<spdf::jit::Generated> code[2];
+    bool code_refused[2] = {false, false};
+    spdf_sddmm* grad_values = nullptr;
+
+    ~spdf_pattern() {
+        spdf_sddmm_free(grad_values);
+        for (const auto& direction : code) {
+            if (direction) code_in_use.fetch_sub(static_cast<int64_t>(direction->code.bytes()));
+        }
+    }
+
+    const spdf::Transpose& transposed() {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (!transpose) transpose = std::make_unique<spdf::Transpose>(spdf::transpose_of(rows));
+        return *transpose;
+    }
+
+    // Null when memory ends.
+    const spdf_sddmm* sddmm() {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (!grad_values) {
+            grad_values = spdf_sddmm_prepare(rows.rows, rows.cols, rows.row_start.data(),
+                                             rows.wide() ? nullptr : rows.col16.data(),
+                                             rows.wide() ? rows.col32.data() : nullptr);
+        }
+        return grad_values;
+    }
+
+    // Null when the code does not fit the budget: asked once, so that a layer does not change its path in mid-training.
+    const spdf::jit::Generated* generated(bool transposed, int threads) {
+        const std::lock_guard<std::mutex> lock(mutex);
+        if (!code[transposed] && !code_refused[transposed]) {
+            auto direction = std::make_unique<spdf::jit::Generated>();
+            const int64_t left = code_budget.load() - code_in_use.load();
+            if (spdf::jit::generate(rows, transposed, left, threads, *direction) &&
+                take_code_bytes(static_cast<int64_t>(direction->code.bytes()))) {
+                code[transposed] = std::move(direction);
+            } else {
+                code_refused[transposed] = true;
+            }
+        }
+        return code[transposed].get();
+    }
+};
+
+namespace {
+
+template <class T>
+void fill_bias(const T* bias, int64_t tokens, int64_t features, T* y) {
+    for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t f = 0; f < features; ++f) y[t * features + f] = bias ? bias[f] : T{};
+    }
+}
+
+const float* as_floats(const float* from, int64_t, float*) { return from; }
+const float* as_floats(const Bf16* from, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; ++i) to[i] = spdf::to_float(from[i]);
+    return to;
+}
+
+template <class T>
+void spmm(spdf_pattern& pattern, int backend, bool transposed, const T* x, int64_t tokens, const T* values,
+          const T* bias, T* y, int threads) {
+    thread_local spdf::Scratch tiles_scratch, values_scratch, bias_scratch;
+    const int64_t features = transposed ? pattern.rows.cols : pattern.rows.rows;
+    if (tokens == 0 || features == 0) return;
+    if (pattern.rows.nnz == 0) return fill_bias(bias, tokens, features, y);
+    if (bias && sizeof(T) != sizeof(float)) bias_scratch.floats(features);
+    const float* bias_f32 = bias ? as_floats(bias, features, bias_scratch.floats(features)) : nullptr;
+    float* ordered = values_scratch.floats(pattern.rows.nnz);
+#if defined(__x86_64__)
+    if (backend == SPDF_JIT) {
+        if (const spdf::jit::Generated* code = pattern.generated(transposed, threads)) {
+            spdf::jit::order_values(pattern.rows, *code, values, ordered, threads);
+            spdf::jit::spmm_generated(*code, spdf::kAvx512Packing, x, tokens, ordered, bias_f32, y, threads,
+                                      tiles_scratch);
+            return;
+        }
+    }
+    const spdf::CompactBackend& compact = backend == SPDF_PORTABLE ? spdf::kPortableCompact : spdf::kAvx512Compact;
+#else
+    const spdf::CompactBackend& compact = spdf::kPortableCompact;
+#endif
+    if (transposed) {
+        const spdf::Transpose& transpose = pattern.transposed();
+        spdf::transpose_values(pattern.rows, transpose, values, ordered, threads);
+        spmm_compact(compact, spdf::transposed_rows(pattern.rows, transpose), x, tokens, ordered, bias_f32, y, threads,
+                     tiles_scratch);
+    } else {
+        spmm_compact(compact, spdf::forward_rows(pattern.rows), x, tokens,
+                     as_floats(values, pattern.rows.nnz, ordered), bias_f32, y, threads, tiles_scratch);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* spdf_backend_missing(int backend) {
+    if (backend == SPDF_PORTABLE) return nullptr;
+#if defined(__x86_64__)
+    if (!spdf::has_avx512()) return "this CPU (or its operating system) has no AVX-512 F, BW, DQ, VL";
+    if (backend == SPDF_JIT && !spdf::jit::code_allowed()) return "this host does not let a process run generated code";
+    return nullptr;
+#else
+    return "the library was built for another architecture than x86-64";
+#endif
+}
+
+spdf_pattern* spdf_pattern_new(const uint8_t* bits, int64_t out, int64_t in, int64_t nnz) {
+    try {
+        auto pattern = std::make_unique<spdf_pattern>();
+        pattern->rows = spdf::pattern_from_bits(bits, out, in, nnz);
+        return pattern.release();
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
+}
+
+void spdf_pattern_free(spdf_pattern* pattern) { delete pattern; }
+
+int spdf_spmm(spdf_pattern* pattern, int backend, int transposed, int bf16, const void* x, int64_t tokens,
+              const void* values, const void* bias, void* y, int threads) {
+    try {
+        if (bf16) {
+            spmm(*pattern, backend, transposed != 0, static_cast<const Bf16*>(x), tokens,
+                 static_cast<const Bf16*>(values), static_cast<const Bf16*>(bias), static_cast<Bf16*>(y), threads);
+        } else {
+            spmm(*pattern, backend, transposed != 0, static_cast<const float*>(x), tokens,
+                 static_cast<const float*>(values), static_cast<const float*>(bias), static_cast<float*>(y), threads);
+        }
+    } catch (const std::bad_alloc&) {
+        return SPDF_NO_MEMORY;
+    }
+    return SPDF_OK;
+}
+
+int spdf_grad_values(spdf_pattern* pattern, int backend, int bf16, const void* dy, const void* x, int64_t tokens,
+                     void* values, int threads) {
+    const int64_t out = pattern->rows.rows, in = pattern->rows.cols;
+    const spdf_sddmm* prepared = pattern->sddmm();
+    if (!prepared) return SPDF_NO_MEMORY;
+    const int isa = backend == SPDF_PORTABLE ? SPDF_SDDMM_PORTABLE : spdf_sddmm_best_isa();
+    const int status =
+        bf16 ? spdf_sddmm_bf16(prepared, static_cast<const uint16_t*>(dy), out, static_cast<const uint16_t*>(x), in,
+                               tokens, static_cast<uint16_t*>(values), threads, isa)
+             : spdf_sddmm_f32(prepared, static_cast<const float*>(dy), out, static_cast<const float*>(x), in, tokens,
+                              static_cast<float*>(values), threads, isa);
+    return status == SPDF_SDDMM_OK ? SPDF_OK : SPDF_NO_MEMORY;
+}
+
+int spdf_prepare_grad_values(spdf_pattern* pattern) { return pattern->sddmm() ? SPDF_OK : SPDF_NO_MEMORY; }
+
+int spdf_prepare(spdf_pattern* pattern, int backend, int transposed, int threads) {
+    try {
+        if (pattern->rows.nnz == 0) return backend;
+        if (backend == SPDF_JIT) {
+            if (pattern->generated(transposed != 0, threads)) return SPDF_JIT;
+            backend = SPDF_AVX512;
+        }
+        if (transposed) pattern->transposed();
+        return backend;
+    } catch (const std::bad_alloc&) {
+        return -1;
+    }
+}
+
+int64_t spdf_index_bytes(const spdf_pattern* pattern) {
+    const spdf::Pattern& rows = pattern->rows;
+    size_t bytes = rows.row_start.size() * 8 + rows.col16.size() * 2 + rows.col32.size() * 4;
+    if (pattern->transpose) {
+        const spdf::Transpose& t = *pattern->transpose;
+        bytes += t.start.size() * 8 + t.index16.size() * 2 + t.index32.size() * 4;
+    }
+    for (const auto& direction : pattern->code) {
+        if (direction) bytes += static_cast<size_t>(direction->index_bytes());
+    }
+    if (pattern->grad_values) bytes += static_cast<size_t>(spdf_sddmm_bytes(pattern->grad_values));
+    return static_cast<int64_t>(bytes);
+}
+
+int64_t spdf_code_bytes(const spdf_pattern* pattern) {
+    int64_t bytes = 0;
+    for (const auto& direction : pattern->code) {
+        if (direction) bytes += static_cast<int64_t>(direction->code.bytes());
+    }
+    return bytes;
+}
+
+void spdf_set_code_budget(int64_t bytes) { code_budget.store(bytes); }
+
+int64_t spdf_code_bytes_in_use(void) { return code_in_use.load(); }
+
+}  // extern "C"

@@ -1,0 +1,56 @@
+// The C interface of the kernels, called through ctypes by the Python package. Row-major tensors, no torch.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define SPDF_EXPORT __declspec(dllexport)
+#else
+#define SPDF_EXPORT __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum spdf_backend { SPDF_PORTABLE = 0, SPDF_AVX512 = 1, SPDF_JIT = 2 };
+enum spdf_status { SPDF_OK = 0, SPDF_NO_MEMORY = 1 };
+
+typedef struct spdf_pattern spdf_pattern;
+
+// Null when this machine can run the backend, else the reason in English.
+SPDF_EXPORT const char* spdf_backend_missing(int backend);
+
+// Structure of a weight [out, in] from its mask, packed row-major, first entry in the highest bit; nnz bits are set.
+// Null when memory ends. The bits are not kept.
+SPDF_EXPORT spdf_pattern* spdf_pattern_new(const uint8_t* bits, int64_t out, int64_t in, int64_t nnz);
+SPDF_EXPORT void spdf_pattern_free(spdf_pattern* pattern);
+
+// y [tokens, out] = x [tokens, in] W^T + bias, or with `transposed` y [tokens, in] = x [tokens, out] W; over kept entries
+// alone. values [nnz] row-major, bias [out features] or null. With `bf16` all tensors are bfloat16, summed in float32;
+// else float32. What a direction needs is prepared at its first use. The bits do not depend on `threads`.
+SPDF_EXPORT int spdf_spmm(spdf_pattern* pattern, int backend, int transposed, int bf16, const void* x, int64_t tokens,
+                          const void* values, const void* bias, void* y, int threads);
+
+// values [nnz] = dy^T x at the kept entries, for dy [tokens, out] and x [tokens, in]: the gradient of a weight's values.
+SPDF_EXPORT int spdf_grad_values(spdf_pattern* pattern, int backend, int bf16, const void* dy, const void* x,
+                                 int64_t tokens, void* values, int threads);
+
+// Prepares a direction now: what the first product would do. Returns the backend that products will run on: SPDF_JIT falls
+// back to SPDF_AVX512 where the code budget is used up. -1 when memory ends.
+SPDF_EXPORT int spdf_prepare(spdf_pattern* pattern, int backend, int transposed, int threads);
+
+// Prepares the gradient of the values now. SPDF_OK or SPDF_NO_MEMORY.
+SPDF_EXPORT int spdf_prepare_grad_values(spdf_pattern* pattern);
+
+// Bytes that a pattern holds at this moment.
+SPDF_EXPORT int64_t spdf_index_bytes(const spdf_pattern* pattern);
+SPDF_EXPORT int64_t spdf_code_bytes(const spdf_pattern* pattern);
+
+// Bytes of generated code allowed in this process, over all patterns; and those in use.
+SPDF_EXPORT void spdf_set_code_budget(int64_t bytes);
+SPDF_EXPORT int64_t spdf_code_bytes_in_use(void);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,55 @@
+#include "spmm/compact.hpp"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include <algorithm>
+
+namespace spdf {
+
+template <class T>
+void spmm_compact(const CompactBackend& backend, const Rows& rows, const T* x, int64_t tokens, const float* values,
+                  const float* bias, T* y, int threads, Scratch& scratch) {
+    const int64_t width = backend.width;
+    const int64_t groups = (tokens + width - 1) / width;
+    // Fewer groups than threads: the rows are shared out too, and each part packs x for itself.
+    const int64_t parts = std::min<int64_t>(rows.count, (threads + groups - 1) / groups);
+    const int64_t x_floats = rows.inputs * width;
+    const int64_t y_floats = rows.count * width;
+    float* memory = scratch.floats((x_floats + y_floats) * threads);
+    const Packing& packing = *backend.packing;
+
+#pragma omp parallel num_threads(threads)
+    {
+        float* x_packed = memory;
+#ifdef _OPENMP
+        x_packed += omp_get_thread_num() * (x_floats + y_floats);
+#endif
+        float* y_packed = x_packed + x_floats;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < groups * parts; ++task) {
+            const int64_t first = task / parts * width;
+            const int64_t count = std::min(width, tokens - first);
+            const int64_t begin = rows.count * (task % parts) / parts;
+            const int64_t end = rows.count * (task % parts + 1) / parts;
+            for (int64_t t = 0; t < width; t += 16) {  // past the last token: zeros
+                const int lanes = static_cast<int>(std::clamp<int64_t>(count - t, 0, 16));
+                packing.pack(x + (first + t) * rows.inputs, rows.inputs, lanes, rows.inputs, x_packed + t, width);
+            }
+            backend.kernel(rows, begin, end, values, x_packed, y_packed);
+            for (int64_t t = 0; t < count; t += 16) {
+                const int lanes = static_cast<int>(std::min<int64_t>(count - t, 16));
+                packing.unpack(y_packed + begin * width + t, width, lanes, end - begin, bias ? bias + begin : nullptr,
+                               y + (first + t) * rows.count + begin, rows.count);
+            }
+        }
+    }
+}
+
+template void spmm_compact(const CompactBackend&, const Rows&, const float*, int64_t, const float*, const float*,
+                           float*, int, Scratch&);
+template void spmm_compact(const CompactBackend&, const Rows&, const Bf16*, int64_t, const float*, const float*, Bf16*,
+                           int, Scratch&);
+
+}  // namespace spdf

@@ -1,0 +1,33 @@
+// SpMM from compressed rows: one row's kept entries at a time, over a group of tokens held in registers.
+#pragma once
+
+#include <cstdint>
+
+#include "pack/pack.hpp"
+#include "spmm/rows.hpp"
+#include "spmm/scratch.hpp"
+
+namespace spdf {
+
+// y[r * width + t] = sum over row r's entries of values[i] * x[index[i] * width + t], rows begin..end-1, t < width.
+using CompactKernel = void (*)(const Rows& rows, int64_t begin, int64_t end, const float* values, const float* x,
+                               float* y);
+
+struct CompactBackend {
+    CompactKernel kernel;
+    int64_t width;  // tokens of a group, a multiple of 16
+    const Packing* packing;
+};
+
+extern const CompactBackend kPortableCompact;
+#if defined(__x86_64__)
+extern const CompactBackend kAvx512Compact;
+#endif
+
+// y [tokens, rows.count] = x [tokens, rows.inputs] times the transposed rows, plus bias (may be null), row-major.
+// `values` are in the order of the rows' entries. Same bits for any number of threads. Throws std::bad_alloc.
+template <class T>
+void spmm_compact(const CompactBackend& backend, const Rows& rows, const T* x, int64_t tokens, const float* values,
+                  const float* bias, T* y, int threads, Scratch& scratch);
+
+}  // namespace spdf

@@ -1,0 +1,153 @@
+"""The shared library of the kernels, through ctypes.
+
+torch is imported first, so that the library finds torch's OpenMP runtime loaded and shares its threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from pathlib import Path
+
+import torch
+
+from spdf_kernels.pattern import SparsityPattern
+
+LIBRARY = Path(__file__).with_name("libspdf_kernels.so")
+BACKENDS = {"portable": 0, "avx512": 1, "jit": 2}
+
+_POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_SIGNATURES = {
+    "spdf_backend_missing": (ctypes.c_char_p, [_INT]),
+    "spdf_pattern_new": (_POINTER, [_POINTER, _INT64, _INT64, _INT64]),
+    "spdf_pattern_free": (None, [_POINTER]),
+    "spdf_spmm": (_INT, [_POINTER, _INT, _INT, _INT, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _INT]),
+    "spdf_grad_values": (_INT, [_POINTER, _INT, _INT, _POINTER, _POINTER, _INT64, _POINTER, _INT]),
+    "spdf_prepare_grad_values": (_INT, [_POINTER]),
+    "spdf_prepare": (_INT, [_POINTER, _INT, _INT, _INT]),
+    "spdf_index_bytes": (_INT64, [_POINTER]),
+    "spdf_code_bytes": (_INT64, [_POINTER]),
+    "spdf_set_code_budget": (None, [_INT64]),
+    "spdf_code_bytes_in_use": (_INT64, []),
+}
+
+
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """The library, or why there is none."""
+    if not LIBRARY.exists():
+        return None, f"{LIBRARY.name} was not built: install the package with a C++ compiler at hand (pip install .)"
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        return None, f"{LIBRARY.name} does not load: {error}"
+    return library, None
+
+
+_library, missing_library = _load()
+
+
+def missing(backend: str) -> str | None:
+    """Why this machine cannot run a native back end; None when it can."""
+    if _library is None:
+        return missing_library
+    reason = _library.spdf_backend_missing(BACKENDS[backend])
+    return None if reason is None else reason.decode()
+
+
+def spmm(
+    operand: torch.Tensor,
+    values: torch.Tensor,
+    bias: torch.Tensor | None,
+    pattern: SparsityPattern,
+    backend: str,
+    transposed: bool,
+) -> torch.Tensor:
+    """operand [T, I] W^T + bias -> [T, O]; transposed: operand [T, O] W -> [T, I]. float32 or bfloat16, on the CPU."""
+    operand, values = operand.contiguous(), values.contiguous()
+    if bias is not None:
+        bias = bias.contiguous()
+    result = operand.new_empty(operand.shape[0], pattern.shape[1 if transposed else 0])
+    status = _loaded().spdf_spmm(
+        _structure(pattern),
+        BACKENDS[backend],
+        transposed,
+        operand.dtype == torch.bfloat16,
+        operand.data_ptr(),
+        operand.shape[0],
+        values.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        result.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if status != 0:
+        raise MemoryError(f"no memory for a product with {pattern!r} over {operand.shape[0]} tokens")
+    return result
+
+
+def sddmm(dy: torch.Tensor, x: torch.Tensor, pattern: SparsityPattern, backend: str) -> torch.Tensor:
+    """Gradient of the values [nnz]: dy [T, O] transposed times x [T, I] at the kept entries."""
+    dy, x = dy.contiguous(), x.contiguous()
+    result = x.new_empty(pattern.nnz)
+    status = _loaded().spdf_grad_values(
+        _structure(pattern),
+        BACKENDS[backend],
+        x.dtype == torch.bfloat16,
+        dy.data_ptr(),
+        x.data_ptr(),
+        x.shape[0],
+        result.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if status != 0:
+        raise MemoryError(f"no memory for a product with {pattern!r} over {x.shape[0]} tokens")
+    return result
+
+
+def prepare(pattern: SparsityPattern, backend: str, transposed: bool) -> str:
+    """Prepares a direction now instead of at its first product. Returns the back end that its products will run on."""
+    prepared = _loaded().spdf_prepare(_structure(pattern), BACKENDS[backend], transposed, torch.get_num_threads())
+    if prepared < 0:
+        raise MemoryError(f"no memory for the structure of {pattern!r}")
+    return next(name for name, number in BACKENDS.items() if number == prepared)
+
+
+def prepare_sddmm(pattern: SparsityPattern) -> None:
+    """Prepares the gradient of the values now instead of at its first product."""
+    if _loaded().spdf_prepare_grad_values(_structure(pattern)) != 0:
+        raise MemoryError(f"no memory for the structure of {pattern!r}")
+
+
+def held_bytes(pattern: SparsityPattern) -> tuple[int, int]:
+    """(bytes of indices, bytes of generated code) that the library holds for a pattern at this moment."""
+    structure = pattern.prepared.get("native")
+    if structure is None:
+        return 0, 0
+    return _loaded().spdf_index_bytes(structure), _loaded().spdf_code_bytes(structure)
+
+
+def set_code_budget(size: int) -> None:
+    """Bytes of generated code allowed in this process, over all patterns."""
+    if _library is not None:
+        _library.spdf_set_code_budget(size)
+
+
+def _loaded() -> ctypes.CDLL:
+    if _library is None:
+        raise RuntimeError(missing_library)
+    return _library
+
+
+def _structure(pattern: SparsityPattern) -> int:
+    """The library's own structure of a pattern; made at the first call, freed with the pattern."""
+    structure = pattern.prepared.get("native")
+    if structure is None:
+        library = _loaded()
+        structure = library.spdf_pattern_new(pattern.bits.data_ptr(), *pattern.shape, pattern.nnz)
+        if not structure:
+            raise MemoryError(f"no memory for the structure of {pattern!r}")
+        pattern.prepared["native"] = structure
+        weakref.finalize(pattern, library.spdf_pattern_free, structure).atexit = False
+    return structure
