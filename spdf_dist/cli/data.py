@@ -1,0 +1,156 @@
+"""Data: train tokenizers, pack text into shards, fetch or make data sets.
+
+Tokenizers are a SentencePiece .model file, or a folder with GPT-2's encoder.json and vocab.bpe.
+Inputs are .jsonl, .jsonl.gz, .jsonl.zst (one {"text": ...} a line), .parquet (a column text) and .txt files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+HELP = "train tokenizers, pack text into shards, fetch or make data sets"
+
+INPUT_HELP = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files, in the order they are to be read"
+DATASETS = ("e2e", "webnlg", "dart", "gpt2-vocab", "pile")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    tokenizer = commands.add_parser("tokenizer", help="train a SentencePiece tokenizer")
+    train = tokenizer.add_subparsers(dest="tokenizer_command", required=True, metavar="train").add_parser(
+        "train", help="train a SentencePiece model that gives every text back exactly"
+    )
+    train.add_argument("--input", nargs="+", required=True, metavar="FILE", help=INPUT_HELP)
+    train.add_argument("--vocab-size", type=int, required=True, metavar="N", help="number of ids, 256 bytes included")
+    train.add_argument("--out", required=True, metavar="FILE", help="the .model file to write")
+    train.set_defaults(work=run_tokenizer_train)
+
+    pack = commands.add_parser(
+        "pack",
+        help="tokenize text and pack it into WebDataset shards with an index",
+        description="Tokenize text and pack it into WebDataset shards with an index. Under mpirun or srun the ranks "
+        "share the files. Exit code 1: all was packed but for lines that could not be used, listed on standard error.",
+    )
+    pack.add_argument("--input", nargs="+", required=True, metavar="FILE", help=INPUT_HELP)
+    pack.add_argument(
+        "--tokenizer", required=True, metavar="TOK", help="a .model file, or a folder with encoder.json and vocab.bpe"
+    )
+    pack.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
+    pack.add_argument("--seq-len", type=int, default=2048, metavar="T", help="tokens a sequence (default 2048)")
+    pack.add_argument(
+        "--workers", type=int, metavar="N", help="tokenizing processes (default: the cores this process may use)"
+    )
+    pack.add_argument("--json", action="store_true", help="print one JSON object")
+    pack.set_defaults(work=run_pack)
+
+    fetch = commands.add_parser("fetch", help="download a data set from its official source")
+    fetch.add_argument("name", metavar="NAME", help=", ".join(DATASETS))
+    fetch.add_argument("--out", required=True, metavar="DIR", help="the folder to put the files into")
+    fetch.set_defaults(work=run_fetch)
+
+    python_text = commands.add_parser(
+        "python-text", help="write the text of this Python installation (sources, docstrings, topics) as .jsonl"
+    )
+    python_text.add_argument("--out", required=True, metavar="FILE", help="a .jsonl or .jsonl.zst file")
+    python_text.add_argument("--validation", metavar="FILE", help="put one document in fifty here instead")
+    python_text.add_argument("--max-mb", type=float, metavar="N", help="stop after N MB of text")
+    python_text.set_defaults(work=run_python_text)
+
+    synthetic = commands.add_parser("synthetic-e2e", help="write a synthetic data set in the form of E2E's CSV files")
+    synthetic.add_argument(
+        "--out", required=True, metavar="DIR", help="the folder for trainset.csv, devset.csv, testset_w_refs.csv"
+    )
+    synthetic.add_argument("--seed", type=int, required=True, metavar="S", help="the same seed gives the same files")
+    synthetic.set_defaults(work=run_synthetic_e2e)
+
+
+def run(args: argparse.Namespace) -> int:
+    return int(args.work(args))
+
+
+def run_tokenizer_train(args: argparse.Namespace) -> int:
+    from spdf_dist.data.readers import Problem, check_inputs, documents
+    from spdf_dist.data.tokenizer import load_tokenizer
+    from spdf_dist.data.tokenizer_training import train_sentencepiece
+
+    problems = []
+
+    def report(problem: Problem) -> None:
+        problems.append(problem)
+        print(problem, file=sys.stderr)
+
+    start = time.monotonic()
+    texts = (document.text for document in documents(check_inputs(args.input), report))
+    train_sentencepiece(texts, args.vocab_size, args.out)
+    loaded = load_tokenizer(args.out)
+    print(f"{args.out}: {loaded.vocab_size} ids, sha256 {loaded.digest[:16]}..., {time.monotonic() - start:.1f} s")
+    return 1 if problems else 0
+
+
+def run_pack(args: argparse.Namespace) -> int:
+    from spdf_dist.data.pack import pack
+
+    start = time.monotonic()
+    result = pack(args.input, args.tokenizer, args.out, args.seq_len, args.workers, show_progress=True)
+    index, seconds = result.index, time.monotonic() - start
+    if result.rank == 0:
+        if args.json:
+            print(json.dumps(pack_summary(args.out, result.already_done, result.ranks, seconds, index)))
+        else:
+            done = "done already" if result.already_done else f"{seconds:.1f} s on {result.ranks} rank(s)"
+            print(
+                f"{args.out}: {index['sequences']} sequences of {index['seq_len']} tokens in {len(index['shards'])} "
+                f"shard(s), {index['documents']} documents, {index['tokens']} tokens "
+                f"({index['dropped_tokens']} dropped at the end); {done}"
+            )
+        if index["problem_count"]:
+            print(
+                f"spdf data: {index['problem_count']} problem(s) in the input; the rest was packed (exit code 1). "
+                f"They are listed in {args.out}/index.json",
+                file=sys.stderr,
+            )
+    return 1 if index["problem_count"] else 0
+
+
+def pack_summary(out: str, already_done: bool, ranks: int, seconds: float, index: dict) -> dict:
+    """What ``pack --json`` prints: the index but for its per-shard and per-file tables, and what was measured."""
+    tables = ("shards", "inputs", "members")
+    return {
+        "schema_version": 1,
+        "out": out,
+        "already_done": already_done,
+        "ranks": ranks,
+        "seconds": seconds,
+        "mb_per_s": None if already_done else index["text_bytes"] / seconds / 1e6,
+        "tokens_per_s": None if already_done else index["tokens"] / seconds,
+        "shards": len(index["shards"]),
+        **{name: value for name, value in index.items() if name not in tables and name != "schema_version"},
+    }
+
+
+def run_fetch(args: argparse.Namespace) -> int:
+    from spdf_dist.data.fetch import fetch
+
+    for path in fetch(args.name, args.out):
+        print(path)
+    return 0
+
+
+def run_python_text(args: argparse.Namespace) -> int:
+    from spdf_dist.data.python_text import write_python_text
+
+    for path, documents, size in write_python_text(args.out, args.validation, args.max_mb):
+        print(f"{path}: {documents} documents, {size / 1e6:.1f} MB of text")
+    return 0
+
+
+def run_synthetic_e2e(args: argparse.Namespace) -> int:
+    from spdf_dist.data.grammar import write_synthetic_e2e
+
+    for path, inputs, rows in write_synthetic_e2e(args.out, args.seed):
+        print(f"{path}: {inputs} synthetic meaning representations, {rows} texts")
+    return 0

@@ -1,0 +1,275 @@
+"""Packed data for training: random access to sequences, and mixtures of data sets in a reproducible order.
+
+:func:`open_mixture` is the way in. Samples are numbered from 0 over the whole run; which sequence a sample is depends
+on the seed, its number and the data sets alone (:mod:`spdf_dist.data.order`), so a data-parallel rank asks for its own
+numbers and reads nothing else, and resuming means going on with the next number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.megatron import MegatronDataset, megatron_prefix
+from spdf_dist.data.order import sequence_at, share_samples, whole_weights
+from spdf_dist.data.shards import INDEX_FILE, SCHEMA_VERSION, MemberLayout
+
+VERIFIED_BYTES = 1 << 30
+"""Data sets up to this size have their shards' sha256 checked when opened (a second); larger ones on ``verify``."""
+
+
+class Dataset(Protocol):
+    """Sequences of ``seq_length + 1`` token ids by number."""
+
+    path: Path
+    seq_length: int
+    num_sequences: int
+    tokenizer_digest: str | None
+    vocab_size: int | None
+
+    def read(self, sequences: np.ndarray) -> np.ndarray:
+        """The sequences of these numbers, [n, seq_length + 1]."""
+
+    def digest(self) -> str:
+        """What the data are, for the identity of a run."""
+
+    def verify(self) -> None:
+        """Compare the content with its checksums; UserError names the file that differs."""
+
+
+class DatasetEntry(Protocol):
+    """A data set of the config: ``data.train`` and ``data.validation`` are lists of these."""
+
+    path: str
+    weight: float
+
+
+class PackedDataset:
+    """A folder written by ``spdf data pack``.
+
+    Raises:
+        UserError: no packed folder, or a shard that is missing or damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.index = read_index(self.path)
+        try:
+            self._use_index()
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.path / INDEX_FILE} is damaged ({error!r}); pack the data again") from error
+        for file, size in zip(self._files, self._sizes, strict=True):
+            if not file.is_file():
+                raise UserError(f"the shard {file} is missing; copy it back or pack the data again")
+            if file.stat().st_size != size:
+                raise UserError(
+                    f"the shard {file} is damaged: {file.stat().st_size} bytes, its index says {size}; "
+                    "copy it again or pack the data again"
+                )
+        if sum(self._sizes) <= VERIFIED_BYTES:
+            self.verify()
+        self._shards: list[np.ndarray | None] = [None] * len(self._files)
+
+    def _use_index(self) -> None:
+        index = self.index
+        self.seq_length = int(index["seq_len"])
+        self.num_sequences = int(index["sequences"])
+        self.tokens = int(index["tokens"])
+        self.vocab_size: int | None = int(index["tokenizer"]["vocab_size"])
+        self.eod_id = int(index["tokenizer"]["eod_id"])
+        self.tokenizer_digest: str | None = str(index["tokenizer"]["digest"])
+        self._dtype = np.dtype(index["dtype"]).newbyteorder("<")
+        self._layout = MemberLayout.of(self.seq_length, index["dtype"])
+        stored = MemberLayout(**{name: index["members"][name] for name in ("data_offset", "data_bytes", "stride")})
+        if stored != self._layout:
+            raise ValueError("its members lie otherwise than this version writes them")
+        counts = [int(shard["sequences"]) for shard in index["shards"]]
+        self._starts = np.cumsum([0, *counts])
+        if self._starts[-1] != self.num_sequences:
+            raise ValueError("its shards do not add up to its sequences")
+        self._sizes = [int(shard["bytes"]) for shard in index["shards"]]
+        if self._sizes != [self._layout.shard_bytes(count) for count in counts]:
+            raise ValueError("its shards' sizes do not follow from their sequences")
+        self._files = [self.path / Path(shard["file"]).name for shard in index["shards"]]
+        self._sha256 = [str(shard["sha256"]) for shard in index["shards"]]
+
+    def verify(self) -> None:
+        """Compare every shard with its sha256.
+
+        Raises:
+            UserError: names the first shard that differs.
+        """
+        for file, expected in zip(self._files, self._sha256, strict=True):
+            with file.open("rb") as content:
+                actual = hashlib.file_digest(content, "sha256").hexdigest()
+            if actual != expected:
+                raise UserError(
+                    f"the shard {file} is damaged: its sha256 is not the index's; copy it again or pack the data again"
+                )
+
+    def read(self, sequences: np.ndarray) -> np.ndarray:
+        """The sequences of these numbers (int64 [n]) -> [n, seq_length + 1], uint16 or uint32."""
+        result = np.empty((len(sequences), self.seq_length + 1), self._dtype)
+        shards = np.searchsorted(self._starts, sequences, side="right") - 1
+        for shard in np.unique(shards):
+            chosen = shards == shard
+            result[chosen] = self._shard(int(shard))[sequences[chosen] - self._starts[shard]]
+        return result
+
+    def _shard(self, number: int) -> np.ndarray:
+        """The sequences of a shard, [sequences, seq_length + 1], mapped from the file."""
+        mapped = self._shards[number]
+        if mapped is None:
+            content = np.memmap(self._files[number], np.uint8, "r")
+            mapped = np.ndarray(
+                shape=(int(self._starts[number + 1] - self._starts[number]), self.seq_length + 1),
+                dtype=self._dtype,
+                buffer=content,
+                offset=self._layout.data_offset,
+                strides=(self._layout.stride, self._dtype.itemsize),
+            )
+            self._shards[number] = mapped
+        return mapped
+
+    def digest(self) -> str:
+        """sha256 (hex) over the shards' checksums, the lengths and the tokenizer."""
+        parts = [str(self.seq_length), str(self.num_sequences), str(self.tokenizer_digest), *self._sha256]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class Mixture:
+    """Several data sets as one endless sequence of samples, in the order of ``seed``.
+
+    In the long run, and after any number of samples to within a few, data set ``d`` gives the share
+    ``weights[d] / sum(weights)``. Each data set is gone through again and again, each time in a new order.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float], seed: int) -> None:
+        if not datasets or len(weights) != len(datasets):
+            raise ValueError(f"{len(datasets)} data sets with {len(weights)} weights")
+        if len({dataset.seq_length for dataset in datasets}) > 1:
+            raise ValueError("data sets of different sequence lengths")
+        self.datasets = list(datasets)
+        self.seed = seed
+        self._weights = whole_weights(weights)
+        self.seq_length = datasets[0].seq_length
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of all data sets together."""
+        return sum(dataset.num_sequences for dataset in self.datasets)
+
+    @property
+    def tokenizer_digest(self) -> str | None:
+        """The digest of the tokenizer that made the data; None when no data set tells (Megatron files)."""
+        return next((d.tokenizer_digest for d in self.datasets if d.tokenizer_digest is not None), None)
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The vocabulary size of that tokenizer; None when no data set tells."""
+        return next((d.vocab_size for d in self.datasets if d.vocab_size is not None), None)
+
+    def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Data set and sequence of each global sample (int64 [n]) -> int64 [n], int64 [n]."""
+        datasets, draws = share_samples(samples, self._weights)
+        sequences = np.empty_like(draws)
+        for number in np.unique(datasets):
+            chosen = datasets == number
+            size = self.datasets[number].num_sequences
+            sequences[chosen] = sequence_at(draws[chosen], size, self.seed, int(number))
+        return datasets, sequences
+
+    def read(self, samples: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The token ids of these global samples -> int64 [n, seq_length + 1]."""
+        wanted = np.asarray(samples, np.int64)
+        datasets, sequences = self.locate(wanted)
+        result = np.empty((len(wanted), self.seq_length + 1), np.int64)
+        for number in np.unique(datasets):
+            chosen = datasets == number
+            result[chosen] = self.datasets[number].read(sequences[chosen])
+        return result
+
+    def batch(self, start: int, count: int) -> np.ndarray:
+        """The token ids of the global samples ``start ... start + count - 1`` -> int64 [count, seq_length + 1]."""
+        return self.read(np.arange(start, start + count))
+
+    def verify(self) -> None:
+        """Compare all shards with their checksums; UserError names the one that differs."""
+        for dataset in self.datasets:
+            dataset.verify()
+
+    def digest(self) -> str:
+        """sha256 (hex) over everything that decides the samples: data, weights and seed."""
+        parts: list[Any] = [self.seed, self.seq_length, self._weights, [dataset.digest() for dataset in self.datasets]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def open_mixture(entries: Sequence[DatasetEntry], seq_length: int, seed: int, vocab_size: int | None = None) -> Mixture:
+    """The data sets of a config as one mixture.
+
+    Args:
+        entries: path and weight of each: a packed folder, or the prefix of Megatron's ``.bin`` and ``.idx``.
+        seq_length: the model's T; sequences hold T + 1 tokens.
+        vocab_size: the model's; data made with a larger vocabulary are refused.
+
+    Raises:
+        UserError: nothing to open, a missing or damaged shard, another sequence length, tokenizers that differ, a
+            vocabulary that is too large, weights that are not positive.
+    """
+    if not entries:
+        raise UserError("data.train is empty: name a folder written by `spdf data pack`")
+    datasets = [open_dataset(entry.path, seq_length, vocab_size) for entry in entries]
+    for dataset in datasets:
+        if vocab_size is not None and dataset.vocab_size is not None and dataset.vocab_size > vocab_size:
+            raise UserError(
+                f"{dataset.path} was packed with a tokenizer of {dataset.vocab_size} ids, model.vocab_size is "
+                f"{vocab_size}; set it to {dataset.vocab_size} or pack the data with the other tokenizer"
+            )
+    known = [dataset for dataset in datasets if dataset.tokenizer_digest is not None]
+    for dataset in known[1:]:
+        if dataset.tokenizer_digest != known[0].tokenizer_digest:
+            raise UserError(
+                f"{known[0].path} and {dataset.path} were packed with different tokenizers; pack both with one"
+            )
+    try:
+        return Mixture(datasets, [entry.weight for entry in entries], seed)
+    except ValueError as error:
+        raise UserError(
+            f"the weights of the data sets ({', '.join(str(e.weight) for e in entries)}): {error}"
+        ) from error
+
+
+def open_dataset(path: str | Path, seq_length: int, vocab_size: int | None = None) -> Dataset:
+    """One data set with sequences of ``seq_length + 1`` tokens; raises UserError as :func:`open_mixture` does."""
+    prefix = megatron_prefix(path)
+    if prefix is not None:
+        return MegatronDataset(prefix, seq_length, vocab_size)
+    dataset = PackedDataset(path)
+    if dataset.seq_length != seq_length:
+        raise UserError(
+            f"{dataset.path} holds sequences of {dataset.seq_length} tokens, model.seq_length is {seq_length}; "
+            f"pack it again with `spdf data pack ... --seq-len {seq_length}`"
+        )
+    return dataset
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index of a packed folder."""
+    path = folder / INDEX_FILE
+    if not folder.exists():
+        raise UserError(f"the data set {folder} does not exist; make it with `spdf data pack`")
+    if not path.is_file():
+        raise UserError(f"{folder} holds no packed data ({INDEX_FILE} is missing); make it with `spdf data pack`")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); pack the data again") from error
+    if not isinstance(index, dict) or index.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"{path} is not of schema version {SCHEMA_VERSION}; pack the data again")
+    return index

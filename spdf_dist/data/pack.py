@@ -1,0 +1,278 @@
+"""Text files -> a folder of packed sequences (``spdf data pack``).
+
+Two steps: each file becomes a token stream (:mod:`spdf_dist.data.tokenizing`), then the streams, joined in input
+order, are cut into sequences of ``seq_len + 1`` tokens whose first is the last of the one before, so that each token
+but the very first is predicted once. Ranks share the files of the first step and the shards of the second; what they
+write hangs on neither their number nor that of the workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spdf_dist.config.errors import EXIT_BAD_INPUT, SpdfError, UserError
+from spdf_dist.data.pack_progress import PackProgress
+from spdf_dist.data.ranks import Ranks, find_ranks
+from spdf_dist.data.readers import check_inputs
+from spdf_dist.data.shards import (
+    INDEX_FILE,
+    TOKENIZER_FOLDER,
+    MemberLayout,
+    ShardEntry,
+    member_rule,
+    token_dtype,
+    write_index,
+    write_shard,
+)
+from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
+from spdf_dist.data.tokenizing import LISTED_PROBLEMS, StreamSummary, stream_path, usable_cores, write_streams
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """The folder's index, and whether it was there already."""
+
+    index: dict[str, Any]
+    already_done: bool
+    ranks: int
+    rank: int
+
+
+class TokenStreams:
+    """The streams of all files as one array of ids."""
+
+    def __init__(self, folder: Path, summaries: list[StreamSummary], dtype: str) -> None:
+        little = np.dtype(dtype).newbyteorder("<")
+        self._parts = [
+            np.memmap(stream_path(folder, summary.number), little, "r") for summary in summaries if summary.tokens
+        ]
+        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """The ids ``start ... start + count - 1``, [count]."""
+        pieces = []
+        at = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while count > 0:
+            offset = start - int(self._starts[at])
+            piece = self._parts[at][offset : offset + count]
+            pieces.append(piece)
+            start, count, at = start + len(piece), count - len(piece), at + 1
+        return np.concatenate(pieces)
+
+
+def pack(
+    inputs: list[str],
+    tokenizer: str,
+    out: str,
+    seq_len: int,
+    workers: int | None = None,
+    sequences_per_shard: int | None = None,
+    show_progress: bool = False,
+) -> PackResult:
+    """Pack ``inputs`` into the folder ``out``, which appears whole or not at all.
+
+    Args:
+        workers: tokenizing processes of this rank; None: as many as cores that it may use.
+        sequences_per_shard: None: shards of 128 MiB.
+
+    Raises:
+        UserError: a wrong argument, too little text, or ``out`` holds something else; nothing is written.
+        SpdfError: a file cannot be written or read; what was written is removed.
+    """
+    files = check_inputs(inputs)
+    target = Path(out)
+    if seq_len < 1:
+        raise UserError(f"--seq-len {seq_len}: at least 1")
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: at least 1")
+    loaded = load_tokenizer(tokenizer)
+    ranks = find_ranks(target)
+    aside = target.with_name(f".{target.name}.packing")
+    try:
+        existing = together(ranks, lambda: prepare(target, aside, files, loaded, seq_len) if ranks.rank == 0 else None)[
+            0
+        ]
+        if existing is not None:
+            return PackResult(existing, True, ranks.size, ranks.rank)
+        try:
+            index = build(ranks, files, loaded, tokenizer, aside, seq_len, workers, sequences_per_shard, show_progress)
+            together(ranks, lambda: finish(aside, target, loaded, index) if ranks.rank == 0 else None)
+        except BaseException:
+            if ranks.rank == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise
+        return PackResult(index, False, ranks.size, ranks.rank)
+    finally:
+        ranks.close()
+
+
+def build(
+    ranks: Ranks,
+    files: list[Path],
+    loaded: Tokenizer,
+    tokenizer: str,
+    aside: Path,
+    seq_len: int,
+    workers: int | None,
+    sequences_per_shard: int | None,
+    show_progress: bool,
+) -> dict[str, Any]:
+    """Write the streams and the shards into ``aside``; the index is returned on every rank."""
+    mine = share_files(files, ranks)
+
+    def tokenize() -> list[dict[str, Any]]:
+        progress = PackProgress(mine, show_progress and ranks.rank == 0)
+        try:
+            return [asdict(s) for s in write_streams(mine, tokenizer, aside, workers or usable_cores(), progress)]
+        finally:
+            progress.close()
+
+    done = [StreamSummary(**fields) for part in together(ranks, tokenize) for fields in part]
+    summaries = sorted(done, key=lambda summary: summary.number)
+    dtype = token_dtype(loaded.vocab_size)
+    tokens = sum(summary.tokens for summary in summaries)
+    sequences = max(0, tokens - 1) // seq_len
+    if sequences == 0:
+        raise UserError(
+            f"--input holds {tokens} tokens, fewer than one sequence of {seq_len} + 1; "
+            "use more text or a smaller --seq-len"
+        )
+    per_shard = sequences_per_shard or MemberLayout.of(seq_len, dtype).sequences_per_shard()
+    shard_count = -(-sequences // per_shard)
+
+    def shards() -> list[dict[str, Any]]:
+        streams = TokenStreams(aside, summaries, dtype)
+        written = []
+        for number in range(ranks.rank, shard_count, ranks.size):
+            first = number * per_shard
+            count = min(per_shard, sequences - first)
+            path = aside / f"shard-{number:06d}.tar"
+            written.append(asdict(write_shard(path, first, count, seq_len, dtype, streams.read)))
+        return written
+
+    entries = [ShardEntry(**fields) for part in together(ranks, shards) for fields in part]
+    return {
+        "seq_len": seq_len,
+        "dtype": dtype,
+        "sequences": sequences,
+        "tokens": tokens,
+        "dropped_tokens": tokens - 1 - sequences * seq_len,
+        "documents": sum(count["documents"] for summary in summaries for count in summary.sets.values()),
+        "empty_documents": sum(summary.empty_documents for summary in summaries),
+        "text_bytes": sum(summary.text_bytes for summary in summaries),
+        "tokenizer": {"digest": loaded.digest, "vocab_size": loaded.vocab_size, "eod_id": loaded.eod_id},
+        "members": member_rule(seq_len, dtype),
+        "shards": [asdict(entry) for entry in sorted(entries, key=lambda entry: entry.file)],
+        "sets": total_sets(summaries),
+        "inputs": [
+            {name: getattr(summary, name) for name in ("file", "bytes", "sha256", "tokens", "problem_count")}
+            for summary in summaries
+        ],
+        "problem_count": sum(summary.problem_count for summary in summaries),
+        "problems": [problem for summary in summaries for problem in summary.problems][:LISTED_PROBLEMS],
+    }
+
+
+def prepare(target: Path, aside: Path, files: list[Path], loaded: Tokenizer, seq_len: int) -> dict[str, Any] | None:
+    """Make ``aside`` empty; or return the index of ``target`` when it holds this very packing already."""
+    if target.exists():
+        if not target.is_dir():
+            raise UserError(f"--out {target} is a file; name a new folder")
+        if any(target.iterdir()):
+            return check_existing(target, files, loaded, seq_len)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    return None
+
+
+def check_existing(target: Path, files: list[Path], loaded: Tokenizer, seq_len: int) -> dict[str, Any]:
+    """The index of ``target`` if these inputs made it; UserError otherwise."""
+    try:
+        index: dict[str, Any] = json.loads((target / INDEX_FILE).read_text(encoding="utf-8"))
+        recorded = [(entry["file"], entry["bytes"], entry["sha256"]) for entry in index["inputs"]]
+        made_with = (index["seq_len"], index["tokenizer"]["digest"])
+        shards = [(target / entry["file"], entry["bytes"]) for entry in index["shards"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--out {target} is not empty and holds no packed data; name a new folder") from error
+    other = f"--out {target} holds other packed data"
+    if made_with[0] != seq_len:
+        raise UserError(f"{other} (seq_len {made_with[0]}, asked {seq_len}); name a new folder or remove this one")
+    if made_with[1] != loaded.digest:
+        raise UserError(f"{other} (made with another tokenizer); name a new folder or remove this one")
+    sizes_differ = [(path.name, path.stat().st_size) for path in files] != [entry[:2] for entry in recorded]
+    if sizes_differ or [digest_of(path) for path in files] != [entry[2] for entry in recorded]:
+        raise UserError(f"{other} (made from other input files); name a new folder or remove this one")
+    for path, size in shards:
+        if not path.is_file() or path.stat().st_size != size:
+            raise UserError(f"--out {target} holds this data, but {path.name} is missing or damaged; remove the folder")
+    return index
+
+
+def finish(aside: Path, target: Path, loaded: Tokenizer, index: dict[str, Any]) -> None:
+    """Complete ``aside`` and rename it to ``target``."""
+    for stream in aside.glob("*.tokens"):
+        stream.unlink()
+    loaded.save(aside / TOKENIZER_FOLDER)
+    write_index(aside, index)
+    if target.exists():
+        target.rmdir()  # it is empty
+    aside.rename(target)
+
+
+def share_files(files: list[Path], ranks: Ranks) -> list[tuple[int, Path]]:
+    """This rank's files (number, path): the largest go first, each to the rank with the least so far."""
+    load = [0] * ranks.size
+    mine = []
+    for number in sorted(range(len(files)), key=lambda number: (-files[number].stat().st_size, number)):
+        rank = load.index(min(load))
+        load[rank] += files[number].stat().st_size
+        if rank == ranks.rank:
+            mine.append((number, files[number]))
+    return sorted(mine)
+
+
+def together(ranks: Ranks, step: Callable[[], Any]) -> list[Any]:
+    """Every rank's result of ``step``; when it fails on one rank, the same error is raised on all."""
+    value, failure = None, None
+    own: Exception | None = None
+    try:
+        value = step()
+    except SpdfError as error:
+        failure, own = (error.exit_code, str(error)), error
+    except OSError as error:
+        failure = (SpdfError.exit_code, f"{error.filename or 'writing'}: {error.strerror or error}")
+    except Exception as error:
+        failure, own = (SpdfError.exit_code, repr(error)), error
+    results = ranks.allgather([failure, value])
+    if own is not None:
+        raise own
+    for failed, _ in results:
+        if failed:
+            code, message = failed
+            raise UserError(message) if code == EXIT_BAD_INPUT else SpdfError(message)
+    return [value for _, value in results]
+
+
+def total_sets(summaries: list[StreamSummary]) -> dict[str, dict[str, int]]:
+    """Documents and tokens of each set over all files, by name."""
+    total: dict[str, dict[str, int]] = {}
+    for summary in summaries:
+        for name, count in summary.sets.items():
+            entry = total.setdefault(name, {"documents": 0, "tokens": 0})
+            entry["documents"] += count["documents"]
+            entry["tokens"] += count["tokens"]
+    return dict(sorted(total.items()))
+
+
+def digest_of(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

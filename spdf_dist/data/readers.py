@@ -1,0 +1,337 @@
+"""Reads documents from files as a stream, and says which lines it could not use.
+
+Two steps, so that the costly one runs in worker processes: :func:`read_chunks` decompresses and cuts a file into
+chunks of raw records, :func:`parse_chunk` turns a chunk into documents. Chunks depend on the file's content alone.
+
+========================================  =======================================================================
+``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``  one JSON object a line: ``text``, and ``meta.pile_set_name`` where there
+``.parquet``                              the column ``text``, and ``meta.pile_set_name`` or ``pile_set_name``
+``.txt``                                  the file is one document
+========================================  =======================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from spdf_dist.config.errors import UserError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
+UNNAMED_SET = "unnamed"
+"""The set of documents that name none."""
+
+BLOCK_BYTES = 1 << 20
+LARGEST_PIECE = 16 * BLOCK_BYTES
+MAX_WINDOW = 1 << 31
+"""Largest zstd window accepted, as written by ``zstd --long=31``."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in an input file that could not be used; all else of the file was kept."""
+
+    file: str
+    line: int
+    """From 1; in a parquet file the row; 0 when it concerns the whole file."""
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.what}" if self.line else f"{self.file}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Raw records of one file, in order."""
+
+    file: str
+    kind: str
+    """``json``: a record is a line; ``row``: a document's text; ``piece``: a part of the file's one document."""
+    first_line: int
+    records: list[bytes | None]
+    sets: list[str | None] = field(default_factory=list)
+    """For ``row``: the set of each record."""
+    ends_document: bool = True
+    """For ``piece``: whether the document ends with this chunk."""
+    position: int = 0
+    """Bytes of the file read so far, as it lies on disk."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text; ``ends`` is False for a part that the next document of the same file goes on from."""
+
+    text: str
+    set_name: str = UNNAMED_SET
+    ends: bool = True
+
+
+def check_inputs(paths: Iterable[str | Path]) -> list[Path]:
+    """The inputs as paths.
+
+    Raises:
+        UserError: a file is missing, is a folder, or has a suffix that no reader takes.
+    """
+    checked = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            raise UserError(f"--input {path} is a folder; name the files in it")
+        if not path.is_file():
+            raise UserError(f"--input {path} does not exist")
+        if not path.name.endswith(SUFFIXES):
+            raise UserError(f"--input {path}: unknown kind of file; known: {', '.join(SUFFIXES)}")
+        checked.append(path)
+    return checked
+
+
+def read_chunks(path: Path) -> Iterator[Chunk | Problem]:
+    """The chunks of one file, about ``BLOCK_BYTES`` of text each, and its problems, in the file's order."""
+    if path.stat().st_size == 0:
+        yield Problem(str(path), 0, "the file is empty")
+    elif path.name.endswith(".parquet"):
+        yield from parquet_chunks(path)
+    elif path.name.endswith(".txt"):
+        yield from text_chunks(path)
+    else:
+        yield from json_chunks(path)
+
+
+def documents(paths: Iterable[Path], report: Callable[[Problem], None]) -> Iterator[Document]:
+    """All documents of ``paths`` in order; ``report`` is called with each problem."""
+    for path in paths:
+        for item in read_chunks(path):
+            found, problems = ([], [item]) if isinstance(item, Problem) else parse_chunk(item)
+            for problem in problems:
+                report(problem)
+            yield from found
+
+
+def parse_chunk(chunk: Chunk) -> tuple[list[Document], list[Problem]]:
+    """The documents of ``chunk`` in order, and what could not be used."""
+    found: list[Document] = []
+    problems: list[Problem] = []
+    if chunk.kind == "piece":
+        text, problems = decode_piece(chunk)
+        return [Document(text, ends=chunk.ends_document)], problems
+    for at, record in enumerate(chunk.records):
+        line = chunk.first_line + at
+        try:
+            if chunk.kind == "json":
+                assert record is not None
+                if record.isspace() or not record:
+                    continue
+                found.append(parse_line(record))
+            else:
+                if record is None:
+                    raise ValueError("the text is null")
+                found.append(Document(record.decode("utf-8"), chunk.sets[at] or UNNAMED_SET))
+        except UnicodeDecodeError as error:
+            problems.append(Problem(chunk.file, line, f"invalid UTF-8 at byte {error.start} of the line"))
+        except ValueError as error:
+            problems.append(Problem(chunk.file, line, str(error)))
+    return found, problems
+
+
+def parse_line(line: bytes) -> Document:
+    """The document of one JSON line; ValueError says what is wrong with it."""
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("not valid JSON: nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    text = value.get("text")
+    if not isinstance(text, str):
+        raise ValueError("no 'text' string in the object")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"an unpaired surrogate at character {error.start} of the text") from error
+    return Document(text, set_of(value))
+
+
+def set_of(record: dict[str, Any]) -> str:
+    """The Pile's name of the set that a record comes from."""
+    meta = record.get("meta")
+    name = meta.get("pile_set_name") if isinstance(meta, dict) else None
+    return name if isinstance(name, str) and name else UNNAMED_SET
+
+
+def decode_piece(chunk: Chunk) -> tuple[str, list[Problem]]:
+    """The text of a part of a ``.txt`` file; lines that are no UTF-8 are left out."""
+    content = b"".join(record for record in chunk.records if record is not None)
+    try:
+        return content.decode("utf-8"), []
+    except UnicodeDecodeError:
+        kept, problems = [], []
+        for at, line in enumerate(cut_lines(content)):
+            try:
+                kept.append(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                what = f"invalid UTF-8 at byte {error.start} of the line"
+                problems.append(Problem(chunk.file, chunk.first_line + at, what))
+        return "".join(kept), problems
+
+
+def cut_lines(content: bytes) -> list[bytes]:
+    """The lines of ``content`` with their ends; only ``\\n`` ends a line."""
+    lines = [line + b"\n" for line in content.split(b"\n")]
+    lines[-1] = lines[-1][:-1]
+    return lines
+
+
+def json_chunks(path: Path) -> Iterator[Chunk | Problem]:
+    """Chunks of whole lines; the last line need not have an end."""
+    line = 1
+    rest: list[bytes] = []
+    with path.open("rb") as file:
+        blocks = decompressed(file, path.name)
+        position = 0
+        broken = ""
+        while True:
+            try:
+                block = next(blocks, None)
+            except ValueError as error:
+                block, broken = None, str(error)
+            if block is None:
+                break
+            position = file.tell()
+            end = block.rfind(b"\n")
+            if end < 0:
+                rest.append(block)
+                continue
+            records: list[bytes | None] = list(b"".join([*rest, block[:end]]).split(b"\n"))
+            rest = [block[end + 1 :]]
+            yield Chunk(str(path), "json", line, records, position=position)
+            line += len(records)
+        last = b"".join(rest)
+        if broken:
+            lost = f"; the begun line {line} is lost" if last else ""
+            yield Problem(str(path), line, f"{broken}{lost}")
+        elif last:
+            yield Chunk(str(path), "json", line, [last], position=position)
+
+
+def decompressed(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """The content of ``file`` in blocks, decompressed by the suffix of ``name``.
+
+    Raises:
+        ValueError: the compressed data end too early or are damaged; all whole blocks before were given.
+    """
+    if name.endswith(".zst"):
+        yield from frames(file, new_zstd_frame, "zstd")
+    elif name.endswith(".gz"):
+        yield from frames(file, lambda: zlib.decompressobj(wbits=31), "gzip")
+    else:
+        yield from iter(lambda: file.read(BLOCK_BYTES), b"")
+
+
+def new_zstd_frame() -> Any:
+    """A decompressor of one zstd frame."""
+    import zstandard
+
+    return zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).decompressobj()
+
+
+def frames(file: BinaryIO, new_frame: Callable[[], Any], kind: str) -> Iterator[bytes]:
+    """The content of concatenated compressed frames."""
+    frame = None
+    size = BLOCK_BYTES // 4
+    while data := file.read(size):
+        while data:
+            if frame is None:
+                # gzip allows zero padding behind a member.
+                data = data.lstrip(b"\0") if kind == "gzip" else data
+                if not data:
+                    break
+                frame = new_frame()
+            try:
+                block = frame.decompress(data)
+            except Exception as error:  # zlib.error or zstandard.ZstdError
+                raise ValueError(f"damaged {kind} data before byte {file.tell()}: {error}") from error
+            if block:
+                yield block
+            if not frame.eof:
+                break
+            data, frame = frame.unused_data, None
+    if frame is not None:
+        raise ValueError(f"truncated: the {kind} data end too early")
+
+
+def text_chunks(path: Path) -> Iterator[Chunk]:
+    """Pieces of a ``.txt`` file's one document.
+
+    A piece ends behind a line end between two visible ASCII characters, where GPT-2's words are cut anyway, so that
+    the pieces' ids are those of the whole text. Text without such a place is cut every ``LARGEST_PIECE`` bytes.
+    """
+    line = 1
+    rest = b""
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            content = rest + block
+            end = piece_end(content, len(rest))
+            piece, rest = content[:end], content[end:]
+            if piece:
+                yield Chunk(str(path), "piece", line, [piece], ends_document=False, position=file.tell())
+                line += piece.count(b"\n")
+        yield Chunk(str(path), "piece", line, [rest], position=file.tell())
+
+
+def piece_end(content: bytes, start: int) -> int:
+    """Where to cut ``content``, looking from its end down to ``start``; 0 to read on first."""
+    at = len(content) - 1
+    while (at := content.rfind(b"\n", max(1, start - 1), at)) > 0:
+        if 0x20 < content[at - 1] < 0x7F and 0x20 < content[at + 1] < 0x7F:
+            return at + 1
+    if len(content) < LARGEST_PIECE:
+        return 0
+    at = len(content) - 1
+    while at > 0 and content[at] & 0xC0 == 0x80:  # not inside a UTF-8 character
+        at -= 1
+    return content.rfind(b"\n") + 1 or at
+
+
+def parquet_chunks(path: Path) -> Iterator[Chunk | Problem]:
+    """Chunks of rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = 1
+    try:
+        with pq.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            if "text" not in names:
+                yield Problem(str(path), 0, f"no column 'text'; its columns: {', '.join(names)}")
+                return
+            columns = [name for name in ("text", "meta", "pile_set_name") if name in names]
+            size, rows = path.stat().st_size, max(1, table.metadata.num_rows)
+            if table.metadata.num_rows == 0:
+                yield Problem(str(path), 0, "the file has no rows")
+            for batch in table.iter_batches(batch_size=256, columns=columns):
+                # As binary: a text that is no UTF-8 then costs its own row alone.
+                texts = batch.column("text").cast(pa.large_binary()).to_pylist()
+                sets = batch_sets(batch, columns)
+                position = size * (row + len(texts) - 1) // rows
+                yield Chunk(str(path), "row", row, texts, sets, position=position)
+                row += len(texts)
+    except (pa.ArrowException, OSError) as error:
+        yield Problem(str(path), row if row > 1 else 0, f"not readable as parquet: {' '.join(str(error).split())}")
+
+
+def batch_sets(batch: Any, columns: list[str]) -> list[str | None]:
+    """The set name of each row of a parquet batch."""
+    if "pile_set_name" in columns:
+        values = batch.column("pile_set_name").to_pylist()
+    elif "meta" in columns:
+        values = [
+            meta.get("pile_set_name") if isinstance(meta, dict) else None for meta in batch.column("meta").to_pylist()
+        ]
+    else:
+        values = [None] * batch.num_rows
+    return [value if isinstance(value, str) else None for value in values]

@@ -1,0 +1,137 @@
+"""The form of a packed folder: tar shards of equal members, and ``index.json``.
+
+A member is one packed sequence, a ``.npy`` array of ``seq_len + 1`` token ids, named by its number in the folder. As
+all members of a folder have one size, member ``i`` of a shard starts at ``i * stride``: the index needs no table of
+offsets, and a shard can be read as one strided array. Any tar or WebDataset reader sees plain samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+INDEX_FILE = "index.json"
+TOKENIZER_FOLDER = "tokenizer"
+SCHEMA_VERSION = 1
+SHARD_BYTES = 128 << 20
+BATCH_SEQUENCES = 512
+TAR_BLOCK = 512
+TAR_END = bytes(2 * TAR_BLOCK)
+MEMBER_NAME = "{:012d}.npy"
+
+
+def token_dtype(vocab_size: int) -> str:
+    """The smallest unsigned type that holds every id: ``uint16`` or ``uint32``."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+@dataclass(frozen=True)
+class MemberLayout:
+    """Where a sequence lies in a shard: its data at ``number_in_shard * stride + data_offset``, ``data_bytes`` long."""
+
+    data_offset: int
+    data_bytes: int
+    stride: int
+
+    @classmethod
+    def of(cls, seq_len: int, dtype: str) -> MemberLayout:
+        """The layout of sequences of ``seq_len + 1`` ids."""
+        header = len(npy_header(seq_len, dtype))
+        data = (seq_len + 1) * np.dtype(dtype).itemsize
+        blocks = -(-(header + data) // TAR_BLOCK)
+        return cls(data_offset=TAR_BLOCK + header, data_bytes=data, stride=TAR_BLOCK * (1 + blocks))
+
+    def shard_bytes(self, sequences: int) -> int:
+        """The size of a shard of so many sequences."""
+        return sequences * self.stride + len(TAR_END)
+
+    def sequences_per_shard(self) -> int:
+        """How many sequences make a full shard."""
+        return max(1, SHARD_BYTES // self.stride)
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A shard in the index."""
+
+    file: str
+    sequences: int
+    bytes: int
+    sha256: str
+
+
+def npy_header(seq_len: int, dtype: str) -> bytes:
+    """The ``.npy`` header of one sequence."""
+    header = io.BytesIO()
+    description = {"descr": np.dtype(dtype).newbyteorder("<").str, "fortran_order": False, "shape": (seq_len + 1,)}
+    np.lib.format.write_array_header_1_0(header, description)
+    return header.getvalue()
+
+
+def tar_header(number: int, size: int) -> bytes:
+    """The tar header of sequence ``number``; nothing in it hangs on the time, the user or the machine."""
+    member = tarfile.TarInfo(MEMBER_NAME.format(number))
+    member.size = size
+    return member.tobuf(tarfile.USTAR_FORMAT)
+
+
+def write_shard(
+    path: Path, first: int, sequences: int, seq_len: int, dtype: str, read: Callable[[int, int], np.ndarray]
+) -> ShardEntry:
+    """Write sequences ``first ... first + sequences - 1`` of the folder into one shard.
+
+    Args:
+        read: ``(start, count) -> ids [count]``, from the token stream.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    layout = MemberLayout.of(seq_len, dtype)
+    header = npy_header(seq_len, dtype)
+    digest = hashlib.sha256()
+    little = np.dtype(dtype).newbyteorder("<")
+    with path.open("wb") as file:
+        for start in range(first, first + sequences, BATCH_SEQUENCES):
+            count = min(BATCH_SEQUENCES, first + sequences - start)
+            ids = read(start * seq_len, count * seq_len + 1).astype(little, copy=False)
+            members = np.zeros((count, layout.stride), np.uint8)
+            heads = b"".join(
+                tar_header(number, len(header) + layout.data_bytes) for number in range(start, start + count)
+            )
+            members[:, :TAR_BLOCK] = np.frombuffer(heads, np.uint8).reshape(count, TAR_BLOCK)
+            members[:, TAR_BLOCK : layout.data_offset] = np.frombuffer(header, np.uint8)
+            # A sequence's first token is the last of the one before.
+            overlapping = np.lib.stride_tricks.sliding_window_view(ids, seq_len + 1)[::seq_len]
+            members[:, layout.data_offset : layout.data_offset + layout.data_bytes] = np.ascontiguousarray(
+                overlapping
+            ).view(np.uint8)
+            file.write(members.data)
+            digest.update(members.data)
+        file.write(TAR_END)
+        digest.update(TAR_END)
+        file.flush()
+        os.fsync(file.fileno())
+    return ShardEntry(path.name, sequences, layout.shard_bytes(sequences), digest.hexdigest())
+
+
+def write_index(folder: Path, content: dict[str, Any]) -> None:
+    """Write ``index.json`` into ``folder``, through to the disk."""
+    with (folder / INDEX_FILE).open("w", encoding="utf-8") as file:
+        json.dump({"schema_version": SCHEMA_VERSION, **content}, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def member_rule(seq_len: int, dtype: str) -> dict[str, Any]:
+    """The index's account of the members."""
+    return {"name": "sequence number, 12 digits, .npy", **asdict(MemberLayout.of(seq_len, dtype))}

@@ -1,0 +1,207 @@
+"""Text to token ids and back: SentencePiece models and GPT-2's byte-level BPE behind one interface.
+
+A tokenizer is a file or a folder:
+
+* ``NAME.model``: a SentencePiece model (:mod:`spdf_dist.data.tokenizer_training` makes one);
+* a folder with ``encoder.json`` and ``vocab.bpe``: GPT-2's vocabulary, 50,257 ids, as in the SPDF paper;
+* a folder with ``tokenizer.model``: what :meth:`Tokenizer.save` wrote into a checkpoint or a packed folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.config.errors import UserError
+
+SENTENCEPIECE_FILE = "tokenizer.model"
+GPT2_FILES = ("encoder.json", "vocab.bpe")
+GPT2_END = "<|endoftext|>"
+
+# GPT-2's rule for cutting text into words before merging. The ``regex`` package is what the original encoder used.
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+CACHED_WORDS = 1 << 19
+
+# SentencePiece writes a space as this character, so one in the text would come back as a space.
+SP_SPACE = "▁"
+
+
+class Tokenizer(ABC):
+    """Encodes text as ids in ``[0, vocab_size)``; ``eod_id`` ends a document and is never made from text."""
+
+    vocab_size: int
+    eod_id: int
+    digest: str
+    """sha256 (hex) over the content of the tokenizer's files; equal wherever they lie."""
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, without ``eod_id``."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; ``eod_id`` gives nothing, bytes that are no UTF-8 give U+FFFD."""
+
+    @abstractmethod
+    def save(self, folder: str | Path) -> None:
+        """Copy the tokenizer's files into ``folder`` (made when missing), which ``load_tokenizer`` takes."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of ``text``, without ``eod_id``."""
+        return self.encode_batch([text])[0]
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece ``.model`` file."""
+
+    def __init__(self, path: Path) -> None:
+        import sentencepiece
+
+        self.path = path
+        content = path.read_bytes()
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+            self.vocab_size = int(self.processor.vocab_size())
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{path} is not a SentencePiece model; train one with `spdf data tokenizer train`"
+            ) from error
+        self.eod_id = int(self.processor.eos_id())
+        if self.eod_id < 0:
+            raise UserError(f"{path} has no end-of-sentence piece to end documents with; train it with eos_id >= 0")
+        self.digest = files_digest([(SENTENCEPIECE_FILE, content)])
+        self._space = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SP_SPACE.encode()]
+        self._bytes_known = all(self.processor.is_byte(i) for i in self._space)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        ids = self.processor.encode(list(texts), out_type=int, num_threads=1)
+        if self._bytes_known:
+            for at, text in enumerate(texts):
+                if SP_SPACE in text:
+                    ids[at] = self._encode_around_space_sign(text)
+        return ids
+
+    def _encode_around_space_sign(self, text: str) -> list[int]:
+        """Encode U+2581 through its bytes, the parts between as usual."""
+        first, *rest = self.processor.encode(text.split(SP_SPACE), out_type=int, num_threads=1)
+        return first + [i for part in rest for i in self._space + part]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.processor.decode([int(i) for i in ids if i != self.eod_id])
+
+    def save(self, folder: str | Path) -> None:
+        copy_files([(self.path, SENTENCEPIECE_FILE)], Path(folder))
+
+
+class Gpt2Tokenizer(Tokenizer):
+    """GPT-2's byte-level BPE, from ``encoder.json`` and ``vocab.bpe``.
+
+    Words are cut by GPT-2's own regular expression and their ids kept in a bounded dictionary, so only new words pay
+    for the merges: about twice the speed of the merges alone. ``<|endoftext|>`` in a text is text.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import regex  # type: ignore[import-untyped]
+        import tokenizers
+
+        self.folder = folder
+        vocabulary, merges = (folder / name for name in GPT2_FILES)
+        try:
+            entries = json.loads(vocabulary.read_text(encoding="utf-8"))
+            model = tokenizers.models.BPE.from_file(str(vocabulary), str(merges))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise UserError(
+                f"{folder}: {' and '.join(GPT2_FILES)} are not GPT-2's vocabulary files ({error})"
+            ) from error
+        self.vocab_size = len(entries)
+        if sorted(entries.values()) != list(range(self.vocab_size)):
+            raise UserError(f"{vocabulary}: the ids are not 0 to {self.vocab_size - 1}; is the file whole?")
+        if GPT2_END not in entries:
+            raise UserError(f"{vocabulary} has no {GPT2_END} to end documents with")
+        self.eod_id = entries[GPT2_END]
+        self.digest = files_digest([(path.name, path.read_bytes()) for path in (vocabulary, merges)])
+        self._find_words = regex.compile(GPT2_WORDS).findall
+        self._merges = tokenizers.Tokenizer(model)
+        self._merges.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        self._merges.decoder = tokenizers.decoders.ByteLevel()
+        self._words = WordCache(self._merges)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        result = []
+        for text in texts:
+            ids: list[int] = []
+            for word_ids in map(self._words.__getitem__, self._find_words(text)):
+                ids += word_ids
+            result.append(ids)
+            if len(self._words) > CACHED_WORDS:
+                self._words.clear()
+        return result
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._merges.decode([int(i) for i in ids if i != self.eod_id], skip_special_tokens=False)
+
+    def save(self, folder: str | Path) -> None:
+        copy_files([(self.folder / name, name) for name in GPT2_FILES], Path(folder))
+
+
+class WordCache(dict[str, list[int]]):
+    """Word -> ids; a word that is missing is encoded."""
+
+    def __init__(self, merges: Any) -> None:
+        super().__init__()
+        self._merges = merges
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self[word] = self._merges.encode(word, add_special_tokens=False).ids
+        return ids
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer at ``path`` (see the module's text for the forms).
+
+    Raises:
+        UserError: nothing there, a form that is not known, or damaged files.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix == ".model":
+            return SentencePieceTokenizer(path)
+        raise UserError(f"{path} is no tokenizer: give a SentencePiece .model file, or a folder with {forms()}")
+    if not path.is_dir():
+        raise UserError(f"the tokenizer {path} does not exist: give a .model file, or a folder with {forms()}")
+    if (path / SENTENCEPIECE_FILE).is_file():
+        return SentencePieceTokenizer(path / SENTENCEPIECE_FILE)
+    missing = [name for name in GPT2_FILES if not (path / name).is_file()]
+    if not missing:
+        return Gpt2Tokenizer(path)
+    if len(missing) == 1:
+        raise UserError(f"the tokenizer folder {path} lacks {missing[0]}; `spdf data fetch gpt2-vocab` gets both files")
+    raise UserError(f"the folder {path} holds no tokenizer: expected {forms()}")
+
+
+def forms() -> str:
+    """What a tokenizer folder may hold, in words."""
+    return f"{' and '.join(GPT2_FILES)}, or with {SENTENCEPIECE_FILE}"
+
+
+def files_digest(files: Iterable[tuple[str, bytes]]) -> str:
+    """sha256 (hex) over names, lengths and contents."""
+    digest = hashlib.sha256()
+    for name, content in files:
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def copy_files(files: Iterable[tuple[Path, str]], folder: Path) -> None:
+    """Copy each file into ``folder`` under its new name, each written aside and renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source, name in files:
+        aside = folder / f"{name}.tmp"
+        shutil.copyfile(source, aside)
+        aside.replace(folder / name)

@@ -1,0 +1,88 @@
+"""Trains a SentencePiece tokenizer that gives every text back exactly.
+
+Byte-pair encoding with byte fallback over unnormalised text: no Unicode normalisation, no added space, runs of spaces
+kept, newlines and unknown characters spelt as bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.tokenizer import SP_SPACE
+
+END_PIECE = "<|endoftext|>"
+LINE_CHARACTERS = 1000
+"""Longer lines are cut: SentencePiece leaves out sentences over 4,192 bytes."""
+SAMPLED_LINES = 10_000_000
+"""More lines than this are sampled (by SentencePiece, with its fixed seed), which bounds the memory."""
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int, out: str | Path) -> None:
+    """Train on ``texts`` and write the model file ``out``; equal texts give equal bytes.
+
+    Raises:
+        UserError: ``vocab_size`` does not suit the text, there is no text, or ``out`` cannot be written.
+    """
+    import sentencepiece
+
+    out = Path(out)
+    if out.suffix != ".model":
+        raise UserError(f"--out {out}: a SentencePiece model's name ends in .model")
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,
+            character_coverage=0.9999,
+            input_sentence_size=SAMPLED_LINES,
+            shuffle_input_sentence=True,
+            unk_id=0,
+            eos_id=1,
+            bos_id=-1,
+            pad_id=-1,
+            eos_piece=END_PIECE,
+            num_threads=os.cpu_count() or 1,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        raise UserError(explain(str(error), vocab_size)) from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(out.name + ".tmp")
+    with aside.open("wb") as file:
+        file.write(model.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(out)
+
+
+def lines(texts: Iterable[str]) -> Iterator[str]:
+    """The lines of all texts, without ends, cut to at most ``LINE_CHARACTERS``."""
+    for text in texts:
+        for line in text.replace(SP_SPACE, "").split("\n"):
+            for start in range(0, len(line), LINE_CHARACTERS):
+                yield line[start : start + LINE_CHARACTERS]
+
+
+def explain(error: str, vocab_size: int) -> str:
+    """SentencePiece's complaint in words that say what to do."""
+    if found := re.search(r"Vocabulary size too high \(\d+\).*?<= (\d+)", error):
+        return f"--vocab-size {vocab_size} is more than this text supports; use {found[1]} or less, or more text"
+    if found := re.search(r"Vocabulary size is smaller than required_chars\D*\d+ vs (\d+)", error):
+        return (
+            f"--vocab-size {vocab_size} is too small for the bytes and characters of this text; use {found[1]} or more"
+        )
+    if "sentences_.empty()" in error or "Input corpus" in error:
+        return "the input holds no text to train a tokenizer on"
+    return f"SentencePiece could not train a tokenizer: {' '.join(error.split())}"

@@ -1,0 +1,224 @@
+"""Turns input files into token streams on disk, with worker processes, in input order.
+
+A stream is the little-endian ids of one file's documents, each followed by the end-of-document id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spdf_dist.config.errors import SpdfError
+from spdf_dist.data.pack_progress import PackProgress
+from spdf_dist.data.readers import Chunk, Problem, parse_chunk, read_chunks
+from spdf_dist.data.shards import token_dtype
+from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
+
+LISTED_PROBLEMS = 1000
+"""Problems listed in full, a file; the rest are only counted."""
+
+
+@dataclass
+class SetCount:
+    """What one set (``pile_set_name``) gave; tokens include the end-of-document ids."""
+
+    documents: int = 0
+    tokens: int = 0
+
+
+@dataclass
+class TokenizedChunk:
+    """A chunk's ids, ready to be written, and its counts."""
+
+    ids: bytes
+    sets: dict[str, SetCount]
+    text_bytes: int
+    empty_documents: int
+    problems: list[Problem]
+
+
+@dataclass
+class StreamSummary:
+    """One input file and its stream."""
+
+    number: int
+    """The file's place among the inputs, from 0."""
+    file: str
+    bytes: int
+    sha256: str
+    tokens: int = 0
+    text_bytes: int = 0
+    empty_documents: int = 0
+    sets: dict[str, dict[str, int]] = field(default_factory=dict)
+    problem_count: int = 0
+    problems: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, chunk: TokenizedChunk, item_bytes: int) -> None:
+        """Count a chunk of this file."""
+        self.tokens += len(chunk.ids) // item_bytes
+        self.text_bytes += chunk.text_bytes
+        self.empty_documents += chunk.empty_documents
+        for name, count in chunk.sets.items():
+            total = self.sets.setdefault(name, {"documents": 0, "tokens": 0})
+            total["documents"] += count.documents
+            total["tokens"] += count.tokens
+
+    def add_problem(self, problem: Problem) -> None:
+        """Count a problem of this file, and list it unless there are many."""
+        self.problem_count += 1
+        if len(self.problems) < LISTED_PROBLEMS:
+            self.problems.append({**asdict(problem), "file": Path(problem.file).name})
+
+
+class ChunkTokenizer:
+    """Tokenizes chunks in this process."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._dtype = np.dtype(token_dtype(tokenizer.vocab_size)).newbyteorder("<")
+
+    def __call__(self, chunk: Chunk) -> TokenizedChunk:
+        documents, problems = parse_chunk(chunk)
+        kept = [document for document in documents if document.text or chunk.kind == "piece"]
+        ids: list[int] = []
+        sets: dict[str, SetCount] = {}
+        for document, encoded in zip(
+            kept, self._tokenizer.encode_batch([document.text for document in kept]), strict=True
+        ):
+            ids += encoded
+            count = sets.setdefault(document.set_name, SetCount())
+            count.tokens += len(encoded)
+            if document.ends:
+                ids.append(self._tokenizer.eod_id)
+                count.tokens += 1
+                count.documents += 1
+        text_bytes = sum(len(document.text.encode()) for document in kept)
+        return TokenizedChunk(
+            np.array(ids, self._dtype).tobytes(), sets, text_bytes, len(documents) - len(kept), problems
+        )
+
+
+_worker: ChunkTokenizer
+
+
+def start_worker(tokenizer: str) -> None:
+    """Prepare a worker process."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    _worker = ChunkTokenizer(load_tokenizer(tokenizer))
+
+
+def work(chunk: Chunk) -> TokenizedChunk:
+    """Tokenize a chunk in a worker process."""
+    return _worker(chunk)
+
+
+def write_streams(
+    files: list[tuple[int, Path]], tokenizer: str, folder: Path, workers: int, progress: PackProgress
+) -> list[StreamSummary]:
+    """Tokenize ``files`` (number, path) into ``folder/NUMBER.tokens``; the same bytes at any number of ``workers``.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        SpdfError: a worker process died.
+    """
+    loaded = load_tokenizer(tokenizer)
+    item_bytes = np.dtype(token_dtype(loaded.vocab_size)).itemsize
+    summaries = []
+    with closing(tokenized(files, loaded, tokenizer, workers)) as results:
+        stream = None
+        try:
+            for item in results:
+                if isinstance(item, StreamSummary):
+                    summary = item
+                    summaries.append(summary)
+                    if stream:
+                        stream.close()
+                    stream = stream_path(folder, summary.number).open("wb")
+                    continue
+                problems = [item] if isinstance(item, Problem) else item[1].problems
+                for problem in problems:
+                    summary.add_problem(problem)
+                    progress.problem(problem)
+                if not isinstance(item, Problem):
+                    chunk, result = item
+                    assert stream is not None
+                    stream.write(result.ids)
+                    summary.add(result, item_bytes)
+                    progress.advance(chunk, result.text_bytes, len(result.ids) // item_bytes)
+        finally:
+            if stream:
+                stream.close()
+    return summaries
+
+
+Item = StreamSummary | Problem | tuple[Chunk, TokenizedChunk]
+
+
+def tokenized(
+    files: list[tuple[int, Path]], loaded: Tokenizer, tokenizer: str, workers: int
+) -> Generator[Item, None, None]:
+    """For each file its summary (empty yet), then its problems and tokenized chunks, in order."""
+    if workers == 1:
+        tokenize = ChunkTokenizer(loaded)
+        for item in chunks_of(files):
+            yield (item, tokenize(item)) if isinstance(item, Chunk) else item
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (tokenizer,))
+    waiting: deque[StreamSummary | Problem | tuple[Chunk, Future[TokenizedChunk]]] = deque()
+    busy = 0
+    try:
+        for item in chunks_of(files):
+            if isinstance(item, Chunk):
+                waiting.append((item, pool.submit(work, item)))
+                busy += 1
+            else:
+                waiting.append(item)
+            while busy > 3 * workers:
+                yield (ready := finished(waiting.popleft()))
+                busy -= isinstance(ready, tuple)
+        while waiting:
+            yield finished(waiting.popleft())
+    except BrokenProcessPool as error:
+        raise SpdfError("a worker process died (out of memory?); try fewer --workers") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def finished(item: StreamSummary | Problem | tuple[Chunk, Future[TokenizedChunk]]) -> Item:
+    """``item``, waited for; the chunk's own records are let go."""
+    if isinstance(item, tuple):
+        chunk, future = item
+        return chunk, future.result()
+    return item
+
+
+def chunks_of(files: list[tuple[int, Path]]) -> Iterator[StreamSummary | Problem | Chunk]:
+    """For each file its summary (empty yet), then its chunks and problems."""
+    for number, path in files:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        yield StreamSummary(number, path.name, path.stat().st_size, sha256)
+        yield from read_chunks(path)
+
+
+def stream_path(folder: Path, number: int) -> Path:
+    """The stream of input ``number``."""
+    return folder / f"{number:06d}.tokens"
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
