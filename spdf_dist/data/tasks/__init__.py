@@ -1,0 +1,45 @@
+"""Fine-tuning tasks. A new task is one module with a ``TASK`` and an entry in ``TASKS`` (docs/tasks.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.suggest import nearest
+from spdf_dist.data.tasks import curation, dart, e2e, webnlg
+from spdf_dist.data.tasks.example import Example, Task, distinct_contexts, references
+
+__all__ = ["TASKS", "Example", "Task", "distinct_contexts", "find_task", "load_task", "references"]
+
+TASKS: dict[str, Task] = {task.name: task for task in (e2e.TASK, webnlg.TASK, dart.TASK, curation.TASK)}
+
+
+def find_task(name: str) -> Task:
+    """The task called ``name``.
+
+    Raises:
+        UserError: no such task.
+    """
+    if name not in TASKS:
+        raise UserError(f"unknown task '{name}'{nearest(name, TASKS)}")
+    return TASKS[name]
+
+
+def load_task(name: str, path: str | Path, split: str) -> list[Example]:
+    """The examples of a task's file, in file order.
+
+    Args:
+        name: one of ``TASKS``.
+        path: the task's file; its forms stand in the task's module.
+        split: ``train``, ``validation`` or ``test``; WebNLG also has ``test_seen`` and ``test_unseen``.
+
+    Raises:
+        UserError: unknown task or split, or a file that cannot be read or holds no example.
+    """
+    task = find_task(name)
+    if split not in task.splits:
+        raise UserError(f"the task {name} has no split '{split}'{nearest(split, task.splits)}")
+    examples = task.load(Path(path), split)
+    if not examples:
+        raise UserError(f"{path} holds no example of {name}'s split {split}")
+    return examples

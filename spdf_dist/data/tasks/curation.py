@@ -1,0 +1,39 @@
+"""Curation Corpus (Curation, 2020): a news article to its summary.
+
+The corpus is a CSV of titles, summaries and addresses; users scrape the articles, which makes it a CSV with the columns
+``summary`` and ``article_content``. It has no official split, so a file is taken whole: keep one file a split.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.tasks.example import Example, Task, as_written, number_groups
+from spdf_dist.data.tasks.files import read_csv
+
+SPLITS = ("train", "validation", "test")
+COLUMNS = ("article_content", "summary")
+
+
+def load(path: Path, split: str) -> list[Example]:
+    """The articles that were scraped, with their summaries; rows without an article or a summary are left out.
+
+    Raises:
+        UserError: no such file, or a column missing.
+    """
+    pairs = []
+    for _, row in read_csv(path):
+        missing = [column for column in COLUMNS if column not in row]
+        if missing:
+            raise UserError(
+                f"{path} has no column '{missing[0]}' (it has {', '.join(row)}); the corpus's own scraper adds the"
+                " articles as article_content"
+            )
+        article, summary = (" ".join(row[column].split()) for column in COLUMNS)
+        if article and summary:
+            pairs.append((article, summary))
+    return number_groups(pairs)
+
+
+TASK = Task(name="curation", splits=SPLITS, load=load, finish=as_written, reference_files=0)

@@ -1,0 +1,53 @@
+"""DART 1.1.1 (Nan et al., 2021): triples from tables and other sources to text, from its JSON or XML files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.tasks.example import Example, Task, number_groups
+from spdf_dist.data.tasks.files import kind, parse_xml, read_bytes, read_json
+from spdf_dist.data.tasks.triples import REFERENCE_FILES, finish, linearize, split_triple
+
+SPLITS = ("train", "validation", "test")
+
+
+def load(path: Path, split: str) -> list[Example]:
+    """The examples of a DART file (.json or .xml, plain or .gz); each file holds one split. Relations in lower case.
+
+    Raises:
+        UserError: no such file, a form that is not known, or content that cannot be read.
+    """
+    if kind(path) == ".xml":
+        return number_groups(xml_pairs(path))
+    if kind(path) == ".json":
+        return number_groups(json_pairs(path))
+    raise UserError(f"{path}: DART comes as .json or .xml")
+
+
+def json_pairs(path: Path) -> list[tuple[str, str]]:
+    """(context, text) of every annotation."""
+    pairs = []
+    try:
+        for entry in read_json(path):
+            context = linearize((s, r.lower(), o) for s, r, o in entry["tripleset"])
+            pairs += [(context, annotation["text"].strip()) for annotation in entry["annotations"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not DART's JSON form: {error!r}") from error
+    return pairs
+
+
+def xml_pairs(path: Path) -> list[tuple[str, str]]:
+    """(context, text) of every ``lex``."""
+    pairs = []
+    for entry in parse_xml(read_bytes(path), str(path)).iter("entry"):
+        try:
+            triples = [split_triple(triple.text or "") for triple in entry.findall("modifiedtripleset/mtriple")]
+        except ValueError as error:
+            raise UserError(f"{path}, entry {entry.get('eid')}: {error}") from error
+        context = linearize((s, r.lower(), o) for s, r, o in triples)
+        pairs += [(context, (lex.text or "").strip()) for lex in entry.findall("lex")]
+    return pairs
+
+
+TASK = Task(name="dart", splits=SPLITS, load=load, finish=finish, reference_files=REFERENCE_FILES)

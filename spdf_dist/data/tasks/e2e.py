@@ -1,0 +1,133 @@
+"""E2E NLG (Novikova et al., 2017): a restaurant's attributes to a sentence.
+
+The official CSV (columns ``mr`` and ``ref``) is turned into the text that LoRA (Hu et al., 2022) fine-tunes on:
+``name : Blue Spice | Type : coffee shop | area : city centre`` and the reference cut into words. LoRA's training and
+validation texts were cut by another tokenizer than its test texts; both sets of rules are here, because a score is
+only comparable with LoRA's when the references are the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.tasks.example import Example, Task, as_written, number_groups
+from spdf_dist.data.tasks.files import read_csv
+
+SPLITS = ("train", "validation", "test")
+ATTRIBUTE = re.compile(r"\s*([^\[\],]+)\[([^\]]*)\]\s*(?:,|$)")
+ATTRIBUTE_NAMES = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
+
+OPENING = ",('£$\""
+CLOSING = ".,;:!?)'\""
+LETTER = r"[^\W\d_]"
+CLITIC = r"(?:s|t|m|d|ll|re|ve)"
+
+
+class WordRules:
+    """Where a text without spaces is cut into words."""
+
+    def __init__(self, *, cuts: str, clitic: str, keep_number_dot: bool, special: dict[str, str]) -> None:
+        self.cuts = re.compile(rf"({cuts}|(?<={LETTER}),(?={LETTER})|\.{{2,}}(?={LETTER}))")
+        """What is cut out of the middle of a chunk."""
+        self.clitic = re.compile(clitic, re.IGNORECASE)
+        """Where a contraction begins."""
+        self.keep_number_dot = keep_number_dot
+        """Whether ``5.`` before a word in lower case is one word."""
+        self.special = special
+
+    def split(self, chunk: str, next_chunk: str) -> list[str]:
+        """The words of ``chunk``, which has no space in it and is followed by ``next_chunk``."""
+        if self.keep_number_dot and re.fullmatch(r"\d+\.", chunk) and next_chunk[:1].islower():
+            return [chunk]
+        head: list[str] = []
+        tail: list[str] = []
+        while len(chunk) > 1 and chunk[0] in OPENING:
+            head.append(chunk[0])
+            chunk = chunk[1:]
+        while len(chunk) > 1:
+            if dots := re.search(r"(?<=[^.])\.{2,}$", chunk):
+                size = len(dots[0])
+            elif chunk[-1] in CLOSING:
+                size = 1
+            else:
+                break
+            tail.append(chunk[-size:])
+            chunk = chunk[:-size]
+        return head + self._split_inside(chunk) + tail[::-1]
+
+    def _split_inside(self, chunk: str) -> list[str]:
+        if chunk in self.special:
+            return self.special[chunk].split()
+        words = []
+        for part in self.cuts.split(chunk):
+            if match := self.clitic.search(part):
+                words += [part[: match.start()], part[match.start() :]]
+            else:
+                words.append(part)
+        return [word for word in words if word]
+
+
+TRAIN_RULES = WordRules(
+    cuts=r"(?<=\w)-(?=\w)|£", clitic=rf"(?<=\w)'{CLITIC}$", keep_number_dot=True, special={}
+)
+TEST_RULES = WordRules(
+    cuts=rf"(?<={LETTER})-(?={LETTER})|(?<=\d)-(?=\d)",
+    clitic=rf"(?<=\w)(?:n't|'{CLITIC})$",
+    keep_number_dot=False,
+    special={"thats": "that s"},
+)
+
+
+def split_words(text: str, rules: WordRules) -> str:
+    """``text`` with its words and punctuation apart, by single spaces."""
+    chunks = text.split()
+    following = chunks[1:] + [""]
+    return " ".join(word for chunk, after in zip(chunks, following, strict=True) for word in rules.split(chunk, after))
+
+
+def linearize(meaning: str) -> str:
+    """A meaning representation, ``name[Aromi], area[riverside]``, as ``name : Aromi | area : riverside``.
+
+    Raises:
+        ValueError: not of that form.
+    """
+    parts = []
+    at = 0
+    while at < len(meaning.rstrip()):
+        match = ATTRIBUTE.match(meaning, at)
+        if match is None:
+            raise ValueError(f"'{meaning[at : at + 40]}' is not of the form attribute[value]")
+        name, value = match[1].strip(), match[2]
+        parts.append(f"{ATTRIBUTE_NAMES.get(name, name)} : {split_words(value, TRAIN_RULES)}")
+        at = match.end()
+    return " | ".join(parts)
+
+
+def load(path: Path, split: str) -> list[Example]:
+    """The examples of an E2E CSV (plain or .gz). Without a ``ref`` column the targets are empty.
+
+    Raises:
+        UserError: no such file, a column missing, a meaning representation that cannot be read.
+    """
+    rules = TEST_RULES if split == "test" else TRAIN_RULES
+    pairs = []
+    for line, row in read_csv(path):
+        if "mr" not in row:
+            raise UserError(f"{path} has no column 'mr' (it has {', '.join(row)}); E2E's CSV has mr,ref")
+        try:
+            context = linearize(row["mr"])
+        except ValueError as error:
+            raise UserError(f"{path}, line {line}: {error}") from error
+        pairs.append((context, split_words(row.get("ref", ""), rules)))
+    return number_groups(pairs)
+
+
+def lora_lines(examples: Sequence[Example]) -> list[str]:
+    """The examples as the lines of LoRA's ``context||target`` text files."""
+    return [f"{example.context}||{example.target} " for example in examples]
+
+
+TASK = Task(name="e2e", splits=SPLITS, load=load, finish=as_written, reference_files=0)

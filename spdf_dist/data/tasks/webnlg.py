@@ -1,0 +1,131 @@
+"""WebNLG challenge 2017 (Gardent et al.): DBpedia triples to text, from the XML files or from LoRA's JSON form.
+
+The paper's figure is almost surely of the test's seen categories, those of the training set: split ``test_seen``.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.tasks.example import Example, Task, number_groups
+from spdf_dist.data.tasks.files import kind, parse_xml, read_bytes, read_json
+from spdf_dist.data.tasks.triples import REFERENCE_FILES, Triple, finish, linearize, split_triple
+
+SPLITS = ("train", "validation", "test", "test_seen", "test_unseen")
+FOLDERS = {"train": "train", "validation": "dev", "test": "test"}
+TEST_XML = "testdata_with_lex.xml"
+
+# The categories of the training set; the others occur in the test set only.
+SEEN = frozenset(
+    {
+        "Airport",
+        "Astronaut",
+        "Building",
+        "City",
+        "ComicsCharacter",
+        "Food",
+        "Monument",
+        "SportsTeam",
+        "University",
+        "WrittenWork",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Triples and the texts that say them."""
+
+    category: str
+    triples: list[Triple]
+    texts: list[tuple[str, str]]
+    """(comment, text); the comment ``good`` marks texts that the makers accepted."""
+
+
+def load(path: Path, split: str) -> list[Example]:
+    """The examples of a split: the texts marked ``good``.
+
+    ``path`` is a .json(.gz) or .xml file, taken whole, or the challenge's folder or .tar.gz, of which the split's
+    part is read.
+
+    Raises:
+        UserError: no such file, a form that is not known, or content that cannot be read.
+    """
+    wanted = {"test_seen": True, "test_unseen": False}.get(split)
+    pairs = []
+    for entry in read_entries(path, split.partition("_")[0]):
+        if wanted is None or (entry.category in SEEN) == wanted:
+            context = linearize(entry.triples)
+            pairs += [(context, text) for comment, text in entry.texts if comment == "good"]
+    return number_groups(pairs)
+
+
+def read_entries(path: Path, part: str) -> Iterator[Entry]:
+    """The entries of whatever ``path`` is."""
+    if path.is_dir():
+        for name in sorted(path.rglob("*.xml")):
+            if belongs(name.relative_to(path).parts, part):
+                yield from xml_entries(read_bytes(name), str(name))
+    elif kind(path) == ".json":
+        yield from json_entries(path)
+    elif kind(path) == ".xml":
+        yield from xml_entries(read_bytes(path), str(path))
+    elif kind(path) == ".tar.gz":
+        yield from archive_entries(path, part)
+    else:
+        raise UserError(f"{path}: WebNLG comes as .json, .xml, .tar.gz or a folder of .xml files")
+
+
+def belongs(parts: tuple[str, ...], part: str) -> bool:
+    """Whether a file of the challenge's folder is one of the part's; other folders are taken whole."""
+    folders = set(FOLDERS.values()) & set(parts[:-1])
+    if part == "test" and "test" in folders:
+        return parts[-1] == TEST_XML
+    return not folders or FOLDERS[part] in folders
+
+
+def archive_entries(path: Path, part: str) -> Iterator[Entry]:
+    """The entries of the challenge's archive; nothing is unpacked to disk."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(path.read_bytes()), mode="r:gz") as archive:
+            members = sorted(
+                (member for member in archive if member.isfile() and member.name.endswith(".xml")),
+                key=lambda member: member.name,
+            )
+            for member in members:
+                source = archive.extractfile(member)
+                if source is not None and belongs(tuple(member.name.split("/")), part):
+                    yield from xml_entries(source.read(), f"{path}:{member.name}")
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def xml_entries(content: bytes, name: str) -> Iterator[Entry]:
+    """The entries of one XML file."""
+    for entry in parse_xml(content, name).iter("entry"):
+        try:
+            triples = [split_triple(triple.text or "") for triple in entry.findall("modifiedtripleset/mtriple")]
+        except ValueError as error:
+            raise UserError(f"{name}, entry {entry.get('eid')}: {error}") from error
+        texts = [(lex.get("comment", ""), (lex.text or "").strip()) for lex in entry.findall("lex")]
+        yield Entry(entry.get("category", ""), triples, texts)
+
+
+def json_entries(path: Path) -> Iterator[Entry]:
+    """The entries of LoRA's JSON form: ``{"entries": [{"1": {...}}, ...]}``."""
+    try:
+        for numbered in read_json(path)["entries"]:
+            for entry in numbered.values():
+                triples = [(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]]
+                texts = [(text["comment"], text["lex"].strip()) for text in entry["lexicalisations"]]
+                yield Entry(entry["category"], triples, texts)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not WebNLG's JSON form: {error!r} is missing or of another type") from error
+
+
+TASK = Task(name="webnlg", splits=SPLITS, load=load, finish=finish, reference_files=REFERENCE_FILES)
