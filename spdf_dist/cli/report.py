@@ -1,0 +1,36 @@
+"""One page, PNG plots and CSV tables from run folders and workflow folders.
+
+  spdf report runs/demo --out runs/demo/report
+  spdf report runs/dense runs/s75 gemm.json --out report
+
+A folder is searched for runs (config.yaml with metrics.jsonl) and for the output of `spdf evaluate --json`; a file is
+the output of `spdf bench gemm --json`, for the paper's Figure 1. The page holds everything and needs no network."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "HTML page, plots and tables from run and workflow folders"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="run folders, workflow folders, JSON files"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write index.html, PNGs and CSVs into")
+    parser.add_argument("--json", action="store_true", help="print the paths and the summary as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    from spdf_dist.report.write import write_report
+
+    page = write_report(args.folders, args.out)
+    if args.json:
+        import json
+
+        files = sorted(str(path) for path in args.out.iterdir() if path.suffix in (".html", ".png", ".csv"))
+        print(json.dumps({"schema_version": 1, "report": str(page), "files": files}))
+    else:
+        print(f"report: {page}")
+    return 0

@@ -1,0 +1,98 @@
+"""The jobs of a workflow folder, as the launcher wrote them down.
+
+``jobs/NAME[/VARIANT][/CELL]/{job,manifest}.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class WorkflowJob:
+    """One job."""
+
+    root: Path
+    """The workflow's folder."""
+    id: str
+    name: str
+    kind: str
+    variant: str
+    """Empty when the job exists once for all variants."""
+    cell: dict[str, str]
+    needs: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where the job works."""
+        return self.root / "jobs" / self.id
+
+    def manifest(self) -> dict[str, Any]:
+        """How it ended; empty while it has not."""
+        return read_object(self.folder / "manifest.json")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when there is none or it is not whole."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_job(root: Path, job_id: str) -> WorkflowJob | None:
+    """A job by its id; None when the launcher has not written it."""
+    spec = read_object(root / "jobs" / job_id / "job.json")
+    if "kind" not in spec:
+        return None
+    return WorkflowJob(
+        root=root,
+        id=job_id,
+        name=str(spec.get("name") or job_id.partition("/")[0]),
+        kind=str(spec["kind"]),
+        variant=str(spec.get("variant") or ""),
+        cell=dict(spec.get("cell") or {}),
+        needs=tuple(spec.get("needs") or ()),
+    )
+
+
+def job_of(path: Path) -> WorkflowJob | None:
+    """The job whose folder holds ``path`` or is it; None outside of a workflow folder."""
+    place = path.resolve()
+    for folder in (place, *place.parents):
+        if (folder / "job.json").is_file():
+            for root in folder.parents:
+                if folder.is_relative_to(root / "jobs"):
+                    return read_job(root, str(folder.relative_to(root / "jobs")))
+    return None
+
+
+def ancestors(job: WorkflowJob) -> Iterator[WorkflowJob]:
+    """What a job rests on, nearest first; of a `select` job only what it chose."""
+    seen = {job.id}
+    queue = list(job.needs)
+    while queue:
+        job_id = queue.pop(0)
+        if job_id in seen:
+            continue
+        seen.add(job_id)
+        parent = read_job(job.root, job_id)
+        if parent is None:
+            continue
+        yield parent
+        choice = read_object(parent.folder / "out" / "choice.json") if parent.kind == "select" else {}
+        queue += [str(choice["job"])] if "job" in choice else parent.needs
+
+
+def all_jobs(root: Path) -> list[WorkflowJob]:
+    """Every job of a workflow folder, in the order of the plan."""
+    plan = read_object(root / "plan.json")
+    listed = [entry["id"] for entry in plan.get("jobs") or [] if isinstance(entry, dict) and "id" in entry]
+    found = [str(path.parent.relative_to(root / "jobs")) for path in sorted((root / "jobs").rglob("job.json"))]
+    jobs = [read_job(root, job_id) for job_id in dict.fromkeys([*listed, *found])]
+    return [job for job in jobs if job is not None]

@@ -1,0 +1,222 @@
+"""A run folder as data: its config, its curves and what was recorded beside them.
+
+Reads ``config.yaml``, ``metrics.jsonl`` and, where present, ``execution.json`` and ``finetune.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from spdf_dist.accounting.parameters import linear_nonzeros, total_parameters
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.load import config_from_tree
+from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
+
+
+@dataclass
+class Run:
+    """One pre-training or fine-tuning run. Lists run over the training steps."""
+
+    path: Path
+    tree: dict[str, Any]
+    """The resolved config."""
+    step: list[int] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
+    """Target tokens consumed, cumulative."""
+    seconds: list[float] = field(default_factory=list)
+    """Time in training steps, cumulative; validation and saving not counted."""
+    loss: list[float] = field(default_factory=list)
+    flops: list[float] = field(default_factory=list)
+    """Model FLOPs spent, cumulative."""
+    tokens_per_s: list[float] = field(default_factory=list)
+    mfu: list[float] = field(default_factory=list)
+    """Only the steps that state one."""
+    validation: list[tuple[int, float]] = field(default_factory=list)
+    """(step, loss)."""
+    execution: dict[str, Any] = field(default_factory=dict)
+    finetune: dict[str, Any] = field(default_factory=dict)
+    """What fine-tuning recorded: reactivated weights and their norm, best validation loss, epochs."""
+    skipped: int = 0
+    parent: Run | None = None
+    """Fine-tuning: the pre-training run that it started from, when it is in the report."""
+    name: str = ""
+    """The variant's name in its workflow; empty for a run folder given by itself."""
+    synthetic: bool = False
+    """Whether it trained on generated data."""
+
+    @property
+    def is_finetuning(self) -> bool:
+        """Whether this run fine-tunes."""
+        return "finetune" in self.tree
+
+    @property
+    def pretraining(self) -> Run | None:
+        """The pre-training run behind this one: itself, or its parent."""
+        return self.parent if self.is_finetuning else self
+
+    @property
+    def config(self) -> PretrainConfig:
+        """The typed config of a pre-training run."""
+        return config_from_tree(PretrainConfig, self.tree)
+
+    @property
+    def model(self) -> ModelConfig | None:
+        """The architecture; None for a fine-tuning run whose parent is not in the report."""
+        origin = self.pretraining
+        return origin.config.model if origin else None
+
+    @property
+    def sparsity(self) -> SparsityConfig | None:
+        """The mask it was pre-trained with."""
+        origin = self.pretraining
+        return origin.config.sparsity if origin else None
+
+    @property
+    def seed(self) -> int:
+        """Seed of this run."""
+        return int(self.tree.get("seed", 0))
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the model behind it saw no pre-training: the baseline that shows what fine-tuning does alone."""
+        origin = self.pretraining
+        return origin is not None and origin.config.training.train_tokens == 0
+
+    @property
+    def final_validation(self) -> float | None:
+        """The last validation loss, nats a token."""
+        return self.validation[-1][1] if self.validation else None
+
+    @property
+    def best_validation(self) -> float | None:
+        """The lowest validation loss, nats a token."""
+        finite = [loss for _, loss in self.validation if math.isfinite(loss)]
+        return min(finite, default=None)
+
+    @property
+    def median_speed(self) -> float | None:
+        """Median tokens/s, the first tenth of the steps (warm-up of caches and kernels) left out."""
+        speeds = self.tokens_per_s[len(self.tokens_per_s) // 10 :]
+        return median(speeds) if speeds else None
+
+    def at_step(self, step: int, column: list[float]) -> float | None:
+        """The value of a cumulative column after ``step``; 0 before the first, None past the last."""
+        if step == 0:
+            return 0.0
+        low, high = 0, len(self.step)
+        while low < high:
+            middle = (low + high) // 2
+            if self.step[middle] < step:
+                low = middle + 1
+            else:
+                high = middle
+        return column[low] if low < len(column) else (column[-1] if column else None)
+
+    def variant(self) -> str:
+        """What it is, for legends: the workflow's name, else from the config."""
+        if self.name:
+            return self.name
+        if self.untrained:
+            return "untrained"
+        if self.sparsity is None:
+            return self.path.name
+        return describe_sparsity(self.sparsity)
+
+    def size(self) -> str:
+        """The model's size in words, such as 10.4M."""
+        return short_count(total_parameters(self.model)) if self.model else "?"
+
+
+def describe_sparsity(sparsity: SparsityConfig) -> str:
+    """A mask in a few words: 'dense', '75% sparse', '75% block:16'."""
+    if sparsity.level == 0:
+        return "dense"
+    pattern = "sparse" if sparsity.pattern == "unstructured" else sparsity.pattern
+    return f"{sparsity.level * 100:g}% {pattern}"
+
+
+def short_count(count: float) -> str:
+    """125226240 as 125M."""
+    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g}{unit}"
+    return f"{count:.3g}"
+
+
+def kept_linear_weights(run: Run) -> int | None:
+    """Non-zeros in the six matrices of all layers of the pre-trained model."""
+    if run.model is None:
+        return None
+    return run.model.num_layers * sum(linear_nonzeros(run.model, run.sparsity).values())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError when the file is not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return content
+
+
+def read_metrics(run: Run, path: Path) -> None:
+    """Fill the curves from ``metrics.jsonl``; a last line cut off by a kill is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    seconds = 0.0
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number}: not JSON; the file was changed by something else") from None
+        if "val_loss" in line:
+            run.validation.append((int(line["step"]), float(line["val_loss"])))
+        if "loss" not in line:
+            continue
+        seconds += float(line.get("step_ms") or 0) / 1e3
+        run.step.append(int(line["step"]))
+        run.tokens.append(float(line.get("consumed_tokens") or 0))
+        run.seconds.append(seconds)
+        run.loss.append(float("nan") if line["loss"] is None else float(line["loss"]))
+        run.flops.append(float(line.get("total_flops") or 0))
+        run.tokens_per_s.append(float(line.get("tokens_per_s") or 0))
+        if line.get("mfu") is not None:
+            run.mfu.append(float(line["mfu"]))
+        run.skipped = int(line.get("skipped_iterations") or 0)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``folder`` is a run's; a run of no steps has checkpoints but no metrics."""
+    return (folder / "config.yaml").is_file() and (
+        (folder / "metrics.jsonl").is_file() or (folder / "checkpoints").is_dir()
+    )
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder. Raises UserError for a damaged one."""
+    path = folder / "config.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not readable: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected keys and values")
+    run = Run(folder, tree)
+    if (folder / "metrics.jsonl").is_file():
+        read_metrics(run, folder / "metrics.jsonl")
+    for name in ("execution", "finetune"):
+        if (folder / f"{name}.json").is_file():
+            setattr(run, name, read_json(folder / f"{name}.json"))
+    return run

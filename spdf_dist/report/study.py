@@ -1,0 +1,228 @@
+"""Everything under the folders given to the report: runs, scores, and which belongs to which variant.
+
+Run folders are known by their content. In a workflow folder the variant is the one of the job that made the run, and
+what a score belongs to follows from what its job rests on; elsewhere both are read from the configs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.load import flatten
+from spdf_dist.report.jobs import WorkflowJob, ancestors, job_of, read_object
+from spdf_dist.report.published import paper_model
+from spdf_dist.report.runs import Run, is_run, read_run
+from spdf_dist.report.scores import METRIC_NAMES, Score
+
+NOT_SEARCHED = ("checkpoints", "tensorboard", "report", "logs", "tokenizer")
+NOT_RESULTS = (
+    "manifest.json",
+    "job.json",
+    "plan.json",
+    "choice.json",
+    "execution.json",
+    "finetune.json",
+    "result.json",
+)
+LARGEST_RESULT = 16 << 20
+
+
+@dataclass
+class Study:
+    """What the report is about."""
+
+    folders: list[Path]
+    runs: list[Run] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    workflows: list[Path] = field(default_factory=list)
+    """Workflow folders that the given folders are or lie in."""
+    bench: dict[str, Any] = field(default_factory=dict)
+    """Output of ``spdf bench gemm --json``."""
+
+    @property
+    def pretraining(self) -> list[Run]:
+        """Pre-training runs."""
+        return [run for run in self.runs if not run.is_finetuning]
+
+    @property
+    def finetuning(self) -> list[Run]:
+        """Fine-tuning runs."""
+        return [run for run in self.runs if run.is_finetuning]
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any data in it was generated."""
+        return any(score.synthetic for score in self.scores) or any(run.synthetic for run in self.runs)
+
+    @property
+    def variants(self) -> list[str]:
+        """Variant names in the order of reading: untrained first, then by density, dense first."""
+        order: dict[str, tuple[int, float]] = {}
+        for run in self.runs:
+            level = run.sparsity.level if run.sparsity else 0.0
+            order.setdefault(run.variant(), (0 if run.untrained else 1, level))
+        for score in self.scores:
+            order.setdefault(score.variant, (2, 0.0))
+        return sorted(order, key=lambda name: order[name])
+
+
+def is_synthetic(tree: Any) -> bool:
+    """Whether a config or result names generated data: a path or a flag with 'synthetic' in it."""
+    if isinstance(tree, dict):
+        return any((key == "synthetic" and value is True) or is_synthetic(value) for key, value in tree.items())
+    if isinstance(tree, list | tuple):
+        return any(is_synthetic(item) for item in tree)
+    return isinstance(tree, str) and "synthetic" in tree.lower()
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """``root`` and the folders below it, in order, without those that hold no results."""
+    for here, folders, _ in os.walk(root):
+        folders[:] = sorted(name for name in folders if name not in NOT_SEARCHED and not name.startswith("."))
+        yield Path(here)
+
+
+def read_study(folders: Sequence[Path]) -> Study:
+    """Read every run and score below ``folders``.
+
+    Raises UserError for a folder that does not exist or holds neither.
+    """
+    study = Study(list(folders))
+    results: list[Path] = []
+    for root in folders:
+        if root.is_file():
+            results.append(root)
+            continue
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder")
+        for folder in walk(root):
+            if is_run(folder) and all(run.path.resolve() != folder.resolve() for run in study.runs):
+                study.runs.append(with_variant(read_run(folder)))
+            results += [path for path in sorted(folder.glob("*.json")) if path.name not in NOT_RESULTS]
+        note_workflow(study, root)
+    link_parents(study)
+    for path in dict.fromkeys(path.resolve() for path in results):
+        read_result(study, path)
+    if not (study.runs or study.scores or study.bench):
+        places = ", ".join(map(str, folders))
+        raise UserError(f"{places}: no run (config.yaml with metrics.jsonl) and no scores there or below")
+    return study
+
+
+def note_workflow(study: Study, folder: Path) -> None:
+    """Remember the workflow that ``folder`` is or lies in."""
+    job = job_of(folder)
+    root = job.root if job else folder
+    if (root / "jobs").is_dir() and root not in study.workflows:
+        study.workflows.append(root)
+
+
+def with_variant(run: Run) -> Run:
+    """The run, with its variant's name and whether its data are generated, where a workflow says so."""
+    job = job_of(run.path)
+    if job is not None:
+        run.name = job.variant
+        run.synthetic = any(parent.kind.startswith("synthetic") for parent in ancestors(job))
+    run.synthetic = run.synthetic or is_synthetic(run.tree)
+    return run
+
+
+def link_parents(study: Study) -> None:
+    """Give each fine-tuning run the pre-training run that it started from, in the report or only on disk."""
+    origins = {run.path.resolve(): run for run in study.pretraining}
+    for run in study.finetuning:
+        for folder in origin_folders(run):
+            if folder in origins or is_run(folder):
+                run.parent = origins.setdefault(folder, with_variant(read_run(folder)))
+                run.name = run.name or run.parent.name
+                break
+
+
+def origin_folders(run: Run) -> Iterator[Path]:
+    """Where the run may have started from: what its checkpoint lies in, then what its job rests on."""
+    checkpoint = str((run.tree.get("finetune") or {}).get("checkpoint") or "")
+    if checkpoint:
+        for place in (Path(checkpoint), run.path / checkpoint):
+            yield from (folder.resolve() for folder in (place, place.parent, place.parent.parent))
+    job = job_of(run.path)
+    for parent in ancestors(job) if job else ():
+        if parent.kind == "pretrain":
+            yield (parent.folder / "run").resolve()
+
+
+def read_result(study: Study, path: Path) -> None:
+    """Take a JSON file in when it holds scores or kernel measurements; any other is left alone."""
+    if path.stat().st_size > LARGEST_RESULT:
+        return
+    content = read_object(path)
+    if "schema_version" not in content:
+        return
+    if "gemm" in (content.get("bench"), content.get("command"), content.get("kind")):
+        study.bench = content
+        return
+    metrics = content.get("scores", content.get("metrics", content))
+    if not isinstance(metrics, dict):
+        return
+    known = {
+        name: None if metrics[name] is None else float(metrics[name])
+        for name in METRIC_NAMES
+        if name in metrics and (metrics[name] is None or isinstance(metrics[name], int | float))
+    }
+    if not known:
+        return
+    job = job_of(path)
+    run = owner(study, path, job)
+    task = str(content.get("task") or ((run.tree.get("finetune") or {}).get("task") if run else "") or "text")
+    generated = job is not None and any(parent.kind.startswith("synthetic") for parent in ancestors(job))
+    study.scores.append(
+        Score(
+            path=path,
+            task=task,
+            variant=(job.variant if job else "") or (run.variant() if run else path.parent.name),
+            size=run.size() if run else "",
+            seed=run.seed if run else 0,
+            metrics=known,
+            split=str(content.get("split") or (split_of(job, task) if job else "")),
+            synthetic=generated or is_synthetic(content) or (run is not None and run.synthetic),
+            settings=settings_of(run) if run else "",
+            validation_loss=run.best_validation if run else None,
+            model=paper_model(run.model) if run and run.model else "",
+            level=run.sparsity.level if run and run.sparsity else None,
+        )
+    )
+
+
+def split_of(job: WorkflowJob, task: str) -> str:
+    """What the evaluation's name says beyond 'evaluate' and its task: 'validation' of 'evaluate-validation'."""
+    words = [word for word in re.split("[-_]", job.name) if word not in ("evaluate", "score", "scores", "test", task)]
+    return " ".join(words)
+
+
+def owner(study: Study, path: Path, job: WorkflowJob | None) -> Run | None:
+    """The run that made what was scored: the one whose folder holds the file, or the nearest that its job rests on."""
+    known = {run.path.resolve(): run for run in study.runs}
+    for folder in path.parents:
+        if folder in known:
+            return known[folder]
+    for parent in ancestors(job) if job else ():
+        if parent.kind in ("finetune", "pretrain"):
+            folder = (parent.folder / "run").resolve()
+            if folder not in known and is_run(folder):
+                hidden = with_variant(read_run(folder))
+                link_parents(Study([], [*study.pretraining, hidden]))
+                return hidden
+            return known.get(folder)
+    return None
+
+
+def settings_of(run: Run) -> str:
+    """A run's settings but for its seed and its places, as one line."""
+    flat = flatten({key: run.tree.get(key) or {} for key in ("finetune", "training")})
+    flat.pop("finetune.checkpoint", None)
+    return " ".join(f"{key}={value}" for key, value in sorted(flat.items()))

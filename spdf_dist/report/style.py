@@ -1,0 +1,116 @@
+"""Colours and type of every figure. A variant has one colour wherever it shows.
+
+Figures are drawn on a transparent ground with a few ink colours that the page maps to its light or dark theme.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK = "#1d2733"
+MUTED = "#6a7683"
+GRID = "#dfe4ea"
+PAPER = "#ffffff"
+THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--page)"}
+
+FIXED = {"dense": "#2f7fc4", "untrained": "#8d969f", "paper": "#8d969f"}
+CYCLE = ("#e0672b", "#1b9c78", "#b565b8", "#c59a16", "#d04a6b", "#4fa7b8", "#7f7bd1", "#8a9a2e")
+LEVEL_COLOURS = {"50": "#1b9c78", "75": "#e0672b", "90": "#d04a6b"}
+
+
+def variant_colours(variants: Sequence[str]) -> dict[str, str]:
+    """A colour for each variant: dense is always blue, untrained grey, 50% green and 75% orange."""
+    colours: dict[str, str] = {}
+    for name in variants:
+        if name in FIXED:
+            colours[name] = FIXED[name]
+            continue
+        level = re.search(r"(?<!\d)(\d{2})(?!\d)", name)
+        wanted = LEVEL_COLOURS.get(level[1]) if level else None
+        if wanted and wanted not in colours.values():
+            colours[name] = wanted
+    for name in variants:
+        if name not in colours:
+            free = [c for c in CYCLE if c not in colours.values()] or list(CYCLE)
+            colours[name] = free[0]
+    return colours
+
+
+SETTINGS: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
+    "font.size": 10.5,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "semibold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.labelsize": 10,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "text.color": INK,
+    "lines.linewidth": 2.0,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "savefig.dpi": 160,
+}
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """matplotlib without a display, with the settings above."""
+    import logging
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    with matplotlib.rc_context(SETTINGS):
+        yield
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure on white."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor=PAPER, bbox_inches="tight", pad_inches=0.15)
+    return buffer.getvalue()
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """The figure as an SVG element for the page, its inks tied to the page's theme and its ids made unique."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    for colour, variable in THEMED.items():
+        svg = svg.replace(colour, variable)
+    svg = re.sub(r'id="([A-Za-z_]+_?\d+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1var(--sans)", svg)
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', svg, count=1)

@@ -1,0 +1,274 @@
+"""The report's own tables: what each variant cost and what it scored. Every table also becomes a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import mean
+
+from spdf_dist.accounting.flops import linears_share
+from spdf_dist.accounting.parameters import linear_parameters
+from spdf_dist.report.figures import power_label, time_unit
+from spdf_dist.report.runs import Run, kept_linear_weights, short_count
+from spdf_dist.report.scores import METRIC_NAMES, TASK_NAMES, Score, estimate, metric_name, selected
+from spdf_dist.report.study import Study
+
+MINUS = "−"
+NOT_RUN = "not run"
+
+
+@dataclass
+class Table:
+    """A table: text cells; a line break in a cell sets its second line smaller."""
+
+    name: str
+    """File name of its CSV."""
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    synthetic: bool = False
+    labels: int = 1
+    """Leading columns that are labels."""
+    marks: set[tuple[int, int]] = field(default_factory=set)
+    """Cells (row, column) to set apart: figures that differ from the printed ones."""
+
+    def csv(self) -> str:
+        """The table as CSV; the two lines of a cell are joined by a semicolon, minus signs are ASCII."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(self.header + (["data"] if self.synthetic else []))
+        for row in self.rows:
+            cells = [cell.replace("\n", "; ").replace(MINUS, "-") for cell in row]
+            writer.writerow(cells + (["synthetic"] if self.synthetic else []))
+        return buffer.getvalue()
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """+0.012 or −0.012."""
+    text = f"{value:+.{digits}f}"
+    return MINUS + text[1:] if text[0] == "-" else text
+
+
+def duration(seconds: float) -> str:
+    """Such as '3.2 hours'."""
+    scale, unit = time_unit(seconds)
+    return f"{seconds / scale:.1f} {unit}"
+
+
+def by_variant(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
+    """Runs by (size, variant), in the order given."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.size(), run.variant()), []).append(run)
+    return groups
+
+
+def ordered(study: Study, runs: Sequence[Run]) -> list[Run]:
+    """Runs by size, then variant (untrained, dense, sparser and sparser), then seed."""
+    place = {name: k for k, name in enumerate(study.variants)}
+    return sorted(runs, key=lambda run: (run.size(), place.get(run.variant(), 99), run.seed))
+
+
+def summary_table(study: Study) -> Table:
+    """One row a variant: model, budget, validation loss, FLOPs, speed and what densifying woke."""
+    groups = by_variant(ordered(study, study.pretraining))
+    tuned = by_variant(study.finetuning)
+    dense_loss = {size: mean_final(runs) for (size, variant), runs in groups.items() if is_dense(runs[0])}
+    dense_flops = {size: mean_flops(runs) for (size, variant), runs in groups.items() if is_dense(runs[0])}
+    rows = []
+    for (size, variant), runs in groups.items():
+        first = runs[0]
+        model = first.config.model
+        kept = kept_linear_weights(first) or 0
+        loss = estimate([run.final_validation for run in runs])
+        loss_text = loss.text() if loss else "–"
+        base_loss, base_flops = dense_loss.get(size), dense_flops.get(size)
+        if loss and base_loss is not None and not is_dense(first) and not first.untrained:
+            loss_text += f"\n{signed(loss.mean - base_loss)} to dense"
+        flops = mean_flops(runs)
+        flops_text = power_label(flops) if flops else "0"
+        if base_flops and flops and not is_dense(first):
+            flops_text += f"\n{flops / base_flops:.3f}x dense"
+        speeds = [run.median_speed for run in runs if run.median_speed]
+        seconds = [run.seconds[-1] for run in runs if run.seconds]
+        rows.append(
+            [
+                variant,
+                size,
+                f"{short_count(kept)}\n{kept / linear_parameters(model):.0%} kept",
+                f"{linears_share(model):.0%}",
+                short_count(max((run.tokens[-1] for run in runs if run.tokens), default=0)),
+                loss_text,
+                flops_text,
+                (short_count(mean(speeds)) + execution_text(first)) if speeds else "–",
+                duration(mean(seconds)) if seconds else "–",
+                finetuning_text(tuned.get((size, variant), [])),
+                str(len(runs)),
+            ]
+        )
+    return Table(
+        "summary",
+        "What each variant cost",
+        [
+            "variant",
+            "parameters",
+            "linear weights",
+            "linears' share of dense FLOPs",
+            "tokens",
+            "validation loss",
+            "pre-training FLOPs",
+            "tokens/s",
+            "time in steps",
+            "fine-tuned, validation loss",
+            "runs",
+        ],
+        rows,
+        "Validation loss in nats a token after the last step; with several seeds mean ± sample deviation (number). "
+        "FLOPs are model FLOPs as the paper counts them, without recomputation or multiplied zeros.",
+        study.synthetic,
+    )
+
+
+def execution_text(run: Run) -> str:
+    """How the sparse layers ran, as a second line; nothing for a dense model."""
+    if run.sparsity is None or run.sparsity.level == 0:
+        return ""
+    chosen = run.execution.get("execution") or run.execution.get("default") or run.sparsity.execution
+    return f"\n{chosen}"
+
+
+def finetuning_text(runs: Sequence[Run]) -> str:
+    """Best validation loss over the fine-tuning runs, and how many weights densifying reactivated."""
+    best = estimate([run.finetune.get("best_val_loss", run.best_validation) for run in runs])
+    if best is None:
+        return "–"
+    woken = max((int(run.finetune.get("reactivated") or 0) for run in runs), default=0)
+    if woken == 0:
+        return best.text()
+    norm = estimate([run.finetune.get("reactivated_norm") for run in runs])
+    return best.text() + f"\n{short_count(woken)} reactivated" + (f", norm {norm.mean:.3g}" if norm else "")
+
+
+def is_dense(run: Run) -> bool:
+    """Whether it is the dense baseline."""
+    return run.sparsity is not None and run.sparsity.level == 0 and not run.untrained
+
+
+def mean_final(runs: Sequence[Run]) -> float | None:
+    """Mean final validation loss."""
+    value = estimate([run.final_validation for run in runs])
+    return value.mean if value else None
+
+
+def mean_flops(runs: Sequence[Run]) -> float:
+    """Mean FLOPs spent."""
+    return mean([run.flops[-1] if run.flops else 0.0 for run in runs])
+
+
+def score_groups(study: Study) -> dict[tuple[str, str, str], dict[str, list[Score]]]:
+    """Scores by (task, split, size), then by variant in reading order, at the selected settings."""
+    groups: dict[tuple[str, str, str], dict[str, list[Score]]] = {}
+    for name in study.variants:
+        for score in study.scores:
+            if score.variant == name:
+                groups.setdefault((score.task, score.split, score.size), {}).setdefault(name, []).append(score)
+    return {key: {name: selected(scores) for name, scores in group.items()} for key, group in groups.items()}
+
+
+def baseline_of(group: dict[str, list[Score]]) -> str | None:
+    """The dense variant of a group of scores."""
+    return next((name for name in group if name.startswith("dense")), None)
+
+
+def metrics_of(group: dict[str, list[Score]]) -> list[str]:
+    """The metrics that any of the scores has, in the usual order."""
+    present = {metric for scores in group.values() for score in scores for metric in score.metrics}
+    return [metric for metric in METRIC_NAMES if metric in present]
+
+
+def task_title(task: str, split: str, size: str) -> str:
+    """A heading for a group of scores."""
+    parts = [TASK_NAMES.get(task, task)]
+    if split:
+        parts.append(split)
+    if size:
+        parts.append(f"{size} parameters")
+    return ", ".join(parts)
+
+
+def score_tables(study: Study) -> list[Table]:
+    """A table a task: variants by metrics, mean ± sample deviation over seeds, with the difference to dense."""
+    tables = []
+    for (task, split, size), group in score_groups(study).items():
+        metrics = metrics_of(group)
+        base = baseline_of(group)
+        rows = []
+        for name, scores in group.items():
+            row = [name]
+            for metric in metrics:
+                value = estimate([score.metrics.get(metric) for score in scores])
+                if value is None:
+                    row.append("not computed")
+                    continue
+                digits = 2 if abs(value.mean) >= 10 else 4
+                text = value.text(digits)
+                dense = estimate([s.metrics.get(metric) for s in group[base]]) if base and name != base else None
+                row.append(text + (f"\n{signed(value.mean - dense.mean, digits)} to dense" if dense else ""))
+            rows.append(row)
+        synthetic = any(score.synthetic for scores in group.values() for score in scores)
+        name = "-".join(part for part in ("scores", task, split, size) if part).replace(" ", "_")
+        tables.append(
+            Table(
+                name,
+                f"Scores on {'synthetic data in the form of ' if synthetic else ''}{task_title(task, split, size)}",
+                ["variant", *(metric_name(metric) for metric in metrics)],
+                rows,
+                "On the scale that the official script prints. Settings are selected by validation loss, never by "
+                "these scores; mean ± sample deviation (runs).",
+                synthetic,
+            )
+        )
+    return tables
+
+
+def curve_rows(study: Study) -> str:
+    """Every step of every run as CSV."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        [
+            "run",
+            "kind",
+            "variant",
+            "size",
+            "seed",
+            "step",
+            "tokens",
+            "seconds",
+            "flops",
+            "loss",
+            "val_loss",
+            "tokens_per_s",
+        ]
+    )
+    for run in study.runs:
+        validation = dict(run.validation)
+        kind = "finetuning" if run.is_finetuning else "pretraining"
+        label = [str(run.path), kind, run.variant(), run.size(), run.seed]
+        for k, step in enumerate(run.step):
+            writer.writerow(
+                [
+                    *label,
+                    step,
+                    run.tokens[k],
+                    f"{run.seconds[k]:.3f}",
+                    run.flops[k],
+                    run.loss[k],
+                    validation.get(step, ""),
+                    run.tokens_per_s[k],
+                ]
+            )
+    return buffer.getvalue()

@@ -1,0 +1,218 @@
+"""Writes the report: ``index.html``, a PNG a figure, a CSV a table."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from spdf_dist.accounting.flops import linears_share
+from spdf_dist.report.jobs import all_jobs
+from spdf_dist.report.page import Section, render_page
+from spdf_dist.report.paper_tables import paper_plots, paper_tables
+from spdf_dist.report.plots import Plot, study_plots
+from spdf_dist.report.scores import estimate, metric_name
+from spdf_dist.report.study import Study, read_study
+from spdf_dist.report.style import drawing, to_png, to_svg, variant_colours
+from spdf_dist.report.tables import (
+    MINUS,
+    Table,
+    baseline_of,
+    by_variant,
+    curve_rows,
+    is_dense,
+    mean_final,
+    mean_flops,
+    metrics_of,
+    score_groups,
+    score_tables,
+    signed,
+    summary_table,
+)
+
+SYNTHETIC = (
+    "Fine-tuning data in this report is synthetic: generated from a seeded grammar in the form of E2E's CSV. "
+    "Its scores say that the system works, not how good a model is, and compare with nothing published."
+)
+
+
+def write_report(folders: Sequence[Path], out: Path, paper: bool = True) -> Path:
+    """Write the report on ``folders`` into ``out`` and return the path of its page.
+
+    Raises UserError for a folder without results or with a damaged file.
+    """
+    study = read_study(folders)
+    out.mkdir(parents=True, exist_ok=True)
+    tables = ([summary_table(study)] if study.pretraining else []) + score_tables(study)
+    plots = study_plots(study)
+    reference = paper_tables(study) if paper else []
+    reference_plots = paper_plots(study) if paper else []
+    drawn = draw(plots + reference_plots, out)
+    if study.runs:
+        write(out / "curves.csv", curve_rows(study))
+    sections = own_sections(plots, tables, drawn)
+    if paper:
+        figures = [(plot.name, drawn[plot.name], plot.caption) for plot in reference_plots]
+        sections.append(Section("The paper beside ours", PAPER_INTRO, figures, reference))
+    sections.append(Section("Runs", (), [], [runs_table(study)] if study.runs else []))
+    sections.append(Section("Jobs", (), [], [jobs_table(root) for root in study.workflows]))
+    for table in (table for section in sections for table in section.tables):
+        write(out / f"{table.name}.csv", table.csv())
+    page = out / "index.html"
+    write(
+        page,
+        render_page(
+            title_of(study),
+            subtitle_of(study),
+            SYNTHETIC if study.synthetic else "",
+            cards(study),
+            sections,
+            variant_colours(study.variants),
+            "Made by: spdf report " + shlex.join([*map(str, folders), "--out", str(out)]),
+        ),
+    )
+    return page
+
+
+PAPER_INTRO = ("Printed figures of SPDF (appendix and blog) with ours next to them. What was not run says so.",)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file aside and move it into place."""
+    aside = path.with_name(path.name + ".tmp")
+    if isinstance(content, bytes):
+        aside.write_bytes(content)
+    else:
+        aside.write_text(content, encoding="utf-8")
+    aside.replace(path)
+
+
+def draw(plots: Sequence[Plot], out: Path) -> dict[str, str]:
+    """Save each figure as PNG and return its SVG by name."""
+    svgs = {}
+    with drawing():
+        for plot in plots:
+            figure = plot.draw()
+            write(out / f"{plot.name}.png", to_png(figure))
+            svgs[plot.name] = to_svg(figure, plot.name)
+    return svgs
+
+
+def own_sections(plots: Sequence[Plot], tables: Sequence[Table], drawn: dict[str, str]) -> list[Section]:
+    """The sections on our own runs, in reading order."""
+    sections = [Section("Summary", (), [], [table for table in tables if table.name == "summary"])]
+    scores = Section("Scores", (), [], [table for table in tables if table.name != "summary"])
+    by_title = {"Scores": scores}
+    for plot in plots:
+        section = by_title.setdefault(plot.section, Section(plot.section))
+        section.figures.append((plot.name, drawn[plot.name], plot.caption))
+    for title in ("Scores", "Pre-training", "Dense fine-tuning", "Cost"):
+        if title in by_title:
+            sections.append(by_title[title])
+    return [section for section in sections if section.figures or section.tables]
+
+
+def title_of(study: Study) -> str:
+    """The page's title."""
+    names = ", ".join(folder.resolve().name for folder in study.folders)
+    return f"Sparse pre-training, dense fine-tuning: {names}"
+
+
+def subtitle_of(study: Study) -> str:
+    """What is in the report, in one line."""
+    parts = []
+    for count, one, many in (
+        (len(study.pretraining), "pre-training run", "pre-training runs"),
+        (len(study.finetuning), "fine-tuning run", "fine-tuning runs"),
+        (len(study.scores), "scored output", "scored outputs"),
+    ):
+        if count:
+            parts.append(f"{count} {one if count == 1 else many}")
+    shares = sorted({f"{linears_share(run.config.model):.0%}" for run in study.pretraining})
+    if shares:
+        parts.append(f"linear layers carry {' and '.join(shares)} of the dense model's FLOPs")
+    return " · ".join(parts)
+
+
+def cards(study: Study) -> list[tuple[str, str]]:
+    """The headline: for each sparse variant of the largest model, FLOPs saved, loss and first score against dense."""
+    groups = by_variant(study.pretraining)
+    boxes = []
+    dense = {size: runs for (size, _), runs in groups.items() if is_dense(runs[0])}
+    for (size, name), runs in groups.items():
+        base = dense.get(size)
+        if base is None or is_dense(runs[0]) or runs[0].untrained or not mean_flops(base):
+            continue
+        saved = 1 - mean_flops(runs) / mean_flops(base)
+        which = f"{name}, {size}" if len(dense) > 1 else name
+        boxes.append((f"{saved:.0%}".replace("-", MINUS), f"fewer pre-training FLOPs than dense ({which})"))
+        ours, theirs = mean_final(runs), mean_final(base)
+        if ours is not None and theirs is not None:
+            boxes.append((signed(ours - theirs), f"validation loss against dense, nats a token ({which})"))
+    for (task, _, _), group in score_groups(study).items():
+        first = baseline_of(group)
+        metric = next(iter(metrics_of(group)), None)
+        for name, scores in group.items():
+            if first is None or metric is None or name in (first, "untrained"):
+                continue
+            value = estimate([score.metrics.get(metric) for score in scores])
+            reference = estimate([score.metrics.get(metric) for score in group[first]])
+            if value and reference:
+                digits = 2 if abs(value.mean) >= 10 else 4
+                synthetic = ", synthetic" if scores[0].synthetic else ""
+                label = f"{metric_name(metric)[:-2]} against dense on {task}{synthetic} ({name})"
+                boxes.append((signed(value.mean - reference.mean, digits), label))
+    return boxes[:8]
+
+
+def jobs_table(root: Path) -> Table:
+    """How each job of a workflow ended; jobs that failed say why."""
+    rows = []
+    for job in (job for job in all_jobs(root) if job.kind != "report"):
+        manifest = job.manifest()
+        rows.append(
+            [
+                job.id,
+                job.kind,
+                str(manifest.get("status") or "not finished"),
+                str(manifest.get("attempts") or "–"),
+                str(manifest.get("started") or "–"),
+                str(manifest.get("ended") or "–"),
+                str(manifest.get("reason") or ""),
+            ]
+        )
+    return Table(
+        f"jobs-{root.resolve().name}",
+        f"Jobs of {root.resolve().name}",
+        ["job", "kind", "state", "attempts", "started", "ended", "reason"],
+        rows,
+    )
+
+
+def runs_table(study: Study) -> Table:
+    """Where everything came from."""
+    rows = []
+    for run in study.runs:
+        kind = "fine-tuning" if run.is_finetuning else "pre-training"
+        parallel = run.tree.get("parallel") or {}
+        training = run.tree.get("training") or {}
+        rows.append(
+            [
+                run.variant(),
+                kind,
+                run.size(),
+                str(run.seed),
+                f"{run.step[-1]:,}" if run.step else "0",
+                f"{training.get('lr', '–')}",
+                f"TP{parallel.get('tensor', 1)} ZeRO-{parallel.get('zero_stage', 1)} {training.get('precision', '')}",
+                str(run.skipped),
+                str(run.path),
+            ]
+        )
+    return Table(
+        "runs",
+        "Runs of this report",
+        ["variant", "kind", "parameters", "seed", "steps", "peak lr", "layout", "skipped steps", "folder"],
+        rows,
+        "The same seed means the same initial weights, data order and (with equal sparsity seed) mask.",
+    )
