@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from spdf_dist.config.errors import UserError
+from spdf_dist.data.placing import aside_of, place
 from spdf_dist.data.tokenizer import SP_SPACE
 
 END_PIECE = "<|endoftext|>"
@@ -26,7 +27,8 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, out: str | Path) 
     """Train on ``texts`` and write the model file ``out``; equal texts give equal bytes.
 
     Raises:
-        UserError: ``vocab_size`` does not suit the text, there is no text, or ``out`` cannot be written.
+        UserError: ``vocab_size`` does not suit the text, there is no text, or ``out`` exists with other
+            content.
     """
     import sentencepiece
 
@@ -58,13 +60,12 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, out: str | Path) 
         )
     except (RuntimeError, OSError) as error:
         raise UserError(explain(str(error), vocab_size)) from error
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(out.name + ".tmp")
+    aside = aside_of(out)
     with aside.open("wb") as file:
         file.write(model.getvalue())
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(out)
+    place(aside, out)
 
 
 def lines(texts: Iterable[str]) -> Iterator[str]:

@@ -1,0 +1,151 @@
+"""Downloads data sets from their official sources, pinned by commit and checked (``spdf data fetch``)."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+from spdf_dist.config.errors import SpdfError, UserError
+from spdf_dist.config.suggest import nearest
+
+TIMEOUT_SECONDS = 30
+BLOCK_BYTES = 1 << 20
+
+E2E = "https://raw.githubusercontent.com/tuetschek/e2e-dataset/ab0d967dd5729ce455ef14ba9ffafc456a335264"
+WEBNLG = (
+    "https://raw.githubusercontent.com/microsoft/LoRA/c4593f060e6a368d7bb5af5273b8e42810cdef90"
+    "/examples/NLG/data/webnlg_challenge_2017"
+)
+DART = "https://raw.githubusercontent.com/Yale-LILY/dart/bb644b12ec1d0264f96a31145534b9a94f6ff5f5/data/v1.1.1"
+GPT2 = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
+
+PILE = (
+    "the Pile is no longer served by its authors, and the original hub copy is withdrawn. What can still be had: "
+    "copies that people kept (00.jsonl.zst to 29.jsonl.zst), pile-uncopyrighted and the deduplicated Pile as "
+    "parquet or .jsonl.zst on public hubs, and tokenized Megatron .bin/.idx files. Put what you have on disk, then "
+    "`spdf data pack --input FILES...` for text, or name a .bin/.idx prefix in data.train as it is"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file at its official place. ``digest``: ``sha256:...``, or ``git:...``, the blob id in its repository."""
+
+    url: str
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The file's name on disk."""
+        return self.url.rsplit("/", 1)[1]
+
+
+SOURCES = {
+    "e2e": [
+        Source(f"{E2E}/trainset.csv", "sha256:f27d48df45815288ab15619d47a79028c300fbb7f42e373668aba0b98c1d57c6"),
+        Source(f"{E2E}/devset.csv", "sha256:fc26b78cdb849c80545f513b223d1e051138b43882eeb79e3eb153e689c864f9"),
+        Source(f"{E2E}/testset.csv", "sha256:9b90c8f88feae14d9e1ef37350b14d17294c5958e90a3f1a7846590ee97bdbb9"),
+        Source(f"{E2E}/testset_w_refs.csv", "sha256:edc8db685e39bb9824d5bd70c18b1c9b0412d14b527aa960e2d1c8251ee15ccd"),
+    ],
+    # The challenge's own release is XML; this JSON form of it is the one that LoRA's results stand on.
+    "webnlg": [
+        Source(f"{WEBNLG}/train.json", "sha256:180edb6011360608c8548d4551366a9d55f140cbf9bc9397fbf4d97f6a89c639"),
+        Source(f"{WEBNLG}/dev.json", "sha256:50f5a2c24d760bc84ba3e852707cd3b43b0cf2da035b425f87945a2440880488"),
+        Source(f"{WEBNLG}/test.json", "sha256:2574896b23b5959d1a0cd4bb501ffbeff1a11790a9996c4cb8efed289149ff4f"),
+    ],
+    "dart": [
+        Source(f"{DART}/dart-v1.1.1-full-train.json", "git:773adb6db19640ab5328eaddec7ba7495b1702cf"),
+        Source(
+            f"{DART}/dart-v1.1.1-full-dev.json",
+            "sha256:56606eac12baa7f0ddb81c61890f9f1a95bace4df8f8989852786358fe5d2b88",
+        ),
+        Source(
+            f"{DART}/dart-v1.1.1-full-test.xml",
+            "sha256:4f6994d633030278798c114555549a13202780fe0d78ee2e7ac7dcce45a8e233",
+        ),
+    ],
+    "gpt2-vocab": [
+        Source(f"{GPT2}/encoder.json", "sha256:196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+        Source(f"{GPT2}/vocab.bpe", "sha256:1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+    ],
+}
+
+
+def fetch(name: str, out: str) -> list[Path]:
+    """Download the files of data set ``name`` into ``out``; files that are there and whole stay.
+
+    A download that broke off goes on where it ended (``FILE.part``).
+
+    Raises:
+        UserError: an unknown name, the Pile, a source that cannot be reached (says which file to put where), or a
+            file that exists with other content.
+        SpdfError: what came is not what the source published.
+    """
+    if name == "pile":
+        raise UserError(PILE)
+    if name not in SOURCES:
+        raise UserError(f"unknown data set '{name}'{nearest(name, [*SOURCES, 'pile'])}")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [fetch_file(source, folder / source.name) for source in SOURCES[name]]
+
+
+def fetch_file(source: Source, target: Path) -> Path:
+    """Download one file unless it is there."""
+    if target.exists():
+        if not matches(target, source.digest):
+            raise UserError(f"{target} exists and is not the official file ({source.digest}); move it away")
+        return target
+    part = target.with_name(f"{target.name}.part")
+    try:
+        download(source.url, part)
+    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise UserError(
+            f"{source.url} cannot be reached ({reason}); get it by other means and put it at {target} ({source.digest})"
+        ) from error
+    if not matches(part, source.digest):
+        part.unlink()
+        raise SpdfError(f"what {source.url} gave is not the official file ({source.digest}); it was removed, try again")
+    part.rename(target)
+    return target
+
+
+def download(url: str, part: Path) -> None:
+    """Append to ``part`` what of ``url`` it lacks, with a progress bar on standard error."""
+    from tqdm import tqdm
+
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing behind what we have: it is whole, or its checksum will tell
+            return
+        raise
+    with answer:
+        if answer.status != 206:  # the server sends the file from its start
+            have = 0
+        length = int(answer.headers.get("Content-Length", 0))
+        with (
+            part.open("ab" if have else "wb") as file,
+            tqdm(total=have + length, initial=have, unit="B", unit_scale=True, desc=part.stem, file=sys.stderr) as bar,
+        ):
+            while block := answer.read(BLOCK_BYTES):
+                file.write(block)
+                bar.update(len(block))
+
+
+def matches(path: Path, digest: str) -> bool:
+    """Whether the file has this digest."""
+    kind, expected = digest.split(":")
+    if kind == "sha256":
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == expected
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == expected

@@ -1,0 +1,29 @@
+"""Puts a finished file where it belongs, and never over another one."""
+
+from __future__ import annotations
+
+import filecmp
+from pathlib import Path
+
+from spdf_dist.config.errors import UserError
+
+
+def aside_of(target: Path) -> Path:
+    """Where to write ``target`` until it is whole; its folder is made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.with_name(f".{target.name}.tmp")
+
+
+def place(aside: Path, target: Path) -> None:
+    """Rename ``aside`` to ``target``; a target with this very content stays.
+
+    Raises:
+        UserError: ``target`` exists with other content; ``aside`` is removed.
+    """
+    if not target.exists():
+        aside.rename(target)
+        return
+    same = target.is_file() and filecmp.cmp(aside, target, shallow=False)
+    aside.unlink()
+    if not same:
+        raise UserError(f"{target} exists with other content; remove it or name another file")
