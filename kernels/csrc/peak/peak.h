@@ -1,0 +1,16 @@
+// Highest rate of multiply-adds that this CPU reaches on data in registers: the roof of every product.
+#pragma once
+
+#include "spdf_kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Operations (two a multiply-add) per second over `threads` threads: best of several runs that take about `seconds`
+// together. With `bf16` products of bf16 pairs; 0 where the CPU has none.
+SPDF_EXPORT double spdf_fma_peak(int bf16, int threads, double seconds);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,16 @@
+// Loops of multiply-adds in registers; each returns the operations that it did.
+#pragma once
+
+#include <cstdint>
+
+namespace spdf::peak {
+
+using Run = double (*)(int64_t iterations, float seed);
+
+double run_portable(int64_t iterations, float seed);
+#if defined(__x86_64__)
+double run_avx512(int64_t iterations, float seed);
+double run_avx512_bf16(int64_t iterations, float seed);
+#endif
+
+}  // namespace spdf::peak

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace spdf::peak {
+
+namespace {
+
+// 12 independent sums hide the latency of `step`; named variables, so that they stay in registers, and of different
+// values, so that the compiler does not see one sum in all of them.
+template <class Step>
+inline void twelve_chains(int64_t iterations, float seed, Step step) {
+    const auto start = [seed](float n) { return _mm512_set1_ps(seed * n); };
+    __m512 a = start(1), b = start(2), c = start(3), d = start(4), e = start(5), f = start(6);
+    __m512 g = start(7), h = start(8), i = start(9), j = start(10), k = start(11), l = start(12);
+    for (int64_t n = 0; n < iterations; ++n) {
+        a = step(a), b = step(b), c = step(c), d = step(d), e = step(e), f = step(f);
+        g = step(g), h = step(h), i = step(i), j = step(j), k = step(k), l = step(l);
+    }
+    const __m512 sum = a + b + c + d + e + f + g + h + i + j + k + l;
+    volatile float kept = _mm512_reduce_add_ps(sum);
+    (void)kept;
+}
+
+}  // namespace
+
+}  // namespace spdf::peak
