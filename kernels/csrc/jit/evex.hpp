@@ -49,6 +49,17 @@ public:
         bytes({0x0f, 0x85});
         word(static_cast<int32_t>(static_cast<int64_t>(target) - static_cast<int64_t>(size_ + 4)));
     }
+    // to = address of the byte at `target`, a position counted like size(); it may lie outside the code written here.
+    void address(Reg to, int64_t target) {
+        bytes({rex_w(to, Reg::rax), 0x8d, static_cast<uint8_t>((static_cast<int>(to) & 7) << 3 | 5)});
+        word(static_cast<int32_t>(target - static_cast<int64_t>(size_ + 4)));
+    }
+    // Wishes for the line at [base + disp] in the second-level cache; an address without memory behind it does no harm.
+    void prefetch(Reg base, int32_t disp) {
+        bytes({static_cast<uint8_t>(0x40 | static_cast<int>(base) >> 3), 0x0f, 0x18,
+               static_cast<uint8_t>(0x80 | 2 << 3 | (static_cast<int>(base) & 7))});
+        word(disp);
+    }
     void return_to_caller() { bytes({0xc5, 0xf8, 0x77, 0xc3}); }  // vzeroupper; ret
 
 private:

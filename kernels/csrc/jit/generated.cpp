@@ -4,8 +4,11 @@
 #include <omp.h>
 #endif
 
+#if defined(__linux__)
+#include <unistd.h>
+#endif
+
 #include <algorithm>
-#include <cstdlib>
 
 #include "jit/evex.hpp"
 
@@ -13,10 +16,12 @@ namespace spdf::jit {
 
 namespace {
 
-constexpr int64_t kMaxBlockRows = 31;    // accumulators; the 32nd vector register holds x
+constexpr int64_t kMaxBlockRows = 31;  // accumulators; the 32nd vector register holds x
 constexpr int kXRegister = 31;
-
-int64_t env(const char* n, int64_t d) { const char* v = getenv(n); return v ? atoll(v) : d; }
+constexpr int64_t kMaxBlockInputs = 768;  // a block's code stays in the second-level cache beside x
+// Each pass of a block over one tile wishes for this share of the next block's code, so that it is in the second-level
+// cache when its turn comes: code that streams from the third level runs at half speed.
+constexpr int64_t kPassesPerPrefetch = 6;
 
 // Which rows of a row block keep an input, one bit a row: words[block * inputs + input].
 template <class Column>
@@ -30,6 +35,45 @@ std::vector<uint32_t> row_bits(const Pattern& pattern, const Column* columns, co
         }
     }
     return words;
+}
+
+// Kept entries of each input in each row block: [inputs * row_blocks].
+std::vector<uint8_t> entries_of_inputs(const std::vector<uint32_t>& words, const Generated& g) {
+    std::vector<uint8_t> counts(words.size());
+    for (int64_t b = 0; b < g.row_blocks; ++b) {
+        for (int64_t i = 0; i < g.inputs; ++i) {
+            counts[i * g.row_blocks + b] = static_cast<uint8_t>(__builtin_popcount(words[b * g.inputs + i]));
+        }
+    }
+    return counts;
+}
+
+// Place of each input's first value in its block: [row_blocks * inputs].
+std::vector<uint16_t> starts_of_inputs(const std::vector<uint32_t>& words, const Generated& g) {
+    static_assert(kMaxBlockRows * kMaxBlockInputs <= 65536, "places take 16 bits");
+    std::vector<uint16_t> starts(words.size());
+    for (int64_t b = 0; b < g.row_blocks; ++b) {
+        int start = 0;
+        for (int64_t i = 0; i < g.inputs; ++i) {
+            if (i % g.block_inputs == 0) start = 0;
+            starts[b * g.inputs + i] = static_cast<uint16_t>(start);
+            start += __builtin_popcount(words[b * g.inputs + i]);
+        }
+    }
+    return starts;
+}
+
+// Tiles that share one pass through the code: as many as leave their inputs in the second-level cache with room for the
+// code. Fewer entries an input make the inputs weigh more.
+int64_t tiles_of_group(const Generated& g) {
+    int64_t cache = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+    cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    if (cache <= 0) cache = int64_t{1} << 20;
+    const bool few_entries = g.nnz * 6 < g.rows * g.inputs;
+    const int64_t room = few_entries ? cache * 3 / 8 : cache * 9 / 16;
+    return std::clamp<int64_t>(room / (g.block_inputs * 64), 4, 24);
 }
 
 // A pointer that walks through memory by displacements of one signed byte.
@@ -54,14 +98,28 @@ private:
     int64_t center_ = 128;
 };
 
+struct Block {
+    const uint32_t* words;  // per input: which of the rows keep it
+    int64_t inputs;
+    int rows;
+    bool first;         // of its rows: starts the sums at zero instead of going on with y
+    int64_t entries;    // kept entries
+    int64_t next_code;  // where the code that runs after this block begins, counted from this block's code
+};
+
 // Code of one block, called as f(x, values, y, tiles, x_stride, y_stride), strides in bytes.
-size_t assemble(uint8_t* out, const uint32_t* words, int64_t inputs, int rows, bool first) {
+size_t assemble(uint8_t* out, const Block& block) {
     Assembler a(out);
+    constexpr int64_t kEntryBytes = 8, kLine = 64;
+    const int64_t lines = block.entries * kEntryBytes / (kLine * kPassesPerPrefetch) + 1;
+    const int64_t interval = block.entries / lines + 1;
+    int32_t prefetched = 0;
+    a.address(Reg::r11, block.next_code);
     const size_t next_tile = a.size();
     a.move(Reg::r10, Reg::rdi);
     a.move(Reg::rax, Reg::rsi);
-    for (int r = 0; r < rows; ++r) {
-        if (first) {
+    for (int r = 0; r < block.rows; ++r) {
+        if (block.first) {
             a.zero_vector(r);
         } else {
             a.load_vector(r, Reg::rdx, r);
@@ -70,16 +128,17 @@ size_t assemble(uint8_t* out, const uint32_t* words, int64_t inputs, int rows, b
     Window x(a, Reg::r10, 64);
     Window values(a, Reg::rax, 4);
     int64_t used = 0;
-    for (int64_t input = 0; input < inputs; ++input) {
-        uint32_t word = words[input];
+    for (int64_t input = 0; input < block.inputs; ++input) {
+        uint32_t word = block.words[input];
         if (!word) continue;
         a.load_vector(kXRegister, Reg::r10, x.reach(input));
         for (; word; word &= word - 1) {
             a.fma_broadcast(__builtin_ctz(word), kXRegister, Reg::rax, values.reach(used));
-            ++used;
+            if (++used % interval == 0) a.prefetch(Reg::r11, kLine * prefetched++);
         }
     }
-    for (int r = 0; r < rows; ++r) a.store_vector(r, Reg::rdx, r);
+    for (int r = 0; r < block.rows; ++r) a.store_vector(r, Reg::rdx, r);
+    a.add(Reg::r11, kLine * prefetched);
     a.add(Reg::rdi, Reg::r8);
     a.add(Reg::rdx, Reg::r9);
     a.decrement(Reg::rcx);
@@ -94,7 +153,6 @@ using BlockCode = void (*)(const float* x, const float* values, float* y, int64_
 }  // namespace
 
 bool generate(const Pattern& pattern, bool transposed, int64_t limit, int threads, Generated& g) {
-    const int64_t kMaxBlockInputs = env("KB", 512);
     g.transposed = transposed;
     g.rows = transposed ? pattern.cols : pattern.rows;
     g.inputs = transposed ? pattern.rows : pattern.cols;
@@ -119,7 +177,9 @@ bool generate(const Pattern& pattern, bool transposed, int64_t limit, int thread
         if (!out) {
             for (int64_t i = 0; i < inputs; ++i) used[index] += __builtin_popcount(word[i]);
         }
-        return static_cast<int64_t>(assemble(out, word, inputs, static_cast<int>(rows), first == 0));
+        const int64_t next_code = g.entry[(index + 1) % blocks] - g.entry[index];
+        return static_cast<int64_t>(
+            assemble(out, {word, inputs, static_cast<int>(rows), first == 0, used[index], next_code}));
     };
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < blocks; ++i) size[i] = block(i, nullptr);
@@ -136,12 +196,9 @@ bool generate(const Pattern& pattern, bool transposed, int64_t limit, int thread
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < blocks; ++i) block(i, code + g.entry[i]);
     if (transposed) {
-        g.counts.resize(words.size());
-        for (int64_t b = 0; b < g.row_blocks; ++b) {
-            for (int64_t i = 0; i < g.inputs; ++i) {
-                g.counts[i * g.row_blocks + b] = static_cast<uint8_t>(__builtin_popcount(words[b * g.inputs + i]));
-            }
-        }
+        g.counts = entries_of_inputs(words, g);
+    } else {
+        g.starts = starts_of_inputs(words, g);
     }
     return g.code.seal();
 }
@@ -150,7 +207,7 @@ template <class T>
 void spmm_generated(const Generated& g, const Packing& packing, const T* x, int64_t tokens, const float* ordered,
                     const float* bias, T* y, int threads, Scratch& scratch) {
     const int64_t tiles = (tokens + 15) / 16;
-    const int64_t wish = env("CT", 8);  // tiles that share one pass through the code
+    const int64_t wish = tiles_of_group(g);
     // Enough groups for every thread; with few tokens the rows are shared out instead, and each part packs x for itself.
     const bool by_tokens = tiles >= 4 * threads;
     int64_t groups = (tiles + wish - 1) / wish;

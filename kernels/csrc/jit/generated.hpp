@@ -28,14 +28,15 @@ struct Generated {
     std::vector<int64_t> entry;        // [input_blocks * row_blocks] offset of each block's code
     std::vector<int64_t> value_start;  // [input_blocks * row_blocks] first value of each block
     std::vector<uint8_t> counts;       // transposed only: [inputs * row_blocks] kept entries of an input in a row block
+    std::vector<uint16_t> starts;      // forward only: [row_blocks * inputs] place of an input's first value in its block
     CodeMemory code;
 
     int64_t index_bytes() const {
-        return static_cast<int64_t>(counts.size() + (entry.size() + value_start.size()) * sizeof(int64_t));
+        return static_cast<int64_t>(counts.size() + starts.size() * sizeof(uint16_t) +
+                                    (entry.size() + value_start.size()) * sizeof(int64_t));
     }
 };
 
-// Bytes of code that a direction of `pattern` takes, without building it.
 // Builds the code. `limit`: bytes allowed. False when it would not fit or the host refuses; throws std::bad_alloc.
 bool generate(const Pattern& pattern, bool transposed, int64_t limit, int threads, Generated& generated);
 

@@ -8,44 +8,27 @@ namespace spdf::jit {
 
 namespace {
 
-// Forward: a block takes its values input by input, so this is the transposition of each row block. One pass counts the
-// entries of each input, a second puts the values in place.
+// Forward: a block takes its values input by input, so this is the transposition of each row block. `next` holds, for
+// each input, the place of its next value.
 template <class T, class Column>
 void order_forward(const Pattern& pattern, const Column* columns, const Generated& g, const T* values, float* ordered,
                    int threads) {
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<int32_t> next(static_cast<size_t>(g.inputs) + 1);
+        std::vector<uint32_t> next(static_cast<size_t>(g.inputs));
 #pragma omp for schedule(static)
         for (int64_t b = 0; b < g.row_blocks; ++b) {
             const int64_t first = pattern.row_start[b * g.block_rows];
             const int64_t last = pattern.row_start[std::min((b + 1) * g.block_rows, g.rows)];
-            std::fill(next.begin(), next.end(), 0);
-            for (int64_t i = first; i < last; ++i) ++next[columns[i]];
+            const uint16_t* starts = g.starts.data() + b * g.inputs;
             for (int64_t k = 0; k < g.input_blocks; ++k) {
-                int32_t position = static_cast<int32_t>(0);
+                const uint32_t block = static_cast<uint32_t>(g.value_start[k * g.row_blocks + b] - g.value_start[b]);
                 const int64_t end = std::min((k + 1) * g.block_inputs, g.inputs);
-                for (int64_t c = k * g.block_inputs; c < end; ++c) {
-                    const int32_t count = next[c];
-                    next[c] = position;
-                    position += count;
-                }
+                for (int64_t c = k * g.block_inputs; c < end; ++c) next[c] = starts[c] + block;
             }
-            if (g.input_blocks == 1) {
-                float* to = ordered + g.value_start[b];
-                for (int64_t i = first; i < last; ++i) to[next[columns[i]]++] = to_float(values[i]);
-                continue;
-            }
-            int64_t i = first;
-            for (int64_t r = b * g.block_rows; r < std::min((b + 1) * g.block_rows, g.rows); ++r) {
-                for (int64_t k = 0; k < g.input_blocks; ++k) {
-                    float* to = ordered + g.value_start[k * g.row_blocks + b];
-                    const int64_t bound = (k + 1) * g.block_inputs;
-                    for (; i < pattern.row_start[r + 1] && columns[i] < bound; ++i) {
-                        to[next[columns[i]]++] = to_float(values[i]);
-                    }
-                }
-            }
+            float* to = ordered + g.value_start[b];
+            uint32_t* place = next.data();
+            for (int64_t i = first; i < last; ++i) to[place[columns[i]]++] = to_float(values[i]);
         }
     }
 }
