@@ -114,9 +114,13 @@ class Checkpoint:
         return self._assemble(tensor, kind, None, 0, 0)
 
     def read_values(self, name: str, kind: Kind = "model") -> Iterator[FloatArray]:
-        """What is stored of a tensor, slice by slice, as it lies in the files: [kept] of a sparse one."""
-        for part in self._tensor(name, kind).slices[kind]:
-            yield self.files.read(part.file, key_of(name, kind))
+        """What is stored of a tensor, slice by slice: [kept] of a sparse one, counted against the mask."""
+        tensor = self._tensor(name, kind)
+        for part in tensor.slices[kind]:
+            if tensor.sparse:
+                yield self._values(tensor, kind, part)
+            else:
+                yield self.files.read(part.file, key_of(name, kind))
 
     def read(self, name: str, kind: Kind = "model") -> Tensor:
         """``read_array`` as a tensor on the CPU."""

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.uint8): "U8"}
 
 
-def header_room(keys: Iterable[str]) -> int:
+def header_room(keys: Iterable[str], metadata: dict[str, str] | None = None) -> int:
     """Bytes that the header of a file with these keys, of at most two dimensions each, can take."""
+    extra = len(json.dumps({"__metadata__": metadata}))
     entry = len(json.dumps({"": {"dtype": "F32", "shape": [1 << 63] * 2, "data_offsets": [1 << 63] * 2}}))
-    return -(-(2 + sum(len(key) + entry for key in keys)) // 8) * 8
+    return -(-(2 + extra + sum(len(key) + entry for key in keys)) // 8) * 8
 
 
 class SafetensorsStream:
@@ -32,9 +33,9 @@ class SafetensorsStream:
     ``room`` bytes are kept for the header (see ``header_room``). Raises OSError when the disk is full.
     """
 
-    def __init__(self, path: Path, room: int) -> None:
+    def __init__(self, path: Path, room: int, metadata: dict[str, str] | None = None) -> None:
         self.room = room
-        self.header: dict[str, dict[str, Any]] = {}
+        self.header: dict[str, dict[str, Any]] = {"__metadata__": dict(metadata)} if metadata else {}
         self.end = 0
         self.file = path.open("wb")
         self.file.write(room.to_bytes(8, "little") + b" " * room)

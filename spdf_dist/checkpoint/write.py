@@ -35,7 +35,7 @@ from spdf_dist.checkpoint.manifest import (
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.provenance import git_commit, versions
 from spdf_dist.checkpoint.stream import SafetensorsStream, header_room
-from spdf_dist.config.errors import SpdfError
+from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.data.tokenizer import load_tokenizer
@@ -135,6 +135,8 @@ class CheckpointWriter:
                 verdict += f"; the last good checkpoint stays: {last}" if last else "; there is no earlier checkpoint"
         verdict = self.broadcast(verdict)
         if verdict is not None:
+            if isinstance(failure, SpdfError):
+                raise failure  # a mistake in what the pieces were made from: it says so itself
             raise SpdfError(f"checkpoint {self.final} was not saved: {verdict}") from failure
         return self.final
 
@@ -151,7 +153,7 @@ class CheckpointWriter:
         remaining = iter(pieces)
         try:
             for kind, piece, tensor in remaining:
-                if 0 in piece.local_shape:
+                if min(piece.local_shape) <= 0:
                     continue  # a rank that holds nothing but vocabulary padding
                 stem = STEMS[kind]
                 file = f"{stem}-{self.rank:05d}.safetensors"
@@ -250,8 +252,16 @@ class CheckpointWriter:
 
 
 def single_writer(folder: Path, step: int) -> CheckpointWriter:
-    """A writer for one process, to a folder of any name."""
-    return CheckpointWriter(folder.parent, step, 0, lambda: None, lambda x: [x], lambda x: x, name=folder.name)
+    """A writer for one process, to a folder of any name.
+
+    Raises UserError when the aside folder beside it exists and is no broken-off save: it is not ours to delete.
+    """
+    writer = CheckpointWriter(folder.parent, step, 0, lambda: None, lambda x: [x], lambda x: x, name=folder.name)
+    if writer.aside.exists():
+        ours = {MANIFEST, MASKS, CONFIG, TOKENIZER}
+        if not all(path.name in ours or path.suffix == ".safetensors" for path in writer.aside.iterdir()):
+            raise UserError(f"{writer.aside} is in the way and holds other files: move it, or choose another folder")
+    return writer
 
 
 def whole(name: str, tensor: Tensor, mask: Tensor | None = None) -> Piece:

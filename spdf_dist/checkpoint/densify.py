@@ -1,0 +1,88 @@
+"""Drops the masks of a checkpoint: the dense model that fine-tuning starts from (paper, section 3, step two)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from spdf_dist.checkpoint.find import is_whole
+from spdf_dist.checkpoint.manifest import Kind, read_manifest
+from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.checkpoint.write import single_writer, whole
+from spdf_dist.config.errors import UserError
+from spdf_dist.parallel.layout import Piece
+
+
+@dataclass(frozen=True)
+class Densified:
+    """What ``densify`` did."""
+
+    path: Path
+    reactivated: int
+    """Weights that were pruned and are trainable from now on; they start at zero."""
+    weights: int
+    """Entries of the tensors that had masks."""
+    already_done: bool
+
+
+def reactivated_count(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Pruned entries of a checkpoint, and all entries of its sparse tensors."""
+    masks = [checkpoint.manifest.masks[t.name] for t in checkpoint.manifest.tensors.values() if t.sparse]
+    entries = sum(mask.shape[0] * mask.shape[1] for mask in masks)
+    return entries - sum(mask.kept for mask in masks), entries
+
+
+def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint made from another records of it."""
+    reactivated, _ = reactivated_count(checkpoint)
+    return {
+        "manifest_sha256": checkpoint.manifest.sha256,
+        "kind": checkpoint.manifest.kind,
+        "step": checkpoint.step,
+        "consumed_tokens": checkpoint.manifest.consumed_tokens,
+        "sparsity": None if checkpoint.sparsity is None else asdict(checkpoint.sparsity),
+        "masks": {name: mask.sha256 for name, mask in checkpoint.manifest.masks.items()},
+        "reactivated": reactivated,
+    }
+
+
+def densify(source: Path | str, out: Path) -> Densified:
+    """Write the weights of ``source`` to the checkpoint folder ``out``, dense, without moments, at step 0.
+
+    Nothing is written when ``out`` is the densification of the same checkpoint already.
+
+    Raises:
+        UserError: ``source`` is no whole checkpoint; ``out`` exists and is something else.
+    """
+    checkpoint = Checkpoint(source)
+    reactivated, entries = reactivated_count(checkpoint)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if out.is_dir() and is_whole(out):
+            found = read_manifest(out)
+            if found.kind == "densified" and (found.source or {}).get("manifest_sha256") == checkpoint.manifest.sha256:
+                return Densified(out, reactivated, entries, True)
+        raise UserError(f"{out} exists and is not the densification of {checkpoint.path}: choose another folder")
+
+    def pieces() -> Iterator[tuple[Kind, Piece, Tensor]]:
+        for name in tqdm(checkpoint.manifest.tensors, desc="densify", unit="tensor", leave=False, disable=None):
+            tensor = checkpoint.read(name)
+            yield "model", whole(name, tensor), tensor
+
+    single_writer(out, 0).write(
+        pieces(),
+        masks=None,
+        config_yaml=checkpoint.config_yaml,
+        tokenizer=checkpoint.tokenizer_dir,
+        manifest={
+            "kind": "densified",
+            "model": asdict(checkpoint.model),
+            "sparsity": None,
+            "source": source_of(checkpoint),
+        },
+    )
+    return Densified(out, reactivated, entries, False)

@@ -1,0 +1,200 @@
+"""Brings a dense Hugging Face GPT-2 in as a checkpoint, whole or through a mask. Reads safetensors, never pickle."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm import tqdm
+
+from spdf_dist.checkpoint.hf_tokenizer import read_tokenizer
+from spdf_dist.checkpoint.huggingface import (
+    ACTIVATION,
+    CONFIG,
+    LAYER_NORM_EPSILON,
+    PREFIX,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    hf_tensors,
+)
+from spdf_dist.checkpoint.manifest import Kind, file_digest, global_shapes
+from spdf_dist.checkpoint.packed_masks import PackedMasks
+from spdf_dist.checkpoint.write import single_writer, whole
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import ModelConfig, SparsityConfig
+from spdf_dist.config.validate import validate_model, validate_sparsity
+from spdf_dist.parallel.layout import Piece
+from spdf_dist.sparsity.masks import BoolArray, RandomMasks, keep_lowest, pruned_count
+
+MaskSource = Literal["random", "magnitude"]
+
+REQUIRED = {
+    "model_type": "gpt2",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+    "layer_norm_epsilon": LAYER_NORM_EPSILON,
+}
+"""What our model computes; a folder that says otherwise is another model."""
+TANH_GELU = (ACTIVATION, "gelu_pytorch_tanh")
+
+
+class HfFolder:
+    """The config and tensors of a ``GPT2LMHeadModel`` folder. Raises UserError for anything that is not one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.model = model_of(read_json(folder / CONFIG), folder / CONFIG)
+        self.files: dict[str, Any] = {}
+        self.keys: dict[str, tuple[Path, str]] = {}
+        for path in self.weight_files():
+            try:
+                self.files[path.name] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path} is no safetensors file, or damaged: {error}") from None
+            for key in self.files[path.name].keys():  # noqa: SIM118 - no dictionary
+                self.keys[key.removeprefix(PREFIX)] = (path, key)
+
+    def weight_files(self) -> list[Path]:
+        """``model.safetensors``, or the shards that its index names."""
+        if (self.folder / WEIGHTS).is_file():
+            return [self.folder / WEIGHTS]
+        if not (self.folder / WEIGHTS_INDEX).is_file():
+            raise UserError(
+                f"{self.folder} has no {WEIGHTS}; convert other formats with transformers' save_pretrained first"
+            )
+        names = sorted(set(read_json(self.folder / WEIGHTS_INDEX).get("weight_map", {}).values()))
+        if any(Path(name).name != name for name in names):
+            raise UserError(f"{self.folder / WEIGHTS_INDEX}: a shard lies outside the folder")
+        return [self.folder / name for name in names]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Each global tensor by name, float32, in our layout."""
+        shapes = global_shapes(self.model)
+        for tensor in hf_tensors(self.model.num_layers):
+            if tensor.name not in self.keys:
+                raise UserError(f"{self.folder}: no tensor {tensor.name}")
+            path, key = self.keys[tensor.name]
+            try:
+                content = self.files[path.name].get_tensor(key).to(torch.float32)
+            except SafetensorError as error:
+                raise UserError(f"{path} is damaged: {key}: {error}") from None
+            if tensor.transposed and content.dim() == 2:
+                content = content.T
+            dim = 0 if tensor.transposed else content.dim() - 1
+            parts = content.chunk(len(tensor.parts), dim=dim)
+            for name, part in zip(tensor.parts, parts, strict=True):
+                if tuple(part.shape) != shapes[name]:
+                    raise UserError(f"{path}: {key} has shape {list(content.shape)}, which does not fit {CONFIG}")
+                yield name, part.contiguous()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return tree
+
+
+def model_of(config: dict[str, Any], path: Path) -> ModelConfig:
+    """The architecture in a ``config.json``. Raises UserError when it is not the GPT-2 that we compute."""
+    for key, expected in REQUIRED.items():
+        if config.get(key, expected) != expected:
+            raise UserError(f"{path}: {key} is {config[key]!r}; only {expected!r} can be imported")
+    if config.get("activation_function", ACTIVATION) not in TANH_GELU:
+        raise UserError(f"{path}: activation_function is {config['activation_function']!r}, not {ACTIVATION}")
+    try:
+        model = ModelConfig(
+            num_layers=int(config["n_layer"]),
+            hidden_size=int(config["n_embd"]),
+            num_attention_heads=int(config["n_head"]),
+            ffn_hidden_size=None if config.get("n_inner") is None else int(config["n_inner"]),
+            seq_length=int(config["n_positions"]),
+            vocab_size=int(config["vocab_size"]),
+            dropout=float(config.get("resid_pdrop", 0.0)),
+        )
+    except KeyError as error:
+        raise UserError(f"{path}: {error.args[0]} is missing") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: {error}") from None
+    validate_model(model)
+    return model
+
+
+def magnitude_mask(weight: NDArray[np.float32], level: float) -> BoolArray:
+    """Keep the entries of largest magnitude, numel - floor(level x numel) of them; ties go to the lower flat index."""
+    # The bits of non-negative floats sort as the floats do.
+    bits = np.ascontiguousarray(np.abs(weight)).view(np.uint32).reshape(-1)
+    score = (np.uint32(0xFFFFFFFF) - bits).astype(np.uint64)
+    return keep_lowest(score, weight.size - pruned_count(weight.size, level)).reshape(weight.shape)
+
+
+def import_hf(
+    folder: Path, out: Path, level: float = 0.0, mask: MaskSource = "random", seed: int = SparsityConfig.seed
+) -> int:
+    """Write a Hugging Face GPT-2 as the checkpoint folder ``out``, weights alone, at step 0.
+
+    With ``level`` above 0 the six matrices of each layer are pruned to it: by the random mask that pre-training with
+    ``sparsity.seed`` = ``seed`` has, or by keeping the largest magnitudes of each.
+
+    Returns the number of weights pruned.
+
+    Raises:
+        UserError: ``folder`` holds no such model; ``out`` exists and is not empty.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder: choose another")
+    source = HfFolder(folder)
+    sparsity = SparsityConfig(level=level, seed=seed)
+    validate_sparsity(sparsity)
+    random = RandomMasks(source.model, sparsity)
+    masks = (
+        random
+        if mask == "random"
+        else {n: magnitude_mask(w.numpy(), level) for n, w in source.tensors() if n in random}
+    )
+    packed = PackedMasks.pack(masks)
+
+    def pieces() -> Iterator[tuple[Kind, Piece, Tensor]]:
+        total = len(global_shapes(source.model))
+        for name, tensor in tqdm(source.tensors(), "import", total, unit="tensor", leave=False, disable=None):
+            if name in packed:
+                kept = torch.from_numpy(packed[name].copy())
+                yield "model", whole(name, tensor, kept), tensor[kept]
+            else:
+                yield "model", whole(name, tensor), tensor
+
+    with tempfile.TemporaryDirectory() as tokenizer:
+        has_tokenizer = read_tokenizer(folder, Path(tokenizer))
+        single_writer(out, 0).write(
+            pieces(),
+            masks=packed,
+            config_yaml="",
+            tokenizer=Path(tokenizer) if has_tokenizer else None,
+            manifest={
+                "kind": "imported",
+                "model": asdict(source.model),
+                "sparsity": asdict(sparsity) if level > 0 else None,
+                "source": {
+                    "files": {path.name: file_digest(path) for path in source.weight_files()},
+                    "mask": mask if level > 0 else None,
+                },
+            },
+        )
+    return sum(fact.shape[0] * fact.shape[1] - fact.kept for fact in packed.facts.values())

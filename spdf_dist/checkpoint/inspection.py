@@ -1,0 +1,130 @@
+"""What a checkpoint holds: counts, sparsity, mask digests, and whether anything pruned is not zero.
+
+Needs no torch. Reads (and checks) every file.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from spdf_dist.checkpoint.manifest import KINDS, MASKS, StoredTensor
+from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.sparsity.masks import logical_weights
+
+
+def inspect(path: Path | str) -> dict[str, Any]:
+    """Facts of a checkpoint, as JSON.
+
+    ``weights`` lists the logical weights: ``nnz`` is the number of entries that the mask keeps (all of them when the
+    weight is dense), ``nonzero`` of those the ones that are not exactly zero, ``pruned_nonzero`` the entries outside
+    the mask that are not zero, in weights and moments together.
+
+    A sparse tensor is stored as its kept values, so a pruned non-zero can only be found while saving: the writer
+    counts them where the run holds a dense weight, and the count in the manifest is reported. Here each slice is
+    checked to hold exactly the values that its mask keeps.
+
+    Raises:
+        UserError: no whole checkpoint, or damaged files.
+    """
+    checkpoint = Checkpoint(path)
+    checkpoint.verify()
+    manifest = checkpoint.manifest
+    logical = logical_weights(checkpoint.model)
+    nonzero: dict[str, int] = {}
+    stored = dict.fromkeys(KINDS, 0)
+    for name, tensor in tqdm(manifest.tensors.items(), desc="inspect", unit="tensor", leave=False, disable=None):
+        for kind in tensor.slices:
+            parts = list(checkpoint.read_values(name, kind))
+            stored[kind] += sum(part.nbytes for part in parts)
+            if kind == "model":
+                nonzero[name] = sum(int(np.count_nonzero(part)) for part in parts)
+    weights = [describe(checkpoint, manifest.tensors[name], nonzero[name]) for name in logical]
+    parameters = sum(math.prod(tensor.shape) for tensor in manifest.tensors.values())
+    entries = sum(math.prod(shape) for shape in logical.values())
+    kept = sum(weight["nnz"] for weight in weights)
+    return {
+        "path": str(checkpoint.path),
+        "kind": manifest.kind,
+        "step": manifest.step,
+        "consumed_tokens": manifest.consumed_tokens,
+        "model": asdict(checkpoint.model),
+        "sparsity": None if checkpoint.sparsity is None else asdict(checkpoint.sparsity),
+        "parameters": parameters,
+        "kept_parameters": parameters - entries + kept,
+        "linear_sparsity": 1 - kept / entries,
+        "pruned_nonzero": sum(weight["pruned_nonzero"] for weight in weights),
+        "stored_bytes": {**stored, "masks": manifest.files[MASKS].bytes if MASKS in manifest.files else 0},
+        "file_bytes": sum(file.bytes for file in manifest.files.values()),
+        "source": manifest.source,
+        "weights": weights,
+    }
+
+
+def describe(checkpoint: Checkpoint, tensor: StoredTensor, nonzero: int) -> dict[str, Any]:
+    """The entry of one logical weight."""
+    numel = math.prod(tensor.shape)
+    mask = checkpoint.manifest.masks.get(tensor.name)
+    facts: dict[str, Any] = {
+        "name": tensor.name,
+        "shape": list(tensor.shape),
+        "sparsity": 0.0,
+        "nnz": numel,
+        "mask_sha256": None,
+        "pruned_nonzero": sum(tensor.pruned_nonzero.values()),
+        "nonzero": nonzero,
+    }
+    if tensor.sparse and mask is not None:
+        facts |= {"sparsity": 1 - mask.kept / numel, "nnz": mask.kept, "mask_sha256": mask.sha256}
+    elif mask is not None:
+        # Dense by now, sparse once: what became of the entries that were pruned then.
+        reactivated = checkpoint.read_array(tensor.name)[~checkpoint.masks[tensor.name]]
+        facts["reactivated"] = {
+            "count": numel - mask.kept,
+            "nonzero": int(np.count_nonzero(reactivated)),
+            "norm": float(np.linalg.norm(reactivated.astype(np.float64))),
+            "mask_sha256": mask.sha256,
+        }
+    return facts
+
+
+def table(facts: dict[str, Any]) -> str:
+    """``inspect``'s result for people."""
+    model = facts["model"]
+    stored = facts["stored_bytes"]
+    lines = [
+        f"{facts['path']}: {facts['kind']} checkpoint, step {facts['step']}, {facts['consumed_tokens']:,} tokens",
+        f"model: {model['num_layers']} layers, width {model['hidden_size']}, {model['num_attention_heads']} heads, "
+        f"context {model['seq_length']}, vocabulary {model['vocab_size']}",
+        f"parameters: {facts['parameters']:,}, of which kept: {facts['kept_parameters']:,}; "
+        f"sparsity of the linear weights: {facts['linear_sparsity']:.4%}",
+        f"stored: weights {mib(stored['model'])}, moments {mib(stored['exp_avg'] + stored['exp_avg_sq'])}, "
+        f"masks {mib(stored['masks'])}; files {mib(facts['file_bytes'])}",
+        f"pruned and not zero, in weights and moments: {facts['pruned_nonzero']}",
+        "",
+    ]
+    rows = [("weight", "shape", "sparsity", "nnz", "pruned_nonzero", "mask_sha256")]
+    for weight in facts["weights"]:
+        rows.append(
+            (
+                weight["name"],
+                "x".join(map(str, weight["shape"])),
+                f"{weight['sparsity']:.6f}",
+                f"{weight['nnz']}",
+                f"{weight['pruned_nonzero']}",
+                (weight["mask_sha256"] or "dense")[:16],
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def mib(count: int) -> str:
+    """Bytes in MiB."""
+    return f"{count / 2**20:,.2f} MiB"

@@ -1,0 +1,30 @@
+"""Bring a dense Hugging Face GPT-2 in as a checkpoint, whole or through a mask.
+
+DIR holds config.json and model.safetensors. OUT becomes a checkpoint folder that `spdf finetune`,
+`spdf generate` and the other commands take. With --level the six matrices of each layer are pruned:
+by the random mask of pre-training, or by keeping the largest magnitudes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "bring a Hugging Face GPT-2 in as a checkpoint"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", metavar="DIR", type=Path, help="the folder of a GPT2LMHeadModel")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the checkpoint folder to write")
+    parser.add_argument("--level", type=float, default=0.0, help="fraction of each matrix to prune (default: 0, dense)")
+    parser.add_argument(
+        "--mask", choices=("random", "magnitude"), default="random", help="what is pruned (default: random)"
+    )
+    parser.add_argument("--seed", type=int, default=1234, help="sparsity.seed of the random mask (default: 1234)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from spdf_dist.checkpoint.hf_import import import_hf
+
+    pruned = import_hf(args.dir, args.out, args.level, args.mask, args.seed)
+    print(f"{args.out}: imported, {f'{pruned:,} weights pruned ({args.mask} mask)' if pruned else 'dense'}")
+    return 0

@@ -1,0 +1,174 @@
+"""`spdf inspect` and `spdf densify`."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_job import MODEL, SPARSE, make_tensors, masks_of, save
+
+from spdf_dist.checkpoint.manifest import global_shapes
+from spdf_dist.checkpoint.read import Checkpoint, read_dense
+from spdf_dist.cli.main import main
+from spdf_dist.sparsity.masks import logical_weights, mask_digest
+
+
+def inspect_json(capsys: pytest.CaptureFixture[str], path: Path) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["inspect", str(path), "--json"]) == 0
+    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return facts
+
+
+def test_inspect_counts_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = masks_of(SPARSE)
+    save(tmp_path / "one", 5, 1)
+    save(tmp_path / "two", 5, 2, values=False)
+    one, two = (inspect_json(capsys, tmp_path / name) for name in ("one", "two"))
+    assert one["weights"] == two["weights"]
+    assert one["schema_version"] == 1 and one["step"] == 5 and one["consumed_tokens"] == 480
+    assert one["pruned_nonzero"] == 0 and one["linear_sparsity"] == 0.75
+    assert [weight["name"] for weight in one["weights"]] == list(logical_weights(MODEL))
+    for weight in one["weights"]:
+        mask = masks[weight["name"]]
+        assert weight["shape"] == list(mask.shape) and weight["sparsity"] == 0.75
+        assert weight["nnz"] == weight["nonzero"] == mask.sum() == mask.size - mask.size * 3 // 4
+        assert weight["mask_sha256"] == mask_digest(mask) and weight["pruned_nonzero"] == 0
+    total = sum(math.prod(shape) for shape in global_shapes(MODEL).values())
+    pruned = sum(int((~mask).sum()) for mask in masks.values())
+    assert (one["parameters"], one["kept_parameters"]) == (total, total - pruned)
+    for kind in ("model", "exp_avg", "exp_avg_sq"):
+        assert one["stored_bytes"][kind] == 4 * (total - pruned)
+
+
+def test_inspect_reports_pruned_entries_that_were_not_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = make_tensors(masks_of(SPARSE))
+    tensors["model"]["layers.0.W_I"].fill_(1.0)
+    tensors["exp_avg"]["layers.1.W_O"].fill_(1.0)
+    save(tmp_path, 5, 2, tensors=tensors, values=False)
+    facts = inspect_json(capsys, tmp_path)
+    found = {weight["name"]: weight["pruned_nonzero"] for weight in facts["weights"] if weight["pruned_nonzero"]}
+    assert found == {"layers.0.W_I": 120, "layers.1.W_O": 120} and facts["pruned_nonzero"] == 240
+    main(["inspect", str(tmp_path)])
+    assert "pruned and not zero, in weights and moments: 240" in capsys.readouterr().out
+
+
+def test_inspect_dense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = make_tensors({})
+    tensors["model"]["layers.0.W_Q"][0, :3] = 0.0
+    save(tmp_path, 5, sparsity=None, tensors=tensors)
+    facts = inspect_json(capsys, tmp_path)
+    first = facts["weights"][0]
+    assert first == {
+        "name": "layers.0.W_Q",
+        "shape": [8, 8],
+        "sparsity": 0.0,
+        "nnz": 64,
+        "mask_sha256": None,
+        "pruned_nonzero": 0,
+        "nonzero": 61,
+    }
+    assert facts["sparsity"] is None and facts["parameters"] == facts["kept_parameters"]
+
+
+def test_inspect_follows_reactivated_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fine-tuned model that keeps the masks that it was densified from."""
+    masks = masks_of(SPARSE)
+    tensors = make_tensors({})
+    name = "layers.0.W_D"
+    tensors["model"][name] = torch.zeros(8, 8)
+    row, column = np.argwhere(~masks[name])[0]
+    tensors["model"][name][row, column] = -3.0
+
+    from checkpoint_job import manifest_of, responsible
+
+    from spdf_dist.checkpoint.write import single_writer
+
+    single_writer(tmp_path / "step_1", 1).write(
+        responsible(0, 1, {}, tensors), masks=masks, config_yaml="", tokenizer=None, manifest=manifest_of(None)
+    )
+    facts = {weight["name"]: weight for weight in inspect_json(capsys, tmp_path)["weights"]}
+    assert facts[name]["nnz"] == 64 and facts[name]["mask_sha256"] is None
+    assert facts[name]["reactivated"] == {
+        "count": 48,
+        "nonzero": 1,
+        "norm": 3.0,
+        "mask_sha256": mask_digest(masks[name]),
+    }
+
+
+def test_densify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = make_tensors(masks_of(SPARSE))
+    (source, _) = save(tmp_path / "run" / "checkpoints", 5, 2, tensors=tensors)
+    out = tmp_path / "dense"
+    assert main(["densify", str(tmp_path / "run"), str(out)]) == 0
+    assert "864 of 1,152 weights reactivated" in capsys.readouterr().out
+    found = Checkpoint(out)
+    assert found.step == 0 and found.sparsity is None and not found.masks and not found.has("exp_avg")
+    assert not (out / "masks.safetensors").exists() and not list(out.glob("optim*"))
+    assert found.manifest.kind == "densified" and found.manifest.state == {} and found.manifest.consumed_tokens == 0
+    assert found.manifest.source is not None and found.manifest.source["reactivated"] == 864
+    assert found.config_yaml == Checkpoint(source).config_yaml
+    dense = read_dense(out)
+    assert all(torch.equal(dense.weights[name], tensor) for name, tensor in tensors["model"].items())
+
+
+def test_densify_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (source,) = save(tmp_path / "a", 5)
+    (other,) = save(tmp_path / "b", 5, tensors=make_tensors(masks_of(SPARSE), seed=1))
+    out = tmp_path / "dense"
+    assert main(["densify", str(source), str(out)]) == 0
+    before = (out / "manifest.json").stat()
+    assert main(["densify", str(source), str(out)]) == 0
+    assert "already done" in capsys.readouterr().out
+    for taken in (out, source, tmp_path):
+        assert main(["densify", str(other), str(taken)]) == 2
+        assert "exists and is not the densification of" in capsys.readouterr().err
+    assert (out / "manifest.json").stat() == before
+    Checkpoint(source).verify()
+
+
+def test_densify_a_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (source,) = save(tmp_path / "a", 5)
+    path = source / "model-00000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert main(["densify", str(source), str(tmp_path / "out")]) == 2
+    assert "model-00000.safetensors is damaged" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+def test_a_folder_in_the_way_is_not_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (source,) = save(tmp_path / "a", 5)
+    (tmp_path / "out.tmp").mkdir()
+    (tmp_path / "out.tmp" / "thesis.tex").write_text("years of work")
+    assert main(["densify", str(source), str(tmp_path / "out")]) == 2
+    assert "is in the way" in capsys.readouterr().err
+    assert (tmp_path / "out.tmp" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("command", ["inspect", "densify", "export-hf"])
+def test_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    out = [] if command == "inspect" else [str(tmp_path / "out")]
+    assert main([command, str(tmp_path / "nowhere"), *out]) == 2
+    assert capsys.readouterr().err == f"spdf {command}: the checkpoint {tmp_path / 'nowhere'} does not exist\n"
+
+
+def test_help_and_inspect_need_no_torch(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from spdf_dist.cli.main import build_parser, main\n"
+        "from spdf_dist.cli import densify, export_hf, import_hf, inspect\n"
+        "[build_parser('x', module).format_help() for module in (densify, export_hf, import_hf, inspect)]\n"
+        f"sys.exit(main(['inspect', {str(tmp_path)!r}]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,228 @@
+"""Export and import against transformers' own GPT-2."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checkpoint_job import MODEL, SPARSE, make_tensors, masks_of, save
+from safetensors.torch import load_file, save_file
+
+from spdf_dist.checkpoint.hf_export import export_hf
+from spdf_dist.checkpoint.hf_import import import_hf
+from spdf_dist.checkpoint.read import Checkpoint, DenseCheckpoint, read_dense
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.tokenizer import load_tokenizer
+from spdf_dist.data.tokenizer_training import train_sentencepiece
+
+
+def plain_gpt(checkpoint: DenseCheckpoint, ids_BT: torch.Tensor) -> torch.Tensor:
+    """Logits [B, T, V] of our weights, computed in plain torch. B batch, T time, H heads, D width of a head."""
+    model, w = checkpoint.model, checkpoint.weights
+    batch, length = ids_BT.shape
+    x_BTd = w["embedding.word"][ids_BT] + w["embedding.position"][:length]
+
+    def heads(y: torch.Tensor) -> torch.Tensor:
+        return y.view(batch, length, model.num_attention_heads, -1).transpose(1, 2)
+
+    for i in range(model.num_layers):
+        at = {name.split(".", 2)[2]: t for name, t in w.items() if name.startswith(f"layers.{i}.")}
+        y = F.layer_norm(x_BTd, (model.hidden_size,), at["ln_1.weight"], at["ln_1.bias"], 1e-5)
+        q, k, v = (heads(F.linear(y, at[f"W_{x}"], at[f"b_{x}"])) for x in "QKV")
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch, length, -1)
+        x_BTd = x_BTd + F.linear(attended, at["W_D"], at["b_D"])
+        y = F.layer_norm(x_BTd, (model.hidden_size,), at["ln_2.weight"], at["ln_2.bias"], 1e-5)
+        y = F.gelu(F.linear(y, at["W_I"], at["b_I"]), approximate="tanh")
+        x_BTd = x_BTd + F.linear(y, at["W_O"], at["b_O"])
+    x_BTd = F.layer_norm(x_BTd, (model.hidden_size,), w["ln_f.weight"], w["ln_f.bias"], 1e-5)
+    return x_BTd @ w["embedding.word"].T
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("sparsity", [None, SPARSE], ids=["dense", "sparse"])
+def test_logits_and_greedy_text_equal(tmp_path: Path, ranks: int, sparsity: Any) -> None:
+    from transformers import GPT2LMHeadModel
+
+    (folder, *_) = save(tmp_path / "run", 5, ranks, sparsity)
+    export_hf(folder, tmp_path / "hf")
+    theirs, report = GPT2LMHeadModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    theirs.eval()
+    ours = read_dense(folder)
+    ids = torch.randint(0, MODEL.vocab_size, (3, MODEL.seq_length), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = plain_gpt(ours, ids)
+        found = theirs(ids).logits
+    assert expected.std() > 1  # far from constant, so the comparison means something
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+    text = ids[:, :2]
+    while text.shape[1] < MODEL.seq_length:
+        text = torch.cat([text, plain_gpt(ours, text)[:, -1].argmax(-1, keepdim=True)], dim=1)
+    found = theirs.generate(
+        ids[:, :2], max_length=MODEL.seq_length, do_sample=False, attention_mask=torch.ones(3, 2), pad_token_id=0
+    )
+    assert torch.equal(found, text)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_round_trip(tmp_path: Path, ranks: int) -> None:
+    (folder, *_) = save(tmp_path / "run", 5, ranks)
+    export_hf(folder, tmp_path / "hf")
+    import_hf(tmp_path / "hf", tmp_path / "back")
+    before, after = read_dense(folder), read_dense(tmp_path / "back")
+    assert after.model == before.model and after.step == 0
+    assert all(torch.equal(after.weights[name], tensor) for name, tensor in before.weights.items())
+    manifest = Checkpoint(tmp_path / "back").manifest
+    assert manifest.kind == "imported" and manifest.sparsity is None and not manifest.masks
+
+
+def test_import_what_transformers_wrote(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=29, n_positions=12, n_embd=16, n_layer=2, n_head=4)).eval()
+    theirs.save_pretrained(tmp_path / "one")
+    theirs.save_pretrained(tmp_path / "many", max_shard_size="10KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
+    ids = torch.randint(0, 29, (2, 12))
+    for form in ("one", "many"):
+        import_hf(tmp_path / form, tmp_path / f"ours_{form}")
+        with torch.no_grad():
+            torch.testing.assert_close(
+                plain_gpt(read_dense(tmp_path / f"ours_{form}"), ids), theirs(ids).logits, atol=1e-5, rtol=1e-5
+            )
+
+
+def test_names_without_prefix_and_buffers_are_taken(tmp_path: Path) -> None:
+    """As the original GPT-2 is published."""
+    (folder,) = save(tmp_path / "run", 5)
+    export_hf(folder, tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
+    save_file({**tensors, "h.0.attn.bias": torch.ones(1, 1, 6, 6)}, path)
+    import_hf(tmp_path / "hf", tmp_path / "back")
+    assert torch.equal(
+        read_dense(tmp_path / "back").weights["layers.1.W_K"], read_dense(folder).weights["layers.1.W_K"]
+    )
+
+
+def test_import_through_the_random_mask(tmp_path: Path) -> None:
+    tensors = make_tensors({})
+    (folder,) = save(tmp_path / "run", 5, sparsity=None, tensors=tensors)
+    export_hf(folder, tmp_path / "hf")
+    assert import_hf(tmp_path / "hf", tmp_path / "out", level=0.75, seed=SPARSE.seed) == 864
+    found = Checkpoint(tmp_path / "out")
+    assert found.sparsity == SPARSE
+    for name, mask in masks_of(SPARSE).items():
+        assert (found.masks[name] == mask).all()
+        kept = torch.from_numpy(mask)
+        assert torch.equal(found.read(name), torch.where(kept, tensors["model"][name], 0.0))
+    assert torch.equal(found.read("embedding.word"), tensors["model"]["embedding.word"])
+
+
+def test_import_through_a_magnitude_mask(tmp_path: Path) -> None:
+    tensors = make_tensors({})
+    tensors["model"]["layers.0.W_Q"] = torch.ones(8, 8)  # all tied: the first ones stay
+    (folder,) = save(tmp_path / "run", 5, sparsity=None, tensors=tensors)
+    export_hf(folder, tmp_path / "hf")
+    import_hf(tmp_path / "hf", tmp_path / "out", level=0.9, mask="magnitude")
+    found = Checkpoint(tmp_path / "out")
+    assert found.manifest.source is not None and found.manifest.source["mask"] == "magnitude"
+    for name in masks_of(SPARSE):
+        weight, mask = tensors["model"][name], torch.from_numpy(found.masks[name].copy())
+        assert int(mask.sum()) == weight.numel() - weight.numel() * 9 // 10
+        assert weight[mask].abs().min() >= weight[~mask].abs().max()
+    assert found.masks["layers.0.W_Q"].reshape(-1)[:7].all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"activation_function": "gelu"}, "activation_function is 'gelu', not gelu_new"),
+        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
+        ({"n_embd": 12}, "which does not fit config.json"),
+        ({"n_layer": 3}, r"no tensor h\.2\.ln_1\.weight"),
+        ({"n_head": 3}, "model.num_attention_heads"),
+    ],
+)
+def test_other_models_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    (folder,) = save(tmp_path / "run", 5)
+    export_hf(folder, tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=message) as raised:
+        import_hf(tmp_path / "hf", tmp_path / "out")
+    assert not (tmp_path / "out").exists() and "\n" not in str(raised.value)
+
+
+def test_wrong_folders(tmp_path: Path) -> None:
+    (folder,) = save(tmp_path / "run", 5)
+    export_hf(folder, tmp_path / "hf")
+    with pytest.raises(UserError, match="exists and is not an empty folder"):
+        export_hf(folder, tmp_path / "hf")
+    with pytest.raises(UserError, match="exists and is not an empty folder"):
+        import_hf(tmp_path / "hf", folder)
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        import_hf(tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "hf" / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        import_hf(tmp_path / "hf", tmp_path / "out")
+
+
+def save_with_tokenizer(tmp_path: Path, tokenizer: Path) -> Path:
+    """A checkpoint that carries a tokenizer."""
+    from checkpoint_job import manifest_of, responsible
+
+    from spdf_dist.checkpoint.write import single_writer
+
+    return single_writer(tmp_path / "ck", 5).write(
+        responsible(0, 1, {}, {"model": make_tensors({})["model"]}),
+        masks=None,
+        config_yaml="",
+        tokenizer=tokenizer,
+        manifest=manifest_of(None),
+    )
+
+
+TEXT = "The Eagle is a coffee shop.\n  It serves  Indian food — £20-25, naïve 日本 🙂.\n\nname[The Eagle]"
+
+
+def test_sentencepiece_goes_along(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    train_sentencepiece([Path(os.__file__).read_text()], 500, tmp_path / "t.model")
+    folder = save_with_tokenizer(tmp_path, tmp_path / "t.model")
+    export_hf(folder, tmp_path / "hf")
+    ours = load_tokenizer(folder / "tokenizer")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    source = Path(json.__file__).read_text()
+    for text in (TEXT, source):
+        ids = ours.encode(text)
+        assert theirs.encode(text) == ids and theirs.decode(ids) == text
+    assert theirs.eos_token_id == ours.eod_id
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["eos_token_id"] == ours.eod_id
+    import_hf(tmp_path / "hf", tmp_path / "back")
+    assert load_tokenizer(tmp_path / "back" / "tokenizer").digest == ours.digest
+
+
+@pytest.mark.skipif("SPDF_DATA" not in os.environ, reason="SPDF_DATA is not set: GPT-2's vocabulary lies there")
+def test_gpt2_vocabulary_goes_along(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = save_with_tokenizer(tmp_path, Path(os.environ["SPDF_DATA"]) / "gpt2_vocab")
+    export_hf(folder, tmp_path / "hf")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs.encode("Hello world") == [15496, 995]
+    ours = load_tokenizer(folder / "tokenizer")
+    assert theirs.encode(TEXT) == ours.encode(TEXT) and theirs.decode(ours.encode(TEXT)) == TEXT
+    assert theirs.eos_token_id == ours.eod_id == 50256
+    import_hf(tmp_path / "hf", tmp_path / "back")
+    assert load_tokenizer(tmp_path / "back" / "tokenizer").digest == ours.digest
