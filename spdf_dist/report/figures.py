@@ -79,15 +79,18 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 
 def smooth(values: Sequence[float], span: int) -> list[float]:
-    """Exponential moving average with bias correction; ``span`` points carry most of the weight."""
-    decay = 1 - 2 / (span + 1)
-    total = weight = 0.0
-    out = []
+    """Moving average over up to ``span`` points, centred but at the end and narrow at the steep start."""
+    sums, counts = [0.0], [0]
     for value in values:
-        if math.isfinite(value):
-            total = decay * total + (1 - decay) * value
-            weight = decay * weight + (1 - decay)
-        out.append(total / weight if weight else float("nan"))
+        finite = math.isfinite(value)
+        sums.append(sums[-1] + (value if finite else 0.0))
+        counts.append(counts[-1] + finite)
+    out = []
+    for k in range(len(values)):
+        reach = min(span // 2, k)
+        low, high = k - reach, min(k + reach + 1, len(values))
+        count = counts[high] - counts[low]
+        out.append((sums[high] - sums[low]) / count if count else math.nan)
     return out
 
 
@@ -148,15 +151,14 @@ def label_ends(axes: Axes, series: Sequence[Series]) -> None:
 
 
 def visible_range(series: Sequence[Series]) -> tuple[float, float] | None:
-    """Limits that show the lines' later part and leave out the first steep steps."""
+    """Limits that show every line but for its first, steep 4%."""
     lows, highs = [], []
     for line in series:
         finite = [y for y in line.y if math.isfinite(y)]
         if not finite:
             continue
         lows.append(min(finite))
-        later = sorted(finite[max(1, len(finite) // 25) :] or finite)
-        highs.append(later[-1])
+        highs.append(max(finite[len(finite) // 25 :]))
     if not lows:
         return None
     margin = 0.06 * (max(highs) - min(lows)) or 0.1
@@ -193,8 +195,8 @@ def line_figure(
             line = thin(line)
         marker = "o" if points and len(line.x) <= 40 else ""
         axes.plot(
-            line.x, line.y, color=line.colour, alpha=alpha, marker=marker, markersize=4.5, markeredgecolor=PAPER,
-            markeredgewidth=0.8,
+            line.x, line.y, color=line.colour, alpha=alpha, marker=marker, markersize=5, markeredgecolor=PAPER,
+            markeredgewidth=0.8, clip_on=not marker, zorder=3,
         )  # fmt: skip
         shown.append(line)
     limits = visible_range(shown)
@@ -248,7 +250,7 @@ def bar_figure(title: str, x_label: str, bars: Sequence[Bar], part_names: Sequen
     axes.set_title(title, pad=24 if len(part_names) > 1 else 10)
     axes.set_xlabel(x_label)
     if len(part_names) > 1:
-        text = "solid: " + part_names[0] + "   light: " + part_names[1]
+        text = f"solid: {part_names[0]} · light: {part_names[1]}"
         axes.annotate(
             text, (0, 1), xycoords="axes fraction", xytext=(0, 6), textcoords="offset points", color=MUTED, fontsize=9
         )
@@ -270,7 +272,7 @@ def dot_figure(title: str, panels: Sequence[tuple[str, Sequence[Dot]]]) -> Figur
     rows = math.ceil(len(panels) / columns) or 1
     entries = max((len(dots) for _, dots in panels), default=1)
     tall = (0.9 + 0.36 * entries) * rows + 0.35
-    figure = Figure(figsize=(3.15 * columns + 1.3, tall))
+    figure = Figure(figsize=(3.15 * columns + 1.3, tall) if columns > 2 else (4.6 * columns + 0.4, tall))
     grid = figure.subplots(rows, columns, squeeze=False)
     figure.suptitle(title, x=0.02, ha="left", fontweight="semibold", fontsize=11.5, color=INK)
     for k, axes in enumerate(grid.flat):
@@ -289,7 +291,9 @@ def dot_figure(title: str, panels: Sequence[tuple[str, Sequence[Dot]]]) -> Figur
         values = [d.value - (d.deviation or 0) for d in dots] + [d.value + (d.deviation or 0) for d in dots]
         room = 0.22 * (max(values) - min(values)) or 0.1 * abs(max(values)) or 1.0
         axes.set_xlim(min(values) - room, max(values) + room)
-        axes.set_yticks(range(len(dots)), [dot.label if k % columns == 0 else "" for dot in dots])
+        labels = [dot.label for dot in dots]
+        repeated = k % columns > 0 and labels == [dot.label for dot in panels[k - 1][1]]
+        axes.set_yticks(range(len(dots)), [""] * len(dots) if repeated else labels)
         for tick, dot in zip(axes.get_yticklabels(), dots, strict=True):
             tick.set_color(dot.colour)
             tick.set_fontweight("semibold")
@@ -297,7 +301,7 @@ def dot_figure(title: str, panels: Sequence[tuple[str, Sequence[Dot]]]) -> Figur
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_locator(few_ticks(4))
         axes.set_title(name, fontsize=10.5)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.1 / rows), w_pad=1.5, h_pad=1.2)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.2 / tall), w_pad=1.5, h_pad=1.2)
     return figure
 
 

@@ -19,7 +19,8 @@ main{max-width:1080px;margin:0 auto;padding:40px 24px 80px}
 h1{font-size:30px;line-height:1.2;margin:0 0 6px;letter-spacing:-.01em}
 h2{font-size:21px;margin:56px 0 8px;padding-top:18px;border-top:1px solid var(--grid)}
 h3{font-size:15.5px;margin:28px 0 8px}
-p{margin:8px 0;max-width:75ch}.sub,.note,figcaption,footer{color:var(--muted)}.sub{margin:0 0 18px}
+p{margin:8px 0;max-width:92ch}.note{max-width:110ch}
+.sub,.note,figcaption,footer{color:var(--muted)}.sub{margin:0 0 18px}
 .note,figcaption{font-size:13.5px;line-height:1.45}
 nav{font-size:14px;margin:18px 0 0;display:flex;flex-wrap:wrap;gap:4px 18px}a{color:var(--accent);text-decoration:none}
 a:hover{text-decoration:underline}

@@ -237,7 +237,7 @@ def cost_plots(study: Study) -> list[Plot]:
         parts = [mean([run.flops[-1] for run in members])] + ([mean_tuning(after)] if mean_tuning(after) else [])
         note = power_label(sum(parts))
         if dense.get(size) and not is_dense(members[0]):
-            note += f"   {sum(parts) / dense[size]:.2f}x dense"
+            note += f", {sum(parts) / dense[size]:.2f}x dense"
         cost.append(Bar(label, colours[label], parts, note))
         speeds = [run.median_speed for run in members if run.median_speed]
         if speeds:

@@ -100,7 +100,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element for the page, its inks tied to the page's theme and its ids made unique."""
+    """The figure as an SVG element for the page, its inks tied to the page's theme."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -111,6 +111,6 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     for colour, variable in THEMED.items():
         svg = svg.replace(colour, variable)
-    svg = re.sub(r'id="([A-Za-z_]+_?\d+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # names of groups repeat from figure to figure
     svg = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1var(--sans)", svg)
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', svg, count=1)

@@ -1,0 +1,50 @@
+"""Parameter counts of Table 1 and exact non-zeros."""
+
+from __future__ import annotations
+
+import pytest
+
+from spdf_dist.accounting.parameters import kept_count, linear_nonzeros, parameter_counts, total_parameters
+from spdf_dist.config.load import load_config
+from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
+from spdf_dist.report.runs import short_count
+
+
+@pytest.mark.parametrize(
+    ("name", "printed", "exact"), [("gpt2_small", "125M", 125_226_240), ("gpt3_xl", "1.32B", 1_315_723_264)]
+)
+def test_parameters_of_table_1(name: str, printed: str, exact: int) -> None:
+    count = total_parameters(load_config(PretrainConfig, name).model)
+    assert (short_count(count), count) == (printed, exact)
+
+
+def test_kept_count_is_exact_on_the_decimal() -> None:
+    assert kept_count((1, 1000), SparsityConfig(level=0.9)) == 100  # 1 - 0.9 in floats would give 99
+    assert kept_count((3, 7), SparsityConfig(level=0.5)) == 21 - 10
+
+
+@pytest.mark.parametrize(
+    "pattern, level", [("unstructured", 0.3), ("block:4", 0.3), ("2:4", 0.5), ("unstructured", 0.0)]
+)
+def test_kept_count_equals_the_masks(pattern: str, level: float) -> None:
+    from spdf_dist.sparsity.masks import make_mask
+
+    sparsity = SparsityConfig(level=level, pattern=pattern)
+    for shape in ((8, 12), (20, 36)):
+        assert kept_count(shape, sparsity) == int(make_mask("layers.0.W_Q", shape, sparsity).sum())
+
+
+def test_only_targets_lose_weights() -> None:
+    model = ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=2)
+    counts = linear_nonzeros(model, SparsityConfig(level=0.5, targets=["W_O"]))
+    assert counts == {"W_Q": 64, "W_K": 64, "W_V": 64, "W_D": 64, "W_I": 256, "W_O": 128}
+
+
+def test_counts_equal_a_plain_gpt() -> None:
+    """Every tensor of a GPT with tied embeddings, spelled out."""
+    model = ModelConfig(
+        num_layers=3, hidden_size=16, num_attention_heads=2, ffn_hidden_size=40, seq_length=10, vocab_size=50
+    )
+    layer = 4 * (16 * 16 + 16) + (40 * 16 + 40) + (16 * 40 + 16) + 2 * 2 * 16
+    assert total_parameters(model) == 50 * 16 + 10 * 16 + 3 * layer + 2 * 16
+    assert sum(parameter_counts(model).values()) == total_parameters(model)

@@ -1,0 +1,156 @@
+"""Small run and workflow folders with made-up curves, as the training loop and the launcher write them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spdf_dist.accounting.flops import training_flops
+from spdf_dist.config.load import build, to_tree
+from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
+
+BATCH, LENGTH, STEPS = 16, 128, 120
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_run(
+    folder: Path, tree: dict[str, Any], losses: list[float], validation: dict[int, float], flops_per_sequence: int
+) -> None:
+    """A run folder with one metrics line a step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    lines = []
+    for step, loss in enumerate(losses, 1):
+        lines.append(
+            {
+                "step": step,
+                "consumed_tokens": step * BATCH * LENGTH,
+                "loss": loss,
+                "lr": 1e-3,
+                "grad_norm": 1.0,
+                "tokens_per_s": 20_000.0,
+                "step_ms": 100.0,
+                "model_flops": flops_per_sequence * BATCH,
+                "total_flops": step * flops_per_sequence * BATCH,
+                "mfu": None,
+                "skipped_iterations": 0,
+            }
+        )
+        if step in validation:
+            lines.append({"step": step, "val_loss": validation[step]})
+    if lines:
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def pretrain_run(
+    folder: Path, level: float, *, steps: int = STEPS, seed: int = 1, gap: float = 0.0, **model: int
+) -> PretrainConfig:
+    """A pre-training run whose loss falls from ln V and ends ``gap`` above the dense one's."""
+    shape = {"num_layers": 4, "hidden_size": 128, "num_attention_heads": 4, "seq_length": LENGTH, "vocab_size": 2048}
+    tree = {
+        "run_dir": str(folder),
+        "seed": seed,
+        "model": shape | model,
+        "sparsity": {"level": level, "execution": "compressed"},
+        "training": {"train_tokens": steps * BATCH * LENGTH, "global_batch_size": BATCH},
+    }
+    config: PretrainConfig = build(PretrainConfig, tree, "")
+    noise = random.Random(seed)
+    curve = [3.6 + gap + 4.0 * math.exp(-step / 25) for step in range(steps)]
+    losses = [loss + noise.gauss(0, 0.05) for loss in curve]
+    validation = {step: curve[step - 1] + 0.02 for step in range(20, steps + 1, 20)}
+    write_run(folder, to_tree(config), losses, validation, training_flops(config.model, config.sparsity))
+    if level and steps:
+        write_json(folder / "execution.json", {"layers.0.W_Q": "compressed"})
+    return config
+
+
+def finetune_run(
+    folder: Path,
+    checkpoint: Path,
+    train: str,
+    config: PretrainConfig,
+    *,
+    seed: int = 1,
+    gap: float = 0.0,
+    lr: float = 1e-4,
+) -> None:
+    """A fine-tuning run of 40 steps."""
+    tree = to_tree(
+        build(
+            FinetuneConfig,
+            {
+                "run_dir": str(folder),
+                "seed": seed,
+                "finetune": {"checkpoint": str(checkpoint), "task": "e2e", "train": train},
+                "training": {"lr": lr},
+            },
+            "",
+        )
+    )
+    losses = [1.6 + gap + 2 * math.exp(-step / 12) for step in range(40)]
+    write_run(folder, tree, losses, {20: 1.9 + gap, 40: 1.6 + gap}, training_flops(config.model, None, 64))
+    reactivated = int(config.sparsity.level * 786_432)
+    finetuned = {"reactivated": reactivated, "reactivated_norm": 1.25, "best_val_loss": 1.6 + gap, "epochs": 2}
+    write_json(folder / "finetune.json", finetuned)
+
+
+def write_job(root: Path, job_id: str, kind: str, needs: list[str], variant: str | None = None) -> Path:
+    """What the launcher leaves of a job; returns its folder."""
+    folder = root / "jobs" / job_id
+    spec = {"id": job_id, "name": job_id.split("/")[0], "kind": kind, "variant": variant, "cell": {}, "needs": needs}
+    write_json(folder / "job.json", spec)
+    write_json(
+        folder / "manifest.json",
+        {
+            "schema_version": 1,
+            "job": job_id,
+            "kind": kind,
+            "status": "done",
+            "reason": None,
+            "attempts": 1,
+            "started": "2026-01-01T10:00:00Z",
+            "ended": "2026-01-01T10:02:00Z",
+            "metrics": {"bleu": 99.0},
+        },
+    )
+    return folder
+
+
+VARIANTS = {"untrained": (0.0, 0, 1.0), "dense": (0.0, STEPS, 0.0), "s75": (0.75, STEPS, 0.08)}
+"""Level, steps, how much worse."""
+
+
+def write_workflow(root: Path) -> Path:
+    """An untrained baseline, dense and 75%, fine-tuned on generated data and scored."""
+    write_job(root, "grammar", "synthetic-e2e", [])
+    for variant, (level, steps, gap) in VARIANTS.items():
+        pretrain = write_job(root, f"pretrain/{variant}", "pretrain", [], variant)
+        config = pretrain_run(pretrain / "run", level, steps=steps, gap=gap)
+        finetune = write_job(root, f"finetune/{variant}", "finetune", [f"pretrain/{variant}", "grammar"], variant)
+        data = str(root / "jobs" / "grammar" / "out" / "trainset.csv")
+        finetune_run(finetune / "run", pretrain / "run", data, config, gap=gap)
+        generate = write_job(root, f"generate/{variant}", "generate", [f"finetune/{variant}", "grammar"], variant)
+        evaluate = write_job(
+            root, f"evaluate/{variant}", "evaluate", [generate.relative_to(root / "jobs").as_posix()], variant
+        )
+        scores = {
+            "bleu": 0.61 - 0.2 * gap,
+            "nist": 7.9 - gap,
+            "meteor": 0.44 - 0.1 * gap,
+            "rouge_l": 0.68 - 0.1 * gap,
+            "cider": 2.1 - gap,
+            "slot_accuracy": 0.93 - 0.3 * gap,
+        }
+        write_json(evaluate / "out" / "scores.json", {"schema_version": 1, "task": "e2e", **scores})
+    return root

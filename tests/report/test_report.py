@@ -1,0 +1,200 @@
+"""The report end to end on made-up folders, and the places where a wrong number would hide."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+from made_up_runs import STEPS, VARIANTS, finetune_run, pretrain_run, write_job, write_json
+
+from spdf_dist.cli.main import main
+from spdf_dist.config.errors import UserError
+from spdf_dist.report.jobs import all_jobs, ancestors, job_of, read_job
+from spdf_dist.report.runs import read_run
+from spdf_dist.report.scores import Score, estimate, paper_scale, selected
+from spdf_dist.report.study import read_study
+from spdf_dist.report.style import variant_colours
+from spdf_dist.report.tables import score_tables, summary_table
+from spdf_dist.report.write import write_report
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_page_of_a_workflow_is_whole_and_needs_no_network(workflow: Path, tmp_path: Path) -> None:
+    page = write_report([workflow], tmp_path / "out")
+    text = page.read_text(encoding="utf-8")
+    assert page.name == "index.html"
+    for word in (
+        "Training loss over tokens",
+        "Training loss over wall-clock",
+        "Validation loss",
+        "BLEU",
+        "FLOPs spent",
+    ):
+        assert word in text
+    assert not re.search(r"(?:src|href)=\"(?!#)", re.sub(r"xlink:href=\"#[^\"]*\"", "", text))
+    assert "url(http" not in text and "@import" not in text and "<script" not in text
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"loss_over_tokens.png", "loss_over_time.png", "validation_over_tokens.png", "flops_spent.png"} <= names
+    assert not [name for name in names if name.endswith(".tmp")]
+
+
+def test_generated_data_are_called_synthetic_wherever_they_show(workflow: Path, tmp_path: Path) -> None:
+    text = write_report([workflow], tmp_path / "out").read_text(encoding="utf-8")
+    assert "data in this report is synthetic" in text
+    assert "Scores on synthetic data in the form of E2E" in text
+    assert "E2E, 1.07M parameters (synthetic data)" in text  # in the figure
+    scores = rows_of(next((tmp_path / "out").glob("scores-*.csv")))
+    assert {row["data"] for row in scores} == {"synthetic"}
+
+
+def test_scores_of_generated_data_are_not_set_beside_the_papers(tmp_path: Path) -> None:
+    shape = {"num_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "vocab_size": 50257}
+    for name, data in (("real", "data/e2e/trainset.csv"), ("made", "data/synthetic/trainset.csv")):
+        config = pretrain_run(tmp_path / name / "pre", 0.75, steps=3, **shape)
+        finetune_run(tmp_path / name / "fine", tmp_path / name / "pre", data, config)
+        scores = {"schema_version": 1, "task": "e2e", "bleu": 0.665}
+        write_json(tmp_path / name / "fine" / "scores.json", scores)
+        write_report([tmp_path / name], tmp_path / name / "out")
+    cells = {name: rows_of(tmp_path / name / "out" / "paper_table_4.csv")[2]["BLEU ↑"] for name in ("real", "made")}
+    assert cells == {"real": "66.50 ± 0.01; ours 66.50, +0.00", "made": "66.50 ± 0.01; not run"}
+
+
+def test_variants_flops_and_differences_to_dense(workflow: Path) -> None:
+    study = read_study([workflow])
+    assert study.variants == ["untrained", "dense", "s75"]
+    rows = {row[0]: row for row in summary_table(study).rows}
+    assert set(rows) == set(VARIANTS)
+    flops = {run.variant(): run.flops[-1] for run in study.pretraining if run.flops}
+    assert rows["s75"][6].endswith(f"{flops['s75'] / flops['dense']:.3f}x dense")
+    assert rows["s75"][5].endswith("+0.080 to dense")
+    assert "25% kept" in rows["s75"][2]
+    assert "590k reactivated, norm 1.25" in rows["s75"][9]
+    (table,) = score_tables(study)
+    assert table.rows[2][:2] == ["s75", "0.5940\n−0.0160 to dense"]
+
+
+def test_report_job_gets_the_folders_of_the_jobs_it_needs(workflow: Path) -> None:
+    """As the launcher calls it: no workflow root, evaluations without their runs."""
+    folders = [workflow / "jobs" / kind / name for kind in ("pretrain", "evaluate") for name in VARIANTS]
+    study = read_study(folders)
+    assert {score.variant for score in study.scores} == set(VARIANTS)
+    assert all(score.synthetic and score.size == "1.07M" for score in study.scores)
+    assert study.workflows == [workflow]
+
+
+def test_a_manifest_with_metrics_is_not_a_second_score(workflow: Path) -> None:
+    assert sorted(score.metrics["bleu"] or 0 for score in read_study([workflow]).scores) == [0.41, 0.594, 0.61]
+
+
+def test_a_select_job_leads_to_what_it_chose(tmp_path: Path) -> None:
+    root = tmp_path / "flow"
+    for cell in ("lr=1e-4", "lr=1e-3"):
+        write_job(root, f"finetune/dense/{cell}", "finetune", [], "dense")
+    needs = ["finetune/dense/lr=1e-4", "finetune/dense/lr=1e-3"]
+    select = write_job(root, "select/dense", "select", needs, "dense")
+    write_json(select / "out" / "choice.json", {"schema_version": 1, "job": "finetune/dense/lr=1e-3"})
+    write_job(root, "evaluate/dense", "evaluate", ["select/dense"], "dense")
+    job = read_job(root, "evaluate/dense")
+    assert job is not None
+    assert [parent.id for parent in ancestors(job)] == ["select/dense", "finetune/dense/lr=1e-3"]
+    assert {job.id for job in all_jobs(root)} == {*needs, "select/dense", "evaluate/dense"}
+    assert job_of(select / "out" / "choice.json") == read_job(root, "select/dense")
+
+
+def test_plain_run_folders_are_named_by_their_config(tmp_path: Path) -> None:
+    pretrain_run(tmp_path / "a", 0.0)
+    config = pretrain_run(tmp_path / "b", 0.75, gap=0.1)
+    finetune_run(tmp_path / "c", tmp_path / "b" / "checkpoints" / f"step_{STEPS}", "e2e/trainset.csv", config)
+    study = read_study([tmp_path / "a", tmp_path / "b", tmp_path / "c"])
+    assert [run.variant() for run in study.runs] == ["dense", "75% sparse", "75% sparse"]
+    assert study.runs[2].parent is study.runs[1]
+    assert not study.synthetic
+
+
+def test_seeds_give_mean_and_sample_deviation(tmp_path: Path) -> None:
+    for seed, gap in ((1, 0.0), (2, 0.1), (3, 0.2)):
+        pretrain_run(tmp_path / str(seed), 0.5, seed=seed, gap=gap)
+    study = read_study([tmp_path])
+    (row,) = summary_table(study).rows
+    losses = [run.final_validation or 0 for run in study.runs]
+    assert row[5] == f"{sum(losses) / 3:.3f} ± 0.100 (3)"
+    assert row[-1] == "3"
+
+
+def test_deviation_is_of_the_sample() -> None:
+    value = estimate([1.0, 2.0, None, float("nan")])
+    assert value is not None
+    assert (value.mean, value.count) == (1.5, 2)
+    assert value.deviation == pytest.approx(0.5**0.5)
+    single = estimate([3.0])
+    assert single is not None and single.deviation is None
+    assert estimate([None]) is None
+
+
+def test_settings_are_selected_by_validation_loss_and_never_by_the_test_score() -> None:
+    def score(settings: str, loss: float, bleu: float) -> Score:
+        return Score(Path("x"), "e2e", "dense", "", 1, {"bleu": bleu}, settings=settings, validation_loss=loss)
+
+    chosen = selected([score("a", 2.0, 0.9), score("b", 1.5, 0.1), score("b", 1.6, 0.2)])
+    assert [s.metrics["bleu"] for s in chosen] == [0.1, 0.2]
+
+
+def test_scales_of_the_paper() -> None:
+    assert paper_scale("e2e", "bleu", 0.6566) == pytest.approx(65.66)
+    assert paper_scale("e2e", "nist", 8.4679) == 8.4679
+    assert paper_scale("webnlg", "bleu", 75.17) == 75.17
+
+
+def test_a_line_cut_by_a_kill_is_left_out_and_a_broken_one_is_an_error(tmp_path: Path) -> None:
+    pretrain_run(tmp_path / "run", 0.0)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    whole = metrics.read_text(encoding="utf-8")
+    metrics.write_text(whole + '{"step": 121, "lo', encoding="utf-8")
+    assert read_run(tmp_path / "run").step[-1] == STEPS
+    metrics.write_text("{broken\n" + whole, encoding="utf-8")
+    with pytest.raises(UserError, match="line 1"):
+        read_run(tmp_path / "run")
+
+
+def test_wall_clock_is_the_sum_of_step_times(tmp_path: Path) -> None:
+    pretrain_run(tmp_path / "run", 0.0)
+    run = read_run(tmp_path / "run")
+    assert run.seconds[-1] == pytest.approx(STEPS * 0.1)
+    assert run.at_step(20, run.tokens) == 20 * 16 * 128
+
+
+def test_a_variant_keeps_its_colour() -> None:
+    few, many = (
+        variant_colours(["dense", "75% sparse"]),
+        variant_colours(["untrained", "dense", "50% sparse", "75% sparse"]),
+    )
+    assert few["dense"] == many["dense"] and few["75% sparse"] == many["75% sparse"]
+    crowd = variant_colours([f"v{i}" for i in range(8)])
+    assert len(set(crowd.values())) == 8
+
+
+def test_command(workflow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["report", str(workflow), "--out", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["schema_version"] == 1
+    assert all(Path(path).is_file() for path in told["files"])
+    assert told["report"] == str(out / "index.html")
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_nothing_to_report_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: bool) -> None:
+    folder = tmp_path / "empty"
+    if not missing:
+        folder.mkdir()
+    assert main(["report", str(folder), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert str(folder) in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
