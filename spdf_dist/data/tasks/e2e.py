@@ -70,9 +70,7 @@ class WordRules:
         return [word for word in words if word]
 
 
-TRAIN_RULES = WordRules(
-    cuts=r"(?<=\w)-(?=\w)|£", clitic=rf"(?<=\w)'{CLITIC}$", keep_number_dot=True, special={}
-)
+TRAIN_RULES = WordRules(cuts=r"(?<=\w)-(?=\w)|£", clitic=rf"(?<=\w)'{CLITIC}$", keep_number_dot=True, special={})
 TEST_RULES = WordRules(
     cuts=rf"(?<={LETTER})-(?={LETTER})|(?<=\d)-(?=\d)",
     clitic=rf"(?<=\w)(?:n't|'{CLITIC})$",

@@ -1,0 +1,291 @@
+"""Text from a decoder: greedy, sampled, or by beam search as transformers does it.
+
+Every input's result depends on that input alone: not on its neighbours in the batch nor on the batch's size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spdf_dist.evaluation.decoder import Decoder
+
+NEVER = -1e9
+"""A score that no sequence reaches; finite, so that differences stay numbers."""
+
+COMPACT_AT = 0.75
+"""Inputs that are done leave the batch when no more than this share of it is open: leaving copies the cache."""
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How to decode. The defaults are LoRA's for E2E (Hu et al., 2022)."""
+
+    max_new_tokens: int = 64
+    beams: int = 10
+    """1: greedy, or sampling."""
+    length_penalty: float = 0.8
+    """Beam search ranks finished sequences by log-probability / (generated tokens) ** length_penalty."""
+    no_repeat_ngram: int = 4
+    """No n tokens in a row occur twice; 0 is off."""
+    ngrams_of_prompt: bool = True
+    """Whether the prompt counts as having occurred, as in transformers; LoRA counts generated tokens only."""
+    sample: bool = False
+    """Draw from the distribution instead of taking the best; needs beams = 1."""
+    temperature: float = 1.0
+    top_k: int = 0
+    """Sample among the k likeliest; 0 is all."""
+    top_p: float = 1.0
+    """Sample among the likeliest that together have this probability."""
+    seed: int = 0
+
+
+@torch.inference_mode()
+def generate(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    end_ids: Sequence[int],
+    settings: GenerationSettings,
+    batch_size: int = 32,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[list[int]]:
+    """Continue each prompt until one of ``end_ids`` or ``max_new_tokens``.
+
+    Args:
+        decoder: the model.
+        prompts: token ids, at least one each; with ``max_new_tokens`` they fit the context window.
+        end_ids: tokens that end a text.
+        settings: how to decode.
+        batch_size: inputs that are decoded together; prompts are sorted by length first.
+        progress: told the number of inputs after each batch.
+
+    Returns:
+        the generated ids of each prompt, in its order, without the ending token.
+
+    Raises:
+        ValueError: an empty prompt, or one that does not fit.
+    """
+    window = decoder.model.seq_length
+    for number, prompt in enumerate(prompts):
+        if not 0 < len(prompt) <= window - settings.max_new_tokens:
+            raise ValueError(
+                f"prompt {number} has {len(prompt)} tokens; it needs 1 to {window - settings.max_new_tokens} (context"
+                f" window {window}, {settings.max_new_tokens} new tokens)"
+            )
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    results: list[list[int]] = [[] for _ in prompts]
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = [prompts[number] for number in chosen]
+        if settings.beams > 1:
+            texts = beam_search(decoder, batch, end_ids, settings)
+        else:
+            texts = continue_single(decoder, batch, chosen, end_ids, settings)
+        for number, ids in zip(chosen, texts, strict=True):
+            results[number] = ids[:-1] if ids and ids[-1] in end_ids else ids
+        progress(len(chosen))
+    return results
+
+
+def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Prompts [N, P], padded in front with -1, which is no token."""
+    longest = max(map(len, prompts))
+    return torch.tensor([[-1] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+
+
+def ban_repeats(scores_RV: Tensor, history_RT: Tensor, size: int) -> None:
+    """Set to -inf the tokens that would make the last ``size`` tokens of a row occur a second time."""
+    length = history_RT.shape[1]
+    if size == 0 or length < size:
+        return
+    if size == 1:
+        seen = torch.ones_like(history_RT, dtype=torch.bool)
+    else:
+        last = history_RT[:, None, length - size + 1 :]
+        seen = (history_RT.unfold(1, size - 1, 1)[:, :-1] == last).all(-1)
+    rows, at = seen.nonzero(as_tuple=True)
+    tokens = history_RT[rows, at + size - 1]
+    real = tokens >= 0
+    scores_RV[rows[real], tokens[real]] = -torch.inf
+
+
+def history(prompts_NP: Tensor, sequences_NBT: Tensor, settings: GenerationSettings) -> Tensor:
+    """What n-grams are looked for in, [N * B, T]."""
+    if settings.ngrams_of_prompt:
+        prompts = prompts_NP[:, None].expand(-1, sequences_NBT.shape[1], -1)
+        sequences_NBT = torch.cat([prompts, sequences_NBT], dim=-1)
+    return sequences_NBT.flatten(0, 1)
+
+
+def continue_single(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    end_ids: Sequence[int],
+    settings: GenerationSettings,
+) -> list[list[int]]:
+    """Greedy or sampled continuations. ``numbers`` are the inputs' own, which key their random streams."""
+    ends = torch.tensor(list(end_ids), device=decoder.device)
+    prompts_NP = left_padded(prompts, decoder.device)
+    uniform_NS = uniform(settings, numbers).to(decoder.device) if settings.sample else None
+    cache, logits_NV = decoder.prefill(prompts, 1, settings.max_new_tokens)
+    tokens_NS = torch.empty((len(prompts), 0), dtype=torch.int64, device=decoder.device)
+    done_N = torch.zeros(len(prompts), dtype=torch.bool, device=decoder.device)
+    for step in range(settings.max_new_tokens):
+        ban_repeats(logits_NV, history(prompts_NP, tokens_NS[:, None], settings), settings.no_repeat_ngram)
+        if uniform_NS is None:
+            next_N = logits_NV.argmax(-1)
+        else:
+            next_N = draw(logits_NV, uniform_NS[:, step], settings)
+        tokens_NS = torch.cat([tokens_NS, next_N[:, None]], dim=1)
+        done_N |= torch.isin(next_N, ends)
+        if done_N.all() or step + 1 == settings.max_new_tokens:
+            break
+        logits_NV = decoder.step(next_N[:, None], cache)[:, 0]
+    return [until_end(row, end_ids) for row in tokens_NS.tolist()]
+
+
+def until_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
+    """``ids`` up to the first ending token, included."""
+    at = next((at for at, token in enumerate(ids) if token in end_ids), len(ids))
+    return ids[: at + 1]
+
+
+def uniform(settings: GenerationSettings, numbers: Sequence[int]) -> Tensor:
+    """One number in [0, 1) an input and step [N, S], float64; keyed by the seed and the input's number."""
+    rows = []
+    for number in numbers:
+        key = hashlib.sha256(f"sampling/{settings.seed}/{number}".encode()).digest()
+        raw = np.random.Philox(key=np.frombuffer(key[:16], dtype="<u8").astype(np.uint64))
+        rows.append((raw.random_raw(settings.max_new_tokens) >> np.uint64(11)) * 2.0**-53)
+    return torch.from_numpy(np.stack(rows))
+
+
+def draw(logits_NV: Tensor, uniform_N: Tensor, settings: GenerationSettings) -> Tensor:
+    """A token a row: temperature, then top_k, then top_p, then the inverse of the distribution at ``uniform_N``."""
+    ranked_NV, tokens_NV = (logits_NV.double() / settings.temperature).sort(dim=-1, descending=True, stable=True)
+    if settings.top_k:
+        ranked_NV[:, settings.top_k :] = -torch.inf
+    probabilities_NV = ranked_NV.softmax(-1)
+    before_NV = probabilities_NV.cumsum(-1) - probabilities_NV
+    kept_NV = before_NV < settings.top_p
+    kept_NV[:, 0] = True
+    summed_NV = (probabilities_NV * kept_NV).cumsum(-1)
+    chosen_N1 = torch.searchsorted(summed_NV, uniform_N[:, None] * summed_NV[:, -1:], right=True)
+    # Rounding may put the point at the very end: the last token that has a probability.
+    last_N1 = (kept_NV & (probabilities_NV > 0)).sum(-1, keepdim=True) - 1
+    return tokens_NV.gather(1, torch.minimum(chosen_N1, last_N1))[:, 0]
+
+
+class Beams:
+    """The state of a beam search over N inputs, which may leave one by one. B beams, t tokens so far."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, device: torch.device) -> None:
+        count, beams = len(prompts), settings.beams
+        self.inputs_N = torch.arange(count, device=device)
+        self.open_N = torch.ones(count, dtype=torch.bool, device=device)
+        self.prompts_NP = left_padded(prompts, device)
+        self.sequences_NBt = torch.empty((count, beams, 0), dtype=torch.int64, device=device)
+        # All beams begin alike; only the first may be continued at first.
+        self.scores_NB = torch.full((count, beams), NEVER, device=device)
+        self.scores_NB[:, 0] = 0.0
+        self.finished_NBS = torch.full((count, beams, settings.max_new_tokens), -1, dtype=torch.int64, device=device)
+        self.finished_scores_NB = torch.full((count, beams), NEVER, device=device)
+        self.is_finished_NB = torch.zeros((count, beams), dtype=torch.bool, device=device)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all inputs but ``rows``."""
+        for name, value in vars(self).items():
+            setattr(self, name, value[rows])
+
+
+def beam_search(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], end_ids: Sequence[int], settings: GenerationSettings
+) -> list[list[int]]:
+    """The best sequence of each prompt, its ending token included.
+
+    As transformers' ``generate`` with ``early_stopping=False``: at each step the best (1 + ends) * B continuations of
+    all beams are looked at; those among the first B that end are finished, with their length penalty, and the best B
+    that do not end go on. An input is done when B sequences are finished and the best running one, at its present
+    length, scores no better than the worst of them; at ``max_new_tokens`` whatever runs counts as finished.
+    """
+    device = decoder.device
+    ends = torch.tensor(list(end_ids), device=device)
+    candidates = max(2, 1 + len(end_ids)) * settings.beams
+    results: list[list[int]] = [[] for _ in prompts]
+    state = Beams(prompts, settings, device)
+    cache, logits_NV = decoder.prefill(prompts, settings.beams, settings.max_new_tokens)
+    logits_NBV = logits_NV[:, None].expand(-1, settings.beams, -1)
+    for step in range(1, settings.max_new_tokens + 1):
+        beams_NB, tokens_NB = advance(state, logits_NBV, ends, candidates, step, settings)
+        last = step == settings.max_new_tokens
+        done_N = state.open_N & (is_done(state, step, settings.length_penalty) | last)
+        collect(state, done_N, results, end_ids)
+        state.open_N = state.open_N & ~done_N
+        still_open = int(state.open_N.sum())
+        if still_open == 0:
+            break
+        cache.reorder(beams_NB)
+        if still_open <= COMPACT_AT * len(state.open_N):
+            rows = state.open_N.nonzero()[:, 0]
+            state.keep(rows)
+            cache.keep(rows)
+            tokens_NB = tokens_NB[rows]
+        logits_NBV = decoder.step(tokens_NB, cache)
+    return results
+
+
+def advance(
+    state: Beams, logits_NBV: Tensor, ends: Tensor, candidates: int, step: int, settings: GenerationSettings
+) -> tuple[Tensor, Tensor]:
+    """Take step ``step`` (from 1) in ``state``; the beams that go on [N, B], and the tokens they take [N, B]."""
+    count, beams, words = logits_NBV.shape
+    log_probs = logits_NBV.log_softmax(-1).flatten(0, 1)
+    ban_repeats(log_probs, history(state.prompts_NP, state.sequences_NBt, settings), settings.no_repeat_ngram)
+    totals = (log_probs.unflatten(0, (count, beams)) + state.scores_NB[:, :, None]).flatten(1)
+    scores_NK, index_NK = totals.topk(candidates)
+    tokens_NK, beams_NK = index_NK % words, index_NK // words
+    sequences_NKt = state.sequences_NBt.gather(1, beams_NK[:, :, None].expand(-1, -1, step - 1))
+    sequences_NKt = torch.cat([sequences_NKt, tokens_NK[:, :, None]], dim=-1)
+    ended_NK = torch.isin(tokens_NK, ends) | (step == settings.max_new_tokens)
+
+    finish(state, sequences_NKt, scores_NK / step**settings.length_penalty, ended_NK)
+
+    state.scores_NB, going_NB = (scores_NK + ended_NK * NEVER).topk(beams)
+    state.sequences_NBt = sequences_NKt.gather(1, going_NB[:, :, None].expand(-1, -1, step))
+    return beams_NK.gather(1, going_NB), tokens_NK.gather(1, going_NB)
+
+
+def finish(state: Beams, sequences_NKt: Tensor, ranks_NK: Tensor, ended_NK: Tensor) -> None:
+    """Enter the sequences that ended among the first B candidates, and keep the best B of all finished ones."""
+    beams = state.scores_NB.shape[1]
+    ended_NK = ended_NK & (torch.arange(ended_NK.shape[1], device=ended_NK.device) < beams)
+    if not ended_NK.any():
+        return
+    padded = torch.full((*ended_NK.shape, state.finished_NBS.shape[2]), -1, device=ended_NK.device)
+    padded[:, :, : sequences_NKt.shape[2]] = sequences_NKt
+    scores = torch.cat([state.finished_scores_NB, ranks_NK + ~ended_NK * NEVER], dim=1)
+    state.finished_scores_NB, kept = scores.topk(beams)
+    state.finished_NBS = torch.cat([state.finished_NBS, padded], dim=1).gather(
+        1, kept[:, :, None].expand(-1, -1, padded.shape[2])
+    )
+    state.is_finished_NB = torch.cat([state.is_finished_NB, ended_NK], dim=1).gather(1, kept)
+
+
+def is_done(state: Beams, step: int, length_penalty: float) -> Tensor:
+    """Whether no running beam of an input can be expected to enter its finished ones, bool [N]."""
+    best_running_N = state.scores_NB[:, 0] / step**length_penalty
+    worst_finished_N = state.finished_scores_NB.amin(dim=1)
+    return state.is_finished_NB.all(dim=1) & (best_running_N <= worst_finished_N)
+
+
+def collect(state: Beams, rows_N: Tensor, results: list[list[int]], end_ids: Sequence[int]) -> None:
+    """Put the best finished sequence of each of ``rows_N`` (bool [N]) in its place of ``results``."""
+    for row in rows_N.nonzero()[:, 0].tolist():
+        best = [token for token in state.finished_NBS[row, 0].tolist() if token >= 0]
+        results[int(state.inputs_N[row])] = until_end(best, end_ids)
