@@ -171,7 +171,7 @@ class Checkpoint:
             raise UserError(f"{self.path}: {tensor.name} is dense there and sparse in this run")
         stored = self.masks[tensor.name]
         if piece.dim is not None:
-            stored = stored.take(range(piece.start, piece.stop), axis=piece.dim)
+            stored = stored[cut(stored.ndim, piece.dim, piece.start, piece.stop)]
         if not np.array_equal(stored, piece.mask.cpu().numpy()):
             raise UserError(
                 f"{self.path}: the mask of {tensor.name} is not this run's; sparsity.seed, level, pattern and targets "
@@ -193,7 +193,7 @@ class Checkpoint:
         wanted = [(0, n) for n in shape]
         if dim is not None:
             wanted[dim] = (start, stop)
-        out = np.zeros([b - a for a, b in wanted], dtype=np.float32)
+        out = np.zeros([max(b - a, 0) for a, b in wanted], dtype=np.float32)
         for part in tensor.slices[kind]:
             held = [(0, n) for n in shape]
             if part.dim is not None:
