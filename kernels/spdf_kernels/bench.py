@@ -1,0 +1,355 @@
+"""Measures the sparse products against the best dense ones and other sparse libraries, on this machine, in one run.
+
+All contenders of a case run in turn, round after round, so that a change of the machine's load meets all of them; a
+speed-up is the median over rounds of (best dense time / own time). The best dense is the faster of MKL and oneDNN.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spdf_kernels import backends, native, ops
+from spdf_kernels.pattern import SparsityPattern
+
+OPERATIONS = ("forward", "dx", "dw")
+SLOW = 4.0
+"""A contender that is this many times slower than the fastest runs only in every third round."""
+BYTES_OF_STATE = 16
+"""Of a dense fp32 weight: parameter, gradient, two moments."""
+
+Product = Callable[[], Any]
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, instruction sets, versions, and which back ends of the kernels are there."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines[:40])}
+    model = " ".join(fields[key] for key in ("model name",) if key in fields) or platform.processor()
+    family = {key: int(fields[key]) for key in ("cpu family", "model") if key in fields}
+    return {
+        "cpu": model or platform.machine(),
+        **{key.replace(" ", "_"): value for key, value in family.items()},
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "isa": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "mkl": torch.backends.mkl.is_available(),
+        "onednn": torch.backends.mkldnn.is_available(),
+        "backends": {name: reason or "available" for name, reason in backends.available_backends().items()},
+    }
+
+
+def fma_peak(threads: int, dtype: torch.dtype, seconds: float = 0.5) -> float | None:
+    """Highest rate of multiply-adds in registers, FLOP/s, over `threads` threads; None where it cannot be measured."""
+    if native.missing("portable") is not None:
+        return None
+    peak = ctypes.CDLL(str(native.LIBRARY)).spdf_fma_peak
+    peak.restype, peak.argtypes = ctypes.c_double, [ctypes.c_int, ctypes.c_int, ctypes.c_double]
+    return float(peak(dtype == torch.bfloat16, threads, seconds)) or None
+
+
+@contextmanager
+def thread_count(threads: int) -> Iterator[None]:
+    """torch, and with it the kernels, on that many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def forced_backend(name: str) -> Iterator[None]:
+    """The kernels on one back end."""
+    before = os.environ.get(backends.VARIABLE)
+    os.environ[backends.VARIABLE] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[backends.VARIABLE]
+        else:
+            os.environ[backends.VARIABLE] = before
+
+
+def random_mask(shape: tuple[int, int], sparsity: float, seed: int = 0) -> torch.Tensor:
+    """Bool [out, in] with floor(sparsity * numel) entries pruned, uniformly at random."""
+    numel = shape[0] * shape[1]
+    order = torch.randperm(numel, generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones(numel, dtype=torch.bool)
+    mask[order[: int(round(sparsity * 10**6) * numel // 10**6)]] = False
+    return mask.view(shape)
+
+
+def interleave(contenders: Mapping[str, Product], rounds: int) -> dict[str, dict[int, float]]:
+    """Seconds of each contender by round. The order rotates; much slower ones sit out two rounds of three."""
+    warm: dict[str, float] = {}
+    for name, product in contenders.items():
+        product()
+        start = time.perf_counter()
+        product()
+        warm[name] = time.perf_counter() - start
+    slow = {name for name, seconds in warm.items() if seconds > SLOW * min(warm.values())}
+    names = list(contenders)
+    times: dict[str, dict[int, float]] = {name: {} for name in names}
+    for number in range(rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            if name in slow and number % 3:
+                continue
+            start = time.perf_counter()
+            contenders[name]()
+            times[name][number] = time.perf_counter() - start
+    return times
+
+
+def spread(times: Mapping[int, float]) -> dict[str, float]:
+    """Median and quartiles in milliseconds, and the number of runs."""
+    values = sorted(times.values())
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {
+        "median_ms": 1e3 * statistics.median(values),
+        "q1_ms": 1e3 * low,
+        "q3_ms": 1e3 * high,
+        "runs": len(values),
+    }
+
+
+def ratio(over: Mapping[int, float], under: Mapping[int, float]) -> tuple[float, float]:
+    """(median of over / under by round, its lower confidence bound: an order statistic, 95% one-sided by signs)."""
+    ratios = sorted(over[number] / under[number] for number in over.keys() & under.keys())
+    n = len(ratios)
+    rank, tail, term = 0, 0.0, 0.5**n
+    while rank < n and tail + term <= 0.05:
+        tail += term
+        term = term * (n - rank) / (rank + 1)
+        rank += 1
+    return statistics.median(ratios), ratios[max(0, rank - 1)]
+
+
+def dense_products(operation: str, x: torch.Tensor, dy: torch.Tensor, weight: torch.Tensor) -> dict[str, Product]:
+    """The dense product by library: what torch does by itself, and oneDNN asked by name."""
+    linear = torch.nn.functional.linear
+    if operation == "forward":
+        left, right = x, weight
+    elif operation == "dx":
+        left, right = dy, weight.t()
+    else:
+        left, right = dy.t(), x.t()
+    if x.dtype == torch.bfloat16:
+        return {"torch_bf16": lambda: linear(left, right)}  # oneDNN
+    found: dict[str, Product] = {}
+    if torch.backends.mkl.is_available():
+        found["mkl"] = lambda: linear(left, right)
+    else:
+        found["torch"] = lambda: linear(left, right)
+    if torch.backends.mkldnn.is_available():
+        found["onednn"] = lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+    return found
+
+
+def sparse_products(x: torch.Tensor, dy: torch.Tensor, values: torch.Tensor, handle: int) -> dict[str, Product]:
+    """The kernels' products by operation, row-major in and out."""
+    return {
+        "forward": lambda: ops.spmm(x, values, None, handle),
+        "dx": lambda: ops.spmm_transposed(dy, values, handle),
+        "dw": lambda: ops.sddmm(dy, x, handle),
+    }
+
+
+def peer_products(
+    operation: str, x: torch.Tensor, dy: torch.Tensor, weight: torch.Tensor
+) -> tuple[dict[str, Product], dict[str, str]]:
+    """(products of other sparse libraries, why others are missing). Each gets its operands as it likes them best."""
+    found: dict[str, Product] = {}
+    missing: dict[str, str] = {}
+    if x.dtype != torch.float32:
+        return {}, {"torch_csr": "fp32 only", "sparseprop": "fp32 only", "libxsmm": "fp32 only"}
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    csr = weight.to_sparse_csr()
+    if operation == "forward":
+        x_t = x.t().contiguous()
+        found["torch_csr"] = lambda: csr @ x_t
+    elif operation == "dx":
+        transposed, dy_t = weight.t().contiguous().to_sparse_csr(), dy.t().contiguous()
+        found["torch_csr"] = lambda: transposed @ dy_t
+    else:
+        dy_t = dy.t().contiguous()
+        found["torch_csr"] = lambda: torch.sparse.sampled_addmm(csr, dy_t, x, beta=0.0)
+    try:
+        from sparseprop.modules.linear import SparseLinear  # type: ignore[import-not-found, unused-ignore]
+
+        if operation == "forward":
+            layer = SparseLinear(weight)
+
+            def forward() -> None:
+                with torch.no_grad():
+                    layer(x)
+
+            found["sparseprop"] = forward
+        else:
+            missing["sparseprop"] = "computes dX and dW in one call: see forward_backward"
+    except ImportError as error:
+        missing["sparseprop"] = f"not installed ({error})"
+    missing["libxsmm"] = "not installed, or without Python bindings"
+    return found, missing
+
+
+def forward_backward(
+    x: torch.Tensor, dy: torch.Tensor, weight: torch.Tensor, pattern: SparsityPattern, values: torch.Tensor
+) -> dict[str, Product]:
+    """Forward and backward through autograd: the kernels, torch's dense linear, and SparseProp where installed."""
+    from spdf_kernels.linear import sparse_linear
+
+    def through(function: Callable[[torch.Tensor], torch.Tensor], parameters: Sequence[torch.Tensor]) -> Product:
+        def step() -> None:
+            leaf = x.detach().requires_grad_()
+            torch.autograd.grad(function(leaf), [leaf, *parameters], dy)
+
+        return step
+
+    dense, kept = weight.clone().requires_grad_(), values.clone().requires_grad_()
+    found = {
+        "sparse": through(lambda leaf: sparse_linear(leaf, kept, pattern), [kept]),
+        "dense_torch": through(lambda leaf: torch.nn.functional.linear(leaf, dense), [dense]),
+    }
+    if x.dtype == torch.float32:
+        try:
+            from sparseprop.modules.linear import SparseLinear
+
+            layer = SparseLinear(weight)
+            found["sparseprop"] = through(layer, list(layer.parameters()))
+        except ImportError:
+            pass  # named among the peers of the single products
+    return found
+
+
+def measure_gemm(
+    shape: tuple[int, int],
+    sparsity: float,
+    tokens: int,
+    threads: int,
+    dtype: torch.dtype,
+    rounds: int,
+    peak: float | None,
+    peers: bool = True,
+    operations: Sequence[str] = OPERATIONS,
+) -> list[dict[str, Any]]:
+    """One result an operation (and `forward_backward` when all three are asked for) at a shape [out, in].
+
+    `peak`: FLOP/s of `fma_peak` at these threads and this dtype, for the fraction reached; None when not known.
+    """
+    out_features, in_features = shape
+    generator = torch.Generator().manual_seed(1)
+    mask = random_mask(shape, sparsity)
+    pattern = SparsityPattern.from_mask(mask)
+    weight = torch.where(mask, torch.randn(shape, generator=generator) * 0.02, torch.tensor(0.0)).to(dtype)
+    x = torch.randn(tokens, in_features, generator=generator).to(dtype)
+    dy = torch.randn(tokens, out_features, generator=generator).to(dtype)
+    values = pattern.compress(weight)
+    results = []
+    with thread_count(threads):
+        description = backends.describe(pattern)
+        backend = {"forward": description.forward, "dx": description.grad_input, "dw": description.grad_values}
+        sparse = sparse_products(x, dy, values, pattern.handle)
+        for operation in operations:
+            dense = dense_products(operation, x, dy, weight)
+            others, missing = peer_products(operation, x, dy, weight) if peers else ({}, {})
+            others, failed = _runnable(others)
+            times = interleave({"sparse": sparse[operation], **dense, **others}, rounds)
+            result = _compare(times, list(dense), list(others))
+            seconds = result["median_ms"] / 1e3
+            flops = 2.0 * tokens * pattern.nnz
+            result.update(
+                op=operation,
+                backend=backend[operation],
+                gflops=flops / seconds / 1e9,
+                peak_fraction=None if peak is None else flops / seconds / peak,
+                theoretical=1.0 / pattern.density,
+                peers_missing=missing | failed,
+            )
+            results.append(result)
+        if tuple(operations) == OPERATIONS:
+            times = interleave(forward_backward(x, dy, weight, pattern, values), rounds)
+            dense_names = [name for name in times if name.startswith("dense")]
+            result = _compare(times, dense_names, [name for name in times if name == "sparseprop"])
+            result.update(op="forward_backward", backend=backend["forward"], theoretical=1.0 / pattern.density)
+            results.append(result)
+    for result in results:
+        result.update(
+            {"out": shape[0], "in": shape[1]}, sparsity=sparsity, tokens=tokens, threads=threads, dtype=_name(dtype)
+        )
+    return results
+
+
+def _runnable(contenders: Mapping[str, Product]) -> tuple[dict[str, Product], dict[str, str]]:
+    """Those that run here, and the first line of the error of those that do not."""
+    found, failed = {}, {}
+    for name, product in contenders.items():
+        try:
+            product()
+            found[name] = product
+        except (RuntimeError, NotImplementedError) as error:
+            failed[name] = str(error).splitlines()[0]
+    return found, failed
+
+
+def _compare(times: Mapping[str, Mapping[int, float]], dense: Sequence[str], peers: Sequence[str]) -> dict[str, Any]:
+    best = min(dense, key=lambda name: statistics.median(times[name].values()))
+    speedup, bound = ratio(times[best], times["sparse"])
+    return {
+        **spread(times["sparse"]),
+        "speedup": speedup,
+        "speedup_lower": bound,
+        "best_dense": best,
+        "dense": {name: spread(times[name]) for name in dense},
+        "peers": {name: {**spread(times[name]), "speedup": ratio(times[best], times[name])[0]} for name in peers},
+    }
+
+
+def _name(dtype: torch.dtype) -> str:
+    return "bf16" if dtype == torch.bfloat16 else "fp32"
+
+
+def measure_state(shape: tuple[int, int], sparsity: float) -> dict[str, Any]:
+    """Time to prepare a pattern, and bytes of model state a weight of W (dense: 16), without and with generated code.
+
+    State: fp32 values, gradient and two moments of the kept entries, indices, and code of the three products.
+    """
+    mask = random_mask(shape, sparsity)
+    state: dict[str, Any] = {"out": shape[0], "in": shape[1], "sparsity": sparsity}
+    there = backends.available_backends()
+    for label, backend in (("compact", "avx512" if there["avx512"] is None else "portable"), ("generated", "jit")):
+        if there[backend] is not None:
+            state[label] = {"missing": there[backend]}
+            continue
+        with forced_backend(backend):
+            start = time.perf_counter()
+            pattern = SparsityPattern.from_mask(mask)
+            description = backends.describe(pattern)
+            seconds = time.perf_counter() - start
+        numel = mask.numel()
+        total = BYTES_OF_STATE * pattern.nnz + description.index_bytes + description.code_bytes
+        state[label] = {
+            "backends": [description.forward, description.grad_input, description.grad_values],
+            "prepare_ms": 1e3 * seconds,
+            "index_bytes_per_nonzero": description.index_bytes / max(1, pattern.nnz),
+            "code_bytes_per_nonzero": description.code_bytes / max(1, pattern.nnz),
+            "state_bytes_per_weight": total / numel,
+            "of_dense": total / (BYTES_OF_STATE * numel),
+        }
+    return state

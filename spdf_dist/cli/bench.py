@@ -1,0 +1,188 @@
+"""Measure this machine: the sparse products, or the data loader.
+
+  spdf bench gemm                                   GPT-2 Small's linears: forward, dX, dW against the best dense
+  spdf bench gemm --model gpt3_xl --threads 2       GPT-3 XL's
+  spdf bench gemm --plot speedup.png                the paper's appendix C, figure 1, for this machine, and a CSV
+  spdf bench data --path PACKED                     the loader
+
+Contenders run in turn, round after round, in one process; speed-ups are medians over rounds of
+(best dense time / own time), the best dense being the faster of MKL and oneDNN."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.load import load_config
+from spdf_dist.config.schema import PretrainConfig
+
+HELP = "measure the kernels or the data loader on this machine"
+
+SCHEMA_VERSION = 1
+PLOT_SHAPE = (12288, 12288)
+PLOT_TOKENS = 256
+PLOT_SPARSITY = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+TOKENS = 2048
+SPARSITY = (0.5, 0.75, 0.9)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    gemm = commands.add_parser("gemm", help="the sparse products against the best dense ones and other libraries")
+    which = gemm.add_mutually_exclusive_group()
+    which.add_argument(
+        "--shape", type=parse_shape, action="append", metavar="OUTxIN", help="a weight's shape; can be given again"
+    )
+    which.add_argument("--model", metavar="CONFIG", help="the linears of a config (default gpt2_small)")
+    gemm.add_argument("--sparsity", type=parse_level, nargs="+", metavar="S", help="levels (default 0.5 0.75 0.9)")
+    gemm.add_argument("--tokens", type=parse_count, metavar="N", help=f"tokens a product (default {TOKENS})")
+    gemm.add_argument(
+        "--threads", type=parse_count, nargs="+", metavar="N", help="thread counts (default: one, and all cores)"
+    )
+    gemm.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="default fp32")
+    gemm.add_argument("--rounds", type=parse_count, default=9, metavar="N", help="interleaved rounds (default 9)")
+    gemm.add_argument("--no-peers", action="store_true", help="leave torch.sparse and SparseProp out")
+    gemm.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help=f"draw speed-up over sparsity as .png or .svg, a CSV beside it; takes one shape (default "
+        f"{PLOT_SHAPE[0]}x{PLOT_SHAPE[1]} at {PLOT_TOKENS} tokens)",
+    )
+    gemm.add_argument("--json", action="store_true", help="print one JSON object")
+    gemm.set_defaults(work=run_gemm)
+
+    data = commands.add_parser("data", help="the loader on a packed data set, and a tokenizer")
+    data.add_argument("--path", required=True, metavar="DIR", help="a packed folder, or the prefix of Megatron files")
+    data.add_argument("--seq-len", type=parse_count, metavar="T", help="tokens a sequence (Megatron files need it)")
+    data.add_argument("--batch-size", type=parse_count, default=64, metavar="N", help="sequences a batch (default 64)")
+    data.add_argument("--seconds", type=float, default=3.0, metavar="S", help="how long (default 3)")
+    data.add_argument("--tokenizer", metavar="TOK", help="measure this tokenizer too, on --input")
+    data.add_argument("--input", nargs="+", metavar="FILE", help="text for --tokenizer")
+    data.add_argument("--json", action="store_true", help="print one JSON object")
+    data.set_defaults(work=run_data)
+
+
+def parse_shape(text: str) -> tuple[int, int]:
+    """``OUTxIN``, both positive."""
+    out, cross, width = text.lower().partition("x")
+    if not (cross and out.isdecimal() and width.isdecimal() and int(out) and int(width)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a shape such as 3072x768 (out x in)")
+    return int(out), int(width)
+
+
+def parse_level(text: str) -> float:
+    """A sparsity of at least 0 and below 1."""
+    try:
+        level = float(text)
+    except ValueError:
+        level = -1.0
+    if not 0.0 <= level < 1.0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a sparsity: at least 0, below 1")
+    return level
+
+
+def parse_count(text: str) -> int:
+    """A positive integer."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive integer")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    return int(args.work(args))
+
+
+def note(text: str) -> None:
+    """A line for the person who waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit(args: argparse.Namespace, data: dict[str, Any], text: str) -> None:
+    """The result as JSON or as text."""
+    print(json.dumps({"schema_version": SCHEMA_VERSION, **data}) if args.json else text)
+
+
+def linear_shapes(name: str) -> list[tuple[int, int]]:
+    """The different [out, in] of a config's sparsified linears."""
+    config = load_config(PretrainConfig, name)
+    hidden = config.model.hidden_size
+    ffn = config.model.ffn
+    return list(dict.fromkeys([(hidden, hidden), (ffn, hidden), (hidden, ffn)]))
+
+
+def run_gemm(args: argparse.Namespace) -> int:
+    if args.plot and args.plot.suffix not in (".png", ".svg"):
+        raise UserError(f"--plot {args.plot}: the suffix says the format; it must be .png or .svg")
+    if args.plot and (args.model or len(args.shape or ()) > 1):
+        raise UserError("--plot draws one shape: give it with --shape OUTxIN")
+    shapes = args.shape or ([PLOT_SHAPE] if args.plot else linear_shapes(args.model or "gpt2_small"))
+    levels = args.sparsity or list(PLOT_SPARSITY if args.plot else SPARSITY)
+    tokens = args.tokens or (PLOT_TOKENS if args.plot else TOKENS)
+    import torch
+    from spdf_kernels import bench
+    from tqdm import tqdm
+
+    from spdf_dist.report.speedups import gemm_table, state_table, write_speedup_figure
+
+    machine = bench.machine()
+    cores = int(machine["cores"])
+    threads = args.threads or ([cores] if args.plot else sorted({1, cores}))
+    if args.plot and len(threads) > 1:
+        raise UserError("--plot draws one thread count: give one with --threads N")
+    dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
+    cases = [(shape, level, count) for shape in shapes for level in levels for count in threads]
+    peaks = {count: bench.fma_peak(count, dtype) for count in threads}
+    results: list[dict[str, Any]] = []
+    for shape, level, count in tqdm(cases, desc="products", unit="case", file=sys.stderr):
+        results += bench.measure_gemm(
+            shape, level, tokens, count, dtype, args.rounds, peaks[count], peers=not (args.no_peers or args.plot)
+        )
+    for count in threads:  # again: other work on the machine may have hidden the peak before
+        peaks[count] = max(peaks[count] or 0.0, bench.fma_peak(count, dtype) or 0.0) or None
+    states = [bench.measure_state(shape, level) for shape in shapes for level in levels]
+    data: dict[str, Any] = {
+        "machine": machine,
+        "threads": max(threads),
+        "dtype": args.dtype,
+        "tokens": tokens,
+        "rounds": args.rounds,
+        "peak_gflops": {str(count): None if peak is None else peak / 1e9 for count, peak in peaks.items()},
+        "results": results,
+        "state": states,
+    }
+    if args.plot:
+        title = f"{shapes[0][0]} x {shapes[0][1]}, {tokens} tokens, {args.dtype}, {threads[0]} threads"
+        table = write_speedup_figure(args.plot, [r for r in results if r["op"] != "forward_backward"], title)
+        data["plot"] = {"figure": str(args.plot), "csv": str(table)}
+        note(f"wrote {args.plot} and {table}")
+    roof = ", ".join(f"{peak / 1e9:.0f} GFLOP/s on {count}" for count, peak in peaks.items() if peak)
+    head = f"{machine['cpu']}, {machine['isa']}; FMA peak: {roof} threads; {tokens} tokens, {args.dtype}"
+    emit(args, data, f"{head}\n\n{gemm_table(results)}\n\n{state_table(states)}")
+    return 0
+
+
+def run_data(args: argparse.Namespace) -> int:
+    if bool(args.tokenizer) != bool(args.input):
+        raise UserError("--tokenizer and --input go together: which tokenizer, on which text")
+    from spdf_dist.data.bench import bench, bench_tokenizer
+
+    data: dict[str, Any] = {"loader": bench(args.path, args.seq_len, args.batch_size, args.seconds)}
+    loader = data["loader"]
+    text = (
+        f"loader: {loader['tokens_per_s']:,.0f} tokens/s ({loader['batches']} batches of {loader['batch_size']} x "
+        f"{loader['seq_length']} in {loader['seconds']:.1f} s)"
+    )
+    if args.tokenizer:
+        rate = data["tokenizer"] = bench_tokenizer(args.tokenizer, args.input)
+        text += (
+            f"\ntokenizer: {rate['mb_per_s']:.1f} MB/s, {rate['tokens_per_s']:,.0f} tokens/s on one core, "
+            f"{rate['bytes_per_token']:.2f} bytes a token"
+        )
+    emit(args, data, text)
+    return 0

@@ -1,0 +1,83 @@
+"""``spdf bench``: what it prints, on products of a few microseconds. Speed is not asserted."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spdf_dist.cli.main import main
+
+TINY = ["--shape", "24x40", "--tokens", "32", "--rounds", "3", "--threads", "1", "--sparsity", "0.5", "0.75"]
+
+
+def gemm(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["bench", "gemm", *arguments, "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def test_gemm_reports_every_product_of_every_level(capsys: pytest.CaptureFixture[str]) -> None:
+    data = gemm(capsys, *TINY)
+    assert data["schema_version"] == 1
+    assert {"cpu", "cores", "torch", "backends"} <= data["machine"].keys()
+    found = {(r["op"], r["sparsity"]) for r in data["results"]}
+    assert found == {(op, s) for op in ("forward", "dx", "dw", "forward_backward") for s in (0.5, 0.75)}
+    for result in data["results"]:
+        assert (result["out"], result["in"], result["threads"], result["tokens"]) == (24, 40, 1, 32)
+        assert result["median_ms"] > 0 and result["q1_ms"] <= result["median_ms"] <= result["q3_ms"]
+        assert result["speedup_lower"] <= result["speedup"]
+        best = result["dense"][result["best_dense"]]["median_ms"]
+        assert best == min(d["median_ms"] for d in result["dense"].values())
+        assert result["theoretical"] == pytest.approx(1 / (1 - result["sparsity"]))
+        if result["op"] != "forward_backward":
+            assert "libxsmm" in result["peers_missing"]
+    assert {"compact", "generated"} <= data["state"][0].keys()
+
+
+def test_gemm_bf16(capsys: pytest.CaptureFixture[str]) -> None:
+    data = gemm(capsys, *TINY, "--dtype", "bf16", "--no-peers")
+    assert {r["best_dense"] for r in data["results"] if r["op"] == "forward"} == {"torch_bf16"}
+    assert not any(r["peers"] for r in data["results"])
+
+
+def test_plot_writes_figure_and_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figure = tmp_path / "made" / "speedup.svg"
+    data = gemm(capsys, *TINY, "--plot", str(figure))
+    assert figure.read_text().startswith("<svg")
+    rows = list(csv.DictReader((tmp_path / "made" / "speedup.csv").open()))
+    assert [(r["op"], r["sparsity"]) for r in rows] == [
+        (op, s) for s in ("0.5", "0.75") for op in ("forward", "dx", "dw")
+    ]
+    by_case = {(r["op"], str(r["sparsity"])): r["speedup"] for r in data["results"]}
+    assert all(float(r["speedup"]) == pytest.approx(by_case[r["op"], r["sparsity"]], rel=1e-3) for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plot", "x.pdf"], ".png or .svg"),
+        (["--plot", "x.png", "--shape", "4x4", "--shape", "8x4"], "one shape"),
+        (["--plot", "x.png", "--shape", "4x4", "--threads", "1", "2"], "one thread count"),
+        (["--model", "gpt2_smal"], "gpt2_small"),
+    ],
+)
+def test_gemm_explains_bad_requests(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "gemm", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--shape", "768"], ["--sparsity", "1"], ["--tokens", "0"], ["--dtype", "fp16"]])
+def test_gemm_usage_errors(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "gemm", *arguments])
+    assert stopped.value.code == 2
+
+
+def test_data_needs_tokenizer_and_text_together(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "data", "--path", "x", "--tokenizer", "t.model"]) == 2
+    assert "--input" in capsys.readouterr().err
