@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import DatasetEntry
 from spdf_dist.data.megatron import MegatronDataset, megatron_prefix
 from spdf_dist.data.order import sequence_at, share_samples, whole_weights
 from spdf_dist.data.shards import INDEX_FILE, SCHEMA_VERSION, MemberLayout
@@ -41,13 +42,6 @@ class Dataset(Protocol):
 
     def verify(self) -> None:
         """Compare the content with its checksums; UserError names the file that differs."""
-
-
-class DatasetEntry(Protocol):
-    """A data set of the config: ``data.train`` and ``data.validation`` are lists of these."""
-
-    path: str
-    weight: float
 
 
 class PackedDataset:

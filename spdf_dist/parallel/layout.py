@@ -8,8 +8,7 @@ Names of global tensors, the same in checkpoints, inspection and export (d hidde
     ln_f.weight|bias
 
 A parameter of the model carries ``pieces``, the parts that are stacked in it along its first dimension: the fused QKV
-weight has three. A sparse piece is exchanged as its kept values, 1-D, in row-major order of this rank's slice of the
-global mask, whatever the execution.
+weight has three. The kept values of a sparse piece are in row-major order of this rank's slice of the global mask.
 """
 
 from __future__ import annotations
@@ -52,19 +51,20 @@ class Piece:
 
 
 def split_pieces(pieces: tuple[Piece, ...], stored: Tensor) -> Iterator[tuple[Piece, Tensor]]:
-    """Each piece with its content: the dense slice, or the kept values of a sparse one.
+    """Each piece with its content: the dense slice, or the kept values where ``stored`` is a vector of values.
 
     ``stored`` is the local parameter or anything of its shape (a moment, a gradient).
     """
     for piece in pieces:
         part = stored.narrow(0, piece.offset, piece.length)
-        if piece.mask is not None and stored.dim() > 1:
-            part = part[piece.mask]
-        yield piece, part
+        yield piece, part.reshape(piece.local_shape) if piece.mask is None else part
 
 
 def join_pieces(pieces: tuple[Piece, ...], contents: dict[str, Tensor], stored: Tensor) -> None:
-    """Put contents, by global name, back into ``stored`` in place; pruned entries and padding become zero."""
+    """Put contents, by global name, into ``stored`` in place: dense slices, of sparse pieces the kept values.
+
+    Pruned entries and padding become zero.
+    """
     stored.zero_()
     for piece in pieces:
         part = stored.narrow(0, piece.offset, piece.length)

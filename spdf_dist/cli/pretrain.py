@@ -1,0 +1,45 @@
+"""Pre-train a GPT, sparse or dense.
+
+CONFIG is a YAML file or the name of a shipped config (`spdf config` lists them); key.sub=value overrides it. Started
+alone, the command spawns parallel.tensor x parallel.data ranks; under torchrun, deepspeed, mpirun or srun it is one of
+theirs. Starting a run folder again continues it from its last checkpoint.
+
+  spdf pretrain gpt2_small --dry-run
+  spdf pretrain cpu_4m data.train=data/packed sparsity.level=0.75 run_dir=runs/s75"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from spdf_dist.config.load import load_config, to_yaml
+from spdf_dist.config.schema import PretrainConfig
+
+HELP = "pre-train a GPT with a static random mask, or dense"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file or the name of a shipped config")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top")
+    parser.add_argument("--dry-run", action="store_true", help="print config, parameters, steps, memory, layout; stop")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load_config(PretrainConfig, args.config, args.overrides)
+    if args.dry_run:
+        from spdf_dist.accounting.plan import plan, plan_text
+        from spdf_dist.cli.start import world_size
+
+        facts = plan(config, world_size(config))
+        print(json.dumps(facts) if args.json else f"{to_yaml(config)}\n{plan_text(facts)}")
+        return 0
+    from spdf_dist.cli.start import start
+    from spdf_dist.parallel.ranks import Ranks
+
+    def work(ranks: Ranks) -> None:
+        from spdf_dist.training.pretrain import pretrain
+
+        pretrain(config, ranks)
+
+    return start("pretrain", [args.config, *args.overrides], config, work)

@@ -1,0 +1,46 @@
+"""Starts a training command as this process, as one of a launcher's ranks, or as ranks of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from spdf_dist.config.schema import AnyConfig
+from spdf_dist.config.validate import validate_batch
+from spdf_dist.parallel.ranks import ALONE, Ranks, cores, discover, spawn
+
+
+def gpus_of_node() -> int:
+    """GPUs that torch sees; torch is imported only where an NVIDIA driver is present."""
+    if not Path("/proc/driver/nvidia").exists() and not Path("/dev/nvidiactl").exists():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def world_size(config: AnyConfig) -> int:
+    """Ranks to spawn when no launcher did: tensor x data."""
+    tensor, data = config.parallel.tensor, config.parallel.data
+    if data is None:
+        gpus = 0 if config.device == "cpu" else gpus_of_node()
+        data = max(1, gpus // tensor)
+    return tensor * data
+
+
+def start(command: str, arguments: list[str], config: AnyConfig, work: Callable[[Ranks], None]) -> int:
+    """Run ``work(ranks)`` here when this process is a rank, or alone; else spawn ranks that run the command again."""
+    ranks = discover()
+    if ranks is None:
+        count = world_size(config)
+        if count > 1:
+            validate_batch(config, count // config.parallel.tensor)
+            return spawn([command, *arguments], count, Path(config.run_dir) / "logs")
+        ranks = ALONE
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
+    if sys.stderr.isatty():
+        print(f"{command}: rank {ranks.rank} of {ranks.world_size}", end="\r", file=sys.stderr)
+    work(ranks)
+    return 0

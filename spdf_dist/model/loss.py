@@ -1,0 +1,120 @@
+"""Cross-entropy of tied, vocabulary-parallel logits, without ever holding all logits.
+
+Shapes: N tokens, C tokens of a chunk, D hidden size, V words of this rank (padding included).
+
+megatron-core's own vocabulary-parallel loss is not used because it averages label smoothing over padding logits (-inf)
+and keeps three copies of the logits. Here each chunk's logits become their own gradient in place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
+from spdf_kernels import dense_linear
+from torch import Tensor
+
+IGNORED = -100
+"""Label of a token that has no loss."""
+
+CHUNK_ELEMENTS = 8 * 2**20
+"""Logits held at once; a GPU, where launches cost more than memory, holds eight times as many."""
+
+
+def linear_cross_entropy(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    *,
+    vocab_start: int,
+    vocab_size: int,
+    group: dist.ProcessGroup | None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The sum of token losses, fp32 scalar, differentiable in ``hidden_ND`` and ``weight_VD``.
+
+    ``labels_N`` are global word ids or IGNORED. This rank holds rows ``vocab_start``... of the embedding; rows from
+    global ``vocab_size`` on are padding, whose logits are -inf. ``group`` holds the ranks that divide the vocabulary
+    (None: one). Smoothing e gives (1 - e) * nll + e * mean over the vocabulary, as in LoRA's loss and torch's.
+    """
+    if group is not None:
+        hidden_ND = copy_to_tensor_model_parallel_region(hidden_ND)
+    with_gradients = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
+    total: Tensor = LinearCrossEntropy.apply(
+        hidden_ND, weight_VD, labels_N, vocab_start, vocab_size, group, label_smoothing, with_gradients
+    )
+    return total
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Computes both gradients in the forward pass, chunk by chunk; backward scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        labels_N: Tensor,
+        vocab_start: int,
+        vocab_size: int,
+        group: dist.ProcessGroup | None,
+        smoothing: float,
+        with_gradients: bool,
+    ) -> Tensor:
+        real = max(0, min(weight_VD.shape[0], vocab_size - vocab_start))
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        if with_gradients:
+            d_hidden_ND = torch.empty_like(hidden_ND)
+            d_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        chunk = max(1, CHUNK_ELEMENTS * (8 if hidden_ND.is_cuda else 1) // weight_VD.shape[0])
+        for begin in range(0, hidden_ND.shape[0], chunk):
+            hidden_CD, labels_C = hidden_ND[begin : begin + chunk], labels_N[begin : begin + chunk]
+            counted_C = labels_C != IGNORED
+            logits_CV = dense_linear(hidden_CD, weight_VD).float()
+            logits_CV[:, real:] = -torch.inf
+            largest_C = logits_CV.amax(dim=1)
+            if group is not None:
+                dist.all_reduce(largest_C, op=dist.ReduceOp.MAX, group=group)
+            logits_CV -= largest_C[:, None]
+            local_C = labels_C - vocab_start
+            here_C = counted_C & (local_C >= 0) & (local_C < real)
+            row_C = here_C.nonzero().squeeze(1)
+            column_C = local_C[row_C]
+            sums_3C = logits_CV.new_zeros(3, labels_C.shape[0])
+            sums_3C[0, row_C] = logits_CV[row_C, column_C]
+            if smoothing:
+                sums_3C[1] = logits_CV[:, :real].sum(dim=1)
+            probability_CV = logits_CV.exp_()
+            sums_3C[2] = probability_CV.sum(dim=1)
+            if group is not None:
+                dist.all_reduce(sums_3C, group=group)
+            log_sum_C = sums_3C[2].log()
+            loss_C = log_sum_C - (1 - smoothing) * sums_3C[0] - smoothing / vocab_size * sums_3C[1]
+            total += torch.where(counted_C, loss_C, 0).sum()
+            if not with_gradients:
+                continue
+            probability_CV /= sums_3C[2][:, None]
+            if smoothing:
+                probability_CV[:, :real] -= smoothing / vocab_size
+            probability_CV[row_C, column_C] -= 1 - smoothing
+            # Selection, not a product: an ignored token must not pass on a NaN.
+            probability_CV[~counted_C] = 0
+            d_logits_CV = probability_CV.to(hidden_ND.dtype)
+            torch.mm(d_logits_CV, weight_VD, out=d_hidden_ND[begin : begin + chunk])
+            if d_weight_VD.dtype == d_logits_CV.dtype:
+                d_weight_VD.addmm_(d_logits_CV.t(), hidden_CD)
+            else:
+                d_weight_VD += torch.mm(d_logits_CV.t(), hidden_CD)
+        if with_gradients:
+            ctx.save_for_backward(d_hidden_ND, d_weight_VD)
+            ctx.weight_dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden_ND, d_weight_VD = ctx.saved_tensors
+        scale = gradients[0]
+        d_weight = (d_weight_VD * scale).to(ctx.weight_dtype)
+        return d_hidden_ND * scale.to(d_hidden_ND.dtype), d_weight, None, None, None, None, None, None

@@ -1,0 +1,176 @@
+"""Who this process is among the ranks, and the process groups of tensor and data parallelism (megatron-core's)."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.parallel.ranks import Ranks
+
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """This process's place. Tensor ranks are neighbours: rank = data_rank * tensor_size + tensor_rank."""
+
+    rank: int
+    world_size: int
+    tensor_rank: int
+    tensor_size: int
+    data_rank: int
+    data_size: int
+    device: torch.device
+
+    @property
+    def tensor_group(self) -> dist.ProcessGroup:
+        """The ranks that share this rank's batch and divide its matrices."""
+        return parallel_state.get_tensor_model_parallel_group()
+
+    @property
+    def data_group(self) -> dist.ProcessGroup:
+        """The ranks that hold the same slices and divide the batch."""
+        return parallel_state.get_data_parallel_group()
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def largest(self, value: float) -> float:
+        """The largest of every rank's number; how ranks agree on a stop or an error."""
+        if self.world_size == 1:
+            return value
+        number = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        return float(number.item())
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value (JSON-able), on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Every rank's value (JSON-able) on rank 0, None elsewhere."""
+        if self.world_size == 1:
+            return [value]
+        box: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(value, box, dst=0)
+        return box
+
+
+def choose_device(device: str, local_rank: int) -> torch.device:
+    """The device of the ``device`` config key on this rank. Raises UserError when CUDA is asked for and absent."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda is asked for, but torch sees no CUDA device (see `spdf doctor`)")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(f"device: rank {local_rank} of this node has no GPU: it has {torch.cuda.device_count()}")
+    return torch.device("cuda", local_rank)
+
+
+def initialize(ranks: Ranks, tensor: int, data: int | None, device: str) -> Groups:
+    """Start torch.distributed and megatron's groups. Raises UserError when the world size does not match."""
+    if ranks.world_size % tensor or (data is not None and data * tensor != ranks.world_size):
+        wanted = f"parallel.tensor {tensor}" + (f" x parallel.data {data}" if data is not None else "")
+        raise UserError(f"world size {ranks.world_size} (from {ranks.source}) does not match {wanted}")
+    where = choose_device(device, ranks.local_rank)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed insists on it
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if where.type == "cuda" else "gloo",
+            init_method=rendezvous(ranks),
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            timeout=TIMEOUT,
+        )
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor)
+    return Groups(
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tensor_size=tensor,
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=ranks.world_size // tensor,
+        device=where,
+    )
+
+
+def rendezvous(ranks: Ranks) -> str:
+    """Where the ranks meet: a file for ranks that this program spawned, else MASTER_ADDR and MASTER_PORT."""
+    if ranks.rendezvous_file:
+        return f"file://{ranks.rendezvous_file}"
+    if ranks.world_size == 1 and "MASTER_ADDR" not in os.environ:
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", "0"
+        return "tcp://127.0.0.1:0"
+    if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+        address, port = meeting_point(ranks)
+        os.environ.setdefault("MASTER_ADDR", address)
+        os.environ.setdefault("MASTER_PORT", str(port))
+    return f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+
+
+def meeting_point(ranks: Ranks) -> tuple[str, int]:
+    """Address and port of rank 0 where the launcher sets none: from MPI's rank 0, or from Slurm's node list."""
+    if ranks.source == "MPI":
+        from mpi4py import MPI
+
+        from spdf_dist.parallel.ranks import free_port
+
+        place = None
+        if MPI.COMM_WORLD.Get_rank() == 0:
+            local = int(os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", "0")) == ranks.world_size
+            place = ("127.0.0.1" if local else MPI.Get_processor_name(), free_port())
+        address, port = MPI.COMM_WORLD.bcast(place, root=0)
+        return str(address), int(port)
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
+    listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    step = int(os.environ.get("SLURM_JOB_ID", "0")) * 17 + int(os.environ.get("SLURM_STEP_ID", "0"))
+    return listed.stdout.split()[0], 20000 + step % 40000
+
+
+class Mpu:
+    """megatron-core's groups under the names that DeepSpeed asks for (``mpu=parallel_state`` itself lacks some)."""
+
+    @staticmethod
+    def get_model_parallel_rank() -> int:
+        return parallel_state.get_tensor_model_parallel_rank()
+
+    @staticmethod
+    def get_model_parallel_world_size() -> int:
+        return parallel_state.get_tensor_model_parallel_world_size()
+
+    @staticmethod
+    def get_model_parallel_group() -> dist.ProcessGroup:
+        return parallel_state.get_tensor_model_parallel_group()
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
+
+    @staticmethod
+    def get_data_parallel_rank() -> int:
+        return parallel_state.get_data_parallel_rank()
+
+    @staticmethod
+    def get_data_parallel_world_size() -> int:
+        return parallel_state.get_data_parallel_world_size()
+
+    @staticmethod
+    def get_data_parallel_group() -> dist.ProcessGroup:
+        return parallel_state.get_data_parallel_group()

@@ -1,0 +1,159 @@
+"""What hangs on the training loop: metrics file, TensorBoard, progress line. Rank 0 alone has them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from spdf_dist.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One line of metrics.jsonl."""
+
+    step: int
+    """From 1."""
+    consumed_tokens: int
+    loss: float
+    """Mean over the global batch's target tokens."""
+    lr: float
+    grad_norm: float | None
+    """Before clipping; null when the update was skipped."""
+    tokens_per_s: float
+    step_ms: float
+    model_flops: int
+    """Of this step, all ranks: the sparse model's forward and backward, without recomputation."""
+    total_flops: int
+    """Of all steps so far."""
+    mfu: float | None
+    """Share of the dense peak, null where the peak is not known."""
+    skipped_iterations: int
+
+
+class Callback:
+    """Hooks of the loop; each does nothing unless overridden."""
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        """After every optimizer step."""
+
+    def on_validation(self, step: int, loss: float) -> None:
+        """After a validation."""
+
+    def on_note(self, text: str) -> None:
+        """Something a person should know."""
+
+    def on_end(self) -> None:
+        """The loop is left, however that happens."""
+
+
+class MetricsFile(Callback):
+    """metrics.jsonl."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        self.folder.append_metrics(asdict(metrics))
+
+    def on_validation(self, step: int, loss: float) -> None:
+        self.folder.append_metrics({"step": step, "val_loss": loss})
+
+
+class TensorBoard(Callback):
+    """The same numbers as scalars, with memory, and the sparsity of each layer group once."""
+
+    def __init__(self, folder: RunFolder, start_step: int, sparsity_by_group: dict[str, float]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder.tensorboard), purge_step=start_step + 1 if start_step else None)
+        for group, sparsity in sparsity_by_group.items():
+            self.writer.add_scalar(f"sparsity/{group}", sparsity, start_step)
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        scalars = {
+            "train/loss": metrics.loss,
+            "train/lr": metrics.lr,
+            "train/grad_norm": metrics.grad_norm,
+            "speed/tokens_per_s": metrics.tokens_per_s,
+            "speed/step_ms": metrics.step_ms,
+            "speed/mfu": metrics.mfu,
+            "flops/step": metrics.model_flops,
+            "flops/total": metrics.total_flops,
+            "memory/bytes": used_memory(),
+        }
+        for name, value in scalars.items():
+            if value is not None:
+                self.writer.add_scalar(name, value, metrics.step)
+
+    def on_validation(self, step: int, loss: float) -> None:
+        self.writer.add_scalar("validation/loss", loss, step)
+        self.writer.flush()
+
+    def on_end(self) -> None:
+        self.writer.close()
+
+
+def used_memory() -> int:
+    """Bytes in use: the most so far on a GPU, the resident set of this process on a CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+        return int(file.read().split()[1]) * 4096
+
+
+class Progress(Callback):
+    """A progress line with loss, speed and ETA on stderr; a plain line now and then where that is no terminal."""
+
+    SECONDS_BETWEEN_LINES = 15.0
+
+    def __init__(self, name: str, start_step: int, total_steps: int) -> None:
+        from tqdm import tqdm
+
+        self.total = total_steps
+        self.name = name
+        self.terminal = sys.stderr.isatty()
+        self.bar: Any = tqdm(
+            total=total_steps, initial=start_step, desc=name, unit="step", dynamic_ncols=True, disable=not self.terminal
+        )
+        self.validation = ""
+        self.begin = (time.monotonic(), start_step)
+        self.last_line = 0.0
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        text = f"loss {metrics.loss:.3f}{self.validation}  lr {metrics.lr:.2e}  {metrics.tokens_per_s:,.0f} tokens/s"
+        if self.terminal:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(1)
+            return
+        now = time.monotonic()
+        if now - self.last_line > self.SECONDS_BETWEEN_LINES or metrics.step == self.total:
+            self.last_line = now
+            done = metrics.step - self.begin[1]
+            eta = (now - self.begin[0]) / max(1, done) * (self.total - metrics.step)
+            print(f"{self.name}: step {metrics.step}/{self.total}  {text}  ETA {clock(eta)}", file=sys.stderr)
+
+    def on_validation(self, step: int, loss: float) -> None:
+        self.validation = f"  val {loss:.3f}"
+        if not self.terminal:
+            print(f"{self.name}: step {step}/{self.total}  validation loss {loss:.4f}", file=sys.stderr)
+
+    def on_note(self, text: str) -> None:
+        if self.terminal:
+            self.bar.write(f"{self.name}: {text}", file=sys.stderr)
+        else:
+            print(f"{self.name}: {text}", file=sys.stderr)
+
+    def on_end(self) -> None:
+        self.bar.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

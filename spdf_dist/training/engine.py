@@ -1,0 +1,295 @@
+"""The DeepSpeed engine around a model: ZeRO, gradient accumulation, clipping and AdamW, one optimizer step at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+
+from spdf_dist.checkpoint.manifest import Kind
+from spdf_dist.config.errors import NonFiniteError, UserError
+from spdf_dist.config.schema import AnyConfig
+from spdf_dist.model.gpt import GPT
+from spdf_dist.parallel.groups import Groups, Mpu
+from spdf_dist.parallel.layout import pieces_of
+
+MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass on this rank."""
+
+    tokens_BT: Tensor
+    """Ids, int64."""
+    labels_BT: Tensor
+    """Id to predict at each place, int64; -100 does not count."""
+    dropout_seed: int
+    """Depends on the samples alone, so that a resumed or re-divided run drops the same activations."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did, the same on every rank."""
+
+    loss: float
+    """Mean over the global batch's target tokens."""
+    grad_norm: float
+    """Before clipping."""
+    stop: bool
+    """Some rank was asked to stop."""
+    skipped: bool
+    """The update was left out because of a loss spike."""
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay applies to a global tensor: to linears and embeddings, by role and not by dimensions."""
+    leaf = name.rsplit(".", 1)[1]
+    return leaf.startswith("W_") or name.startswith("embedding.")
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's two groups."""
+    decayed = [p for p in model.parameters() if decays(pieces_of(p)[0].name)]
+    rest = [p for p in model.parameters() if not decays(pieces_of(p)[0].name)]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def deepspeed_settings(config: AnyConfig, data_size: int) -> dict[str, Any]:
+    """DeepSpeed's JSON for a config, with the user's own settings merged in. Raises UserError where they conflict."""
+    training, stage = config.training, config.parallel.zero_stage
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": training.global_batch_size // (training.micro_batch_size * data_size),
+        # Stage 0 has no norm of its own in fp32; clipping is done here, where it is computed (see Engine).
+        "gradient_clipping": training.clip_grad if stage else 0.0,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**12,
+    }
+    if training.precision == "bf16":
+        ours["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        ours["data_types"] = {"grad_accum_dtype": "fp32"}
+        ours["communication_data_type"] = "fp32"
+    user = config.deepspeed
+    if isinstance(user, str):
+        try:
+            user = json.loads(Path(user).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"deepspeed: cannot read {config.deepspeed}: {error}") from None
+    merge_settings(ours, user or {}, "deepspeed")
+    return ours
+
+
+def merge_settings(ours: dict[str, Any], user: dict[str, Any], where: str) -> None:
+    """Add the user's settings to ours, in place."""
+    for key, value in user.items():
+        if isinstance(value, dict) and isinstance(ours.get(key), dict):
+            merge_settings(ours[key], value, f"{where}.{key}")
+        elif value == "auto":
+            continue
+        elif key in ours and ours[key] != value:
+            raise UserError(f"{where}.{key}: {value!r} conflicts with {ours[key]!r}, which this config sets")
+        else:
+            ours[key] = value
+
+
+class Engine:
+    """A model under training: steps, and its whole state by parameter."""
+
+    def __init__(self, model: GPT, config: AnyConfig, groups: Groups) -> None:
+        self.model = model
+        self.groups = groups
+        self.stage = config.parallel.zero_stage
+        self.clip = config.training.clip_grad
+        training = config.training
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, training.weight_decay),
+            lr=training.lr,
+            betas=(training.beta1, training.beta2),
+            eps=training.eps,
+            fused=True,
+        )
+        # DeepSpeed would compile inference collectives for a minute at its first start; training never calls them.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if not deepspeed.comm.is_initialized():
+            deepspeed.init_distributed(verbose=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory reports
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=deepspeed_settings(config, groups.data_size), mpu=Mpu()
+            )
+        self.adamw: torch.optim.AdamW = self.deepspeed.basic_optimizer
+        # DeepSpeed links parameters to their moments after the first group's first update, when the second group has
+        # none yet; with the state in place from the start every group is linked.
+        self.prepare_moments(0)
+
+    def step(
+        self,
+        batches: Sequence[MicroBatch],
+        target_tokens: int,
+        lr: float,
+        *,
+        stop_requested: bool = False,
+        spike_threshold: float = math.inf,
+    ) -> StepResult:
+        """One optimizer step over this rank's micro-batches of a global batch with ``target_tokens`` in all.
+
+        Raises NonFiniteError on every rank, before the update, when the loss or the gradient is not finite. A mean
+        loss above ``spike_threshold`` leaves the update out.
+        """
+        self.model.train()
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.groups.device)
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            self.deepspeed.set_gradient_accumulation_boundary(last)
+            torch.manual_seed(batch.dropout_seed)
+            loss = self.model_loss(batch)
+            loss_sum += loss.detach()
+            # DeepSpeed averages over data ranks and, unless told otherwise, over micro-batches; what is wanted is the
+            # sum over the global batch divided by its target tokens.
+            self.deepspeed.backward(loss * (self.groups.data_size / target_tokens), scale_wrt_gas=False)
+            if not last:
+                self.deepspeed.step()
+        totals = torch.stack([loss_sum, torch.as_tensor(float(stop_requested), device=loss_sum.device).double()])
+        dist.all_reduce(totals)
+        mean_loss = float(totals[0]) / self.groups.tensor_size / target_tokens
+        stop = bool(totals[1] > 0)
+        if not math.isfinite(mean_loss):
+            raise NonFiniteError(f"the loss is {mean_loss}; the update was not made")
+        if mean_loss > spike_threshold:
+            self.drop_gradients()
+            return StepResult(mean_loss, math.nan, stop, skipped=True)
+        norm = self.update()
+        return StepResult(mean_loss, norm, stop, skipped=False)
+
+    def model_loss(self, batch: MicroBatch) -> Tensor:
+        """The summed token loss of a micro-batch, through DeepSpeed's hooks."""
+        positions = torch.arange(batch.tokens_BT.shape[1], device=batch.tokens_BT.device).expand_as(batch.tokens_BT)
+        loss: Tensor = self.deepspeed(batch.tokens_BT, positions, None, labels=batch.labels_BT)
+        return loss
+
+    def update(self) -> float:
+        """Clip and apply the accumulated gradients; returns the global norm before clipping."""
+        if self.stage == 0:
+            norm = self.gradient_norm()
+            if not math.isfinite(norm):
+                raise NonFiniteError(f"the gradient norm is {norm}; the update was not made")
+            if self.clip and norm + 1e-6 > self.clip:
+                for parameter in self.model.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(self.clip / (norm + 1e-6))
+            self.deepspeed.step()
+            return norm
+        skipped = self.deepspeed.skipped_steps
+        self.deepspeed.step()
+        norm = float(self.deepspeed.get_global_grad_norm())
+        if self.deepspeed.skipped_steps != skipped or not math.isfinite(norm):
+            raise NonFiniteError(f"the gradient norm is {norm}; the update was not made")
+        return norm
+
+    def gradient_norm(self) -> float:
+        """L2 norm of the reduced gradient, each logical element once: what several tensor ranks hold counts on one."""
+        square = torch.zeros((), dtype=torch.float64, device=self.groups.device)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None and (parameter.tensor_model_parallel or self.groups.tensor_rank == 0):
+                square += parameter.grad.double().square().sum()
+        if self.groups.tensor_size > 1:
+            dist.all_reduce(square, group=self.groups.tensor_group)
+        return math.sqrt(float(square)) if math.isfinite(float(square)) else float(square)
+
+    def drop_gradients(self) -> None:
+        """Forget the accumulated gradients instead of applying them."""
+        optimizer = self.deepspeed.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        if isinstance(optimizer, BF16_Optimizer):
+            optimizer.clear_hp_grads()
+        for held in (getattr(optimizer, "averaged_gradients", {}), getattr(optimizer, "all_grad_tensors", {})):
+            for key in held:
+                held[key] = None
+        self.deepspeed.micro_steps += 1
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[MicroBatch], stop: Any) -> tuple[float, int] | None:
+        """Mean unsmoothed loss over all data ranks' batches and the number of target tokens; None when stopped.
+
+        ``stop()`` is asked before each batch.
+        """
+        self.model.eval()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.groups.device)
+        for batch in batches:
+            if stop():
+                sums[2] = 1
+                # A tensor rank that left alone would strand the others in the layers' sums: it goes on with them.
+                if self.groups.tensor_size == 1:
+                    break
+            sums[0] += self.model.loss(batch.tokens_BT, batch.labels_BT)
+            sums[1] += (batch.labels_BT != -100).sum()
+        dist.all_reduce(sums)
+        if sums[2] > 0:
+            return None
+        return float(sums[0] / sums[1]), int(sums[1]) // self.groups.tensor_size
+
+    def full_parameter(self, parameter: nn.Parameter) -> Tensor:
+        """This tensor rank's fp32 master of a parameter; every data rank takes part."""
+        master = safe_get_full_fp32_param(parameter) if self.stage else None
+        return parameter.detach().float() if master is None else master
+
+    def full_moment(self, parameter: nn.Parameter, key: str) -> Tensor:
+        """This tensor rank's AdamW moment of a parameter; every data rank takes part."""
+        if self.stage == 0:
+            return self.adamw.state[parameter][key]
+        moment: Tensor = safe_get_full_optimizer_state(parameter, key)
+        return moment
+
+    def updates_done(self) -> int:
+        """AdamW's step count."""
+        counts = {int(state["step"]) for state in self.adamw.state.values()}
+        return max(counts, default=0)
+
+    @torch.no_grad()
+    def load_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Put an fp32 value into the parameter and its master."""
+        parameter.copy_(value)
+        if self.stage:
+            safe_set_full_fp32_param(parameter, value)
+
+    @torch.no_grad()
+    def prepare_moments(self, updates: int) -> None:
+        """Make AdamW's state as it is after ``updates`` steps, moments still zero."""
+        for group in self.adamw.param_groups:
+            for parameter in group["params"]:
+                self.adamw.state[parameter] = {
+                    "step": torch.tensor(float(updates), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        if self.stage:
+            self.deepspeed.optimizer._hp_optimizer_states_linked = False
+            self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+    @torch.no_grad()
+    def load_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        """Put a moment in place."""
+        if self.stage == 0:
+            self.adamw.state[parameter][key].copy_(value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)

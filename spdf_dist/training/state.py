@@ -1,0 +1,95 @@
+"""The engine's state to a checkpoint and back, at any topology and execution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from spdf_dist.checkpoint.manifest import Kind
+from spdf_dist.checkpoint.packed_masks import PackedMasks
+from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.checkpoint.write import CheckpointWriter
+from spdf_dist.config.load import to_tree, to_yaml
+from spdf_dist.config.schema import AnyConfig, ModelConfig, SparsityConfig
+from spdf_dist.parallel.layout import Piece, join_pieces, pieces_of, split_pieces
+from spdf_dist.training.engine import MOMENTS, Engine
+
+
+def state_pieces(engine: Engine) -> Iterator[tuple[Kind, Piece, Tensor]]:
+    """What this rank writes: its tensor rank's slices, dealt over the data ranks; what all tensor ranks hold, once.
+
+    Every data rank must go through it to the end: masters and moments are collected by collectives.
+    """
+    groups = engine.groups
+    for number, parameter in enumerate(engine.model.parameters()):
+        mine = number % groups.data_size == groups.data_rank
+        contents: dict[Kind, Tensor] = {"model": engine.full_parameter(parameter)}
+        if engine.updates_done():
+            for key in MOMENTS:
+                contents[key] = engine.full_moment(parameter, key)
+        for kind, content in contents.items():
+            if not mine:
+                continue
+            for piece, part in split_pieces(pieces_of(parameter), content):
+                if piece.dim is not None or groups.tensor_rank == 0:
+                    yield kind, piece, part
+
+
+def save_state(
+    engine: Engine,
+    root: Path,
+    step: int,
+    *,
+    config: AnyConfig,
+    model: ModelConfig,
+    sparsity: SparsityConfig | None,
+    masks: PackedMasks,
+    tokenizer: Path | None,
+    kind: str,
+    consumed_tokens: int,
+    state: Mapping[str, Any],
+) -> Path:
+    """Write ``step_N`` under ``root``; collective. Raises SpdfError on every rank when it fails on any."""
+    writer = CheckpointWriter(
+        root, step, engine.groups.rank, engine.groups.barrier, engine.groups.gather, engine.groups.broadcast
+    )
+    manifest = {
+        "kind": kind,
+        "model": to_tree(model),
+        "sparsity": to_tree(sparsity) if sparsity is not None and len(masks) else None,
+        "consumed_tokens": consumed_tokens,
+        "optimizer": {"updates": engine.updates_done()},
+        "state": dict(state),
+    }
+    return writer.write(
+        state_pieces(engine), masks=masks, config_yaml=to_yaml(config), tokenizer=tokenizer, manifest=manifest
+    )
+
+
+def load_weights(engine: Engine, checkpoint: Checkpoint) -> None:
+    """The checkpoint's weights into the model and its masters; each rank reads its own slices alone."""
+    for parameter in engine.model.parameters():
+        engine.load_parameter(parameter, assemble(checkpoint, parameter, "model"))
+
+
+def load_moments(engine: Engine, checkpoint: Checkpoint) -> None:
+    """The checkpoint's AdamW state, if it has one."""
+    updates = int((checkpoint.manifest.optimizer or {}).get("updates", 0))
+    if updates == 0:
+        return
+    engine.prepare_moments(updates)
+    for key in MOMENTS:
+        for parameter in engine.model.parameters():
+            engine.load_moment(parameter, key, assemble(checkpoint, parameter, key))
+
+
+def assemble(checkpoint: Checkpoint, parameter: Any, kind: Any) -> Tensor:
+    """A parameter's content, fp32, from the checkpoint's slices."""
+    pieces = pieces_of(parameter)
+    contents = {piece.name: checkpoint.read_piece(piece, kind) for piece in pieces}
+    value = parameter.detach().float().clone()
+    join_pieces(pieces, contents, value)
+    return value
