@@ -62,7 +62,7 @@ class MegatronDataset:
             )
         self.num_sequences = max(0, self.tokens - 1) // seq_length
         if self.num_sequences == 0:
-            raise UserError(f"{tokens} holds {self.tokens} tokens, less than one sequence of {seq_length} + 1")
+            raise UserError(f"{tokens} holds {self.tokens} tokens, fewer than one sequence of {seq_length} + 1")
         stream = np.memmap(tokens, self._dtype, "r")
         self._sequences = np.lib.stride_tricks.sliding_window_view(stream, seq_length + 1)[::seq_length]
 

@@ -1,0 +1,270 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from data_samples import load_index, read_folder, story, write_jsonl
+
+from spdf_dist.cli.main import main
+from spdf_dist.config.errors import SpdfError, UserError
+from spdf_dist.data.loader import PackedDataset
+from spdf_dist.data.pack import pack
+from spdf_dist.data.ranks import SingleRank
+from spdf_dist.data.tokenizer import load_tokenizer
+
+
+def expected_stream(texts: list[str], model: str) -> list[int]:
+    tokenizer = load_tokenizer(model)
+    return [i for text in texts for i in [*tokenizer.encode(text), tokenizer.eod_id]]
+
+
+def test_every_token_is_predicted_exactly_once(tmp_path: Path, sp_model: str, three_files: list[str]) -> None:
+    seq_len = 37
+    result = pack(three_files, sp_model, str(tmp_path / "out"), seq_len, workers=1, sequences_per_shard=20)
+    texts = (
+        [story(n) for n in range(30)] + ["".join(story(n) for n in range(30, 45))] + [story(n) for n in range(45, 60)]
+    )
+    stream = expected_stream(texts, sp_model)
+    index = load_index(tmp_path / "out")
+    dataset = PackedDataset(tmp_path / "out")
+    sequences = dataset.read(np.arange(dataset.num_sequences))
+    assert len(index["shards"]) > 3
+    assert sequences.shape == (index["sequences"], seq_len + 1)
+    targets = sequences[:, 1:].ravel().tolist()
+    assert targets == stream[1 : 1 + len(targets)]
+    assert sequences[:, :-1].ravel().tolist() == stream[: len(targets)]
+    assert index["tokens"] == len(stream) == 1 + len(targets) + index["dropped_tokens"]
+    assert 0 <= index["dropped_tokens"] < seq_len
+    assert index["documents"] == 46
+    assert index["sets"]["Stories"] == {"documents": 30, "tokens": len(expected_stream(texts[:30], sp_model))}
+    assert index["sets"]["unnamed"]["documents"] == 16
+    assert sum(count["tokens"] for count in index["sets"].values()) == len(stream)
+    tokenizer = load_tokenizer(tmp_path / "out" / "tokenizer")
+    assert index["tokenizer"] == {"digest": tokenizer.digest, "vocab_size": 400, "eod_id": tokenizer.eod_id}
+    assert index["schema_version"] == 1
+    assert result.index["problem_count"] == 0
+
+
+def test_gpt2_ids_are_stored_as_uint16(tmp_path: Path, gpt2_folder: str) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", ["Hello world"] * 9)
+    pack([str(source)], gpt2_folder, str(tmp_path / "out"), 5, workers=1)
+    dataset = PackedDataset(tmp_path / "out")
+    assert dataset.read(np.array([0])).tolist() == [[15496, 995, 50256, 15496, 995, 50256]]
+    assert load_index(tmp_path / "out")["dtype"] == "uint16"
+
+
+def test_the_bytes_do_not_hang_on_workers(tmp_path: Path, sp_model: str, three_files: list[str]) -> None:
+    folders = []
+    for workers in (1, 2, 3):
+        out = tmp_path / f"out{workers}"
+        pack(three_files, sp_model, str(out), 64, workers=workers, sequences_per_shard=30)
+        folders.append(read_folder(out))
+    assert folders[0] == folders[1] == folders[2]
+    assert "shard-000001.tar" in folders[0]
+
+
+def test_chunks_merge_in_order(
+    tmp_path: Path, sp_model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Many chunks a file, some of them with problems, through worker processes."""
+    monkeypatch.setattr("spdf_dist.data.readers.BLOCK_BYTES", 2000)
+    path = write_jsonl(tmp_path / "a.jsonl", [story(n) for n in range(120)])
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[50] = b"broken\n"
+    path.write_bytes(b"".join(lines))
+    for workers in (1, 2):
+        pack([str(path)], sp_model, str(tmp_path / f"out{workers}"), 64, workers=workers)
+    assert read_folder(tmp_path / "out1") == read_folder(tmp_path / "out2")
+    dataset = PackedDataset(tmp_path / "out1")
+    stream = expected_stream([story(n) for n in range(120) if n != 50], sp_model)
+    targets = dataset.read(np.arange(dataset.num_sequences))[:, 1:].ravel().tolist()
+    assert targets == stream[1 : 1 + len(targets)]
+    assert f"{path}:51: not valid JSON" in capsys.readouterr().err
+
+
+@pytest.mark.distributed
+def test_the_bytes_do_not_hang_on_mpi_ranks(tmp_path: Path, sp_model: str, three_files: list[str]) -> None:
+    pack(three_files, sp_model, str(tmp_path / "alone"), 64, workers=1)
+    mpirun = Path(sys.executable).with_name("mpirun")
+    command = [str(mpirun), "--allow-run-as-root", "--map-by", ":OVERSUBSCRIBE", "-n", "2", sys.executable, "-m"]
+    command += ["spdf_dist", "data", "pack", "--input", *three_files, "--tokenizer", sp_model]
+    command += ["--out", str(tmp_path / "ranks"), "--seq-len", "64", "--workers", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ranks"] == 2
+    assert read_folder(tmp_path / "ranks") == read_folder(tmp_path / "alone")
+    command[command.index("64")] = "63"
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 2
+    assert refused.stderr.count("holds other packed data (seq_len 64, asked 63)") == 1
+
+
+@pytest.mark.distributed
+def test_tasks_of_a_slurm_step_without_pmix_split_the_files(
+    tmp_path: Path, sp_model: str, three_files: list[str]
+) -> None:
+    pack(three_files, sp_model, str(tmp_path / "alone"), 64, workers=1)
+    command = [sys.executable, "-m", "spdf_dist", "data", "pack", "--input", *three_files, "--tokenizer", sp_model]
+    command += ["--out", str(tmp_path / "ranks"), "--seq-len", "64", "--workers", "1"]
+    step = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    tasks = [
+        subprocess.Popen(
+            command, env={**os.environ, **step, "SLURM_PROCID": str(rank)}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    errors = [task.communicate(timeout=120)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], errors
+    assert "split the files by SLURM_PROCID" in errors[0]
+    assert read_folder(tmp_path / "ranks") == read_folder(tmp_path / "alone")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "in", "ranks"]
+
+
+def test_plain_webdataset_reads_the_shards(tmp_path: Path, sp_model: str, three_files: list[str]) -> None:
+    import webdataset
+
+    pack(three_files, sp_model, str(tmp_path / "out"), 64, workers=1, sequences_per_shard=50)
+    shards = sorted(str(path) for path in (tmp_path / "out").glob("*.tar"))
+    samples = list(webdataset.WebDataset(shards, shardshuffle=False).decode())
+    dataset = PackedDataset(tmp_path / "out")
+    assert [sample["__key__"] for sample in samples] == [f"{n:012d}" for n in range(dataset.num_sequences)]
+    assert np.array_equal(np.stack([s["npy"] for s in samples]), dataset.read(np.arange(dataset.num_sequences)))
+
+
+def test_members_lie_where_the_index_says_and_tell_nothing_of_the_machine(
+    tmp_path: Path, sp_model: str, three_files: list[str]
+) -> None:
+    pack(three_files, sp_model, str(tmp_path / "out"), 64, workers=1)
+    rule = load_index(tmp_path / "out")["members"]
+    with tarfile.open(tmp_path / "out" / "shard-000000.tar") as tar:
+        members = tar.getmembers()
+    assert [m.offset for m in members] == [n * rule["stride"] for n in range(len(members))]
+    assert {(m.offset_data - m.offset + m.size, m.mtime, m.uid, m.gid, m.uname) for m in members} == {
+        (rule["data_offset"] + rule["data_bytes"], 0, 0, 0, "")
+    }
+
+
+def test_problems_are_counted_and_the_exit_code_says_so(
+    tmp_path: Path, sp_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = write_jsonl(tmp_path / "good.jsonl", [story(n) for n in range(20)])
+    broken = write_jsonl(tmp_path / "broken.jsonl", [story(20), story(21)])
+    broken.write_bytes(broken.read_bytes() + b'{"text": "half\n{"text": "\xff"}\n')
+    (tmp_path / "empty.jsonl").write_bytes(b"")
+    content = "".join(json.dumps({"text": story(n)}) + "\n" for n in range(22, 2000)).encode()
+    compressed = zstandard.compress(content)
+    (tmp_path / "cut.jsonl.zst").write_bytes(compressed[: len(compressed) // 2])
+    out = tmp_path / "out"
+    names = [str(good), *(str(tmp_path / name) for name in ("broken.jsonl", "empty.jsonl", "cut.jsonl.zst"))]
+    command = ["data", "pack", "--input", *names, "--tokenizer", sp_model, "--out", str(out), "--seq-len", "50"]
+    assert main([*command, "--workers", "1", "--json"]) == 1
+    said = capsys.readouterr()
+    assert f"{broken}:3: not valid JSON" in said.err
+    assert f"{broken}:4: invalid UTF-8" in said.err
+    assert f"{tmp_path / 'empty.jsonl'}: the file is empty" in said.err
+    assert "cut.jsonl.zst:" in said.err
+    assert "truncated" in said.err
+    answer = json.loads(said.out)
+    assert answer["problem_count"] == 4
+    index = load_index(out)
+    assert [entry["problem_count"] for entry in index["inputs"]] == [0, 2, 1, 1]
+    assert [(p["file"], p["line"]) for p in index["problems"][:3]] == [
+        ("broken.jsonl", 3),
+        ("broken.jsonl", 4),
+        ("empty.jsonl", 0),
+    ]
+    assert index["documents"] > 22
+    PackedDataset(out).verify()
+
+
+def test_wrong_arguments_write_nothing(tmp_path: Path, sp_model: str, three_files: list[str]) -> None:
+    before = read_folder(tmp_path)
+    out = str(tmp_path / "out")
+    for inputs, tokenizer, seq_len, words in [
+        ([*three_files, str(tmp_path / "none.jsonl")], sp_model, 64, "none.jsonl does not exist"),
+        (three_files, str(tmp_path / "none.model"), 64, "does not exist"),
+        (three_files, sp_model, 0, "at least 1"),
+        (three_files, sp_model, 10**6, "fewer than one sequence"),
+        (three_files, sp_model, 64, None),
+    ]:
+        if words is None:
+            (tmp_path / "out").write_text("a file")
+            before["out"] = b"a file"
+            words = "is a file"
+        with pytest.raises(UserError, match=words):
+            pack(inputs, tokenizer, out, seq_len, workers=1)
+        assert read_folder(tmp_path) == before
+
+
+def test_an_existing_folder_is_kept(tmp_path: Path, sp_model: str, three_files: list[str]) -> None:
+    out = tmp_path / "out"
+    pack(three_files, sp_model, str(out), 64, workers=1)
+    before = read_folder(out)
+    assert pack(three_files, sp_model, str(out), 64, workers=1).already_done
+    for inputs, seq_len, words in [
+        (three_files, 65, "seq_len 64, asked 65"),
+        (three_files[:2], 64, "other input files"),
+        (three_files[::-1], 64, "other input files"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            pack(inputs, sp_model, str(out), seq_len, workers=1)
+    Path(three_files[0]).write_bytes(Path(three_files[0]).read_bytes().replace(b"fox", b"cat"))
+    with pytest.raises(UserError, match="other input files"):
+        pack(three_files, sp_model, str(out), 64, workers=1)
+    assert read_folder(out) == before
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="holds no packed data"):
+        pack(three_files, sp_model, str(mine), 64, workers=1)
+    assert read_folder(mine) == {"thesis.txt": b"x"}
+
+
+def test_a_failure_leaves_nothing_that_looks_whole(
+    tmp_path: Path, sp_model: str, three_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device", "shard-000000.tar")
+
+    monkeypatch.setattr("spdf_dist.data.pack.write_shard", full_disk)
+    with pytest.raises(SpdfError, match="No space left on device") as caught:
+        pack(three_files, sp_model, str(tmp_path / "out"), 64, workers=1)
+    assert caught.value.exit_code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_an_error_on_one_rank_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from spdf_dist.data.pack import together
+
+    class Pair(SingleRank):
+        def allgather(self, value: object) -> list[object]:
+            return [value, [(2, "bad file on rank 1"), None]]
+
+    with pytest.raises(UserError, match="bad file on rank 1"):
+        together(Pair(), lambda: "fine here")
+
+
+def test_torchrun_is_refused(
+    tmp_path: Path, sp_model: str, three_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="mpirun or srun"):
+        pack(three_files, sp_model, str(tmp_path / "out"), 64)
+
+
+@pytest.mark.slow
+def test_real_text(tmp_path: Path, gpt2_folder: str) -> None:
+    source = Path(gpt2_folder).parent / "text" / "val.jsonl.zst"
+    copy = tmp_path / "val.jsonl.zst"
+    shutil.copy(source, copy)
+    result = pack([str(copy)], gpt2_folder, str(tmp_path / "out"), 256, workers=2)
+    assert result.index["problem_count"] == 0
+    assert len(result.index["sets"]) >= 3
+    assert result.index["documents"] == sum(1 for _ in zstandard.open(copy, "rt", encoding="utf-8"))

@@ -1,0 +1,140 @@
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import zstandard
+from data_samples import story, write_jsonl
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.data import readers
+from spdf_dist.data.readers import Problem, check_inputs, documents
+
+
+def read(*paths: Path) -> tuple[list[readers.Document], list[Problem]]:
+    problems: list[Problem] = []
+    return list(documents(list(paths), problems.append)), problems
+
+
+def test_all_formats_give_the_same_texts(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [story(n) for n in range(700)]
+    plain = write_jsonl(tmp_path / "a.jsonl", texts, "Stories")
+    content = plain.read_bytes()
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(content[:50000]) + gzip.compress(content[50000:]))
+    half = zstandard.ZstdCompressor()
+    (tmp_path / "c.jsonl.zst").write_bytes(half.compress(content[:9999]) + half.compress(content[9999:]))
+    meta = [{"pile_set_name": "Stories"}] * len(texts)
+    pq.write_table(pa.table({"text": texts, "meta": meta}), tmp_path / "d.parquet", row_group_size=100)
+    for path in sorted(tmp_path.iterdir()):
+        found, problems = read(path)
+        assert [d.text for d in found] == texts, path
+        assert {d.set_name for d in found} == {"Stories"}
+        assert not problems
+
+
+def test_a_text_file_is_one_document_cut_between_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
+    text = "".join(story(n) + "one\ntwo\n" for n in range(50))
+    path = tmp_path / "a.txt"
+    path.write_text(text, encoding="utf-8")
+    found, problems = read(path)
+    assert "".join(d.text for d in found) == text
+    assert len(found) > 10
+    assert [d.ends for d in found] == [False] * (len(found) - 1) + [True]
+    assert not problems
+
+
+def test_a_text_file_without_line_ends_is_read_in_bounded_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(readers, "LARGEST_PIECE", 4000)
+    text = "ä☕" * 5000
+    path = tmp_path / "a.txt"
+    path.write_text(text, encoding="utf-8")
+    found, problems = read(path)
+    assert "".join(d.text for d in found) == text
+    assert max(len(d.text.encode()) for d in found) <= 4000
+    assert not problems
+
+
+BROKEN_LINES = {
+    b'{"text": "cut': "not valid JSON",
+    b"[1, 2]": "not a JSON object",
+    b'{"body": "x"}': "no 'text' string",
+    b'{"text": 5}': "no 'text' string",
+    b'{"text": "\xff\xfe"}': "invalid UTF-8 at byte 10",
+    b'{"text": "\\ud800"}': "unpaired surrogate",
+}
+
+
+@pytest.mark.parametrize("line", BROKEN_LINES)
+def test_a_broken_line_is_named_and_the_rest_is_kept(tmp_path: Path, line: bytes) -> None:
+    good = [json.dumps({"text": story(n)}).encode() for n in range(4)]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join([*good[:2], line, b"", *good[2:]]))
+    found, problems = read(path)
+    assert [d.text for d in found] == [story(n) for n in range(4)]
+    assert [(p.file, p.line) for p in problems] == [(str(path), 3)]
+    assert BROKEN_LINES[line] in problems[0].what
+
+
+@pytest.mark.parametrize("kind", ["zst", "gz"])
+@pytest.mark.parametrize("damage", ["truncated", "damaged"])
+def test_a_truncated_or_damaged_file_keeps_what_came_before(tmp_path: Path, kind: str, damage: str) -> None:
+    content = "".join(json.dumps({"text": story(n, 400)}) + "\n" for n in range(3000)).encode()
+    compressed = zstandard.compress(content) if kind == "zst" else gzip.compress(content)
+    at = len(compressed) * 2 // 3
+    broken = compressed[:at] if damage == "truncated" else compressed[:at] + b"\xff" * 64 + compressed[at + 64 :]
+    path = tmp_path / f"a.jsonl.{kind}"
+    path.write_bytes(broken)
+    good = write_jsonl(tmp_path / "b.jsonl", ["after"])
+    found, problems = read(path, good)
+    assert problems[0].file == str(path)
+    assert problems[0].line > 0
+    if damage == "truncated":
+        assert len(problems) == 1
+        assert "truncated" in problems[0].what
+        assert [d.text for d in found[:-1]] == [story(n, 400) for n in range(len(found) - 1)]
+        assert len(found) > 100
+        assert problems[0].line == len(found)  # the last of found is of the other file
+    assert found[-1].text == "after"
+
+
+def test_empty_and_odd_files(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in ("a.jsonl", "b.jsonl.zst", "c.txt", "d.parquet"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "e.parquet").write_bytes(b"PAR1 no parquet at all")
+    pq.write_table(pa.table({"body": ["x"]}), tmp_path / "f.parquet")
+    invalid = pa.array([b"fine", b"\xff\xfe", None]).view(pa.string())
+    pq.write_table(pa.table({"text": invalid}), tmp_path / "g.parquet")
+    (tmp_path / "h.txt").write_bytes(b"one\n\xff\nthree\n")
+    found, problems = read(*sorted(tmp_path.iterdir()))
+    assert [d.text for d in found] == ["fine", "one\nthree\n"]
+    said = [(Path(p.file).name, p.line, p.what.split(":")[0]) for p in problems]
+    assert said == [
+        *((name, 0, "the file is empty") for name in ("a.jsonl", "b.jsonl.zst", "c.txt", "d.parquet")),
+        ("e.parquet", 0, "not readable as parquet"),
+        ("f.parquet", 0, "no column 'text'; its columns"),
+        ("g.parquet", 2, "invalid UTF-8 at byte 0 of the line"),
+        ("g.parquet", 3, "the text is null"),
+        ("h.txt", 2, "invalid UTF-8 at byte 0 of the line"),
+    ]
+
+
+@pytest.mark.parametrize(("name", "words"), [("none.jsonl", "does not exist"), (".", "is a folder")])
+def test_inputs_that_are_no_files(tmp_path: Path, name: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_inputs([tmp_path / name])
+
+
+def test_an_unknown_suffix_names_the_known_ones(tmp_path: Path) -> None:
+    (tmp_path / "a.doc").write_text("x")
+    with pytest.raises(UserError, match=r"known: \.jsonl"):
+        check_inputs([tmp_path / "a.doc"])
