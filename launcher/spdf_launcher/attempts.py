@@ -1,0 +1,58 @@
+"""The attempts of a job: when each started, how it ended, and how many failures in a row that makes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spdf_launcher.folder import JobFolder, append_line, now, read_lines
+
+START, END, RESET = "start", "end", "reset"
+
+
+def newest_checkpoint(run_dir: Path) -> int:
+    """The highest step with a checkpoint whose manifest is written; -1 when there is none."""
+    steps = [
+        int(match.group(1))
+        for path in run_dir.glob("checkpoints/step_*/manifest.json")
+        if (match := re.fullmatch(r"step_(\d+)", path.parent.name))
+    ]
+    return max(steps, default=-1)
+
+
+@dataclass(frozen=True)
+class History:
+    """What the attempts of a job amount to, since it was last started anew."""
+
+    count: int
+    """Attempts."""
+    failures: int
+    """Failures without a new checkpoint in between; stops by a signal and lost nodes are none."""
+    last_start: dict[str, Any] | None
+    last_end: dict[str, Any] | None
+    """None while an attempt runs, or when its node was lost."""
+
+
+def history(folder: JobFolder) -> History:
+    """Read a job's attempts."""
+    count, failures, at_failure = 0, 0, -2
+    start: dict[str, Any] | None = None
+    end: dict[str, Any] | None = None
+    for line in read_lines(folder.attempts):
+        if line.get("event") == RESET:
+            failures, at_failure = 0, -2
+        elif line.get("event") == START:
+            count, start, end = count + 1, line, None
+        elif line.get("event") == END:
+            end = line
+            if line.get("outcome") == "failed":
+                failures = failures + 1 if line.get("checkpoint", -1) <= at_failure else 1
+                at_failure = line.get("checkpoint", -1)
+    return History(count, failures, start, end)
+
+
+def record(folder: JobFolder, event: str, **content: Any) -> None:
+    """Add a line to a job's attempts."""
+    append_line(folder.attempts, {"time": now(), "event": event, **content})

@@ -1,0 +1,1 @@
+"""The launcher's sub-commands of ``spdf``: run, status, logs, cancel."""

@@ -1,0 +1,47 @@
+"""One table of a workflow's jobs: state, Slurm id, restarts, progress, and why one waits or failed.
+
+Exit codes: 0; 1 when a job failed for good and the workflow lacks it; 2 when DIR holds no workflow."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from spdf_launcher.folder import CANCELLED, DONE, FAILED
+from spdf_launcher.status import exit_code, gather, read_plan, table
+
+HELP = "show the jobs of a workflow"
+WATCH_SECONDS = 2.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("dir", type=Path, help="the workflow's folder")
+    parser.add_argument("--watch", action="store_true", help="show it again until every job has ended")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    root = args.dir.expanduser().absolute()
+    shown = ""
+    while True:
+        states = gather(root)
+        code = exit_code(states, read_plan(root))
+        ended = all(state.state in (DONE, FAILED, CANCELLED) for state in states)
+        if args.json and (ended or not args.watch):
+            print(json.dumps({"schema_version": 1, "dir": str(root), "jobs": [state.to_json() for state in states]}))
+        elif not args.json:
+            text = table(states)
+            if sys.stdout.isatty() and args.watch:
+                print("\x1b[H\x1b[2J" + text, flush=True)
+            elif text != shown:
+                print(text, flush=True)
+            shown = text
+        if ended or not args.watch:
+            return code
+        try:
+            time.sleep(WATCH_SECONDS)
+        except KeyboardInterrupt:
+            return code

@@ -1,0 +1,199 @@
+"""A workflow's folder: where things lie, written aside and renamed, locked with flock.
+
+journal.jsonl               what the launchers did (see journal.py)
+workflow.yaml  plan.json    the workflow as it was read, and its jobs
+jobs/NAME[/VARIANT][/CELL]/
+    job.json                what the job runs, written by the launcher
+    attempts.jsonl          a line when an attempt starts and one when it ends
+    manifest.json           how the job ended and what it made
+    job.log                 output of all attempts
+    lock                    held while the job runs
+    run/ or out/            what it makes
+slurm/                      batch scripts and their logs
+.replaced/N/                results whose inputs have changed since
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+DONE, FAILED, CANCELLED = "done", "failed", "cancelled"
+"""How a manifest says that a job ended."""
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None when there is none or it is not whole."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Add one JSON line, on disk before this returns."""
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a writer died in the middle of a line
+                file.write(b"\n")
+        file.write(json.dumps(value).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; broken lines are left out."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    objects = []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            objects.append(value)
+    return objects
+
+
+def last_line(path: Path, reach: int = 65536) -> dict[str, Any] | None:
+    """The last whole JSON object in the last ``reach`` bytes of a file of JSON lines."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - reach))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            return value
+    return None
+
+
+def try_lock(path: Path, patience: float = 0.0) -> int | None:
+    """An open file descriptor that holds the lock on ``path``; None when another process still has it after
+    ``patience`` seconds (a look at the lock takes it for an instant)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                return None
+            time.sleep(0.05)
+        else:
+            return descriptor
+
+
+def unlock(descriptor: int) -> None:
+    """Give a lock back, also when a process that inherited the descriptor lives on."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock on ``path``."""
+    if not path.exists():
+        return False
+    descriptor = try_lock(path)
+    if descriptor is None:
+        return True
+    unlock(descriptor)
+    return False
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """The files of one job."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "job.log"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def run_dir(self) -> Path:
+        """Where a training job keeps its run."""
+        return self.path / "run"
+
+    @property
+    def out(self) -> Path:
+        """Where any other job writes."""
+        return self.path / "out"
+
+    def status(self) -> str | None:
+        """How the job ended: done, failed, cancelled; None while it has not."""
+        manifest = read_json(self.manifest)
+        return None if manifest is None else str(manifest.get("status"))
+
+    def is_done(self, key: str) -> bool:
+        """Whether the job is done with exactly the inputs that ``key`` stands for."""
+        manifest = read_json(self.manifest) or {}
+        return manifest.get("status") == DONE and manifest.get("key") == key
+
+
+def job_folder(root: Path, job_id: str) -> JobFolder:
+    """The folder of job ``job_id`` in the workflow's folder ``root``."""
+    return JobFolder(root / "jobs" / job_id)

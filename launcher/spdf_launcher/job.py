@@ -1,0 +1,428 @@
+"""Runs one job of a workflow, the same way on a laptop, under deepspeed and inside a Slurm allocation.
+
+    python -m spdf_launcher.job DIR JOB
+
+Checks what the job needs, runs its command, keeps its output in the job's folder, and writes the manifest. Exit codes:
+0 done (also when it was done already); 2 and 3 as the trainer gave them, never tried again; 75 stopped by a signal, to
+be started again; 1 failed for good.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import yaml
+
+from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
+from spdf_launcher.attempts import END, START, history, newest_checkpoint, record
+from spdf_launcher.folder import (
+    CANCELLED,
+    DONE,
+    FAILED,
+    digest,
+    job_folder,
+    now,
+    read_json,
+    read_lines,
+    try_lock,
+    unlock,
+    write_json,
+    write_text,
+)
+from spdf_launcher.kinds import KINDS, OUT
+from spdf_launcher.plan import Job, job_from_json
+from spdf_launcher.rank import EXIT_FILE
+from spdf_launcher.references import substitute
+from spdf_launcher.requeue import requeue_self, slurm_job
+
+POLL_SECONDS = 0.1
+KILL_SECONDS = 30.0
+"""From the second signal to the end by force."""
+PACKAGES = ("spdf", "torch", "deepspeed", "megatron-core", "numpy", "sentencepiece")
+
+
+class Runner:
+    """One job in this process."""
+
+    def __init__(self, root: Path, job_id: str) -> None:
+        self.root = root
+        self.folder = job_folder(root, job_id)
+        spec = read_json(self.folder.spec)
+        if spec is None:
+            raise SystemExit(f"spdf job: {self.folder.spec} is missing or not whole: run `spdf run` again")
+        self.spec = spec
+        self.job: Job = job_from_json(spec)
+        self.kind = KINDS[self.job.kind]
+        self.queued = spec["on"] == "slurm" and slurm_job() is not None
+        self.remark: str | None = None
+        self.signals: list[int] = []
+        self.started = now()
+        self.lock: int | None = None
+
+    def run(self) -> int:
+        """Run the job to its end, with retries where no batch system gives them; its exit code."""
+        self.lock = try_lock(self.folder.lock, patience=2.0)
+        if self.lock is None:
+            print(f"{self.job.id}: runs already", file=sys.stderr)
+            return 1
+        try:
+            if self.folder.is_done(self.job.key):
+                print(f"{self.job.id}: done already", file=sys.stderr)
+                return 0
+            missing = self.unmet()
+            if missing is not None:
+                print(f"{self.job.id}: not started: {missing}", file=sys.stderr)
+                self.finish(CANCELLED, missing, EXIT_BAD_INPUT, [])
+                return EXIT_BAD_INPUT
+            if self.queued:  # a person may submit a failed job's script again
+                self.folder.manifest.unlink(missing_ok=True)
+            with self.handlers():
+                return self.attempts()
+        finally:
+            unlock(self.lock)
+
+    def unmet(self) -> str | None:
+        """Why the job cannot start: what it needs and is not done with the expected inputs. None: it can."""
+        for need, key in self.spec["parents"].items():
+            manifest = read_json(job_folder(self.root, need).manifest)
+            if self.job.joins:
+                if manifest is None:
+                    return f"{need} has not ended"
+            elif manifest is None or manifest.get("status") != DONE:
+                how = "is not done" if manifest is None else f"{manifest.get('status')}: {manifest.get('reason')}"
+                return f"{need} {how}"
+            elif manifest.get("key") != key:
+                return f"{need} was made from other inputs"
+        return None
+
+    def attempts(self) -> int:
+        """Attempt after attempt until the job is done, stopped or failed for good."""
+        while True:
+            code, command = self.attempt()
+            outcome = self.outcome(code)
+            checkpoint = newest_checkpoint(self.folder.run_dir) if self.kind.continues else -1
+            record(
+                self.folder,
+                END,
+                exit_code=code,
+                outcome=outcome,
+                checkpoint=checkpoint,
+                reason=self.reason(code, outcome),
+            )
+            if outcome == "done":
+                self.finish(DONE, self.remark, 0, command)
+                return 0
+            if outcome == "stopped":
+                if self.queued and signal.SIGUSR1 in self.signals:
+                    requeue_self()
+                return EXIT_STOPPED
+            failures = history(self.folder).failures
+            reason = self.reason(code, outcome)
+            if code in (EXIT_BAD_INPUT, EXIT_NON_FINITE):
+                self.finish(FAILED, reason, code, command)
+                return code
+            if failures >= self.job.resources.max_failures:
+                times = f" ({failures} times with no new checkpoint)" if failures > 1 else ""
+                self.finish(FAILED, f"{reason}{times}", code, command)
+                return 1
+            print(
+                f"{self.job.id}: {reason}; trying again ({failures} of {self.job.resources.max_failures})",
+                file=sys.stderr,
+            )
+            if self.queued:
+                requeue_self()
+            self.pause(min(2.0**failures, 30.0) / 2)
+            if self.signals:
+                return EXIT_STOPPED
+
+    def outcome(self, code: int) -> str:
+        """`done`, `stopped` or `failed`."""
+        if code == 0:
+            return "done"
+        # Commands that save nothing die of the signal that was passed on: no failure of theirs.
+        stopped = code == EXIT_STOPPED or (self.signals and code not in (EXIT_BAD_INPUT, EXIT_NON_FINITE))
+        return "stopped" if stopped else "failed"
+
+    def attempt(self) -> tuple[int, list[str]]:
+        """Run the command once; its exit code and the command."""
+        command = self.command()
+        exit_file = self.folder.path / "exit_code"
+        exit_file.unlink(missing_ok=True)
+        if not self.kind.continues:
+            self.clear(self.folder.path / OUT)
+        (self.folder.path / OUT if not self.kind.continues else self.folder.run_dir).mkdir(parents=True, exist_ok=True)
+        number = history(self.folder).count + 1
+        record(
+            self.folder,
+            START,
+            attempt=number,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            slurm_job_id=slurm_job(),
+            checkpoint=newest_checkpoint(self.folder.run_dir) if self.kind.continues else -1,
+        )
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "10", EXIT_FILE: str(exit_file)}
+        environment |= self.spec["env"]
+        captured = Path(self.folder.path / self.kind.captured) if self.kind.captured else None
+        aside = captured.with_name(f"{captured.name}.tmp") if captured is not None else None
+        with self.folder.log.open("ab") as log:
+            log.write(f"== {now()} {socket.gethostname()} attempt {number}: {json.dumps(command)}\n".encode())
+            log.flush()
+            if aside is not None:
+                with aside.open("wb") as output:
+                    code = self.wait(command, environment, output.fileno(), log.fileno())
+            else:
+                code = self.wait(command, environment, log.fileno(), log.fileno())
+        code = self.told(code, exit_file)
+        if captured is not None and aside is not None and (code == 0 or (code == 1 and read_json(aside) is not None)):
+            aside.replace(captured)
+        if code == 1 and self.kind.witness is not None and (self.folder.path / self.kind.witness).exists():
+            self.remark, code = last_words(self.folder.log), 0
+        if code == 0:
+            code = self.check_outputs()
+        return code, command
+
+    def wait(self, command: list[str], environment: dict[str, str], output: int, errors: int) -> int:
+        """Run a command, pass signals on, and return its exit code (128 + n when it died of signal n)."""
+        # The command inherits the lock, so that the job counts as running should this process be killed.
+        assert self.lock is not None
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=self.spec["cwd"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                start_new_session=True,
+                pass_fds=(self.lock,),
+            )
+        except OSError as error:
+            os.write(errors, f"{command[0]}: {error.strerror}\n".encode())
+            return EXIT_BAD_INPUT
+        passed, deadline = 0, float("inf")
+        while process.poll() is None:
+            while passed < len(self.signals):
+                if not self.queued:
+                    process.send_signal(signal.SIGTERM)
+                elif self.signals[passed] == signal.SIGUSR1:
+                    process.send_signal(signal.SIGUSR1)  # SIGTERM comes to the ranks from Slurm itself
+                passed += 1
+                if passed == 2:
+                    deadline = time.monotonic() + KILL_SECONDS
+            if time.monotonic() > deadline:
+                os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(POLL_SECONDS)
+        return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+    def told(self, code: int, exit_file: Path) -> int:
+        """The trainer's own exit code: under a launcher rank 0 wrote it down; the launcher's says less."""
+        if not self.spec["ranks_tell"]:
+            return code
+        try:
+            told = int(exit_file.read_text())
+        except (OSError, ValueError):
+            # No word from rank 0: the ranks were ended, whatever the launcher says (srun may say 0 for a lost node).
+            return code or 1
+        return told if told else code
+
+    def check_outputs(self) -> int:
+        """0 when everything that the job makes is there; else 1, and a line in the log."""
+        problem = next((path for path in self.job.outputs.values() if not Path(path).exists()), None)
+        text = f"the command ended well and made no {problem}"
+        if problem is None and self.job.steps is not None:
+            reached = newest_checkpoint(self.folder.run_dir)
+            if reached >= self.job.steps:
+                return 0
+            text = f"the command ended well at checkpoint {reached} of {self.job.steps}"
+        elif problem is None:
+            return 0
+        with self.folder.log.open("a", encoding="utf-8") as log:
+            log.write(f"spdf job: {text}\n")
+        return 1
+
+    def command(self) -> list[str]:
+        """The command's words; writes the job's config first."""
+        chosen = self.choices()
+
+        def look_up(parts: tuple[str, ...]) -> str:
+            choice = chosen[parts[1]]
+            group = choice["grid"] if parts[2] == "grid" else choice["outputs"][parts[2]]
+            return str(group[".".join(parts[3:])])
+
+        if self.job.kind == "select":
+            return [sys.executable, "-m", "spdf_launcher.select", str(self.root), self.job.id]
+        if self.job.config is not None:
+            tree = substitute(self.job.config, look_up, final=True)
+            write_text(self.folder.path / "config.yaml", yaml.safe_dump(tree, sort_keys=False, width=120))
+        return [*self.spec["program"], *substitute(self.job.arguments, look_up, final=True)]
+
+    def choices(self) -> dict[str, dict[str, Any]]:
+        """What the `select` jobs chose that this one needs, by name."""
+        found = {}
+        for need in self.job.needs:
+            spec = read_json(job_folder(self.root, need).spec) or {}
+            if spec.get("kind") == "select":
+                found[str(spec["name"])] = read_json(Path(spec["outputs"]["choice"])) or {}
+        return found
+
+    def reason(self, code: int, outcome: str) -> str | None:
+        """One line on how an attempt ended."""
+        if outcome == "done":
+            return None
+        if outcome == "stopped":
+            return "stopped by a signal"
+        line = last_words(self.folder.log)
+        if code > 128 and code - 128 in set(signal.Signals):
+            return f"ended by {signal.Signals(code - 128).name}" + (f"; last line: {line}" if line else "")
+        return line if line is not None else f"exit code {code}"
+
+    def finish(self, status: str, reason: str | None, code: int, command: list[str]) -> None:
+        """Write the manifest."""
+        past = history(self.folder)
+        write_json(
+            self.folder.manifest,
+            {
+                "schema_version": 1,
+                "job": self.job.id,
+                "kind": self.job.kind,
+                "status": status,
+                "reason": reason,
+                "exit_code": code,
+                "key": self.job.key,
+                "inputs": {
+                    "command_sha256": digest(self.job.arguments),
+                    "config_sha256": None if self.job.config is None else digest(self.job.config),
+                    "parents": self.spec["parents"],
+                    "files": self.job.files,
+                },
+                "argv": command,
+                "started": past.last_start["time"] if past.last_start else self.started,
+                "ended": now(),
+                "attempts": past.count,
+                "nodes": [os.environ.get("SLURM_JOB_NODELIST", socket.gethostname())],
+                "slurm_job_id": slurm_job(),
+                "versions": versions(),
+                "git_commit": git_commit(),
+                "outputs": self.job.outputs if status == DONE else {},
+                "metrics": self.metrics() if status == DONE else {},
+            },
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers that a later job may choose by: what the command printed, or the run's last and best losses."""
+        if self.kind.captured:
+            return numbers(read_json(self.folder.path / self.kind.captured) or {})
+        if not self.kind.continues:
+            return {}
+        lines = read_lines(self.folder.run_dir / "metrics.jsonl")
+        found: dict[str, float] = {}
+        for line in lines:
+            found |= {key: line[key] for key in ("step", "consumed_tokens", "loss", "total_flops") if key in line}
+        validation = [line["val_loss"] for line in lines if isinstance(line.get("val_loss"), int | float)]
+        return found | ({"val_loss": min(validation)} if validation else {})
+
+    def clear(self, path: Path) -> None:
+        """Remove what an earlier attempt left."""
+        if path.is_dir():
+            for item in path.iterdir():
+                self.clear(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+            path.rmdir()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, or until a signal."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.signals:
+            time.sleep(POLL_SECONDS)
+
+    @contextmanager
+    def handlers(self) -> Iterator[None]:
+        """Remember SIGTERM, SIGINT and SIGUSR1 instead of dying of them."""
+
+        def remember(number: int, frame: FrameType | None) -> None:
+            self.signals.append(number)
+
+        numbers_ = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        before = {number: signal.signal(number, remember) for number in numbers_}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The numbers of a JSON object, by dotted names."""
+    found: dict[str, float] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and key != "schema_version":
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def last_words(log: Path, reach: int = 16384) -> str | None:
+    """The line of a log that says best why the command failed: the trainer's own message, else the last one."""
+    try:
+        with log.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - reach))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return None
+    lines = [line.strip() for line in text.rpartition("\n== ")[2].replace("\r", "\n").splitlines()[1:] if line.strip()]
+    spoken = [line for line in lines if line.startswith("spdf ")]
+    said = (spoken or lines)[-1:]
+    return said[0][:300] if said else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, without importing it."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that the code comes from, `+` when it has changes; None outside of one."""
+    here = str(Path(__file__).parent)
+    try:
+        commit = subprocess.run(
+            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "-C", here, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}+" if changed else commit
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job that the arguments name."""
+    if len(arguments) != 2:
+        print("usage: python -m spdf_launcher.job DIR JOB", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    return Runner(Path(arguments[0]).absolute(), arguments[1]).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""The journal: one locked file of JSON lines that says what the launchers of a workflow did.
+
+Whoever starts, submits or cancels holds its lock, so one folder has one launcher at a time. Before anything is handed
+to Slurm an `intent` line is on disk; after it a `submitted` line. A launcher that was killed between the two is made
+good by the next one, which looks the key up in the jobs' comments.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from spdf_dist.config.errors import UserError
+from spdf_launcher.folder import append_line, now, read_lines, try_lock, unlock
+
+FILE = "journal.jsonl"
+
+
+class Journal:
+    """The locked journal of one folder; a context manager that holds the lock."""
+
+    def __init__(self, root: Path) -> None:
+        """Take the lock of ``root``; UserError when another launcher has it."""
+        self.path = root / FILE
+        descriptor = try_lock(self.path, patience=0.5)
+        if descriptor is None:
+            raise UserError(
+                f"{root}: another launcher is at work there ({holder(root)}); `spdf status {root}` shows it"
+            )
+        self.descriptor = descriptor
+        self.write("launcher", pid=os.getpid(), host=socket.gethostname())
+
+    def write(self, event: str, **content: Any) -> None:
+        """Add a line."""
+        append_line(self.path, {"time": now(), "event": event, **content})
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        unlock(self.descriptor)
+
+
+def events(root: Path, *names: str) -> list[dict[str, Any]]:
+    """The journal's lines with one of these events, oldest first."""
+    return [line for line in read_lines(root / FILE) if line.get("event") in names]
+
+
+def holder(root: Path) -> str:
+    """Who wrote to the journal last as a launcher."""
+    lines = events(root, "launcher")
+    return f"process {lines[-1]['pid']} on {lines[-1]['host']}" if lines else "unknown process"
+
+
+def require_workflow(root: Path) -> None:
+    """UserError unless ``root`` is a workflow's folder."""
+    if not (root / FILE).is_file():
+        raise UserError(f"{root}: holds no workflow: start one with `spdf run WORKFLOW --dir {root}`")

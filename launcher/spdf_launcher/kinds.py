@@ -1,0 +1,167 @@
+"""The kinds of jobs: which ``spdf`` command each runs, what it reads and what it makes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from spdf_dist.cli.main import entry_points
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
+
+RUN = "run"
+OUT = "out"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind. Paths in ``makes`` and ``outputs`` are relative to the job's folder."""
+
+    command: tuple[str, ...]
+    """Words after ``spdf``; empty: the launcher itself does it."""
+    config: type[PretrainConfig] | type[FinetuneConfig] | None = None
+    """The config that the command reads; `set` and `grid` then hold config keys, else options of the command."""
+    positional: tuple[str, ...] = ()
+    """Keys of `set` that are given by position, before the options."""
+    makes: Mapping[str, str] = field(default_factory=dict)
+    """Options that say where to write, and the path each gets; an empty name is a further positional argument."""
+    outputs: Mapping[str, str] = field(default_factory=dict)
+    """Names for ${jobs.NAME.OUTPUT}."""
+    files: tuple[str, ...] = ()
+    """Keys of `set` that name files or folders to read."""
+    captured: str | None = None
+    """Where standard output is kept: the command is called with --json."""
+    witness: str | None = None
+    """A file whose presence makes exit code 1 a success with remarks: broken input lines, a metric that is null."""
+    ranked: bool = False
+    """Whether it may run as several ranks."""
+    joins: str = ""
+    """`cells`: takes all cells of what it needs, failed ones too. `all`: also all variants."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether a second start goes on from the first's checkpoint; any other job starts anew."""
+        return self.config is not None
+
+
+KINDS: dict[str, Kind] = {
+    "python-text": Kind(
+        ("data", "python-text"),
+        makes={"out": "out/train.jsonl", "validation": "out/validation.jsonl"},
+        outputs={"train": "out/train.jsonl", "validation": "out/validation.jsonl"},
+    ),
+    "synthetic-e2e": Kind(
+        ("data", "synthetic-e2e"),
+        makes={"out": OUT},
+        outputs={"train": "out/trainset.csv", "validation": "out/devset.csv", "test": "out/testset_w_refs.csv"},
+    ),
+    "tokenizer": Kind(
+        ("data", "tokenizer", "train"),
+        makes={"out": "out/tokenizer.model"},
+        outputs={"model": "out/tokenizer.model"},
+        files=("input",),
+        witness="out/tokenizer.model",
+    ),
+    "pack": Kind(
+        ("data", "pack"),
+        makes={"out": OUT},
+        outputs={"dir": OUT},
+        files=("input", "tokenizer"),
+        witness="out/index.json",
+        ranked=True,
+    ),
+    "pretrain": Kind(
+        ("pretrain",),
+        config=PretrainConfig,
+        outputs={"run_dir": RUN},
+        files=("data.train", "data.validation", "data.tokenizer", "deepspeed"),
+        ranked=True,
+    ),
+    "densify": Kind(
+        ("densify",),
+        positional=("checkpoint",),
+        makes={"": "out/dense"},
+        outputs={"checkpoint": "out/dense"},
+        files=("checkpoint",),
+    ),
+    "finetune": Kind(
+        ("finetune",),
+        config=FinetuneConfig,
+        outputs={"run_dir": RUN},
+        files=("finetune.checkpoint", "finetune.train", "finetune.validation", "deepspeed"),
+        ranked=True,
+    ),
+    "generate": Kind(
+        ("generate",),
+        positional=("checkpoint",),
+        makes={"out": "out/hypotheses.txt", "references-out": "out/references.txt"},
+        outputs={"hypotheses": "out/hypotheses.txt", "references": "out/references.txt"},
+        files=("checkpoint", "input"),
+    ),
+    "evaluate": Kind(
+        ("evaluate",),
+        outputs={"scores": "out/scores.json"},
+        files=("hypotheses", "references"),
+        captured="out/scores.json",
+        witness="out/scores.json",
+    ),
+    "perplexity": Kind(
+        ("perplexity",),
+        positional=("checkpoint",),
+        outputs={"scores": "out/perplexity.json"},
+        files=("checkpoint", "data"),
+        captured="out/perplexity.json",
+    ),
+    "select": Kind((), outputs={"choice": "out/choice.json"}, joins="cells"),
+    "report": Kind(("report",), makes={"out": OUT}, outputs={"dir": OUT, "html": "out/index.html"}, joins="all"),
+}
+
+
+def option_arguments(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as command-line options: lists as several words, true as a bare flag, false and null left out."""
+    arguments: list[str] = []
+    for key, value in settings.items():
+        if value is False or value is None:
+            continue
+        arguments.append(f"--{key}")
+        if value is not True:
+            arguments += [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    return arguments
+
+
+def command_arguments(kind: Kind, settings: Mapping[str, Any], folder: Path) -> list[str]:
+    """The words after ``spdf`` for a job that takes options. UserError when a positional one is missing."""
+    for key in kind.makes:
+        if key in settings:
+            raise UserError(f"set.{key}: the launcher says where a job writes; refer to it as ${{jobs.NAME.OUTPUT}}")
+    arguments = list(kind.command)
+    for key in kind.positional:
+        if key not in settings:
+            raise UserError(f"set.{key}: is not set")
+        value = settings[key]
+        arguments += [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    arguments += [str(folder / path) for key, path in kind.makes.items() if not key]
+    options = {key: value for key, value in settings.items() if key not in kind.positional}
+    options |= {key: str(folder / path) for key, path in kind.makes.items() if key}
+    if kind.captured:
+        options["json"] = True
+    return arguments + option_arguments(options)
+
+
+class SpeakingParser(argparse.ArgumentParser):
+    """argparse that raises UserError instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Let the command's own parser read ``arguments`` (without ``spdf``); UserError when it refuses them."""
+    name, *rest = arguments
+    module = entry_points()[name].load()
+    parser = SpeakingParser(prog=f"spdf {name}", allow_abbrev=False)
+    module.configure(parser)
+    parser.parse_args(rest)

@@ -1,0 +1,97 @@
+"""Runs the jobs of a workflow one after the other on this machine, by subprocesses that outlive a killed launcher."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from spdf_dist.config.errors import EXIT_STOPPED
+from spdf_launcher.display import Display
+from spdf_launcher.folder import CANCELLED, DONE, is_locked, job_folder, read_json
+from spdf_launcher.journal import Journal
+from spdf_launcher.plan import Job
+from spdf_launcher.progress import read_progress
+from spdf_launcher.status import exit_code, gather
+
+POLL_SECONDS = 0.25
+
+
+class LocalRun:
+    """One pass over the jobs of a workflow."""
+
+    def __init__(self, root: Path, jobs: list[Job], wanted: set[str], journal: Journal, display: Display) -> None:
+        self.root, self.jobs, self.wanted = root, jobs, wanted
+        self.journal, self.display = journal, display
+        self.signals = 0
+
+    def run(self) -> int:
+        """Run what is wanted; 0 when all of it is done, 75 when stopped by a signal, 1 when something failed."""
+        with self.handlers():
+            for number, job in enumerate(self.jobs, 1):
+                self.display.job(number, len(self.jobs), job.id)
+                if job.id not in self.wanted:
+                    status = job_folder(self.root, job.id).status()
+                    self.display.end("skipped", "unchanged" if status == DONE else "not needed any more")
+                    continue
+                code = self.run_job(job)
+                manifest = read_json(job_folder(self.root, job.id).manifest) or {}
+                if self.signals or (code == EXIT_STOPPED and not manifest):
+                    self.display.end("stopped", "run the same command again to go on")
+                    return EXIT_STOPPED
+                status = manifest.get("status", "failed")
+                self.journal.write("end", job=job.id, status=status, exit_code=code)
+                if status == DONE:
+                    tries = f"{manifest['attempts']} attempts" if manifest["attempts"] > 1 else ""
+                    self.display.end("done", ", ".join(part for part in (tries, manifest["reason"]) if part))
+                else:
+                    self.display.end(status, str(manifest.get("reason") or f"exit code {code}"))
+        return exit_code(gather(self.root), self.jobs)
+
+    def run_job(self, job: Job) -> int:
+        """Start one job's runner, or wait for one that an earlier launcher left; its exit code."""
+        folder = job_folder(self.root, job.id)
+        if folder.status() == CANCELLED:
+            return 1
+        while is_locked(folder.lock) and not self.signals:
+            self.display.note("running since an earlier launcher", read_progress(folder.run_dir, job.steps))
+            time.sleep(POLL_SECONDS)
+        if self.signals:
+            return EXIT_STOPPED
+        self.journal.write("start", job=job.id)
+        errors = (folder.path / "runner.log").open("ab")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "spdf_launcher.job", str(self.root), job.id],
+            stdin=subprocess.DEVNULL,
+            stdout=errors,
+            stderr=errors,
+            start_new_session=True,
+        )
+        errors.close()
+        passed = 0
+        while process.poll() is None:
+            while passed < self.signals:
+                process.send_signal(signal.SIGTERM)
+                passed += 1
+            self.display.note("stopping" if self.signals else "running", read_progress(folder.run_dir, job.steps))
+            time.sleep(POLL_SECONDS)
+        return process.returncode
+
+    @contextmanager
+    def handlers(self) -> Iterator[None]:
+        """Count SIGTERM and SIGINT, for the running job to hear of."""
+
+        def count(number: int, frame: FrameType | None) -> None:
+            self.signals += 1
+
+        before = {number: signal.signal(number, count) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

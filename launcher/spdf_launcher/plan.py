@@ -1,0 +1,528 @@
+"""From a workflow to its jobs: variants and grids expanded, references resolved, every input checked.
+
+Two axes multiply jobs. A `pretrain` job exists once a variant; whatever needs it does too, except `report`. A job with
+a `grid` exists once a cell; whatever needs it does too, cell by cell, except `select` and `report`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.accounting.budget import total_steps
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.load import (
+    IDENTITY_EXEMPT,
+    config_from_tree,
+    find_config,
+    flatten,
+    merge,
+    read_tree,
+    to_tree,
+)
+from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
+from spdf_dist.config.suggest import nearest
+from spdf_launcher import kinds
+from spdf_launcher.fingerprint import fingerprint
+from spdf_launcher.folder import digest, job_folder
+from spdf_launcher.kinds import KINDS, Kind
+from spdf_launcher.references import escape, references, substitute
+from spdf_launcher.workflow import Resources, Template, Workflow, nested
+
+SELECT_OPTIONS = ("metric", "mode", "per")
+LOWER_IS_BETTER = ("val_loss", "loss", "perplexity", "ter")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value of a grid key: its name in the cell, and what it sets."""
+
+    key: str
+    name: str
+    sets: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, ready to run. Text in ``arguments`` and ``config`` is a template for the references that only a finished
+    `select` can answer."""
+
+    id: str
+    name: str
+    kind: str
+    variant: str | None
+    cell: dict[str, str]
+    """Grid key to the name of its value."""
+    values: dict[str, Any]
+    """What the cell sets."""
+    needs: tuple[str, ...]
+    arguments: list[str]
+    """Words after ``spdf``."""
+    config: dict[str, Any] | None
+    outputs: dict[str, str]
+    files: dict[str, str]
+    """Files from outside the workflow, and their fingerprints."""
+    steps: int | None
+    """Optimizer steps, where they are known beforehand."""
+    select: dict[str, Any] | None
+    resources: Resources
+    key: str
+    """Digest of everything that the job's result depends on."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether it runs when some of what it needs has failed."""
+        return KINDS[self.kind].joins == "cells"
+
+    def to_json(self) -> dict[str, Any]:
+        """For job.json and plan.json."""
+        return dataclasses.asdict(self)
+
+
+def job_from_json(value: dict[str, Any]) -> Job:
+    """The job of a job.json."""
+    fields = {field.name: value[field.name] for field in dataclasses.fields(Job)}
+    return Job(**fields | {"needs": tuple(value["needs"]), "resources": Resources(**value["resources"])})
+
+
+def plan(workflow: Workflow, root: Path, ranks_from_launcher: bool) -> list[Job]:
+    """All jobs of a workflow in an order in which they can run.
+
+    ``root`` is the workflow's folder, absolute. ``ranks_from_launcher``: srun or deepspeed starts nodes x
+    ranks_per_node ranks, and the config's data parallelism follows. UserError for anything that is wrong.
+    """
+    order = sort_templates(workflow)
+    expansion = Expansion(workflow, root, ranks_from_launcher)
+    for template in order:
+        expansion.add(template)
+    return list(expansion.jobs.values())
+
+
+def template_needs(template: Template) -> list[str]:
+    """Names of the templates that a template needs: `needs` and its references."""
+    found = [parts[1] for parts in references([template.set, template.grid]) if parts[0] == "jobs"]
+    return list(dict.fromkeys([*template.needs, *found]))
+
+
+def sort_templates(workflow: Workflow) -> list[Template]:
+    """Templates after what they need; UserError for an unknown kind or job, or a cycle."""
+    for template in workflow.jobs.values():
+        where = f"{workflow.path}: jobs.{template.name}"
+        if template.kind not in KINDS:
+            raise UserError(f"{where}: unknown kind '{template.kind}'{nearest(template.kind, KINDS)}")
+        for need in template_needs(template):
+            if need not in workflow.jobs:
+                raise UserError(f"{where}: needs unknown job '{need}'{nearest(need, workflow.jobs)}")
+    done: dict[str, Template] = {}
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in done:
+            return
+        if name in path:
+            raise UserError(
+                f"{workflow.path}: jobs go round in a circle: {' -> '.join([*path[path.index(name) :], name])}"
+            )
+        path.append(name)
+        for need in template_needs(workflow.jobs[name]):
+            visit(need)
+        path.pop()
+        done[name] = workflow.jobs[name]
+
+    for name in workflow.jobs:
+        visit(name)
+    return list(done.values())
+
+
+class Expansion:
+    """Expands templates one after the other, each after what it needs."""
+
+    def __init__(self, workflow: Workflow, root: Path, ranks_from_launcher: bool) -> None:
+        self.workflow = workflow
+        self.root = root
+        self.ranks_from_launcher = ranks_from_launcher
+        self.jobs: dict[str, Job] = {}
+        self.of_template: dict[str, list[Job]] = {}
+        self.axes: dict[str, dict[str, list[Choice]]] = {}
+        self.variants: dict[str, list[str] | None] = {}
+        self.fingerprints: dict[Path, str] = {}
+
+    def add(self, template: Template) -> None:
+        """Expand one template."""
+        kind = KINDS[template.kind]
+        needs = template_needs(template)
+        where = f"{self.workflow.path}: jobs.{template.name}"
+        variants = self.variants_of(template, needs)
+        axes: dict[str, list[Choice]] = {}
+        if not kind.joins:
+            for need in needs:
+                axes |= self.axes[need]
+        elif kind.joins == "cells":
+            axes = self.kept_axes(template, needs, where)
+        for key, values in template.grid.items():
+            if key in axes:
+                raise UserError(f"{where}.grid.{key}: is a grid key of a job that it needs already")
+            if kind.joins:
+                raise UserError(f"{where}.grid: a {template.kind} job takes no grid")
+            axes[key] = choices(key, values, f"{where}.grid.{key}")
+        axes = {key: axes[key] for key in sorted(axes)}
+        self.axes[template.name], self.variants[template.name] = axes, variants
+        self.of_template[template.name] = []
+        for variant in variants if variants is not None else [None]:
+            for cell in itertools.product(*axes.values()):
+                label = variant_label(template.name, variant, cell)
+                try:
+                    job = self.instance(template, kind, needs, variant, cell)
+                except UserError as error:
+                    raise UserError(f"{where}{label}: {error}") from None
+                if job.id in self.jobs:
+                    raise UserError(f"{where}.grid: two cells are both called {job.id}")
+                self.jobs[job.id] = job
+                self.of_template[template.name].append(job)
+
+    def variants_of(self, template: Template, needs: list[str]) -> list[str] | None:
+        """The variants that a template exists in; None when it exists once."""
+        kind = KINDS[template.kind]
+        if kind.joins == "all":
+            return None
+        found = list(self.workflow.variants) if kind.config is PretrainConfig and self.workflow.variants else None
+        inherited = [self.variants[need] for need in needs if self.variants[need] is not None]
+        for parent in inherited:
+            found = [name for name in (parent or []) if found is None or name in found]
+        if template.variants is not None:
+            chosen = [name for name in template.variants if found is None or name in found]
+            if not chosen and inherited:
+                raise UserError(
+                    f"{self.workflow.path}: jobs.{template.name}.variants: what it needs exists once a variant "
+                    f"({', '.join(found or [])})"
+                )
+            found = chosen or None
+        return found
+
+    def kept_axes(self, template: Template, needs: list[str], where: str) -> dict[str, list[Choice]]:
+        """The grid keys by which a `select` job chooses separately (its `per`)."""
+        below: dict[str, list[Choice]] = {}
+        for need in needs:
+            below |= self.axes[need]
+        per = template.set.get("per") or []
+        per = per if isinstance(per, list) else [per]
+        for key in per:
+            if key not in below:
+                raise UserError(f"{where}.set.per: '{key}' is no grid key of what it needs{nearest(str(key), below)}")
+        return {key: below[key] for key in per}
+
+    def parents(self, needs: list[str], variant: str | None, cell: dict[str, str]) -> dict[str, list[Job]]:
+        """For each template that is needed, its jobs that agree with this variant and cell."""
+
+        def agrees(job: Job) -> bool:
+            same_variant = variant is None or job.variant is None or job.variant == variant
+            return same_variant and all(cell.get(key, name) == name for key, name in job.cell.items())
+
+        return {need: [job for job in self.of_template[need] if agrees(job)] for need in needs}
+
+    def instance(
+        self, template: Template, kind: Kind, needs: list[str], variant: str | None, cell: tuple[Choice, ...]
+    ) -> Job:
+        """One job of a template."""
+        names = {choice.key: choice.name for choice in cell}
+        parents = self.parents(needs, variant, names)
+        job_id = "/".join(part for part in (template.name, variant, cell_name(cell)) if part)
+        folder = job_folder(self.root, job_id).path
+        own = {key: value for choice in cell if choice.key in template.grid for key, value in choice.sets.items()}
+        values = {key: value for choice in cell for key, value in choice.sets.items()}
+        settings = template.set | own
+        if kind.config is PretrainConfig and variant is not None:
+            settings = template.set | self.workflow.variants[variant] | own
+        samples = Resolver(self, parents, samples=True)
+        resolver = Resolver(self, parents, samples=False)
+        config, steps, select, arguments = None, None, None, []
+        if template.kind == "select":
+            select = self.selection(settings)
+        elif kind.config is not None:
+            sample = self.config_tree(template, kind, substitute(settings, samples, final=True), folder)
+            steps = total_steps(config_from_tree(PretrainConfig, sample)) if kind.config is PretrainConfig else None
+            open_keys = {key: value for key, value in settings.items() if resolver.leaves_open(value)}
+            config = escape(sample)
+            merge(config, nested(substitute(open_keys, resolver, final=False)))
+            arguments = [*kind.command, escape(str(folder / "config.yaml"))]
+        else:
+            if template.config is not None:
+                raise UserError(f"config: a {template.kind} job reads none")
+            arguments = self.arguments(kind, settings, folder, samples, resolver)
+        if template.resources.ranks > 1 and not kind.ranked:
+            raise UserError(f"resources: a {template.kind} job is one process, not {template.resources.ranks}")
+        files = self.fingerprint_files(kind, template, settings, samples)
+        ids = tuple(job.id for group in parents.values() for job in group)
+        unfilled = Job(
+            id=job_id,
+            name=template.name,
+            kind=template.kind,
+            variant=variant,
+            cell=names,
+            values=values,
+            needs=ids,
+            arguments=arguments,
+            config=config,
+            outputs={name: str(folder / path) for name, path in kind.outputs.items()},
+            files=files,
+            steps=steps,
+            select=select,
+            resources=template.resources,
+            key="",
+        )
+        return dataclasses.replace(unfilled, key=self.key(unfilled))
+
+    def selection(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Which metric a `select` job goes by, and whether more of it is better."""
+        for key in settings:
+            if key not in SELECT_OPTIONS:
+                raise UserError(f"set: unknown key '{key}'{nearest(key, SELECT_OPTIONS)}")
+        metric = settings.get("metric")
+        if not isinstance(metric, str):
+            raise UserError("set.metric: is not set: the validation metric that chooses, such as bleu or val_loss")
+        mode = settings.get("mode", "min" if metric.split(".")[-1] in LOWER_IS_BETTER else "max")
+        if mode not in ("min", "max"):
+            raise UserError(f"set.mode: '{mode}' is neither min nor max")
+        return {"metric": metric, "mode": mode}
+
+    def config_tree(self, template: Template, kind: Kind, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+        """The resolved config of a training job, checked by the trainer's own types."""
+        assert kind.config is not None
+        tree: dict[str, Any] = {}
+        if template.config is not None:
+            beside = self.workflow.path.parent / template.config
+            tree = read_tree(beside if beside.is_file() else find_config(template.config))
+        if "run_dir" in settings:
+            raise UserError("set.run_dir: the launcher says where a job runs; refer to it as ${jobs.NAME.run_dir}")
+        merge(tree, nested(settings))
+        tree["run_dir"] = str(folder / kinds.RUN)
+        resources = template.resources
+        parallel = tree.setdefault("parallel", {})
+        if resources.tensor is not None:
+            if parallel.get("tensor", resources.tensor) != resources.tensor:
+                raise UserError(
+                    f"resources.tensor: {resources.tensor} contradicts parallel.tensor {parallel['tensor']}"
+                )
+            parallel["tensor"] = resources.tensor
+        if self.ranks_from_launcher and resources.ranks > 1:
+            tensor = int(parallel.get("tensor", 1))
+            if resources.ranks % tensor:
+                raise UserError(f"resources: {resources.ranks} ranks are not divisible by parallel.tensor {tensor}")
+            parallel["data"] = resources.ranks // tensor
+        elif self.ranks_from_launcher:
+            parallel |= {"data": None}
+        absolute_paths(tree, kind.files)
+        if kind.config is PretrainConfig:
+            return to_tree(config_from_tree(PretrainConfig, tree))
+        return to_tree(config_from_tree(FinetuneConfig, tree))
+
+    def arguments(
+        self,
+        kind: Kind,
+        settings: dict[str, Any],
+        folder: Path,
+        samples: Resolver,
+        resolver: Resolver,
+    ) -> list[str]:
+        """The words after ``spdf`` of a job without a config, as a template; checked by the command's own parser."""
+        if kind.joins == "all":
+            kind = dataclasses.replace(kind, positional=("folder",))
+            settings = settings | {"folder": str(self.root)}
+        settings = {key: absolute(value) if key in kind.files else value for key, value in settings.items()}
+        kinds.check_arguments(kinds.command_arguments(kind, substitute(settings, samples, final=True), folder))
+        return kinds.command_arguments(kind, substitute(settings, resolver, final=False), Path(escape(str(folder))))
+
+    def fingerprint_files(
+        self, kind: Kind, template: Template, settings: dict[str, Any], samples: Resolver
+    ) -> dict[str, str]:
+        """Fingerprints of the files that a job reads and no job makes; UserError when one is missing."""
+        if template.config is not None:
+            tree = flatten(nested(settings))
+            base = self.workflow.path.parent / template.config
+            from_config = flatten(read_tree(base if base.is_file() else find_config(template.config)))
+            settings = from_config | tree
+        found = {}
+        for key in kind.files:
+            for value in paths_in(settings.get(key)):
+                if any(parts[0] == "jobs" for parts in references(value)):
+                    continue
+                path = Path(absolute(substitute(value, samples, final=True)))
+                if path not in self.fingerprints:
+                    self.fingerprints[path] = self.fingerprint(path, key)
+                found[str(path)] = self.fingerprints[path]
+        return found
+
+    def fingerprint(self, path: Path, key: str) -> str:
+        """The fingerprint of one input; Megatron's data are named by the common prefix of two files."""
+        pair = [Path(f"{path}.bin"), Path(f"{path}.idx")]
+        try:
+            if not path.exists() and all(part.is_file() for part in pair):
+                return digest([fingerprint(part) for part in pair])
+            return fingerprint(path)
+        except OSError as error:
+            raise UserError(f"{key}: {path}: {error.strerror or error}") from None
+
+    def key(self, job: Job) -> str:
+        """The digest of a job's inputs; it does not depend on where the workflow's folder lies."""
+        config = flatten(job.config) if job.config is not None else None
+        if config is not None:
+            config = {
+                key: value
+                for key, value in config.items()
+                if not any(key == exempt or key.startswith(f"{exempt}.") for exempt in IDENTITY_EXEMPT)
+            }
+        parents = {need: self.jobs[need].key for need in job.needs}
+        content = [job.kind, job.arguments, config, job.select, parents, job.files]
+        return digest(replace_text(content, str(self.root), "${dir}"))
+
+
+class Resolver:
+    """Answers references for one job."""
+
+    def __init__(self, expansion: Expansion, parents: dict[str, list[Job]], samples: bool) -> None:
+        self.expansion = expansion
+        self.parents = parents
+        self.samples = samples
+
+    def __call__(self, parts: tuple[str, ...]) -> str | None:
+        if parts[0] == "env":
+            name = ".".join(parts[1:])
+            if name not in os.environ:
+                raise UserError(f"${{env.{name}}}: the environment variable {name} is not set")
+            return os.environ[name]
+        template = self.expansion.workflow.jobs[parts[1]]
+        jobs = self.parents[parts[1]]
+        if len(jobs) != 1:
+            raise UserError(
+                f"${{{'.'.join(parts)}}}: '{parts[1]}' is {len(jobs)} jobs here: choose one with a select job"
+            )
+        if template.kind == "select" and parts[2] not in jobs[0].outputs:
+            return self.chosen(jobs[0], parts)
+        if len(parts) != 3 or parts[2] not in jobs[0].outputs:
+            raise UserError(
+                f"${{{'.'.join(parts)}}}: a {template.kind} job has no output '{'.'.join(parts[2:])}'"
+                f"{nearest(parts[2], jobs[0].outputs)}"
+            )
+        return jobs[0].outputs[parts[2]]
+
+    def chosen(self, select: Job, parts: tuple[str, ...]) -> str | None:
+        """A reference to what a `select` job chose: open, or as a sample its first candidate's."""
+        jobs = self.expansion.jobs
+        candidates = [jobs[need] for need in select.needs]
+        wanted = ".".join(parts[3:])
+        if parts[2] == "grid":
+            if wanted not in candidates[0].values:
+                raise UserError(
+                    f"${{{'.'.join(parts)}}}: no grid key '{wanted}'{nearest(wanted, candidates[0].values)}"
+                )
+            return str(candidates[0].values[wanted]) if self.samples else None
+        ancestors = {job.name: job for job in ancestry(candidates[0], jobs)}
+        if parts[2] not in ancestors or wanted not in ancestors[parts[2]].outputs:
+            known = [f"{name}.{output}" for name, job in ancestors.items() for output in job.outputs]
+            raise UserError(f"${{{'.'.join(parts)}}}: unknown{nearest('.'.join(parts[2:]), known)}")
+        return ancestors[parts[2]].outputs[wanted] if self.samples else None
+
+    def leaves_open(self, value: Any) -> bool:
+        """Whether ``value`` has a reference that only a finished `select` can answer."""
+        return any(self(parts) is None for parts in references(value))
+
+
+def ancestry(job: Job, jobs: dict[str, Job]) -> Iterator[Job]:
+    """A job and everything below it that exists once for it."""
+    yield job
+    for need in job.needs:
+        yield from ancestry(jobs[need], jobs)
+
+
+def variant_label(name: str, variant: str | None, cell: tuple[Choice, ...]) -> str:
+    """Which job of a template an error is about."""
+    parts = [part for part in (variant, cell_name(cell)) if part]
+    return f" ({'/'.join(parts)})" if parts else ""
+
+
+def choices(key: str, values: list[Any], where: str) -> list[Choice]:
+    """The values of one grid key: plain ones, or ``{name, set}`` for several keys that go together."""
+    found = []
+    for value in values:
+        if isinstance(value, dict):
+            if set(value) != {"name", "set"} or not isinstance(value["set"], dict):
+                raise UserError(f"{where}: expected a value, or {{name: ..., set: {{key: value}}}}, got {value!r}")
+            found.append(Choice(key, value_name(value["name"]), flatten(nested(value["set"]))))
+        else:
+            found.append(Choice(key, value_name(value), {key: value}))
+    if len({choice.name for choice in found}) != len(found):
+        raise UserError(f"{where}: a value stands there twice")
+    return found
+
+
+def value_name(value: Any) -> str:
+    """A value in a file name: numbers in one spelling, other text with a short digest where it had to be changed."""
+    text = str(value)
+    try:
+        return f"{float(text.replace('_', '')):.12g}" if not isinstance(value, bool) else text
+    except ValueError:
+        pass
+    safe = re.sub(r"[^A-Za-z0-9_.+-]", "-", text)[:40]
+    if safe != text or not safe.strip("."):
+        return f"{safe.strip('.') or 'value'}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    return safe
+
+
+def cell_name(cell: tuple[Choice, ...]) -> str:
+    """A cell's folder: ``lr=0.0001,seed=1``; keys are cut to their last part where that is unambiguous."""
+    last = [choice.key.rpartition(".")[2] for choice in cell]
+    return ",".join(
+        f"{short if last.count(short) == 1 else choice.key}={choice.name}"
+        for short, choice in zip(last, cell, strict=True)
+    )
+
+
+def paths_in(value: Any) -> list[str]:
+    """The paths in a value of `set`: text, a list, or entries with a path."""
+    if value is None or value == "":
+        return []
+    if isinstance(value, dict):
+        return paths_in(value.get("path"))
+    if isinstance(value, list):
+        return [path for item in value for path in paths_in(item)]
+    return [str(value)]
+
+
+def absolute(value: Any) -> Any:
+    """Paths made absolute against the folder where the command was started; references are left alone."""
+    if isinstance(value, list):
+        return [absolute(item) for item in value]
+    if isinstance(value, dict):
+        return {key: absolute(item) if key == "path" else item for key, item in value.items()}
+    if isinstance(value, str) and value and not value.startswith("${"):
+        return str(Path(value).expanduser().absolute())
+    return value
+
+
+def absolute_paths(tree: dict[str, Any], keys: tuple[str, ...]) -> None:
+    """Make the values of path keys absolute, in place."""
+    for key in keys:
+        *sections, leaf = key.split(".")
+        section: Any = tree
+        for name in sections:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict) and leaf in section:
+            section[leaf] = absolute(section[leaf])
+
+
+def replace_text(value: Any, old: str, new: str) -> Any:
+    """``value`` with ``old`` replaced in all its text."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, list | tuple):
+        return [replace_text(item, old, new) for item in value]
+    if isinstance(value, dict):
+        return {replace_text(key, old, new): replace_text(item, old, new) for key, item in value.items()}
+    return value

@@ -1,0 +1,121 @@
+"""Decides which jobs have to run, sets aside results whose inputs have changed, and writes the jobs' files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spdf_dist.config.errors import UserError
+from spdf_launcher.attempts import RESET, record
+from spdf_launcher.folder import is_locked, job_folder, read_json, write_json, write_text
+from spdf_launcher.journal import Journal
+from spdf_launcher.plan import Job
+from spdf_launcher.workflow import Workflow
+
+PLAN = "plan.json"
+
+
+def wanted_jobs(jobs: list[Job], root: Path) -> set[str]:
+    """Ids of the jobs that are not done with these inputs and that something not yet done still needs.
+
+    So a cell that failed is not tried again once the choice among the others has been made.
+    """
+    children: dict[str, list[str]] = {job.id: [] for job in jobs}
+    for job in jobs:
+        for need in job.needs:
+            children[need].append(job.id)
+    wanted: set[str] = set()
+    for job in reversed(jobs):
+        done = job_folder(root, job.id).is_done(job.key)
+        if not done and (not children[job.id] or any(child in wanted for child in children[job.id])):
+            wanted.add(job.id)
+    return wanted
+
+
+def is_changed(job: Job, root: Path) -> bool:
+    """Whether the job's folder holds something made from other inputs."""
+    spec = read_json(job_folder(root, job.id).spec)
+    return spec is not None and spec.get("key") != job.key
+
+
+def prepare(
+    workflow: Workflow,
+    jobs: list[Job],
+    root: Path,
+    on: str,
+    program: Callable[[Job], list[str]],
+    ranks_tell: Callable[[Job], bool],
+    environment: Mapping[str, str],
+    journal: Journal,
+) -> set[str]:
+    """Write job.json of every job that has to run, and return their ids.
+
+    ``program``: the words before ``spdf``'s own. ``ranks_tell``: whether rank 0 writes the exit code down. A job that
+    runs already and is unchanged is left as it is. UserError when one runs with other inputs.
+    """
+    by_id = {job.id: job for job in jobs}
+    wanted = wanted_jobs(jobs, root)
+    running = {job_id for job_id in wanted if is_locked(job_folder(root, job_id).lock)}
+    for job_id in sorted(running):
+        if is_changed(by_id[job_id], root):
+            raise UserError(f"{job_id}: runs now with other inputs: `spdf cancel {root} {job_id}`, then run this again")
+    write_text(root / "workflow.yaml", yaml.safe_dump(workflow.tree, sort_keys=False, width=120))
+    write_json(
+        root / PLAN,
+        {"schema_version": 1, "source": str(workflow.path), "on": on, "jobs": [job.to_json() for job in jobs]},
+    )
+    for job in jobs:
+        if job.id not in wanted or job.id in running:
+            continue
+        folder = job_folder(root, job.id)
+        if is_changed(job, root):
+            aside = set_aside(folder.path, root, job.id)
+            journal.write("replaced", job=job.id, moved_to=str(aside))
+        if folder.manifest.exists():
+            folder.manifest.unlink()
+        if folder.attempts.exists():
+            record(folder, RESET)
+        spec: dict[str, Any] = job.to_json() | {
+            "schema_version": 1,
+            "parents": {need: by_id[need].key for need in job.needs},
+            "on": on,
+            "program": program(job),
+            "ranks_tell": ranks_tell(job),
+            "env": dict(environment),
+            "cwd": str(Path.cwd()),
+        }
+        write_json(folder.spec, spec)
+    return wanted
+
+
+def set_aside(path: Path, root: Path, job_id: str) -> Path:
+    """Move a job's folder under ``.replaced/``; nothing is deleted."""
+    number = 1
+    while (root / ".replaced" / str(number) / job_id).exists():
+        number += 1
+    target = root / ".replaced" / str(number) / job_id
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.rename(target)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be moved to {target}: {error.strerror}") from None
+    return target
+
+
+def require_folder(root: Path) -> None:
+    """UserError when ``root`` cannot be a workflow's folder: a file, not writable, or full of something else."""
+    if root.exists() and not root.is_dir():
+        raise UserError(f"--dir {root}: is a file")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--dir {root}: {error.strerror}") from None
+    if not os.access(root, os.W_OK):
+        raise UserError(f"--dir {root}: is not writable")
+    strangers = [path.name for path in root.iterdir()] if not (root / "journal.jsonl").exists() else []
+    if strangers:
+        raise UserError(f"--dir {root}: holds {strangers[0]} and no workflow: name a new folder")

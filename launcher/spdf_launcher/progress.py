@@ -1,0 +1,59 @@
+"""How far a training job is, read from the last line of its run's metrics.jsonl."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spdf_launcher.folder import last_line
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The newest step of a run."""
+
+    step: int
+    steps: int | None
+    tokens: int | None
+    loss: float | None
+    eta_seconds: float | None
+
+    def text(self) -> str:
+        """In one short line."""
+        parts = [f"step {self.step}" + (f"/{self.steps}" if self.steps else "")]
+        if self.tokens is not None:
+            parts.append(f"{short_count(self.tokens)} tokens")
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.3f}")
+        if self.eta_seconds is not None:
+            parts.append(f"ETA {duration(self.eta_seconds)}")
+        return "  ".join(parts)
+
+
+def read_progress(run_dir: Path, steps: int | None) -> Progress | None:
+    """The progress of a run of ``steps`` steps (None: unknown); None before its first step."""
+    line = last_line(run_dir / "metrics.jsonl")
+    if line is None or not isinstance(line.get("step"), int):
+        return None
+    total = line.get("total_steps", steps)
+    step_ms = line.get("step_ms")
+    eta = None
+    if isinstance(total, int) and isinstance(step_ms, int | float):
+        eta = max(0, total - line["step"]) * step_ms / 1000
+    return Progress(line["step"], total, line.get("consumed_tokens"), line.get("loss"), eta)
+
+
+def short_count(number: float) -> str:
+    """1234567 as 1.2M."""
+    for unit in ("", "K", "M", "G", "T"):
+        if abs(number) < 1000:
+            return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"
+        number /= 1000
+    return f"{number:.1f}P"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

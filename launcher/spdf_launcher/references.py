@@ -1,0 +1,82 @@
+"""``${...}`` in a workflow: the outputs of other jobs, and environment variables.
+
+    ${jobs.NAME.OUTPUT}             a path that job NAME makes, known when the workflow is read
+    ${jobs.SELECT.NAME.OUTPUT}      the same of the cell that a `select` job chose, known when it is done
+    ${jobs.SELECT.grid.KEY}         the chosen cell's value of a grid key
+    ${env.NAME}                     an environment variable, which must be set
+    $${                             a literal ${
+
+A reference is replaced inside one value and the result is never read again: not as YAML, not by a shell.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from spdf_dist.config.errors import UserError
+
+PATTERN = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
+
+
+def references(value: Any) -> Iterator[tuple[str, ...]]:
+    """Every reference in a value (text, list or mapping), as its dotted parts."""
+    if isinstance(value, str):
+        for match in PATTERN.finditer(value):
+            if match.group() != "$${":
+                yield parts_of(match, value)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from references(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from references(item)
+
+
+def parts_of(match: re.Match[str], text: str) -> tuple[str, ...]:
+    """The dotted parts of one match; UserError for anything that is no reference."""
+    inner = match.group(1)
+    if inner is None:
+        raise UserError(f"'{text}': a reference is not closed: write ${{jobs.NAME.OUTPUT}}, or $${{ for a literal ${{")
+    parts = tuple(inner.strip().split("."))
+    if parts[0] not in ("jobs", "env") or len(parts) < 2 or not all(parts) or (parts[0] == "jobs" and len(parts) < 3):
+        raise UserError(
+            f"'${{{inner}}}' is no reference: write ${{jobs.NAME.OUTPUT}}, ${{env.NAME}}, or $${{ for a literal ${{"
+        )
+    return parts
+
+
+def substitute(value: Any, look_up: Callable[[tuple[str, ...]], str | None], final: bool) -> Any:
+    """``value`` with every reference replaced by what ``look_up`` says of its parts.
+
+    A reference for which it says None stays. Unless ``final``, what remains is a value with references still, in which
+    ``$${`` stands for ``${``; so a value can be replaced in two steps.
+    """
+    if isinstance(value, str):
+
+        def replacement(match: re.Match[str]) -> str:
+            if match.group() == "$${":
+                return "${" if final else "$${"
+            found = look_up(parts_of(match, value))
+            if found is None:
+                return match.group()
+            return found if final else escape(found)
+
+        return PATTERN.sub(replacement, value)
+    if isinstance(value, list | tuple):
+        return [substitute(item, look_up, final) for item in value]
+    if isinstance(value, dict):
+        return {key: substitute(item, look_up, final) for key, item in value.items()}
+    return value
+
+
+def escape(value: Any) -> Any:
+    """``value`` such that a final substitution gives it back."""
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, list | tuple):
+        return [escape(item) for item in value]
+    if isinstance(value, dict):
+        return {key: escape(item) for key, item in value.items()}
+    return value

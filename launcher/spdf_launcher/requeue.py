@@ -1,0 +1,22 @@
+"""Putting the Slurm job that this process runs in back into the queue."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+
+
+def slurm_job() -> str | None:
+    """The id of the Slurm job around this process, as scontrol takes it; None outside of one."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def requeue_self(wait_seconds: float = 120.0) -> None:
+    """Requeue this job. Slurm then ends this process; when it does not, SystemExit says so with code 1."""
+    job = slurm_job()
+    assert job is not None
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    if done.returncode == 0:
+        time.sleep(wait_seconds)
+    raise SystemExit(f"spdf job: could not requeue {job}: {done.stderr.strip() or 'still running'}")

@@ -1,0 +1,94 @@
+"""Chooses the best cell of a grid by a validation metric in the cells' manifests.
+
+Failed cells are named and left out; the job fails only when no cell finished. Ties go to the cell that comes first.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from spdf_launcher.folder import DONE, job_folder, read_json, write_json
+from spdf_launcher.plan import Job, ancestry, job_from_json
+
+
+def read_job(root: Path, job_id: str) -> Job:
+    """A job as the launcher wrote it."""
+    spec = read_json(job_folder(root, job_id).spec)
+    if spec is None:
+        raise FileNotFoundError(f"{job_folder(root, job_id).spec} is missing or not whole")
+    return job_from_json(spec)
+
+
+def metric_of(manifest: dict[str, Any], metric: str) -> float | None:
+    """The value of ``metric`` in a manifest, by its full or last name; None when it is not there or not finite."""
+    metrics = manifest.get("metrics") or {}
+    for name, value in metrics.items():
+        if (name == metric or name.rpartition(".")[2] == metric) and isinstance(value, int | float):
+            return float(value) if math.isfinite(value) else None
+    return None
+
+
+def choose(root: Path, job: Job) -> tuple[dict[str, Any] | None, list[str]]:
+    """The choice among what ``job`` needs, and a line for each cell that is left out."""
+    assert job.select is not None
+    metric, sign = job.select["metric"], -1.0 if job.select["mode"] == "max" else 1.0
+    candidates: list[tuple[float, Job]] = []
+    left_out = []
+    for need in job.needs:
+        manifest = read_json(job_folder(root, need).manifest) or {}
+        value = metric_of(manifest, metric)
+        if manifest.get("status") != DONE:
+            left_out.append(f"{need}: {manifest.get('reason') or 'did not finish'}")
+        elif value is None:
+            left_out.append(f"{need}: has no finite metric '{metric}'")
+        else:
+            candidates.append((value, read_job(root, need)))
+    if not candidates:
+        return None, left_out
+    value, best = min(candidates, key=lambda pair: sign * pair[0])
+    jobs = _Specs(root)
+    choice = {
+        "schema_version": 1,
+        "job": best.id,
+        "metric": metric,
+        "value": value,
+        "cell": best.cell,
+        "grid": best.values,
+        "outputs": {ancestor.name: ancestor.outputs for ancestor in ancestry(best, jobs)},
+        "candidates": {candidate.id: score for score, candidate in candidates},
+        "left_out": left_out,
+    }
+    return choice, left_out
+
+
+class _Specs(dict[str, Job]):
+    """Jobs by id, read when they are asked for."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def __missing__(self, job_id: str) -> Job:
+        self[job_id] = read_job(self.root, job_id)
+        return self[job_id]
+
+
+def main(root: Path, job_id: str) -> int:
+    """Choose for one `select` job; 0 when there is a choice."""
+    job = read_job(root, job_id)
+    choice, left_out = choose(root, job)
+    for line in left_out:
+        print(f"left out {line}", file=sys.stderr)
+    if choice is None:
+        print(f"spdf select: no cell of {job_id} finished", file=sys.stderr)
+        return 2
+    write_json(Path(job.outputs["choice"]), choice)
+    print(f"{choice['job']}: {choice['metric']} {choice['value']:g}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1]), sys.argv[2]))

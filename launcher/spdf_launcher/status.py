@@ -1,0 +1,116 @@
+"""The state of every job of a workflow's folder, from its files and, for jobs on Slurm, from Slurm."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.config.errors import UserError
+from spdf_launcher.attempts import history
+from spdf_launcher.folder import CANCELLED, DONE, FAILED, is_locked, job_folder, read_json
+from spdf_launcher.journal import require_workflow
+from spdf_launcher.kinds import KINDS
+from spdf_launcher.plan import Job, job_from_json
+from spdf_launcher.prepare import PLAN
+from spdf_launcher.progress import Progress, read_progress
+from spdf_launcher.slurm.state import SlurmState, slurm_states
+
+WAITING, READY, QUEUED, RUNNING, STOPPED = "waiting", "ready", "queued", "running", "stopped"
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One row of the table."""
+
+    job: str
+    state: str
+    slurm_id: str | None
+    restarts: int
+    reason: str | None
+    progress: Progress | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+def read_plan(root: Path) -> list[Job]:
+    """The jobs of a workflow's folder; UserError when it holds none."""
+    require_workflow(root)
+    content = read_json(root / PLAN)
+    if content is None:
+        raise UserError(f"{root}: no workflow has got as far as its plan there: run `spdf run` again")
+    return [job_from_json(job) for job in content["jobs"]]
+
+
+def gather(root: Path) -> list[JobState]:
+    """The state of every job, in the order of the plan."""
+    jobs = read_plan(root)
+    on_slurm = slurm_states(root)
+    states: dict[str, JobState] = {}
+    for job in jobs:
+        states[job.id] = job_state(job, root, on_slurm.get(job.id), states)
+    return list(states.values())
+
+
+def job_state(job: Job, root: Path, slurm: SlurmState | None, before: dict[str, JobState]) -> JobState:
+    """The state of one job; ``before`` holds those of what it needs."""
+    folder = job_folder(root, job.id)
+    past = history(folder)
+    manifest = read_json(folder.manifest) or {}
+    progress = read_progress(folder.run_dir, job.steps) if KINDS[job.kind].continues else None
+    slurm_id = slurm.id if slurm is not None else None
+
+    def state(name: str, reason: str | None) -> JobState:
+        return JobState(job.id, name, slurm_id, max(0, past.count - 1), reason, progress)
+
+    current = manifest.get("key") == job.key
+    if current and manifest.get("status") in (DONE, FAILED, CANCELLED):
+        return state(str(manifest["status"]), manifest.get("reason"))
+    if slurm is not None:
+        return state(*slurm.in_words())
+    if is_locked(folder.lock):
+        return state(RUNNING, None)
+    missing = [need for need in job.needs if before[need].state != DONE]
+    if missing:
+        return state(WAITING, f"needs {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
+    if past.last_end is not None and past.last_end.get("outcome") == "stopped":
+        return state(STOPPED, "stopped by a signal: run the same command again to go on")
+    if past.last_start is not None and past.last_end is None:
+        return state(STOPPED, "its process was lost: run the same command again to go on")
+    return state(READY, None)
+
+
+def exit_code(states: list[JobState], jobs: list[Job]) -> int:
+    """1 when a job failed or was cancelled and something still lacks it; else 0."""
+    by_id = {state.job: state for state in states}
+    users: dict[str, list[str]] = {job.id: [] for job in jobs}
+    for job in jobs:
+        for need in job.needs:
+            users[need].append(job.id)
+
+    def lacking(job_id: str) -> bool:
+        bad = by_id[job_id].state in (FAILED, CANCELLED)
+        return bad and (not users[job_id] or any(by_id[user].state != DONE and lacking(user) for user in users[job_id]))
+
+    return 1 if any(lacking(job.id) for job in jobs) else 0
+
+
+def table(states: list[JobState]) -> str:
+    """The states as a table of plain text."""
+    head = ("JOB", "STATE", "SLURM", "RESTARTS", "PROGRESS", "REASON")
+    rows = [
+        (
+            state.job,
+            state.state,
+            state.slurm_id or "",
+            str(state.restarts or ""),
+            state.progress.text() if state.progress else "",
+            state.reason or "",
+        )
+        for state in states
+    ]
+    used = [column for column in range(len(head)) if column < 2 or any(row[column] for row in rows)]
+    widths = {column: max(len(row[column]) for row in [head, *rows]) for column in used}
+    return "\n".join("  ".join(row[c].ljust(widths[c]) for c in used).rstrip() for row in [head, *rows])

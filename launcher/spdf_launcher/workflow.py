@@ -1,0 +1,241 @@
+"""A workflow file, read and checked: variants, job templates, clusters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.load import build, find_config, flatten, merge, parse_override, read_tree
+from spdf_dist.config.suggest import nearest
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+JOB_KEYS = ("kind", "needs", "config", "set", "grid", "variants", "resources")
+TOP_KEYS = ("variants", "jobs", "clusters", "cluster")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one job (one cell) takes of a cluster; `tensor` also sets the config's parallel.tensor, everywhere."""
+
+    nodes: int = 1
+    ranks_per_node: int = 1
+    """Processes a node; with GPUs, one each."""
+    gpus_per_node: int = 0
+    cpus_per_rank: int = 1
+    mem: str | None = None
+    """Memory a node, as sbatch writes it: 64G."""
+    time: str | None = None
+    """Time limit, as sbatch writes it: "1-00:00:00"; quote it, or YAML reads 1:00:00 as 3600."""
+    tensor: int | None = None
+    throttle: int | None = None
+    """Most cells of a grid at one time."""
+    signal_seconds: int = 120
+    """How long before the time limit the job is told to save."""
+    max_failures: int = 3
+    """Failures in a row, without a new checkpoint in between, after which the job has failed for good."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the whole job."""
+        return self.nodes * self.ranks_per_node
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What every job of a Slurm cluster is submitted with."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    sbatch: list[str] = field(default_factory=list)
+    """Further sbatch options, each as --name=value."""
+    srun: list[str] = field(default_factory=list)
+    """Further srun options, such as --container-image=...; each as --name=value."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines that the batch script runs first: module load ..., source .../activate."""
+    env: dict[str, Any] = field(default_factory=dict)
+    """Environment variables of every job."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """One entry of `jobs:`; `set` and the values of `variants` are flat, keyed by dotted names."""
+
+    name: str
+    kind: str
+    needs: tuple[str, ...]
+    config: str | None
+    set: dict[str, Any]
+    grid: dict[str, list[Any]]
+    variants: tuple[str, ...] | None
+    """Restricts the job to these variants; empty: not once a variant; None: as its kind and its needs say."""
+    resources: Resources
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """A whole workflow file with its overrides applied."""
+
+    path: Path
+    variants: dict[str, dict[str, Any]]
+    jobs: dict[str, Template]
+    cluster: Cluster
+    tree: dict[str, Any]
+    """The file's content after base files and overrides, for the record."""
+
+
+def load_workflow(source: str, overrides: Sequence[str] = ()) -> Workflow:
+    """Read a workflow: a path or a shipped name, with ``key.sub=value`` overrides on top.
+
+    Raises UserError for whatever is not understood; nothing outside the file is looked at yet.
+    """
+    path = find_workflow(source)
+    tree = nested(read_tree(path))
+    for override in overrides:
+        merge(tree, nested(parse_override(override)))
+    return parse_workflow(path, tree)
+
+
+def find_workflow(source: str) -> Path:
+    """The file of a workflow: a path, a shipped config, or one of the shipped ``workflows/``."""
+    if not Path(source).is_file() and "/" not in source:
+        try:
+            return find_config(f"workflows/{source}")
+        except UserError:
+            pass
+    return find_config(source)
+
+
+def nested(tree: Any) -> Any:
+    """Mappings with dotted keys as nested mappings, so that overrides meet them whatever their spelling."""
+    if not isinstance(tree, dict):
+        return [nested(item) for item in tree] if isinstance(tree, list) else tree
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaf = nested(value)
+        for part in reversed(str(key).split(".")):
+            leaf = {part: leaf}
+        merge(result, leaf)
+    return result
+
+
+def mapping(value: Any, where: str) -> dict[str, Any]:
+    """``value`` as a mapping (nothing is an empty one); UserError otherwise."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected keys and values, got {value!r}")
+    return value
+
+
+def check_keys(tree: dict[str, Any], known: Sequence[str], where: str) -> None:
+    """UserError for the first key of ``tree`` that is not ``known``."""
+    for key in tree:
+        if key not in known:
+            raise UserError(f"{where}: unknown key '{key}'{nearest(key, known)}")
+
+
+def check_name(name: str, where: str) -> None:
+    """UserError unless ``name`` can stand in a path and in a reference."""
+    if not NAME.fullmatch(name):
+        raise UserError(f"{where}: '{name}' is no name: use letters, digits, - and _")
+
+
+def parse_workflow(path: Path, tree: dict[str, Any]) -> Workflow:
+    """The typed workflow of a nested tree."""
+    where = str(path)
+    if "jobs" not in tree:
+        raise UserError(f"{where}: is no workflow: it has no `jobs:`")
+    check_keys(tree, TOP_KEYS, where)
+    variants = {}
+    for name, overrides in mapping(tree.get("variants"), f"{where}: variants").items():
+        check_name(name, f"{where}: variants")
+        variants[name] = flatten(mapping(overrides, f"{where}: variants.{name}"))
+    jobs = mapping(tree["jobs"], f"{where}: jobs")
+    if not jobs:
+        raise UserError(f"{where}: jobs: is empty")
+    templates = {name: parse_template(name, entry, f"{where}: jobs.{name}") for name, entry in jobs.items()}
+    for template in templates.values():
+        for variant in template.variants or ():
+            if variant not in variants:
+                raise UserError(
+                    f"{where}: jobs.{template.name}.variants: no variant '{variant}'{nearest(variant, variants)}"
+                )
+    return Workflow(path, variants, templates, parse_cluster(tree, where), tree)
+
+
+def parse_template(name: str, entry: Any, where: str) -> Template:
+    """One job of the file."""
+    check_name(name, where)
+    entry = mapping(entry, where)
+    check_keys(entry, JOB_KEYS, where)
+    if "kind" not in entry:
+        raise UserError(f"{where}: has no kind")
+    needs = entry.get("needs") or []
+    needs = [needs] if isinstance(needs, str) else needs
+    variants = entry.get("variants")
+    variants = [variants] if isinstance(variants, str) else variants
+    for key, value in (("needs", needs), ("variants", variants or [])):
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UserError(f"{where}.{key}: expected a list of names, got {value!r}")
+    config = entry.get("config")
+    if config is not None and not isinstance(config, str):
+        raise UserError(f"{where}.config: expected the path or name of a config, got {config!r}")
+    resources = mapping(entry.get("resources"), f"{where}.resources")
+    if isinstance(resources.get("time"), int):
+        raise UserError(f'{where}.resources.time: write it in quotes, as "4:00:00" or "2-00:00:00"')
+    try:
+        typed: Resources = build(Resources, resources, "")
+    except UserError as error:
+        raise UserError(f"{where}.resources: {error}") from None
+    for key in ("nodes", "ranks_per_node", "cpus_per_rank", "max_failures"):
+        if getattr(typed, key) < 1:
+            raise UserError(f"{where}.resources.{key}: must be 1 or more, got {getattr(typed, key)}")
+    return Template(
+        name=name,
+        kind=str(entry["kind"]),
+        needs=tuple(needs),
+        config=config,
+        set=flatten(mapping(entry.get("set"), f"{where}.set")),
+        grid=parse_grid(flatten(mapping(entry.get("grid"), f"{where}.grid")), f"{where}.grid"),
+        variants=None if variants is None else tuple(variants),
+        resources=typed,
+    )
+
+
+def parse_grid(axes: dict[str, Any], where: str) -> dict[str, list[Any]]:
+    """Each key with its list of values, in the order of the keys' names so that cells keep theirs."""
+    for key, values in axes.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"{where}.{key}: expected a list of values, got {values!r}")
+    return {key: axes[key] for key in sorted(axes)}
+
+
+def parse_cluster(tree: dict[str, Any], where: str) -> Cluster:
+    """The cluster that `cluster:` names, else the only one, else one without settings."""
+    clusters = mapping(tree.get("clusters"), f"{where}: clusters")
+    chosen = tree.get("cluster")
+    if chosen is None and len(clusters) == 1:
+        (chosen,) = clusters
+    if chosen is None and clusters:
+        raise UserError(f"{where}: several clusters ({', '.join(sorted(clusters))}): add cluster=NAME")
+    if chosen is not None and chosen not in clusters:
+        raise UserError(f"{where}: cluster: no cluster '{chosen}'{nearest(str(chosen), clusters)}")
+    entry = mapping(clusters.get(chosen), f"{where}: clusters.{chosen}") if chosen is not None else {}
+    try:
+        cluster: Cluster = build(Cluster, entry, "")
+    except UserError as error:
+        raise UserError(f"{where}: clusters.{chosen}: {error}") from None
+    for key in ("sbatch", "srun"):
+        for option in getattr(cluster, key):
+            if not re.fullmatch(r"--[a-z][a-z0-9-]*(=[^\s\"'`$\\]*)?", option):
+                raise UserError(f"{where}: clusters.{chosen}.{key}: '{option}' is no option: write --name=value")
+    for key in cluster.env:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+            raise UserError(f"{where}: clusters.{chosen}.env: '{key}' is no variable name")
+    return cluster

@@ -1,0 +1,125 @@
+"""Stands in for the `spdf` command: writes the files that the real one writes, in milliseconds.
+
+The environment variable FAKE_FAULTS makes jobs go wrong: a JSON object from a part of the job's folder to a list of
+faults, one for each attempt: an exit code, "kill" (SIGKILL), "half" (exit 1 after half of the steps), "slow" (0.2 s a
+step), "huge" (a loss of 9), "" (nothing).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+STOP: list[int] = []
+
+
+def fault_of(folder: Path) -> Any:
+    """The fault of this attempt at the job in ``folder``."""
+    for part, faults in json.loads(os.environ.get("FAKE_FAULTS", "{}")).items():
+        if part in str(folder):
+            counter = folder / "fake_attempts"
+            number = len(counter.read_text()) if counter.exists() else 0
+            counter.write_text("x" * (number + 1))
+            return faults[number] if number < len(faults) else ""
+    return ""
+
+
+def apply_fault(fault: Any) -> None:
+    """Go wrong now."""
+    if isinstance(fault, int):
+        print(f"spdf fake: told to end with {fault}", file=sys.stderr)
+        sys.exit(fault)
+    if fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def option(words: list[str], name: str) -> str:
+    """The value of an option."""
+    return words[words.index(f"--{name}") + 1]
+
+
+def train(config: dict[str, Any], steps: int) -> int:
+    """Pretend to train, from the last checkpoint on."""
+    run = Path(config["run_dir"])
+    fault = fault_of(run.parent)
+    apply_fault(fault)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    done = [int(path.name.split("_")[1]) for path in run.glob("checkpoints/step_*")]
+    first = max(done, default=0)
+    save(run, first)
+    for step in range(first + 1, steps + 1):
+        loss = 9.0 if fault == "huge" else 5.0 / step + 100 * float(config["training"]["lr"])
+        line = {"step": step, "loss": loss, "consumed_tokens": step * 8, "step_ms": 10.0}
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if fault == "half" and step == steps // 2:
+            save(run, step)
+            return 1
+        if STOP:
+            save(run, step)
+            return 75
+        time.sleep(0.2 if fault == "slow" else 0.0)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": steps, "val_loss": 100 * float(config["training"]["lr"])}) + "\n")
+    save(run, steps)
+    return 0
+
+
+def save(run: Path, step: int) -> None:
+    """A checkpoint with no more than a manifest."""
+    folder = run / "checkpoints" / f"step_{step}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps({"step": step}))
+
+
+def main(words: list[str]) -> int:
+    """One command."""
+    signal.signal(signal.SIGTERM, lambda number, frame: STOP.append(number))
+    signal.signal(signal.SIGUSR1, lambda number, frame: STOP.append(number))
+    print("fake spdf", *words, file=sys.stderr)
+    if words[0] in ("pretrain", "finetune"):
+        config = yaml.safe_load(Path(words[1]).read_text())
+        training = config["training"]
+        if words[0] == "finetune":
+            assert Path(config["finetune"]["checkpoint"]).exists()
+            return train(config, 4)
+        return train(
+            config, training["train_tokens"] // (training["global_batch_size"] * config["model"]["seq_length"])
+        )
+    if words[0] == "densify":
+        fault = fault_of(Path(words[2]).parent.parent)
+        apply_fault(fault)
+        Path(words[2]).mkdir(parents=True)
+        (Path(words[2]) / "manifest.json").write_text("{}")
+        return 0
+    if words[0] == "evaluate":
+        apply_fault(fault_of(Path(option(words, "hypotheses")).parent.parent.parent))
+        lr = float(Path(option(words, "hypotheses")).read_text())
+        print(json.dumps({"schema_version": 1, "task": "e2e", "scores": {"bleu": 1 - lr}}))
+        return 0
+    if words[0] == "generate":
+        out = Path(option(words, "out"))
+        apply_fault(fault_of(out.parent.parent))
+        config = yaml.safe_load((Path(words[1]) / "config.yaml").read_text())
+        out.write_text(str(config["training"]["lr"]))
+        Path(option(words, "references-out")).write_text("reference\n")
+        return 0
+    if words[0] == "report":
+        out = Path(option(words, "out"))
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "index.html").write_text(" ".join(words[1:]))
+        return 0
+    print(f"spdf: error: fake knows no {words[0]}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,292 @@
+"""`spdf run --on local`: the whole life of a workflow, with a stand-in for the trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = """
+jobs:
+  pretrain:
+    kind: pretrain
+    set:
+      training: {train_tokens: 160, global_batch_size: 1, micro_batch_size: 1}
+      model.seq_length: 8
+  dense:
+    kind: densify
+    set: {checkpoint: "${jobs.pretrain.run_dir}"}
+"""
+
+GRID = """
+jobs:
+  pretrain:
+    kind: pretrain
+    set:
+      training: {train_tokens: 0, global_batch_size: 1, micro_batch_size: 1}
+      model.seq_length: 8
+  finetune:
+    kind: finetune
+    set: {finetune.checkpoint: "${jobs.pretrain.run_dir}", finetune.train: train.csv}
+    grid: {training.lr: [0.1, 0.2]}
+  select:
+    kind: select
+    needs: [finetune]
+    set: {metric: val_loss}
+  final:
+    kind: finetune
+    set:
+      finetune.checkpoint: ${jobs.pretrain.run_dir}
+      finetune.train: train.csv
+      training.lr: ${jobs.select.grid.training.lr}
+      seed: 77
+  dense:
+    kind: densify
+    set: {checkpoint: "${jobs.select.finetune.run_dir}"}
+"""
+
+
+def wait_for(condition, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]
+    """Until ``condition()`` holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def steps_of(path: Path) -> list[int]:
+    """The training steps in a metrics file."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line["step"] for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+def test_everything_runs_once_and_is_skipped_after(bench) -> None:  # type: ignore[no-untyped-def]
+    first = bench.run()
+    assert "19 of 19 jobs done, 0 of them before" in first
+    manifest = bench.manifest("finetune/s75/lr=0.1")
+    assert manifest["status"] == "done" and manifest["attempts"] == 1
+    assert set(manifest["inputs"]["parents"]) == {"dense/s75"}
+    assert manifest["inputs"]["files"].keys() == {str(bench.path / "train.csv")}
+    assert manifest["metrics"]["val_loss"] == pytest.approx(10.0)
+    assert manifest["nodes"] and manifest["versions"]["python"] and manifest["argv"]
+    choice = json.loads((bench.dir / "jobs/select/s75/out/choice.json").read_text())
+    assert choice["cell"] == {"training.lr": "0.1"} and choice["value"] == pytest.approx(0.9)
+    assert len(choice["candidates"]) == 2
+    assert "19 of 19 jobs done, 19 of them before" in bench.run()
+    assert all(job["state"] == "done" for job in bench.states().values())
+    # Only the variant whose level changed runs again, and what rests on it.
+    again = bench.run("variants.s75.sparsity.level=0.5")
+    assert "19 of 19 jobs done, 9 of them before" in again
+    assert "pretrain/dense " in again and "finetune/dense/lr=0.1  skipped" in again
+    assert (bench.dir / ".replaced/1/pretrain/s75/run/metrics.jsonl").exists()
+
+
+def test_a_changed_input_file_runs_what_reads_it_again(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    bench.run()
+    (bench.path / "train.csv").write_text("mr,ref\nother,text\n")
+    again = bench.run()
+    assert "pretrain         skipped" in again
+    assert "6 of 6 jobs done, 1 of them before" in again
+
+
+def test_ranks_and_intervals_do_not_run_a_job_again(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.run()
+    assert "2 of them before" in bench.run("jobs.pretrain.set.parallel.tensor=2", "jobs.pretrain.set.checkpoint.keep=3")
+
+
+def test_choice_feeds_later_jobs(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    bench.run()
+    config = (bench.dir / "jobs/final/config.yaml").read_text()
+    assert "lr: '0.1'" in config or "lr: 0.1" in config
+    assert bench.manifest("dense")["argv"][3:] == [
+        str(bench.dir / "jobs/finetune/lr=0.1/run"),
+        str(bench.dir / "jobs/dense/out/dense"),
+    ]
+
+
+def test_ctrl_c_stops_and_the_same_command_goes_on(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": ["slow", ""]}
+    process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local")
+    metrics = bench.dir / "jobs/pretrain/run/metrics.jsonl"
+    wait_for(lambda: metrics.exists() and len(steps_of(metrics)) >= 2)
+    assert bench.states()["pretrain"]["state"] == "running"
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=30)
+    assert process.returncode == 75, errors
+    assert "stopped" in out
+    assert bench.states()["pretrain"]["state"] == "stopped"
+    assert bench.states()["dense"]["state"] == "waiting"
+    bench.run()
+    assert steps_of(metrics) == list(range(1, 21))
+    assert bench.states()["pretrain"]["restarts"] == 1
+
+
+def test_launcher_killed_the_job_lives_on_and_is_joined(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": ["slow", ""]}
+    process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local")
+    metrics = bench.dir / "jobs/pretrain/run/metrics.jsonl"
+    wait_for(lambda: metrics.exists() and len(steps_of(metrics)) >= 2)
+    process.kill()
+    process.communicate()
+    bench.run()
+    assert bench.manifest("pretrain")["attempts"] == 1
+    assert steps_of(metrics) == list(range(1, 21))
+
+
+def test_runner_killed_waits_for_its_command_and_goes_on(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": ["slow", ""]}
+    process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local")
+    attempts = bench.dir / "jobs/pretrain/attempts.jsonl"
+    metrics = bench.dir / "jobs/pretrain/run/metrics.jsonl"
+    wait_for(lambda: metrics.exists() and len(steps_of(metrics)) >= 2)
+    os.kill(json.loads(attempts.read_text().splitlines()[0])["pid"], signal.SIGKILL)
+    process.communicate(timeout=30)
+    bench.run()
+    assert steps_of(metrics) == list(range(1, 21))
+    assert bench.manifest("pretrain")["attempts"] == 2
+
+
+def test_second_launcher_says_so_and_stops(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": ["slow"]}
+    process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local")
+    metrics = bench.dir / "jobs/pretrain/run/metrics.jsonl"
+    wait_for(metrics.exists)
+    said = bench.run(code=2)
+    assert f"another launcher is at work there (process {process.pid} on " in said
+    assert len(said.strip().splitlines()) == 1
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+
+
+def test_failures_are_counted_without_a_new_checkpoint_in_between(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": ["kill", "kill", "half", "kill", ""]}
+    bench.run()
+    manifest = bench.manifest("pretrain")
+    assert manifest["status"] == "done" and manifest["attempts"] == 5
+
+
+def test_killed_three_times_in_a_row(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": ["half", "kill", "kill", ""]}
+    assert "ended by SIGKILL; last line: fake spdf pretrain" in bench.run(code=1)
+    assert bench.manifest("pretrain")["attempts"] == 3
+
+
+def test_failed_for_good_cancels_the_rest_and_runs_again_on_request(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": [1, 1, 1, ""]}
+    said = bench.run(code=1)
+    assert "spdf fake: told to end with 1 (3 times with no new checkpoint)" in said
+    states = bench.states(code=1)
+    assert states["pretrain"]["state"] == "failed"
+    assert states["dense"]["state"] == "cancelled" and states["dense"]["reason"].startswith(
+        "pretrain failed: spdf fake"
+    )
+    bench.run()
+    assert bench.states()["dense"]["state"] == "done"
+
+
+@pytest.mark.parametrize("code", [2, 3])
+def test_bad_input_and_divergence_are_never_tried_again(bench, code: int) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": [code, ""]}
+    bench.run(code=1)
+    manifest = bench.manifest("pretrain")
+    assert (manifest["status"], manifest["exit_code"], manifest["attempts"]) == ("failed", code, 1)
+
+
+def test_one_cell_that_diverges_is_named_and_left_out(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    bench.faults = {"finetune/lr=0.1": [3]}
+    bench.run()
+    choice = json.loads((bench.dir / "jobs/select/out/choice.json").read_text())
+    assert choice["job"] == "finetune/lr=0.2"
+    assert choice["left_out"] == ["finetune/lr=0.1: spdf fake: told to end with 3"]
+    assert bench.states()["finetune/lr=0.1"]["state"] == "failed"
+    # The choice is made: the cell is not tried again.
+    assert "finetune/lr=0.1  skipped" in bench.run()
+
+
+def test_no_cell_finished(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    bench.faults = {"finetune/lr": [3]}
+    said = bench.run(code=1)
+    assert "spdf select: no cell of select finished" in said
+    assert bench.states(code=1)["final"]["state"] == "cancelled"
+
+
+def test_cancel_one_job_and_what_needs_it(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    bench.faults = {"finetune/lr=0.1": ["slow"]}
+    process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local")
+    metrics = bench.dir / "jobs/finetune/lr=0.1/run/metrics.jsonl"
+    wait_for(metrics.exists)
+    said = bench.spdf("cancel", str(bench.dir), "finetune/lr=0.1")
+    assert "finetune/lr=0.1: told to save and stop" in said
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    states = bench.states(code=1)
+    assert (
+        states["finetune/lr=0.1"]["state"] == "cancelled" and states["finetune/lr=0.1"]["reason"] == "by `spdf cancel`"
+    )
+    assert states["finetune/lr=0.2"]["state"] == "done" and states["select"]["state"] == "cancelled"
+    bench.run()
+    assert bench.states()["select"]["state"] == "done"
+
+
+def test_cancel_everything(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": ["slow"]}
+    process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local")
+    wait_for((bench.dir / "jobs/pretrain/run/metrics.jsonl").exists)
+    bench.spdf("cancel", str(bench.dir))
+    process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "nothing to cancel" in bench.spdf("cancel", str(bench.dir))
+
+
+def test_logs(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.run()
+    assert "fake spdf densify" in bench.spdf("logs", str(bench.dir), "dense")
+    everything = bench.spdf("logs", str(bench.dir), "-f")
+    assert "==> pretrain <==" in everything and "fake spdf densify" in everything
+    assert "no job 'dens', did you mean 'dense'?" in bench.spdf("logs", str(bench.dir), "dens", code=2)
+
+
+def test_status_of_a_folder_without_a_workflow(bench) -> None:  # type: ignore[no-untyped-def]
+    said = bench.spdf("status", str(bench.path), code=2)
+    assert "holds no workflow" in said and len(said.strip().splitlines()) == 1
+
+
+def test_dry_run_touches_nothing(bench) -> None:  # type: ignore[no-untyped-def]
+    said = bench.run("--dry-run")
+    assert "19 of 19 jobs to run; dry run, nothing was started" in said
+    assert not bench.dir.exists()
+
+
+def test_a_folder_with_something_else_in_it(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.dir.mkdir()
+    (bench.dir / "thesis.tex").write_text("years of work")
+    assert "holds thesis.tex and no workflow" in bench.run(code=2)
+
+
+def test_output_that_is_missing_is_a_failure(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": [0, 0, 0]}
+    said = bench.run(code=1)
+    assert "the command ended well at checkpoint -1 of 20" in said
