@@ -1,0 +1,104 @@
+"""Memory of one rank by part, in bytes, for dense, masked and compressed execution.
+
+State follows from how DeepSpeed keeps it (0.19): with N parameters on a tensor rank, p bytes each, over D data ranks
+
+    weights     p N
+    masters     4 N / D                  none at stage 0
+    moments     8 N / D                  8 N at stage 0
+    gradients   fp32: 4 N at stages 0 and 1; at stage 2 4 N / D and one bucket in flight
+                bf16: 2 N beside fp32 sums of 4 N at stage 1, of 4 N / D at stage 2
+    masks       1 byte an entry (masked)
+    indices     1 bit an entry and 4 bytes a non-zero (compressed, plain torch path)
+    code        up to 10 bytes a non-zero and direction (compressed, generated AVX-512 code), within the code budget
+
+Activations are what the layers keep for the backward pass of one micro-batch, counted tensor by tensor below, and the
+loss, which holds a chunk of logits at a time and the fp32 gradient of the output embedding.
+"""
+
+from __future__ import annotations
+
+from spdf_dist.accounting.layout import Layout, local_elements, padded_vocabulary
+from spdf_dist.config.schema import ModelConfig, SparsityConfig
+
+LOGITS_CHUNK = {"cuda": 64 * 2**20, "cpu": 8 * 2**20}
+"""Logits that the loss holds at once, elements."""
+REDUCE_BUCKET = 500_000_000
+"""DeepSpeed's default reduce_bucket_size, elements."""
+CODE_BYTES = 20
+"""Generated code a non-zero, both directions together, at most."""
+
+
+def state_bytes(model: ModelConfig, sparsity: SparsityConfig | None, layout: Layout) -> dict[str, int]:
+    """Weights, masters, moments and gradients."""
+    local = local_elements(model, sparsity, layout)
+    stage, data = layout.zero_stage, layout.data
+    count = local.parameters if stage == 0 else local.padded(data)
+    share = count if stage == 0 else count // data
+    bucket = min(REDUCE_BUCKET, local.parameters)
+    if layout.precision == "fp32":
+        gradients = 4 * local.parameters if stage < 2 else 4 * (share + bucket)
+    else:
+        gradients = 2 * local.parameters + 4 * (count if stage < 2 else share)
+    return {
+        "weights": layout.value_bytes * count,
+        "masters": 0 if stage == 0 else 4 * share,
+        "moments": 8 * share,
+        "gradients": gradients,
+    }
+
+
+def structure_bytes(
+    model: ModelConfig, sparsity: SparsityConfig | None, layout: Layout, device: str, code_budget_mb: int = 1024
+) -> dict[str, int]:
+    """Masks, indices and generated code."""
+    local = local_elements(model, sparsity, layout)
+    code = min(CODE_BYTES * local.nonzeros, code_budget_mb * 2**20) if device == "cpu" else 0
+    return {
+        "masks": local.masked,
+        "indices": -(-local.compressed // 8) + 4 * local.nonzeros,
+        "code": code,
+    }
+
+
+def layer_activation_bytes(model: ModelConfig, layout: Layout) -> int:
+    """What one layer keeps for its backward pass.
+
+    In units of B T d values: both norms' inputs and outputs (4; the norms' statistics are fp32, two a token and norm);
+    divided by the tensor ranks the fused Q, K, V (3), the attention's output as the kernel and as the projection need
+    it (2) with its fp32 log-sum, and the MLP's hidden layer before and after GELU (2 f / d).
+    """
+    tokens, d, t = layout.micro_batch * model.seq_length, model.hidden_size, layout.tensor
+    values = 4 * tokens * d + (5 * tokens * d + 2 * tokens * model.ffn) // t
+    statistics = 4 * (4 * tokens + tokens * model.num_attention_heads // t)
+    dropout = 0
+    if model.dropout > 0:  # one byte a dropped value: after attention and after the MLP
+        dropout = 2 * tokens * d
+    return layout.value_bytes * values + statistics + dropout
+
+
+def activation_bytes(model: ModelConfig, layout: Layout, device: str = "cuda") -> dict[str, int]:
+    """Activations of one micro-batch at the end of its forward pass, and the loss's own buffers."""
+    tokens, d, t = layout.micro_batch * model.seq_length, model.hidden_size, layout.tensor
+    p = layout.value_bytes
+    one = layer_activation_bytes(model, layout)
+    layers = model.num_layers * one
+    if layout.activation_checkpointing:
+        layers = model.num_layers * p * tokens * d + one  # each layer's input, and one layer at a time in full
+    ends = p * 2 * tokens * d + 8 * tokens  # the last norm's input and the gradient of its output
+    rows = padded_vocabulary(model.vocab_size, t) // t
+    chunk = min(LOGITS_CHUNK[device], tokens * rows)
+    loss = 4 * rows * d + chunk * (4 + p)
+    return {"layers": layers, "ends": ends, "loss": loss}
+
+
+def memory(
+    model: ModelConfig,
+    sparsity: SparsityConfig | None,
+    layout: Layout,
+    device: str = "cuda",
+    code_budget_mb: int = 1024,
+) -> dict[str, int]:
+    """Bytes of one rank by part, and their ``total``. The allocator's own losses are not in it."""
+    parts = state_bytes(model, sparsity, layout) | structure_bytes(model, sparsity, layout, device, code_budget_mb)
+    parts["activations"] = sum(activation_bytes(model, layout, device).values())
+    return parts | {"total": sum(parts.values())}

@@ -1,0 +1,95 @@
+"""What a pre-training config will do, before anything starts: `spdf pretrain --dry-run`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from spdf_dist.accounting.budget import tokens_per_step, total_steps, warmup_steps
+from spdf_dist.accounting.communication import communication
+from spdf_dist.accounting.flops import executed_flops, linears_share, training_flops
+from spdf_dist.accounting.layout import layout_of
+from spdf_dist.accounting.memory import memory
+from spdf_dist.accounting.parameters import parameter_counts, total_parameters
+from spdf_dist.accounting.text_table import text_table
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.config.validate import validate_batch
+
+
+def device_kind(config: PretrainConfig) -> str:
+    """`cpu` only where the config says so: elsewhere memory is counted as on a GPU."""
+    return "cpu" if config.device == "cpu" else "cuda"
+
+
+def plan(config: PretrainConfig, world_size: int) -> dict[str, Any]:
+    """Parameters, tokens, steps, memory of a rank and layout, as one JSON object.
+
+    Raises UserError when ``world_size`` does not divide into tensor ranks or the batch not over the data ranks.
+    """
+    tensor = config.parallel.tensor
+    if world_size % tensor:
+        raise UserError(f"parallel.tensor: {tensor} does not divide the {world_size} ranks")
+    device = device_kind(config)
+    layout = layout_of(config, world_size, device)
+    validate_batch(config, layout.data)
+    model, sparsity, training = config.model, config.sparsity, config.training
+    per_sequence = training_flops(model, sparsity)
+    return {
+        "schema_version": 1,
+        "run_dir": config.run_dir,
+        "parameters": total_parameters(model),
+        "nonzeros": total_parameters(model, sparsity),
+        "parameters_by_part": parameter_counts(model, sparsity),
+        "sparsity": sparsity.level,
+        "pattern": sparsity.pattern,
+        "train_tokens": training.train_tokens,
+        "tokens_per_step": tokens_per_step(config),
+        "steps": total_steps(config),
+        "warmup_steps": warmup_steps(config),
+        "world_size": world_size,
+        "layout": asdict(layout) | {"accumulation": layout.accumulation(training.global_batch_size)},
+        "flops_per_step": per_sequence * training.global_batch_size,
+        "executed_flops_per_step": training.global_batch_size
+        * executed_flops(model, sparsity, layout.execution, layout.activation_checkpointing),
+        "total_flops": per_sequence * training.global_batch_size * total_steps(config),
+        "fewer_flops_than_dense": training_flops(model) / per_sequence,
+        "linears_share": linears_share(model),
+        "memory_device": device,
+        "memory_bytes": memory(model, sparsity, layout, device, config.kernels.code_budget_mb),
+        "communication_bytes_per_step": communication(model, sparsity, layout, training.global_batch_size),
+    }
+
+
+def bytes_text(count: float) -> str:
+    """1.5 GB, decimal."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count:.0f} B"
+
+
+def plan_text(facts: dict[str, Any]) -> str:
+    """``plan`` for a person."""
+    layout, sent = facts["layout"], facts["communication_bytes_per_step"]
+    sparse = facts["sparsity"] > 0
+    lines = [
+        f"parameters    {facts['parameters']:,}"
+        + (f"; {facts['nonzeros']:,} kept at {facts['sparsity']:g} {facts['pattern']}" if sparse else " (dense)"),
+        f"tokens        {facts['train_tokens']:,} in {facts['steps']:,} steps of {facts['tokens_per_step']:,}, "
+        f"{facts['warmup_steps']:,} of them warm-up",
+        f"layout        {facts['world_size']} ranks: tensor {layout['tensor']} x data {layout['data']}, "
+        f"ZeRO {layout['zero_stage']}, {layout['accumulation']} micro-batches of {layout['micro_batch']}, "
+        f"{layout['precision']}, {layout['execution']}",
+        f"model FLOPs   {facts['flops_per_step']:.4g} a step, {facts['total_flops']:.4g} in all, "
+        f"{facts['fewer_flops_than_dense']:.2f} times fewer than dense; linear layers carry "
+        f"{facts['linears_share']:.0%} of the dense model's",
+        f"traffic       {bytes_text(sent['tensor_sent'])} tensor-parallel and {bytes_text(sent['data_sent'])} "
+        "data-parallel, sent by a rank each step",
+        "",
+        text_table(
+            (f"memory of a rank ({'GPU' if facts['memory_device'] == 'cuda' else 'CPU'})", "bytes", ""),
+            [(part, f"{count:,}", bytes_text(count)) for part, count in facts["memory_bytes"].items() if count],
+        ),
+    ]
+    return "\n".join(lines)
