@@ -1,4 +1,4 @@
-"""The DeepSpeed engine around a model: ZeRO, gradient accumulation, clipping and AdamW, one optimizer step at a time."""
+"""DeepSpeed around a model: ZeRO, gradient accumulation, clipping and AdamW, one optimizer step at a time."""
 
 from __future__ import annotations
 
