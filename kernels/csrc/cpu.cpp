@@ -14,10 +14,16 @@ bool has_avx512_bf16() {
     return has_avx512() && __builtin_cpu_supports("avx512bf16");
 }
 
+bool is_intel() {
+    __builtin_cpu_init();
+    return __builtin_cpu_is("intel");
+}
+
 #else
 
 bool has_avx512() { return false; }
 bool has_avx512_bf16() { return false; }
+bool is_intel() { return false; }
 
 #endif
 

@@ -7,5 +7,6 @@ namespace spdf {
 bool has_avx512();
 // Also bf16 dot products.
 bool has_avx512_bf16();
+bool is_intel();
 
 }  // namespace spdf

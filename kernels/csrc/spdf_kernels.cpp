@@ -102,7 +102,6 @@ void spmm(spdf_pattern& pattern, int backend, bool transposed, const T* x, int64
     const int64_t features = transposed ? pattern.rows.cols : pattern.rows.rows;
     if (tokens == 0 || features == 0) return;
     if (pattern.rows.nnz == 0) return fill_bias(bias, tokens, features, y);
-    if (bias && sizeof(T) != sizeof(float)) bias_scratch.floats(features);
     const float* bias_f32 = bias ? as_floats(bias, features, bias_scratch.floats(features)) : nullptr;
     float* ordered = values_scratch.floats(pattern.rows.nnz);
 #if defined(__x86_64__)
@@ -143,6 +142,8 @@ const char* spdf_backend_missing(int backend) {
     return "the library was built for another architecture than x86-64";
 #endif
 }
+
+int spdf_cpu_is_intel(void) { return spdf::is_intel(); }
 
 spdf_pattern* spdf_pattern_new(const uint8_t* bits, int64_t out, int64_t in, int64_t nnz) {
     try {

@@ -21,6 +21,9 @@ typedef struct spdf_pattern spdf_pattern;
 // Null when this machine can run the backend, else the reason in English.
 SPDF_EXPORT const char* spdf_backend_missing(int backend);
 
+// Whether the CPU is Intel's.
+SPDF_EXPORT int spdf_cpu_is_intel(void);
+
 // Structure of a weight [out, in] from its mask, packed row-major, first entry in the highest bit; nnz bits are set.
 // Null when memory ends. The bits are not kept.
 SPDF_EXPORT spdf_pattern* spdf_pattern_new(const uint8_t* bits, int64_t out, int64_t in, int64_t nnz);

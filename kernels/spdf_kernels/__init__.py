@@ -1,6 +1,8 @@
 """Products with unstructured, static sparse weights that skip the work and the memory of the pruned entries."""
 
 from spdf_kernels.backends import Description, available_backends, describe, set_code_budget_mb
+from spdf_kernels.choose import choose
+from spdf_kernels.dense import dense_linear
 from spdf_kernels.linear import sparse_linear
 from spdf_kernels.pattern import SparsityPattern
 
@@ -8,6 +10,8 @@ __all__ = [
     "Description",
     "SparsityPattern",
     "available_backends",
+    "choose",
+    "dense_linear",
     "describe",
     "set_code_budget_mb",
     "sparse_linear",

@@ -19,6 +19,7 @@ BACKENDS = {"portable": 0, "avx512": 1, "jit": 2}
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES = {
     "spdf_backend_missing": (ctypes.c_char_p, [_INT]),
+    "spdf_cpu_is_intel": (_INT, []),
     "spdf_pattern_new": (_POINTER, [_POINTER, _INT64, _INT64, _INT64]),
     "spdf_pattern_free": (None, [_POINTER]),
     "spdf_spmm": (_INT, [_POINTER, _INT, _INT, _INT, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _INT]),
@@ -55,6 +56,11 @@ def missing(backend: str) -> str | None:
         return missing_library
     reason = _library.spdf_backend_missing(BACKENDS[backend])
     return None if reason is None else reason.decode()
+
+
+def is_intel() -> bool:
+    """Whether the CPU is Intel's, so that MKL runs its best code. False where the library is missing."""
+    return _library is not None and bool(_library.spdf_cpu_is_intel())
 
 
 def spmm(
