@@ -376,11 +376,17 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def prune(root: Path, keep: int) -> None:
-    """Keep the newest ``keep`` whole checkpoints under ``root`` and delete older ones, and what is left of broken-off
-    saves. Folders that are no whole checkpoint are left alone. One rank calls it, while none is saving."""
+def prune(root: Path, keep: int, protect: int | None = None) -> None:
+    """Keep the newest ``keep`` whole checkpoints under ``root``, and that of step ``protect``; delete the others, and
+    what is left of broken-off saves. Folders that are no whole checkpoint are left alone. One rank calls it, while none
+    is saving."""
     for folder in root.glob(f"step_*{ASIDE}"):
         remove(folder)
     for folder in whole_checkpoints(root)[: -keep or None]:
-        # Renamed first: a deletion that is broken off must not leave something that looks like a checkpoint.
-        remove(folder.rename(folder.with_name(f"step_old_{folder.name}{ASIDE}")))
+        if folder.name != f"step_{protect}":
+            delete(folder)
+
+
+def delete(checkpoint: Path) -> None:
+    """Remove a checkpoint; renamed first: a deletion that is broken off must not leave what looks like one."""
+    remove(checkpoint.rename(checkpoint.with_name(f"step_old_{checkpoint.name}{ASIDE}")))

@@ -226,3 +226,16 @@ def test_gpt2_vocabulary_goes_along(tmp_path: Path) -> None:
     assert theirs.eos_token_id == ours.eod_id == 50256
     import_hf(tmp_path / "hf", tmp_path / "back")
     assert load_tokenizer(tmp_path / "back" / "tokenizer").digest == ours.digest
+
+
+def test_a_densified_checkpoint_exports_alike(tmp_path: Path) -> None:
+    from spdf_dist.checkpoint.densify import densify
+
+    (folder, _) = save(tmp_path / "run", 5, 2)
+    densify(folder, tmp_path / "dense")
+    export_hf(folder, tmp_path / "hf_sparse")
+    export_hf(tmp_path / "dense", tmp_path / "hf_dense")
+    sparse, dense = (load_file(tmp_path / name / "model.safetensors") for name in ("hf_sparse", "hf_dense"))
+    assert sparse.keys() == dense.keys() and all(torch.equal(sparse[name], dense[name]) for name in sparse)
+    c_attn = sparse["transformer.h.0.attn.c_attn.weight"]
+    assert tuple(c_attn.shape) == (8, 24) and int((c_attn == 0).sum()) == 144
