@@ -37,7 +37,8 @@ class Loop:
     """One run of training, from ``state.step`` to the source's last step.
 
     ``save(state)`` writes a checkpoint, collectively. ``patience`` ends the run after so many validations without a
-    better loss (0: never). ``peak_flops`` is the dense peak of all ranks' devices, None where it is not known.
+    better loss (0: never); ``keep_best`` also saves whenever the validation loss is the
+    best so far. ``peak_flops`` is the dense peak of all ranks' devices, None where it is not known.
     """
 
     engine: Engine
@@ -48,6 +49,7 @@ class Loop:
     checkpoint_interval: int
     stop: StopRequest
     patience: int = 0
+    keep_best: bool = False
     skip_loss_spike: float = 0.0
     peak_flops: float | None = None
 
@@ -62,7 +64,8 @@ class Loop:
                 if not stop and self.source.validates_after(step):
                     stop = self.validate()
                 last = step == self.source.total_steps or self.out_of_patience()
-                if stop or last or step % self.checkpoint_interval == 0:
+                best = self.keep_best and self.state.best_step == step
+                if stop or last or best or step % self.checkpoint_interval == 0:
                     self.state.recent_losses = list(recent)
                     saved = self.checkpoint(saved, final=stop or last)
                 if stop and not last:

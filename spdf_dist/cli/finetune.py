@@ -1,0 +1,38 @@
+"""Fine-tune a pre-trained checkpoint on a data-to-text or summarization task.
+
+A sparse checkpoint is made dense on load: the pruned weights start at zero and learn (finetune.keep_mask=true keeps
+them out, as a control). CONFIG is a YAML file or the name of a shipped config; key.sub=value overrides it. Ranks start
+as for `spdf pretrain`; starting a run folder again continues it.
+
+  spdf finetune e2e finetune.checkpoint=runs/s75 finetune.train=e2e/trainset.csv finetune.validation=e2e/devset.csv"""
+
+from __future__ import annotations
+
+import argparse
+
+from spdf_dist.config.load import load_config, to_yaml
+from spdf_dist.config.schema import FinetuneConfig
+
+HELP = "fine-tune a checkpoint, dense, on a task"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file or the name of a shipped config")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load_config(FinetuneConfig, args.config, args.overrides)
+    if args.dry_run:
+        print(to_yaml(config), end="")
+        return 0
+    from spdf_dist.cli.start import start
+    from spdf_dist.parallel.ranks import Ranks
+
+    def work(ranks: Ranks) -> None:
+        from spdf_dist.training.finetune import finetune
+
+        finetune(config, ranks)
+
+    return start("finetune", [args.config, *args.overrides], config, work)

@@ -1,0 +1,65 @@
+"""What pre-training and fine-tuning do alike before the first step."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from spdf_dist.accounting.hardware import GPUS
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import AnyConfig
+from spdf_dist.config.validate import validate_batch
+from spdf_dist.model.gpt import GPT, sparse_linears
+from spdf_dist.parallel.groups import Groups, initialize
+from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.parallel.ranks import Ranks
+
+
+def start(config: AnyConfig, ranks: Ranks) -> Groups:
+    """Process groups, determinism and the checks that need the world size."""
+    deterministic = config.training.deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("NCCL_ALGO", "Ring")
+        torch.use_deterministic_algorithms(True)
+    groups = initialize(ranks, config.parallel.tensor, config.parallel.data, config.device)
+    validate_batch(config, groups.data_size)
+    return groups
+
+
+def on_rank_zero(groups: Groups, action: Any) -> None:
+    """Run ``action`` on rank 0; its UserError is raised on every rank."""
+    message = None
+    if groups.rank == 0:
+        try:
+            action()
+        except UserError as error:
+            message = str(error)
+    message = groups.broadcast(message)
+    if message is not None:
+        raise UserError(message)
+
+
+def sparsity_by_group(model: GPT) -> dict[str, float]:
+    """The share of pruned weights of each product, over this rank's layers."""
+    kept: dict[str, list[int]] = {}
+    for name, linear in sparse_linears(model):
+        count = kept.setdefault(name.rsplit(".", 1)[1], [0, 0])
+        for piece in pieces_of(linear.weight):
+            rows, columns = piece.local_shape
+            count[0] += rows * columns if piece.mask is None else int(piece.mask.sum())
+            count[1] += rows * columns
+    return {group: 1 - nonzero / total for group, (nonzero, total) in kept.items()}
+
+
+def peak_flops(config: AnyConfig, groups: Groups) -> float | None:
+    """The dense peak of all ranks' GPUs together, None for a device that is not in the table."""
+    if groups.device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(groups.device).lower()
+    for key in sorted(GPUS, key=len, reverse=True):
+        if key.split("-")[0] in name:
+            return GPUS[key].peak(config.training.precision) * groups.world_size
+    return None

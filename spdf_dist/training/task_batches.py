@@ -1,0 +1,101 @@
+"""Fine-tuning batches: a task's examples, loss on the target alone, bucketed by length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from spdf_dist.accounting.flops import training_flops
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import FinetuneConfig, ModelConfig, SparsityConfig
+from spdf_dist.data.tasks import load_task
+from spdf_dist.data.tasks.batches import FinetuneBatches, micro_batches
+from spdf_dist.data.tasks.encoding import EncodedExample, collate, encode_examples
+from spdf_dist.data.tokenizer import Tokenizer
+from spdf_dist.parallel.groups import Groups
+from spdf_dist.sparsity.seeds import derive_seed
+from spdf_dist.training.batches import GlobalBatch
+from spdf_dist.training.engine import MicroBatch
+from spdf_dist.training.schedule import linear_by_steps
+
+
+class TaskBatches:
+    """A ``Source`` (see batches.py) over a task: ``epochs`` passes, each in its own order."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        model: ModelConfig,
+        sparsity: SparsityConfig | None,
+        tokenizer: Tokenizer,
+        groups: Groups,
+    ) -> None:
+        """``sparsity`` is that of the model under training: None when it is dense. Raises UserError."""
+        task = config.finetune
+        self.config = config
+        self.groups = groups
+        self.pad = tokenizer.eod_id
+        longest = min(task.max_length, model.seq_length)
+        self.examples = encode_examples(load_task(task.task, task.train, "train"), tokenizer, longest)
+        self.held_out: list[EncodedExample] = []
+        if task.validation:
+            self.held_out = encode_examples(load_task(task.task, task.validation, "validation"), tokenizer, longest)
+        self.order = FinetuneBatches(
+            [len(e.ids) for e in self.examples], config.training.global_batch_size, config.seed
+        )
+        self.steps_per_epoch = len(self.order)
+        self.total_steps = task.epochs * self.steps_per_epoch
+        if task.warmup_steps >= self.total_steps:
+            raise UserError(
+                f"finetune.warmup_steps: {task.warmup_steps} leaves nothing of {self.total_steps} steps "
+                f"({task.epochs} epochs of {self.steps_per_epoch})"
+            )
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+        self._consumed: list[int] = []
+        self._flops = {length: training_flops(model, sparsity, length - 1) for length in set(lengths)}
+
+    def _batches_of(self, epoch: int) -> list[list[int]]:
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self.order.epoch(epoch))
+        return self._epoch[1]
+
+    def batch(self, step: int) -> GlobalBatch:
+        epoch, index = divmod(step - 1, self.steps_per_epoch)
+        numbers = self._batches_of(epoch)[index]
+        seed = derive_seed("dropout", self.config.seed, f"{step}/{self.groups.data_rank}")
+        return GlobalBatch(
+            list(self._collated(self.examples, numbers, seed)),
+            sum(self.examples[number].target_tokens for number in numbers),
+            sum(self._flops[len(self.examples[number].ids)] for number in numbers),
+        )
+
+    def _collated(self, examples: Sequence[EncodedExample], numbers: Sequence[int], seed: int) -> Iterator[MicroBatch]:
+        """This rank's share of some examples."""
+        size = self.config.training.micro_batch_size
+        parts = micro_batches(numbers, self.groups.data_rank, self.groups.data_size, size)
+        for index, part in enumerate(parts):
+            rows = [examples[number] for number in part]
+            tokens_BT, labels_BT = collate(rows, max(1, len(rows)), self.pad)
+            device = self.groups.device
+            yield MicroBatch(tokens_BT.to(device), labels_BT.to(device), derive_seed("dropout", seed, str(index)) >> 1)
+
+    def consumed_tokens(self, step: int) -> int:
+        """Target tokens up to and with ``step``; every epoch has the same number."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        tokens = epochs * sum(example.target_tokens for example in self.examples)
+        for numbers in self._batches_of(epochs)[:rest] if rest else []:
+            tokens += sum(self.examples[number].target_tokens for number in numbers)
+        return tokens
+
+    def lr(self, step: int) -> float:
+        task = self.config.finetune
+        return linear_by_steps(step, peak=self.config.training.lr, warmup=task.warmup_steps, total=self.total_steps)
+
+    def validates_after(self, step: int) -> bool:
+        """At the end of each epoch."""
+        return bool(self.held_out) and step % self.steps_per_epoch == 0
+
+    def validation(self) -> Iterator[MicroBatch]:
+        numbers = sorted(range(len(self.held_out)), key=lambda n: len(self.held_out[n].ids))
+        size = self.config.training.micro_batch_size * self.groups.data_size
+        for start in range(0, len(numbers), size):
+            yield from self._collated(self.held_out, numbers[start : start + size], 0)
