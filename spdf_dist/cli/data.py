@@ -69,7 +69,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return int(args.work(args))
+    from spdf_dist.config.errors import SpdfError
+
+    try:
+        return int(args.work(args))
+    except OSError as error:
+        raise SpdfError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
 
 
 def run_tokenizer_train(args: argparse.Namespace) -> int:

@@ -92,7 +92,18 @@ def fetch(name: str, out: str) -> list[Path]:
         raise UserError(f"unknown data set '{name}'{nearest(name, [*SOURCES, 'pile'])}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    return [fetch_file(source, folder / source.name) for source in SOURCES[name]]
+    paths = []
+    for source in SOURCES[name]:
+        try:
+            paths.append(fetch_file(source, folder / source.name))
+        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+            reason = getattr(error, "reason", None) or error
+            missing = [other for other in SOURCES[name] if not (folder / other.name).exists()]
+            raise UserError(
+                f"{source.url} cannot be reached ({reason}); get by other means and put into {folder}: "
+                + ", ".join(f"{other.name} from {other.url} ({other.digest})" for other in missing)
+            ) from error
+    return paths
 
 
 def fetch_file(source: Source, target: Path) -> Path:
@@ -102,13 +113,7 @@ def fetch_file(source: Source, target: Path) -> Path:
             raise UserError(f"{target} exists and is not the official file ({source.digest}); move it away")
         return target
     part = target.with_name(f"{target.name}.part")
-    try:
-        download(source.url, part)
-    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise UserError(
-            f"{source.url} cannot be reached ({reason}); get it by other means and put it at {target} ({source.digest})"
-        ) from error
+    download(source.url, part)
     if not matches(part, source.digest):
         part.unlink()
         raise SpdfError(f"what {source.url} gave is not the official file ({source.digest}); it was removed, try again")

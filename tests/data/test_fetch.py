@@ -85,11 +85,12 @@ def test_other_content_is_refused(tmp_path: Path, address: str, monkeypatch: pyt
 
 def test_offline_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
-    offer(monkeypatch, "http://127.0.0.1:9/there/a.bin")
+    offer(monkeypatch, "http://127.0.0.1:9/there/a.bin", "http://127.0.0.1:9/there/b.bin")
     with pytest.raises(UserError, match="cannot be reached") as caught:
         fetch("set", str(tmp_path))
-    assert str(tmp_path / "a.bin") in str(caught.value)
-    assert "http://127.0.0.1:9/there/a.bin" in str(caught.value)
+    assert f"put into {tmp_path}" in str(caught.value)
+    for name in ("a.bin", "b.bin"):
+        assert f"{name} from http://127.0.0.1:9/there/{name} (sha256:" in str(caught.value)
 
 
 def test_names(tmp_path: Path) -> None:

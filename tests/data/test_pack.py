@@ -250,6 +250,17 @@ def test_an_error_on_one_rank_ends_the_others(monkeypatch: pytest.MonkeyPatch) -
         together(Pair(), lambda: "fine here")
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(
+    tmp_path: Path, sp_model: str, three_files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    command = ["data", "pack", "--input", *three_files, "--tokenizer", sp_model, "--seq-len", "64"]
+    assert main([*command, "--out", str(tmp_path / "file" / "out")]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "Not a directory" in lines[0]
+
+
 def test_torchrun_is_refused(
     tmp_path: Path, sp_model: str, three_files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
