@@ -12,7 +12,8 @@ State follows from how DeepSpeed keeps it (0.19): with N parameters on a tensor 
     code        up to 10 bytes a non-zero and direction (compressed, generated AVX-512 code), within the code budget
 
 Activations are what the layers keep for the backward pass of one micro-batch, counted tensor by tensor below, and the
-loss, which holds a chunk of logits at a time and the fp32 gradient of the output embedding.
+loss, which holds a chunk of logits at a time and the fp32 gradient of the output embedding. Compared with the tensors
+of a real engine in tests/accounting/test_engine_bytes.py: weights, masters, moments and traffic to the byte.
 """
 
 from __future__ import annotations
@@ -61,34 +62,36 @@ def structure_bytes(
 
 
 def layer_activation_bytes(model: ModelConfig, layout: Layout) -> int:
-    """What one layer keeps for its backward pass.
+    """What one layer keeps for its backward pass, with fused attention.
 
-    In units of B T d values: both norms' inputs and outputs (4; the norms' statistics are fp32, two a token and norm);
-    divided by the tensor ranks the fused Q, K, V (3), the attention's output as the kernel and as the projection need
-    it (2) with its fp32 log-sum, and the MLP's hidden layer before and after GELU (2 f / d).
+    In units of B T d values: both norms' inputs and outputs (4); divided by the tensor ranks the fused Q, K, V (3), the
+    attention's output (1) and the MLP's hidden layer before and after GELU (2 f / d). Beside them, in fp32, the norms'
+    statistics (2 a token and norm) and the attention's log-sums (1 a token and head).
     """
     tokens, d, t = layout.micro_batch * model.seq_length, model.hidden_size, layout.tensor
-    values = 4 * tokens * d + (5 * tokens * d + 2 * tokens * model.ffn) // t
+    values = 4 * tokens * d + (4 * tokens * d + 2 * tokens * model.ffn) // t
     statistics = 4 * (4 * tokens + tokens * model.num_attention_heads // t)
-    dropout = 0
-    if model.dropout > 0:  # one byte a dropped value: after attention and after the MLP
-        dropout = 2 * tokens * d
-    return layout.value_bytes * values + statistics + dropout
+    dropped = 2 * tokens * d if model.dropout > 0 else 0  # a byte a value, after attention and after the MLP
+    return layout.value_bytes * values + statistics + dropped
 
 
 def activation_bytes(model: ModelConfig, layout: Layout, device: str = "cuda") -> dict[str, int]:
-    """Activations of one micro-batch at the end of its forward pass, and the loss's own buffers."""
+    """What one micro-batch holds at the end of its forward pass, by part; ``logits`` is the loss's passing buffer."""
     tokens, d, t = layout.micro_batch * model.seq_length, model.hidden_size, layout.tensor
     p = layout.value_bytes
     one = layer_activation_bytes(model, layout)
     layers = model.num_layers * one
     if layout.activation_checkpointing:
         layers = model.num_layers * p * tokens * d + one  # each layer's input, and one layer at a time in full
-    ends = p * 2 * tokens * d + 8 * tokens  # the last norm's input and the gradient of its output
     rows = padded_vocabulary(model.vocab_size, t) // t
     chunk = min(LOGITS_CHUNK[device], tokens * rows)
-    loss = 4 * rows * d + chunk * (4 + p)
-    return {"layers": layers, "ends": ends, "loss": loss}
+    return {
+        "layers": layers,
+        # The last norm's input and statistics, the gradient of its output; token ids, and positions of one sequence.
+        "ends": 2 * p * tokens * d + 8 * tokens + 8 * tokens + 8 * model.seq_length,
+        "loss": 4 * rows * d,
+        "logits": chunk * (4 + (p if p < 4 else 0)),
+    }
 
 
 def memory(

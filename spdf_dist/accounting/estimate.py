@@ -1,0 +1,166 @@
+"""Time, cost and fit of a pre-training config on a cluster: arithmetic on data-sheet figures, not a measurement.
+
+Assumptions, each printed with the result:
+* compute: executed FLOPs (masked products multiply their zeros; recomputation counts) at ``efficiency`` of the GPU's
+  dense peak. The default 0.40 is what a well-tuned 1B model reaches on H100s (MPT-1B: 41.8% MFU on 8);
+* memory-bound work: the optimizer reads and writes its state once a step at the memory's bandwidth;
+* traffic runs at ``LINK_SHARE`` of the data-sheet rate and is not hidden behind compute: tensor-parallel over the link
+  within a node, data-parallel over the network as soon as it leaves the node;
+* a rank must fit in ``HEADROOM`` of the memory: the rest is the allocator's, CUDA's and NCCL's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from spdf_dist.accounting.budget import total_steps
+from spdf_dist.accounting.communication import communication
+from spdf_dist.accounting.flops import executed_flops, training_flops
+from spdf_dist.accounting.hardware import Gpu
+from spdf_dist.accounting.layout import Layout, layout_of
+from spdf_dist.accounting.memory import memory
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import PretrainConfig
+
+EFFICIENCY = 0.40
+HEADROOM = 0.90
+LINK_SHARE = 0.80
+NETWORK_BANDWIDTH = 50e9
+"""Bytes/s a GPU between nodes: one 400 Gbit/s port each."""
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where it would run."""
+
+    nodes: int
+    gpus_per_node: int
+    gpu: Gpu
+    efficiency: float = EFFICIENCY
+    network_bandwidth: float = NETWORK_BANDWIDTH
+
+    @property
+    def gpus(self) -> int:
+        """All of them."""
+        return self.nodes * self.gpus_per_node
+
+
+def step_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster) -> dict[str, float]:
+    """Seconds of one optimizer step by part."""
+    batch = config.training.global_batch_size
+    done = executed_flops(config.model, config.sparsity, layout.execution, layout.activation_checkpointing)
+    parts = memory(config.model, config.sparsity, layout)
+    traffic = communication(config.model, config.sparsity, layout, batch)
+    state = parts["masters"] + parts["moments"] + parts["weights"] // layout.data
+    gpu = cluster.gpu
+    link = LINK_SHARE * gpu.link_bandwidth
+    network = LINK_SHARE * cluster.network_bandwidth if cluster.nodes > 1 else link
+    return {
+        "compute": done * batch / cluster.gpus / (gpu.peak(layout.precision) * cluster.efficiency),
+        "optimizer": 2 * state / gpu.memory_bandwidth,
+        "tensor_parallel": traffic["tensor_sent"] / link,
+        "data_parallel": traffic["data_sent"] / network,
+    }
+
+
+def layouts(config: PretrainConfig, cluster: Cluster) -> list[Layout]:
+    """Every layout of the cluster that divides the model, the node and the batch."""
+    base = layout_of(config, cluster.gpus)
+    batch = config.training.global_batch_size
+    found = []
+    for tensor in range(1, cluster.gpus_per_node + 1):
+        divides = cluster.gpus_per_node % tensor == 0 and config.model.num_attention_heads % tensor == 0
+        if not divides or config.model.ffn % tensor:
+            continue
+        data = cluster.gpus // tensor
+        for stage in (0, 1, 2):
+            if stage == 0 and layout_of(config, cluster.gpus).precision == "bf16":
+                continue
+            for micro in MICRO_BATCHES:
+                if batch % (micro * data) == 0:
+                    for again in (False, True):
+                        found.append(
+                            replace(
+                                base,
+                                tensor=tensor,
+                                data=data,
+                                zero_stage=stage,
+                                micro_batch=micro,
+                                activation_checkpointing=again,
+                            )
+                        )
+    return found
+
+
+def judge(config: PretrainConfig, layout: Layout, cluster: Cluster) -> dict[str, Any]:
+    """One layout: memory of a rank, whether it fits, seconds a step."""
+    parts = memory(config.model, config.sparsity, layout)
+    seconds = step_seconds(config, layout, cluster)
+    return {
+        "layout": asdict(layout),
+        "memory_bytes": parts,
+        "fits": parts["total"] <= HEADROOM * cluster.gpu.memory_bytes,
+        "step_seconds": seconds | {"total": sum(seconds.values())},
+    }
+
+
+def best_layouts(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that fit, fastest first: of each tensor size, stage and recomputation the largest micro-batch."""
+    chosen: dict[tuple[int, int, bool], dict[str, Any]] = {}
+    for candidate in candidates:
+        layout = candidate["layout"]
+        key = (layout["tensor"], layout["zero_stage"], layout["activation_checkpointing"])
+        if candidate["fits"] and (key not in chosen or layout["micro_batch"] > chosen[key]["layout"]["micro_batch"]):
+            chosen[key] = candidate
+    return sorted(chosen.values(), key=lambda c: c["step_seconds"]["total"])
+
+
+def estimate(config: PretrainConfig, cluster: Cluster, gpu_hour_price: float | None = None) -> dict[str, Any]:
+    """Memory, traffic, time and cost of the config as it stands, the executions side by side, and what fits best.
+
+    Raises UserError when the GPUs do not divide into tensor ranks.
+    """
+    tensor = config.parallel.tensor
+    if cluster.gpus % tensor:
+        raise UserError(f"parallel.tensor: {tensor} does not divide {cluster.gpus} GPUs")
+    layout = layout_of(config, cluster.gpus)
+    own = judge(config, layout, cluster)
+    batch, steps = config.training.global_batch_size, total_steps(config)
+    whole = batch % (layout.micro_batch * layout.data) == 0
+    fitting = best_layouts([judge(config, candidate, cluster) for candidate in layouts(config, cluster)])
+    hours = own["step_seconds"]["total"] * steps / 3600
+    model_flops = training_flops(config.model, config.sparsity) * batch
+    peak = cluster.gpu.peak(layout.precision) * cluster.gpus
+    executions = {}
+    for name in ("dense", "masked", "compressed"):
+        if name == "dense" or config.sparsity.level > 0:
+            dense = replace(config.sparsity, level=0.0) if name == "dense" else config.sparsity
+            executions[name] = memory(config.model, dense, replace(layout, execution=name))
+    return {
+        "schema_version": 1,
+        "gpu": asdict(cluster.gpu),
+        "nodes": cluster.nodes,
+        "gpus": cluster.gpus,
+        "batch_divides": whole,
+        **own,
+        "memory_by_execution": executions,
+        "communication_bytes_per_step": communication(config.model, config.sparsity, layout, batch),
+        "steps": steps,
+        "tokens_per_second": batch * config.model.seq_length / own["step_seconds"]["total"],
+        "mfu": model_flops / own["step_seconds"]["total"] / peak,
+        "hours": hours,
+        "gpu_hours": hours * cluster.gpus,
+        "cost": None if gpu_hour_price is None else hours * cluster.gpus * gpu_hour_price,
+        "best": fitting,
+        "assumptions": {
+            "kind": "estimate: a roofline, not a measurement",
+            "efficiency": cluster.efficiency,
+            "network_bytes_per_second": cluster.network_bandwidth,
+            "link_bytes_per_second": cluster.gpu.link_bandwidth,
+            "link_share": LINK_SHARE,
+            "memory_headroom": HEADROOM,
+            "masked_products_multiply_zeros": layout.execution == "masked",
+        },
+    }
