@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
+from typing import NoReturn
 
 HELP = "train tokenizers, pack text into shards, fetch or make data sets"
 
@@ -100,7 +102,11 @@ def run_pack(args: argparse.Namespace) -> int:
     from spdf_dist.data.pack import pack
 
     start = time.monotonic()
-    result = pack(args.input, args.tokenizer, args.out, args.seq_len, args.workers, show_progress=True)
+    before = signal.signal(signal.SIGTERM, interrupt)  # so that what was written aside is removed
+    try:
+        result = pack(args.input, args.tokenizer, args.out, args.seq_len, args.workers, show_progress=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     index, seconds = result.index, time.monotonic() - start
     if result.rank == 0:
         if args.json:
@@ -119,6 +125,11 @@ def run_pack(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
     return 1 if index["problem_count"] else 0
+
+
+def interrupt(*_: object) -> NoReturn:
+    """What Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 def pack_summary(out: str, already_done: bool, ranks: int, seconds: float, index: dict) -> dict:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,16 @@ def start_worker(tokenizer: str) -> None:
     """Prepare a worker process."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=end_with_parent, daemon=True).start()
     _worker = ChunkTokenizer(load_tokenizer(tokenizer))
+
+
+def end_with_parent() -> None:
+    """End this worker when its parent is gone, however that ended."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def work(chunk: Chunk) -> TokenizedChunk:

@@ -1,9 +1,12 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +271,60 @@ def test_torchrun_is_refused(
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match="mpirun or srun"):
         pack(three_files, sp_model, str(tmp_path / "out"), 64)
+
+
+def running(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def children(pid: int) -> list[int]:
+    """The processes whose parent is ``pid``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(path.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(path.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            pass
+    return found
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_pack_that_is_ended_leaves_no_process_and_nothing_that_looks_whole(
+    tmp_path: Path, sp_model: str, how: signal.Signals
+) -> None:
+    source = write_jsonl(tmp_path / "a.jsonl", [story(n, 1000) for n in range(1500)])
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "spdf_dist", "data", "pack", "--input", str(source), "--tokenizer", sp_model]
+    command += ["--out", str(out), "--seq-len", "64", "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    stream = tmp_path / ".out.packing" / "000000.tokens"
+    wait_for(lambda: stream.exists() and stream.stat().st_size > 0)
+    started = children(process.pid)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (-9 if how == signal.SIGKILL else 130)
+    assert len(started) >= 2
+    wait_for(lambda: not any(running(pid) for pid in started))
+    assert "Traceback" not in said
+    assert not out.exists()
+    if how != signal.SIGKILL:
+        assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+        return
+    source.write_bytes(b"".join(source.read_bytes().splitlines(keepends=True)[:5]))
+    pack([str(source)], sp_model, str(out), 64, workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out"]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
