@@ -23,8 +23,7 @@ def spmm(x_TI: torch.Tensor, values_K: torch.Tensor, bias_O: torch.Tensor | None
     backend = backend_for(pattern)
     if backend != "torch":
         return native.spmm(x_TI, values_K, bias_O, pattern, backend, transposed=False)
-    y_TO = plain.spmm(x_TI, values_K, pattern)
-    return y_TO if bias_O is None else y_TO.add_(bias_O)
+    return plain.spmm(x_TI, values_K, bias_O, pattern)
 
 
 @torch.library.custom_op("spdf::spmm_transposed", mutates_args=())

@@ -11,16 +11,18 @@ import torch
 from spdf_kernels.pattern import SparsityPattern
 
 
-def spmm(x_TI: torch.Tensor, values_K: torch.Tensor, pattern: SparsityPattern) -> torch.Tensor:
-    """y [T, O] = x [T, I] times the transposed sparse weight, over kept entries alone."""
-    y_TO = x_TI @ _expand(values_K, pattern).t()
-    return _only_kept_entries(y_TO, x_TI, values_K, pattern, transposed=False)
+def spmm(
+    x_TI: torch.Tensor, values_K: torch.Tensor, bias_O: torch.Tensor | None, pattern: SparsityPattern
+) -> torch.Tensor:
+    """y [T, O] = x [T, I] times the transposed sparse weight, over kept entries alone, plus bias."""
+    y_TO = torch.nn.functional.linear(x_TI, _expand(values_K, pattern), bias_O)
+    return _only_kept_entries(y_TO, x_TI, values_K, bias_O, pattern, transposed=False)
 
 
 def spmm_transposed(dy_TO: torch.Tensor, values_K: torch.Tensor, pattern: SparsityPattern) -> torch.Tensor:
     """dx [T, I] = dy [T, O] times the sparse weight, over kept entries alone."""
     dx_TI = dy_TO @ _expand(values_K, pattern)
-    return _only_kept_entries(dx_TI, dy_TO, values_K, pattern, transposed=True)
+    return _only_kept_entries(dx_TI, dy_TO, values_K, None, pattern, transposed=True)
 
 
 def sddmm(dy_TO: torch.Tensor, x_TI: torch.Tensor, pattern: SparsityPattern) -> torch.Tensor:
@@ -39,6 +41,7 @@ def _only_kept_entries(
     product: torch.Tensor,
     operand: torch.Tensor,
     values_K: torch.Tensor,
+    bias: torch.Tensor | None,
     pattern: SparsityPattern,
     transposed: bool,
 ) -> torch.Tensor:
@@ -55,5 +58,6 @@ def _only_kept_entries(
     for token in tokens.tolist():
         terms = operand[token, source].float() * values_K.float()
         exact = torch.zeros(product.shape[1], dtype=torch.float32, device=product.device)
-        product[token] = exact.index_add_(0, target, terms).to(product.dtype)
+        exact.index_add_(0, target, terms)
+        product[token] = (exact if bias is None else exact + bias.float()).to(product.dtype)
     return product

@@ -1,0 +1,113 @@
+"""Choice of the back end, its description, the budget of generated code, threads, the choice of execution."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from kernels_reference import BACKENDS, random_pattern, random_tensor
+from spdf_kernels import available_backends, choose, dense_linear, describe, set_code_budget_mb, sparse_linear
+
+NATIVE = [name for name in BACKENDS if name != "torch"]
+needs_jit = pytest.mark.skipif("jit" not in BACKENDS, reason=f"no generated code: {available_backends()['jit']}")
+
+
+@pytest.fixture(autouse=True)
+def restore_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_every_backend_is_there_or_says_why_not() -> None:
+    backends = available_backends()
+    assert list(backends) == ["jit", "avx512", "portable", "torch"]
+    assert backends["torch"] is None
+    assert all(reason is None or len(reason) > 10 for reason in backends.values())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_description_names_the_forced_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPDF_KERNELS_BACKEND", backend)
+    pattern = random_pattern(128, 256, 0.25, seed=0)
+    description = describe(pattern)
+    assert description.forward == description.grad_input == backend
+    assert description.index_bytes >= pattern.nnz * 2
+    assert (description.code_bytes > 0) == (backend == "jit")
+
+
+@pytest.mark.parametrize(("backend", "share"), [("avx512", 0.38), ("portable", 0.38), ("jit", 0.60)])
+def test_state_at_75_percent_sparsity(backend: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend not in BACKENDS:
+        pytest.skip(str(available_backends()[backend]))
+    monkeypatch.setenv("SPDF_KERNELS_BACKEND", backend)
+    pattern = random_pattern(768, 768, 0.25, seed=0)
+    description = describe(pattern)
+    dense = 16 * 768 * 768  # parameter, gradient and two moments of four bytes each
+    assert 16 * pattern.nnz + description.index_bytes + description.code_bytes <= share * dense
+
+
+@needs_jit
+def test_beyond_the_code_budget_compressed_rows_take_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPDF_KERNELS_BACKEND", raising=False)
+    x = random_tensor(20, 256, dtype=torch.float32, seed=1)
+    within = random_pattern(128, 256, 0.25, seed=0)
+    assert describe(within).forward == "jit"
+    set_code_budget_mb(0)
+    try:
+        beyond = random_pattern(128, 256, 0.25, seed=0)
+        description = describe(beyond)
+    finally:
+        set_code_budget_mb(2**20)
+    assert description.forward == description.grad_input == "avx512" and description.code_bytes == 0
+    assert describe(within).forward == "jit"
+    values = random_tensor(within.nnz, dtype=torch.float32, seed=2)
+    torch.testing.assert_close(sparse_linear(x, values, within), sparse_linear(x, values, beyond))
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+@pytest.mark.parametrize("tokens", [3, 70, 600])
+def test_bits_do_not_depend_on_threads(backend: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPDF_KERNELS_BACKEND", backend)
+    pattern = random_pattern(130, 200, 0.3, seed=0)
+    x = random_tensor(tokens, 200, dtype=torch.float32, seed=1).requires_grad_()
+    values = random_tensor(pattern.nnz, dtype=torch.float32, seed=2).requires_grad_()
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        y = sparse_linear(x, values, pattern)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (x, values))))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_choice_of_execution() -> None:
+    torch.set_num_threads(1)
+    assert choose(random_pattern(64, 64, 0.0, seed=0), 32) == "compressed"
+    pattern = random_pattern(256, 256, 0.5, seed=0)
+    first = choose(pattern, 64)
+    assert first in ("masked", "compressed")
+    assert choose(random_pattern(256, 256, 0.5, seed=0), 64) == first  # the same kind of layer is measured once
+
+
+def test_choice_without_a_native_backend_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPDF_KERNELS_BACKEND", "torch")
+    assert choose(random_pattern(64, 64, 0.01, seed=0), 32) == "masked"
+
+
+@pytest.mark.parametrize("shape", [(17,), (0, 17), (3, 17), (40, 17), (3, 9, 17)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dense_linear(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, weight, bias = (
+        random_tensor(*size, dtype=dtype, seed=seed).requires_grad_()
+        for seed, size in enumerate([shape, (11, 17), (11,)])
+    )
+    ours, theirs = dense_linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(y.sum(), (x, weight, bias)) for y in (ours, theirs)]
+    for left, right in zip(*gradients, strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_dense_linear_with_wrong_shapes_raises_like_torch() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        dense_linear(torch.zeros(40, 17), torch.zeros(11, 16))

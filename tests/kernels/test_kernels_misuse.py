@@ -1,0 +1,62 @@
+"""Wrong arguments of sparse_linear and of the back-end choice: a clear error, never a crash."""
+
+import pytest
+import torch
+from kernels_reference import random_pattern
+from spdf_kernels import SparsityPattern, available_backends, set_code_budget_mb, sparse_linear
+
+PATTERN = random_pattern(6, 8, 0.5, seed=0)
+X, VALUES, BIAS = torch.zeros(3, 8), torch.zeros(PATTERN.nnz), torch.zeros(6)
+
+
+@pytest.mark.parametrize(
+    ("x", "values", "bias", "error", "message"),
+    [
+        (torch.zeros(3, 7), VALUES, BIAS, ValueError, "x must have shape"),
+        (torch.zeros(()), VALUES, BIAS, ValueError, "x must have shape"),
+        (X, torch.zeros(PATTERN.nnz - 1), BIAS, ValueError, "values must have shape"),
+        (X, torch.zeros(PATTERN.nnz, 1), BIAS, ValueError, "values must have shape"),
+        (X, VALUES, torch.zeros(5), ValueError, "bias must have shape"),
+        (X, VALUES, torch.zeros(1, 6), ValueError, "bias must have shape"),
+        (X.double(), VALUES.double(), None, TypeError, "float32 or bfloat16"),
+        (X.half(), VALUES.half(), None, TypeError, "float32 or bfloat16"),
+        (X.bfloat16(), VALUES, None, TypeError, "share a dtype"),
+        (X, VALUES, BIAS.bfloat16(), TypeError, "share a dtype"),
+        (X.to("meta"), VALUES, None, ValueError, "x is on meta"),
+        (X, VALUES.to("meta"), None, ValueError, "values is on meta"),
+        ([[0.0] * 8], VALUES, None, TypeError, "x must be a torch tensor"),
+        (X, None, None, TypeError, "values must be a torch tensor"),
+    ],
+)
+def test_wrong_tensors(x: object, values: object, bias: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        sparse_linear(x, values, PATTERN, bias)  # type: ignore[arg-type]
+
+
+def test_mask_instead_of_a_pattern() -> None:
+    with pytest.raises(TypeError, match="must be a SparsityPattern"):
+        sparse_linear(X, VALUES, PATTERN.mask())  # type: ignore[arg-type]
+
+
+def test_meta_mask() -> None:
+    with pytest.raises(ValueError, match="meta"):
+        SparsityPattern.from_mask(torch.ones(2, 2, dtype=torch.bool, device="meta"))
+
+
+def test_unknown_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPDF_KERNELS_BACKEND", "avx9")
+    with pytest.raises(ValueError, match=r"SPDF_KERNELS_BACKEND=avx9.*known are jit, avx512, portable, torch"):
+        sparse_linear(X, VALUES, PATTERN)
+
+
+def test_backend_that_this_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spdf_kernels.native.missing", lambda name: "no such instructions")
+    monkeypatch.setenv("SPDF_KERNELS_BACKEND", "avx512")
+    assert available_backends()["avx512"] == "no such instructions"
+    with pytest.raises(ValueError, match="avx512 is not available: no such instructions"):
+        sparse_linear(X, VALUES, PATTERN)
+
+
+def test_negative_code_budget() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        set_code_budget_mb(-1)
