@@ -39,9 +39,8 @@ class TaskBatches:
         self.held_out: list[EncodedExample] = []
         if task.validation:
             self.held_out = encode_examples(load_task(task.task, task.validation, "validation"), tokenizer, longest)
-        self.order = FinetuneBatches(
-            [len(e.ids) for e in self.examples], config.training.global_batch_size, config.seed
-        )
+        lengths = [len(example.ids) for example in self.examples]
+        self.order = FinetuneBatches(lengths, config.training.global_batch_size, config.seed)
         self.steps_per_epoch = len(self.order)
         self.total_steps = task.epochs * self.steps_per_epoch
         if task.warmup_steps >= self.total_steps:
@@ -50,7 +49,6 @@ class TaskBatches:
                 f"({task.epochs} epochs of {self.steps_per_epoch})"
             )
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
-        self._consumed: list[int] = []
         self._flops = {length: training_flops(model, sparsity, length - 1) for length in set(lengths)}
 
     def _batches_of(self, epoch: int) -> list[list[int]]:
