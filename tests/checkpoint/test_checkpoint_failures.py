@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from spdf_dist.checkpoint import write
 from spdf_dist.checkpoint.manifest import MASKS
 from spdf_dist.checkpoint.read import Checkpoint, is_whole, latest, resolve
 from spdf_dist.checkpoint.stream import SafetensorsStream
-from spdf_dist.checkpoint.write import prune, single_writer
+from spdf_dist.checkpoint.write import check_cover, prune, single_writer
 from spdf_dist.config.errors import SpdfError, UserError
 
 
@@ -37,6 +38,12 @@ def test_latest_goes_by_content(tmp_path: Path) -> None:
     assert latest(tmp_path) is None and latest(tmp_path / "nowhere") is None
     with pytest.raises(UserError, match=r"holds no whole checkpoint: .*damaged"):
         resolve(tmp_path)
+
+
+def test_a_copy_of_a_checkpoint_does_not_take_its_place(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    shutil.copytree(tmp_path / "step_5", tmp_path / "zcopy")
+    assert latest(tmp_path) == tmp_path / "step_5"
 
 
 def test_folders_that_are_being_written_are_not_looked_into(tmp_path: Path) -> None:
@@ -255,6 +262,35 @@ def test_masks_that_do_not_match_their_digest(tmp_path: Path) -> None:
         Checkpoint(tmp_path).read("layers.0.W_Q")
 
 
+def test_values_and_masks_of_different_checkpoints(tmp_path: Path) -> None:
+    save(tmp_path / "a", 5)
+    save(tmp_path / "b", 5, sparsity=replace(SPARSE, level=0.5))
+    mine, other = tmp_path / "a" / "step_5", tmp_path / "b" / "step_5"
+    shutil.copyfile(other / MASKS, mine / MASKS)
+    foreign = json.loads((other / "manifest.json").read_text())
+    edit(mine, lambda tree: tree["masks"].update(foreign["masks"]))
+    edit(mine, lambda tree: tree["files"].update({MASKS: foreign["files"][MASKS]}))
+    with pytest.raises(UserError, match=r"layers\.0\.W_Q has \(16,\) values, not 32"):
+        Checkpoint(mine).read("layers.0.W_Q")
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([], "not whole"),
+        ([(None, 0, 8), (None, 0, 8)], "is written by 2 ranks"),
+        ([(None, 0, 8), (0, 0, 8)], "along different dimensions"),
+        ([(0, 0, 4), (0, 3, 8)], "slices end at 4 and begin at 3"),
+        ([(0, 0, 4), (0, 5, 8)], "slices end at 4 and begin at 5"),
+        ([(0, 0, 4), (0, 4, 7)], "its slices end at 7"),
+    ],
+)
+def test_slices_that_are_not_the_tensor(parts: list[tuple[int | None, int, int]], message: str) -> None:
+    slices = [{"file": "f", "dim": dim, "start": start, "stop": stop} for dim, start, stop in parts]
+    with pytest.raises(ValueError, match=message):
+        check_cover("model of x", (8, 8), slices)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -294,12 +330,19 @@ def test_a_tensor_that_two_ranks_write(tmp_path: Path) -> None:
 
 def test_sparse_pieces_need_their_mask(tmp_path: Path) -> None:
     masks = masks_of(SPARSE)
-    (error,) = save(tmp_path, 1, masks={**masks, "layers.0.W_Q": ~masks["layers.0.W_Q"]}, sparsity=SPARSE)
-    assert isinstance(error, Path)  # any mask will do when the pieces have the same
     pieces = responsible(0, 1, masks, make_tensors(masks))
     with pytest.raises(SpdfError, match=r"layers\.0\.W_Q is sparse and its mask was not given"):
         single_writer(tmp_path / "step_2", 2).write(
             pieces, masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(SPARSE)
+        )
+    pieces = responsible(0, 1, masks, make_tensors(masks))
+    with pytest.raises(SpdfError, match=r"layers\.0\.W_Q has 16 values, the mask that was given is another"):
+        single_writer(tmp_path / "step_2", 2).write(
+            pieces,
+            masks=masks_of(replace(SPARSE, level=0.5)),
+            config_yaml="",
+            tokenizer=None,
+            manifest=manifest_of(SPARSE),
         )
 
 
