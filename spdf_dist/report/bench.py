@@ -9,6 +9,12 @@ from spdf_dist.report.figures import Series
 COLOURS = {"forward": "#2f7fc4", "dx": "#1b9c78", "dw": "#e0672b"}
 
 
+def is_gemm_bench(content: dict[str, Any]) -> bool:
+    """Whether a JSON object is what ``spdf bench gemm --json`` prints."""
+    results = content.get("results")
+    return isinstance(results, list) and bool(results) and {"op", "speedup", "sparsity"} <= set(results[0])
+
+
 def speedup_series(bench: dict[str, Any]) -> list[Series]:
     """Speed-up over the best dense back end by sparsity (%), one line an operation, of the largest square shape."""
     rows = [row for row in bench.get("results", []) if row.get("speedup") is not None and row.get("op") in COLOURS]
@@ -16,6 +22,8 @@ def speedup_series(bench: dict[str, Any]) -> list[Series]:
     if not square:
         return []
     size = max(row["out"] for row in square)
+    threads = max(row.get("threads", 1) for row in square)
+    square = [row for row in square if row["out"] == size and row.get("threads", 1) == threads]
     lines = []
     for op, colour in COLOURS.items():
         points = sorted(

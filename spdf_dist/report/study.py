@@ -15,6 +15,7 @@ from typing import Any
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import flatten
+from spdf_dist.report.bench import is_gemm_bench
 from spdf_dist.report.jobs import WorkflowJob, ancestors, job_of, read_object
 from spdf_dist.report.published import paper_model
 from spdf_dist.report.runs import Run, is_run, read_run
@@ -102,9 +103,11 @@ def read_study(folders: Sequence[Path]) -> Study:
         if not root.is_dir():
             raise UserError(f"{root}: no such folder")
         for folder in walk(root):
-            if is_run(folder) and all(run.path.resolve() != folder.resolve() for run in study.runs):
-                study.runs.append(with_variant(read_run(folder)))
+            add_run(study, folder)
             results += [path for path in sorted(folder.glob("*.json")) if path.name not in NOT_RESULTS]
+        job = job_of(root)
+        for parent in ancestors(job) if job else ():  # an evaluation brings the runs behind it
+            add_run(study, parent.folder / "run")
         note_workflow(study, root)
     link_parents(study)
     for path in dict.fromkeys(path.resolve() for path in results):
@@ -113,6 +116,12 @@ def read_study(folders: Sequence[Path]) -> Study:
         places = ", ".join(map(str, folders))
         raise UserError(f"{places}: no run (config.yaml with metrics.jsonl) and no scores there or below")
     return study
+
+
+def add_run(study: Study, folder: Path) -> None:
+    """Read the run in ``folder``, if there is one and it is not in the study yet."""
+    if is_run(folder) and all(run.path.resolve() != folder.resolve() for run in study.runs):
+        study.runs.append(with_variant(read_run(folder)))
 
 
 def note_workflow(study: Study, folder: Path) -> None:
@@ -163,7 +172,7 @@ def read_result(study: Study, path: Path) -> None:
     content = read_object(path)
     if "schema_version" not in content:
         return
-    if "gemm" in (content.get("bench"), content.get("command"), content.get("kind")):
+    if is_gemm_bench(content):
         study.bench = content
         return
     metrics = content.get("scores", content.get("metrics", content))
@@ -212,12 +221,7 @@ def owner(study: Study, path: Path, job: WorkflowJob | None) -> Run | None:
             return known[folder]
     for parent in ancestors(job) if job else ():
         if parent.kind in ("finetune", "pretrain"):
-            folder = (parent.folder / "run").resolve()
-            if folder not in known and is_run(folder):
-                hidden = with_variant(read_run(folder))
-                link_parents(Study([], [*study.pretraining, hidden]))
-                return hidden
-            return known.get(folder)
+            return known.get((parent.folder / "run").resolve())
     return None
 
 

@@ -136,8 +136,8 @@ def execution_text(run: Run) -> str:
     """How the sparse layers ran, as a second line; nothing for a dense model."""
     if run.sparsity is None or run.sparsity.level == 0:
         return ""
-    chosen = run.execution.get("execution") or run.execution.get("default") or run.sparsity.execution
-    return f"\n{chosen}"
+    chosen = sorted(set((run.execution.get("layers") or {}).values())) or [run.sparsity.execution]
+    return f"\n{' and '.join(chosen)}"
 
 
 def finetuning_text(runs: Sequence[Run]) -> str:

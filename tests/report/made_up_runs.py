@@ -71,7 +71,8 @@ def pretrain_run(
     validation = {step: curve[step - 1] + 0.02 for step in range(20, steps + 1, 20)}
     write_run(folder, to_tree(config), losses, validation, training_flops(config.model, config.sparsity))
     if level and steps:
-        write_json(folder / "execution.json", {"layers.0.W_Q": "compressed"})
+        layers = {"qkv": "compressed", "expand": "compressed"}
+        write_json(folder / "execution.json", {"schema_version": 1, "layers": layers, "reason": "set"})
     return config
 
 

@@ -12,6 +12,7 @@ from made_up_runs import STEPS, VARIANTS, finetune_run, pretrain_run, write_job,
 
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
+from spdf_dist.report.bench import speedup_series
 from spdf_dist.report.jobs import all_jobs, ancestors, job_of, read_job
 from spdf_dist.report.runs import read_run
 from spdf_dist.report.scores import Score, estimate, paper_scale, selected
@@ -82,11 +83,28 @@ def test_variants_flops_and_differences_to_dense(workflow: Path) -> None:
 
 def test_report_job_gets_the_folders_of_the_jobs_it_needs(workflow: Path) -> None:
     """As the launcher calls it: no workflow root, evaluations without their runs."""
-    folders = [workflow / "jobs" / kind / name for kind in ("pretrain", "evaluate") for name in VARIANTS]
+    folders = [workflow / "jobs" / "evaluate" / name for name in VARIANTS]
     study = read_study(folders)
+    assert len(study.pretraining) == len(study.finetuning) == len(VARIANTS)
     assert {score.variant for score in study.scores} == set(VARIANTS)
     assert all(score.synthetic and score.size == "1.07M" for score in study.scores)
     assert study.workflows == [workflow]
+
+
+def test_kernel_measurements_become_figure_1(tmp_path: Path) -> None:
+    results = [
+        {"out": out, "in": 64, "sparsity": level, "threads": threads, "op": op, "speedup": 1 / (1 - level)}
+        for out in (64, 256)
+        for level in (0.5, 0.9)
+        for threads in (1, 2)
+        for op in ("forward", "dx", "forward_backward")
+    ]
+    bench = {"schema_version": 1, "machine": {"cpu": "a processor"}, "threads": 2, "results": results}
+    write_json(tmp_path / "gemm.json", bench)
+    lines = speedup_series(bench)
+    assert [(line.label, list(line.x)) for line in lines] == [("forward", [50.0, 90.0]), ("dx", [50.0, 90.0])]
+    text = write_report([tmp_path / "gemm.json"], tmp_path / "out").read_text(encoding="utf-8")
+    assert (tmp_path / "out" / "figure_1.png").is_file() and "a processor" in text
 
 
 def test_a_manifest_with_metrics_is_not_a_second_score(workflow: Path) -> None:
