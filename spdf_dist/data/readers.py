@@ -216,6 +216,8 @@ def json_chunks(path: Path) -> Iterator[Chunk | Problem]:
             yield Problem(str(path), line, f"{broken}{lost}")
         elif last:
             yield Chunk(str(path), "json", line, [last], position=position)
+        elif line == 1:
+            yield Problem(str(path), 0, "the file is empty")
 
 
 def decompressed(file: BinaryIO, name: str) -> Iterator[bytes]:
