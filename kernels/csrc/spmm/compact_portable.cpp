@@ -1,7 +1,7 @@
 #include "spmm/compact.hpp"
 
 // On x86-64 GCC also compiles the loop for AVX2 and picks at load time; elsewhere the baseline has vectors (NEON).
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(SPDF_NO_CLONES)
 #define SPDF_CLONES __attribute__((target_clones("arch=haswell", "default")))
 #else
 #define SPDF_CLONES
