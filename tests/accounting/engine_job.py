@@ -1,0 +1,166 @@
+"""One rank of a tiny training run that weighs what it holds and counts what it sends; rank 0 prints JSON.
+
+    engine_job.py TENSOR DATA STAGE PRECISION EXECUTION CHECKPOINTING
+
+Ranks come from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from spdf_dist.accounting.communication import communication
+from spdf_dist.accounting.layout import layout_of
+from spdf_dist.accounting.memory import activation_bytes, memory, state_bytes
+from spdf_dist.checkpoint.packed_masks import PackedMasks
+from spdf_dist.config.load import build
+from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.model.gpt import build_gpt
+from spdf_dist.model.initialize import initialize_parameters
+from spdf_dist.parallel.groups import initialize
+from spdf_dist.parallel.ranks import discover
+from spdf_dist.sparsity.masks import RandomMasks
+from spdf_dist.training.engine import Engine, MicroBatch
+
+
+def tree(tensor: int, data: int, stage: int, precision: str, execution: str, checkpointing: bool) -> dict[str, Any]:
+    return {
+        "device": "cpu",
+        "model": {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "seq_length": 32, "vocab_size": 301},
+        "sparsity": {
+            "level": 0.0 if execution == "dense" else 0.75,
+            "execution": "masked" if execution == "dense" else execution,
+        },
+        "parallel": {"tensor": tensor, "data": data, "zero_stage": stage},
+        "training": {
+            "global_batch_size": 4 * data,
+            "micro_batch_size": 2,
+            "precision": precision,
+            "activation_checkpointing": checkpointing,
+        },
+    }
+
+
+OUTPUTS = ("tensor", "output_tensor", "output", "tensor_list")
+"""What collectives call the tensor that holds their result."""
+
+
+class Traffic:
+    """Bytes given to collectives of more than ``least`` bytes, by collective and group size."""
+
+    def __init__(self, least: int = 64) -> None:
+        self.least = least
+        self.bytes: dict[str, int] = {}
+        for name in (
+            "all_reduce",
+            "all_gather_into_tensor",
+            "reduce_scatter_tensor",
+            "all_gather",
+            "reduce",
+            "broadcast",
+        ):
+            self.wrap(name)
+
+    def wrap(self, name: str) -> None:
+        plain = getattr(dist, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            first = args[0] if args else next(kwargs[key] for key in OUTPUTS if key in kwargs)
+            tensors = first if isinstance(first, list | tuple) else [first]
+            size = sum(t.numel() * t.element_size() for t in tensors)
+            group = kwargs.get("group")
+            key = f"{name}/{dist.get_world_size(group)}"
+            if size > self.least:
+                self.bytes[key] = self.bytes.get(key, 0) + size
+            return plain(*args, **kwargs)
+
+        setattr(dist, name, counted)
+
+
+def storages(tensors: list[torch.Tensor]) -> int:
+    """Bytes of the distinct storages behind tensors."""
+    found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
+    return sum(found.values())
+
+
+def optimizer_state(engine: Engine) -> dict[str, int]:
+    """Bytes of masters and moments, by what the optimizer really holds."""
+    masters = [p for group in engine.adamw.param_groups for p in group["params"]] if engine.stage else []
+    state = engine.adamw.state.values()
+    moments = [value for entry in state for key, value in entry.items() if key != "step" and value.numel() > 1]
+    return {"masters": storages(masters), "moments": storages(moments)}
+
+
+def main() -> None:
+    values = [*map(int, sys.argv[1:4]), *sys.argv[4:6], sys.argv[6] == "1"]
+    config: PretrainConfig = build(PretrainConfig, tree(*values), "")  # type: ignore[arg-type]
+    ranks = discover()
+    assert ranks is not None
+    traffic = Traffic()
+    groups = initialize(ranks, config.parallel.tensor, config.parallel.data, "cpu")
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    masks = PackedMasks.pack(RandomMasks(config.model, config.sparsity))
+    execution = dict.fromkeys(("qkv", "projection", "expand", "contract"), config.sparsity.execution)
+    model = build_gpt(
+        config.model,
+        groups,
+        masks=masks,
+        execution=execution,
+        dtype=dtype,
+        activation_checkpointing=config.training.activation_checkpointing,
+    )
+    initialize_parameters(model, config.model, config.sparsity, 1)
+    engine = Engine(model, config, groups)
+    generator = torch.Generator().manual_seed(groups.data_rank)
+    shape = (config.training.micro_batch_size, config.model.seq_length)
+
+    def batch() -> MicroBatch:
+        ids = torch.randint(config.model.vocab_size, shape, generator=generator)
+        return MicroBatch(ids, ids, 1)
+
+    kept: dict[int, int] = {}
+    fixed = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in fixed:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        one = batch()
+        loss = engine.model.loss(one.tokens_BT, one.labels_BT)
+    activations = sum(kept.values())
+    del loss
+    gc.collect()
+
+    steps = config.training.global_batch_size // (config.training.micro_batch_size * groups.data_size)
+    tokens = config.training.global_batch_size * config.model.seq_length
+    traffic.bytes.clear()
+    engine.step([batch() for _ in range(steps)], tokens, 1e-3)
+    layout = layout_of(config, groups.world_size, "cpu")
+    if config.sparsity.level == 0:
+        assert layout.execution == "dense"
+    weights = [p.data for p in model.parameters()]
+    told = {
+        "weights": storages(weights),
+        **optimizer_state(engine),
+        "activations": activations,
+        "traffic": traffic.bytes,
+        "expected_state": state_bytes(config.model, config.sparsity, layout),
+        "expected_activations": activation_bytes(config.model, layout, "cpu"),
+        "expected_memory": memory(config.model, config.sparsity, layout, "cpu"),
+        "expected_traffic": communication(config.model, config.sparsity, layout, config.training.global_batch_size),
+    }
+    if groups.rank == 0:
+        print(json.dumps(told))
+
+
+main()

@@ -1,0 +1,76 @@
+"""State, activations and traffic of the arithmetic against a real engine on one and two ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spdf_dist.parallel.ranks import free_port
+
+JOB = Path(__file__).with_name("engine_job.py")
+
+
+def run_job(tensor: int, data: int, *rest: str) -> dict[str, Any]:
+    """Start the ranks and return what rank 0 told."""
+    count, port = tensor * data, str(free_port())
+    ranks = []
+    for rank in range(count):
+        env = os.environ | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, str(JOB), str(tensor), str(data), *rest]
+        ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    outputs = [rank.communicate(timeout=300) for rank in ranks]
+    assert all(rank.returncode == 0 for rank in ranks), outputs[0][1][-3000:]
+    told: dict[str, Any] = json.loads(outputs[0][0].strip().splitlines()[-1])
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("tensor", "data", "stage", "precision", "execution"),
+    [
+        (1, 2, 0, "fp32", "dense"),
+        (1, 2, 1, "bf16", "compressed"),
+        (1, 2, 2, "fp32", "masked"),
+        (1, 2, 2, "fp32", "compressed"),
+    ],
+)
+def test_data_parallel_bytes_are_exact(tensor: int, data: int, stage: int, precision: str, execution: str) -> None:
+    told = run_job(tensor, data, str(stage), precision, execution, "0")
+    expected, traffic = told["expected_state"], told["expected_traffic"]
+    assert {key: told[key] for key in ("weights", "masters", "moments")} == {
+        key: expected[key] for key in ("weights", "masters", "moments")
+    }
+    assert told["traffic"].get("all_reduce/2", 0) == traffic["gradient_payload"] > 0
+    assert told["traffic"].get("all_gather_into_tensor/2", 0) == traffic["weight_payload"]
+    held = told["expected_activations"]
+    assert told["activations"] == pytest.approx(held["layers"] + held["ends"] + held["loss"], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(("execution", "recompute"), [("masked", "0"), ("compressed", "1")])
+def test_tensor_parallel_bytes(execution: str, recompute: str) -> None:
+    told = run_job(2, 1, "1", "fp32", execution, recompute)
+    expected = told["expected_state"]
+    # A rank's share of a random mask is the mean only on average; whole weights divide exactly.
+    tolerance = 0.01 if execution == "compressed" else 0.0
+    for key in ("weights", "masters", "moments"):
+        assert told[key] == pytest.approx(expected[key], rel=tolerance, abs=0)
+    assert told["traffic"]["all_reduce/2"] == told["expected_traffic"]["tensor_payload"] > 0
+    if recompute == "0":
+        held = told["expected_activations"]
+        assert told["activations"] == pytest.approx(held["layers"] + held["ends"] + held["loss"], rel=0.01)

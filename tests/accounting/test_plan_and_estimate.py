@@ -1,0 +1,160 @@
+"""The dry run's plan, the estimator and its command."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from spdf_dist.accounting.communication import communication
+from spdf_dist.accounting.estimate import Cluster, estimate, layouts
+from spdf_dist.accounting.hardware import GPUS, find_gpu, recognise_gpu
+from spdf_dist.accounting.layout import Layout, layout_of
+from spdf_dist.accounting.memory import activation_bytes, memory, structure_bytes
+from spdf_dist.accounting.plan import plan, plan_text
+from spdf_dist.cli.main import main
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.load import load_config
+from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
+
+XL = load_config(PretrainConfig, "gpt3_xl_s75")
+CLUSTER = Cluster(4, 8, find_gpu("h100"))
+
+
+def test_state_of_the_linears_at_75_percent_is_a_quarter_and_the_indices() -> None:
+    """16 bytes a weight dense (value, gradient, moments) against 16 bytes a kept value and its index."""
+    model = ModelConfig(num_layers=4, hidden_size=1024, num_attention_heads=8, seq_length=8, vocab_size=8)
+    layout = Layout(1, 1, 0, 1, "compressed", "fp32", False)
+    sparsity = SparsityConfig(level=0.75)
+    sparse = memory(model, sparsity, layout)
+    dense = memory(model, None, replace(layout, execution="dense"))
+    state = ("weights", "masters", "moments", "gradients", "indices")
+    share = sum(sparse[part] for part in state) / sum(dense[part] for part in state)
+    assert 0.30 < share < 0.35
+
+
+def test_indices_are_what_the_kernels_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from spdf_kernels import SparsityPattern, describe
+
+    monkeypatch.setenv("SPDF_KERNELS_BACKEND", "torch")
+    model = ModelConfig(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=8, vocab_size=8)
+    sparsity = SparsityConfig(level=0.75)
+    layout = Layout(1, 1, 0, 1, "compressed", "fp32", False)
+    held = 0
+    for rows, columns in ((96, 32), (32, 32), (128, 32), (32, 128)):
+        mask = torch.zeros(rows * columns, dtype=torch.bool)
+        mask[: rows * columns // 4] = True
+        held += describe(SparsityPattern.from_mask(mask.view(rows, columns))).index_bytes
+    assert structure_bytes(model, sparsity, layout, "cpu")["indices"] == held
+
+
+def test_masks_cost_a_byte_an_entry_and_only_where_masked() -> None:
+    layout = layout_of(XL, 32)
+    assert structure_bytes(XL.model, XL.sparsity, layout, "cuda") == {
+        "masks": 24 * 12 * 2048**2,
+        "indices": 0,
+        "code": 0,
+    }
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_zero_stages_divide_what_they_should(stage: int) -> None:
+    one, many = (memory(XL.model, None, Layout(1, n, stage, 1, "dense", "fp32", False)) for n in (1, 8))
+    assert many["weights"] == one["weights"]
+    assert (many["moments"] < one["moments"]) == (stage >= 1)
+    assert (many["gradients"] < one["gradients"]) == (stage == 2)
+
+
+def test_recomputation_trades_activations_for_flops() -> None:
+    layout = replace(layout_of(XL, 32), activation_checkpointing=False)
+    plain, again = (
+        activation_bytes(XL.model, replace(layout, activation_checkpointing=flag)) for flag in (False, True)
+    )
+    assert again["layers"] < plain["layers"] / 8
+
+
+def test_traffic_shrinks_with_density() -> None:
+    dense, sparse = (
+        communication(XL.model, XL.sparsity, replace(layout_of(XL, 32), execution=name), 512)["data_sent"]
+        for name in ("masked", "compressed")
+    )
+    assert sparse / dense == pytest.approx(409_753_600 / 1_315_723_264, rel=1e-3)
+
+
+def test_plan_of_the_papers_model() -> None:
+    facts = plan(XL, 32)
+    assert (facts["steps"], facts["warmup_steps"], facts["tokens_per_step"]) == (24_796, 358, 2**20)
+    assert facts["layout"]["accumulation"] == 512 // (4 * 32)
+    assert facts["memory_bytes"]["total"] == sum(v for k, v in facts["memory_bytes"].items() if k != "total")
+    assert json.loads(json.dumps(facts))["schema_version"] == 1
+    text = plan_text(facts)
+    assert "1,315,723,264" in text and "24,796 steps" in text and "tensor 1 x data 32" in text
+
+
+def test_plan_refuses_a_world_that_does_not_divide() -> None:
+    tensor = load_config(PretrainConfig, "gpt3_xl", ["parallel.tensor=4"])
+    with pytest.raises(UserError, match=r"parallel\.tensor"):
+        plan(tensor, 6)
+    with pytest.raises(UserError, match="global_batch_size"):
+        plan(XL, 3)
+
+
+def test_estimate_scales_with_gpus_and_prices_them() -> None:
+    small, large = (estimate(XL, Cluster(n, 8, GPUS["h100"]), 2.0) for n in (2, 4))
+    assert small["step_seconds"]["compute"] == pytest.approx(2 * large["step_seconds"]["compute"])
+    assert large["cost"] == pytest.approx(large["gpu_hours"] * 2.0)
+    assert large["mfu"] < large["assumptions"]["efficiency"]
+    assert set(large["memory_by_execution"]) == {"dense", "masked", "compressed"}
+
+
+def test_best_layouts_fit_and_come_fastest_first() -> None:
+    best = estimate(XL, CLUSTER)["best"]
+    times = [entry["step_seconds"]["total"] for entry in best]
+    assert best and times == sorted(times)
+    assert all(entry["memory_bytes"]["total"] <= 0.9 * 80e9 for entry in best)
+    for layout in layouts(XL, CLUSTER):
+        assert 512 % (layout.micro_batch * layout.data) == 0 and layout.tensor * layout.data == 32
+        assert layout.zero_stage > 0  # bf16 with stage 0 is refused by the config
+
+
+def test_nothing_fits_on_a_tiny_gpu() -> None:
+    tiny = replace(GPUS["h100"], memory_bytes=1e9)
+    facts = estimate(XL, Cluster(1, 1, tiny))
+    assert not facts["fits"] and facts["best"] == []
+
+
+def test_names_of_gpus() -> None:
+    assert recognise_gpu("NVIDIA H100 80GB HBM3") is GPUS["h100"]
+    assert recognise_gpu("NVIDIA A100-SXM4-40GB") is GPUS["a100-40gb"]
+    assert recognise_gpu("NVIDIA H100 PCIe") is None
+    assert recognise_gpu("Tesla V100-SXM2") is None
+    with pytest.raises(UserError, match="did you mean 'h100'"):
+        find_gpu("h10")
+
+
+def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = ["--nodes", "4", "--gpus-per-node", "8"]
+    assert main(["estimate", "gpt3_xl_s75", *cluster, "--gpu-hour-price", "2.5", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["schema_version"] == 1 and facts["gpus"] == 32 and facts["cost"] > 0
+    assert main(["estimate", "gpt3_xl_s75", *cluster]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("ESTIMATE (roofline, not a measurement)") and "Assumed: 40%" in text
+    assert main(["estimate", "gpt3_xl_s75", "--nodes", "0", "--gpus-per-node", "8"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["flops", "gpt3_xl_s75", "--json"]) == 0
+    flops = json.loads(capsys.readouterr().out)
+    assert flops["schema_version"] == 1 and f"{flops['total_flops']:.4g}" == "9.476e+19"
+    assert main(["flops", "--paper"]) == 0
+    assert "1.4095e+17" in capsys.readouterr().out
+
+
+def test_finetuning_flops_need_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["flops", "finetune/gpt2_small_e2e"]) == 2
+    assert "--model" in capsys.readouterr().err
+    assert main(["flops", "finetune/gpt2_small_e2e", "--model", "gpt2_small", "--examples", "10", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["sequences"] == 50 and facts["seq_length"] == 512
+    assert facts["total_flops"] == 50 * facts["flops_per_sequence"]
