@@ -120,7 +120,7 @@ def find_ranks(out: Path) -> Ranks:
             print(
                 f"MPI sees one rank a task: this step's {tasks} tasks split the files by SLURM_PROCID", file=sys.stderr
             )
-        step = f"{env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}.{env.get('SLURM_RESTART_COUNT', '0')}"
+        step = f"{env.get('SLURM_JOB_ID', '0')}.{env['SLURM_STEP_ID']}.{env.get('SLURM_RESTART_COUNT', '0')}"
         return FileRanks(rank, tasks, out.with_name(f".{out.name}.ranks") / step)
     if int(env.get("WORLD_SIZE", "1")) > 1 and "RANK" in env:
         raise UserError("spdf data pack splits its work under mpirun or srun, not under torchrun or deepspeed")
