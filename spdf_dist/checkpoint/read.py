@@ -205,9 +205,10 @@ class Checkpoint:
             take = tuple(slice(a - h, b - h) for (a, b), (h, _) in zip(common, held, strict=True))
             if tensor.sparse:
                 mask = self.masks[tensor.name][tuple(slice(a, b) for a, b in held)]
-                block = np.zeros(mask.shape, dtype=np.float32)
+                block = out[into] if common == held else np.zeros(mask.shape, dtype=np.float32)
                 block[mask] = self._values(tensor, kind, part)
-                out[into] = block[take]
+                if common != held:
+                    out[into] = block[take]
             else:
                 out[into] = self.files.read(part.file, key_of(tensor.name, kind), take)
         return out

@@ -31,6 +31,7 @@ from spdf_dist.checkpoint.manifest import (
     file_digest,
     global_shapes,
     key_of,
+    read_manifest,
 )
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.provenance import git_commit, versions
@@ -383,7 +384,7 @@ def prune(root: Path, keep: int, protect: int | None = None) -> None:
     for folder in root.glob(f"step_*{ASIDE}"):
         remove(folder)
     for folder in whole_checkpoints(root)[: -keep or None]:
-        if folder.name != f"step_{protect}":
+        if read_manifest(folder).step != protect:
             delete(folder)
 
 

@@ -21,7 +21,7 @@ from spdf_dist.checkpoint import write
 from spdf_dist.checkpoint.manifest import MASKS
 from spdf_dist.checkpoint.read import Checkpoint, is_whole, latest, resolve
 from spdf_dist.checkpoint.stream import SafetensorsStream
-from spdf_dist.checkpoint.write import check_cover, prune, single_writer
+from spdf_dist.checkpoint.write import check_cover, delete, prune, single_writer
 from spdf_dist.config.errors import SpdfError, UserError
 
 
@@ -77,6 +77,16 @@ def test_prune_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
     prune(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.tmp", "step_10", "step_15", "step_20"]
     assert is_whole(tmp_path / "step_10") and is_whole(tmp_path / "step_15")
+
+
+def test_prune_protects_a_step(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20):
+        save(tmp_path, step)
+    (tmp_path / "step_5").rename(tmp_path / "best")
+    prune(tmp_path, 1, protect=5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step_20"]
+    delete(tmp_path / "best")
+    assert [path.name for path in tmp_path.iterdir()] == ["step_20"]
 
 
 def test_the_same_step_is_replaced(tmp_path: Path) -> None:
