@@ -4,14 +4,14 @@ The same function as the model that trains (``spdf_dist.model``), without proces
 prompts are computed once and shared by all beams of an input, and beams are never copied. Each step's keys and values
 stay where they were written, and a beam finds its own past among them by its ancestry.
 
-Shapes: N inputs, B beams, P prompt length (padded), S generated steps, T tokens, V words, h heads, c head size,
+Shapes: N inputs, B beams, P prompt length (padded), S generated steps, K keys, T tokens, V words, h heads, c head size,
 d = h * c hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -34,25 +34,49 @@ class Layer:
     contract: tuple[Tensor, Tensor]
 
 
-@dataclass
 class Cache:
-    """Keys and values of N inputs: their prompts, and B beams a generated step."""
+    """Keys and values of N inputs: P of their prompts, then B of every generated step, in a space for S steps."""
 
-    lengths_N: Tensor
-    """Prompt tokens of each input."""
-    prompt_bias_N11P: Tensor
-    """0 where the prompt has a token, -inf at its padding."""
-    prompt_kv: list[tuple[Tensor, Tensor]]
-    """A layer: keys and values [N, h, P, c]."""
-    step_kv: list[tuple[Tensor, Tensor]]
-    """A layer: keys and values [N, h, S, B, c], of which the first ``steps`` are filled."""
-    ancestry_NBS: Tensor
-    """Which slot beam b's own token has at each filled step."""
-    steps: int = 0
-    _all: Tensor = field(init=False)
+    def __init__(
+        self, lengths_N: Tensor, prompt_kv: Sequence[tuple[Tensor, Tensor]], beams: int, max_steps: int
+    ) -> None:
+        keys = prompt_kv[0][0]
+        inputs, heads, self.prompt, head = keys.shape
+        self.beams = beams
+        self.steps = 0
+        self.lengths_N = lengths_N
+        padding = torch.arange(self.prompt, device=keys.device) >= lengths_N[:, None]
+        self.prompt_bias_NBP = (
+            keys.new_zeros(padding.shape).masked_fill_(padding, -torch.inf)[:, None].repeat(1, beams, 1)
+        )
+        """0 where the prompt has a token, -inf at its padding."""
+        self.ancestry_NBS = torch.zeros((inputs, beams, max_steps), dtype=torch.int64, device=keys.device)
+        """Which slot a beam's own token has at each step."""
+        self.kv: list[tuple[Tensor, Tensor]] = []
+        """A layer: keys and values [N, h, P + S * B, c], of which the first P + steps * B are filled."""
+        shape = (inputs, heads, self.prompt + max_steps * beams, head)
+        for pair in prompt_kv:
+            spaces = keys.new_empty(shape), keys.new_empty(shape)
+            for space, prompt in zip(spaces, pair, strict=True):
+                space[:, :, : self.prompt] = prompt
+            self.kv.append(spaces)
 
-    def __post_init__(self) -> None:
-        self._all = torch.arange(self.ancestry_NBS.shape[1], device=self.lengths_N.device)
+    @property
+    def filled(self) -> int:
+        """Keys an input has."""
+        return self.prompt + self.steps * self.beams
+
+    def begin_step(self) -> None:
+        """Make room for one token of every beam."""
+        self.ancestry_NBS[:, :, self.steps] = torch.arange(self.beams, device=self.ancestry_NBS.device)
+        self.steps += 1
+
+    def bias(self) -> Tensor:
+        """[N, 1, B, filled]: 0 where a beam sees its prompt and its own past, -inf at padding and others' tokens."""
+        slots = torch.arange(self.beams, device=self.ancestry_NBS.device)
+        others = self.ancestry_NBS[:, :, : self.steps, None] != slots
+        past = self.prompt_bias_NBP.new_zeros(others.shape).masked_fill_(others, -torch.inf)
+        return torch.cat([self.prompt_bias_NBP, past.flatten(2)], dim=-1)[:, None]
 
     def reorder(self, beams_NB: Tensor) -> None:
         """Make beam b go on from what was beam ``beams_NB[n, b]``."""
@@ -62,16 +86,9 @@ class Cache:
     def keep(self, inputs: Tensor) -> None:
         """Drop all inputs but ``inputs`` (int64 [n])."""
         self.lengths_N = self.lengths_N[inputs]
-        self.prompt_bias_N11P = self.prompt_bias_N11P[inputs]
-        self.prompt_kv = [(k[inputs], v[inputs]) for k, v in self.prompt_kv]
-        self.step_kv = [(k[inputs], v[inputs]) for k, v in self.step_kv]
+        self.prompt_bias_NBP = self.prompt_bias_NBP[inputs]
         self.ancestry_NBS = self.ancestry_NBS[inputs]
-
-    def step_bias(self) -> Tensor:
-        """[N, 1, B, steps * B]: 0 where a beam sees its own past, -inf at the others' tokens."""
-        own = self.ancestry_NBS[:, :, : self.steps, None] == self._all
-        bias = torch.full(own.shape, -torch.inf, dtype=self.prompt_bias_N11P.dtype, device=own.device)
-        return bias.masked_fill_(own, 0.0).flatten(2)[:, None]
+        self.kv = [(keys[inputs], values[inputs]) for keys, values in self.kv]
 
 
 class Decoder:
@@ -141,42 +158,24 @@ class Decoder:
         prompt_kv: list[tuple[Tensor, Tensor]] = []
         hidden_NPd = self._read(tokens_NP, prompt_kv)
         last_Nd = hidden_NPd[torch.arange(len(prompts), device=self.device), lengths_N - 1]
-        padding = torch.arange(longest, device=self.device)[None] >= lengths_N[:, None]
-        bias = torch.zeros(padding.shape, dtype=hidden_NPd.dtype, device=self.device).masked_fill_(padding, -torch.inf)
-        head = self.model.hidden_size // self.heads
-        shape = (len(prompts), self.heads, max_steps, beams, head)
-        cache = Cache(
-            lengths_N=lengths_N,
-            prompt_bias_N11P=bias[:, None, None],
-            prompt_kv=prompt_kv,
-            step_kv=[(self.words_Vd.new_empty(shape), self.words_Vd.new_empty(shape)) for _ in self.layers],
-            ancestry_NBS=torch.zeros((len(prompts), beams, max_steps), dtype=torch.int64, device=self.device),
-        )
-        return cache, self._output(last_Nd)
+        return Cache(lengths_N, prompt_kv, beams, max_steps), self._output(last_Nd)
 
     @torch.inference_mode()
     def step(self, tokens_NB: Tensor, cache: Cache) -> Tensor:
         """Append one token to every beam; the logits of the next, [N, B, V]."""
         inputs, beams = tokens_NB.shape
-        at = cache.steps
-        cache.ancestry_NBS[:, :, at] = torch.arange(beams, device=self.device)
-        cache.steps += 1
-        step_bias = cache.step_bias()
-        x_NBd = self.words_Vd[tokens_NB] + self.positions_Td[cache.lengths_N + at][:, None]
-        for layer, (prompt_k, prompt_v), (step_k, step_v) in zip(
-            self.layers, cache.prompt_kv, cache.step_kv, strict=True
-        ):
+        # An input that is done may stay in the batch past the window; what it gets there is not read.
+        position_N = (cache.lengths_N + cache.steps).clamp(max=len(self.positions_Td) - 1)
+        start = cache.filled
+        cache.begin_step()
+        bias_N1BK = cache.bias()
+        x_NBd = self.words_Vd[tokens_NB] + self.positions_Td[position_N][:, None]
+        for layer, (keys, values) in zip(self.layers, cache.kv, strict=True):
             q, k, v = self._heads(layer, x_NBd)
-            step_k[:, :, at], step_v[:, :, at] = k, v
-            past_k, past_v = (t[:, :, : cache.steps].flatten(2, 3) for t in (step_k, step_v))
-            q = q * q.shape[-1] ** -0.5
-            scores = torch.cat(
-                [q @ prompt_k.mT + cache.prompt_bias_N11P, q @ past_k.mT + step_bias],
-                dim=-1,
-            ).softmax(-1)
-            width = prompt_k.shape[2]
-            mixed_NhBc = scores[..., :width] @ prompt_v + scores[..., width:] @ past_v
-            x_NBd = x_NBd + F.linear(mixed_NhBc.transpose(1, 2).reshape(inputs, beams, -1), *layer.project)
+            keys[:, :, start : start + beams], values[:, :, start : start + beams] = k, v
+            seen = slice(0, cache.filled)
+            mixed = F.scaled_dot_product_attention(q, keys[:, :, seen], values[:, :, seen], attn_mask=bias_N1BK)
+            x_NBd = x_NBd + F.linear(mixed.transpose(1, 2).reshape(inputs, beams, -1), *layer.project)
             x_NBd = self._mlp(layer, x_NBd)
         return self._output(x_NBd)
 

@@ -54,11 +54,11 @@ def generate(
     batch_size: int = 32,
     progress: Callable[[int], None] = lambda count: None,
 ) -> list[list[int]]:
-    """Continue each prompt until one of ``end_ids`` or ``max_new_tokens``.
+    """Continue each prompt until one of ``end_ids``, ``max_new_tokens``, or the end of the context window.
 
     Args:
         decoder: the model.
-        prompts: token ids, at least one each; with ``max_new_tokens`` they fit the context window.
+        prompts: token ids, at least one each, and fewer than the context window.
         end_ids: tokens that end a text.
         settings: how to decode.
         batch_size: inputs that are decoded together; prompts are sorted by length first.
@@ -72,11 +72,8 @@ def generate(
     """
     window = decoder.model.seq_length
     for number, prompt in enumerate(prompts):
-        if not 0 < len(prompt) <= window - settings.max_new_tokens:
-            raise ValueError(
-                f"prompt {number} has {len(prompt)} tokens; it needs 1 to {window - settings.max_new_tokens} (context"
-                f" window {window}, {settings.max_new_tokens} new tokens)"
-            )
+        if not 0 < len(prompt) < window:
+            raise ValueError(f"prompt {number} has {len(prompt)} tokens; it needs 1 to {window - 1}")
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     results: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
@@ -90,6 +87,11 @@ def generate(
             results[number] = ids[:-1] if ids and ids[-1] in end_ids else ids
         progress(len(chosen))
     return results
+
+
+def limits(decoder: Decoder, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[int]:
+    """The most tokens that each prompt may get."""
+    return [min(settings.max_new_tokens, decoder.model.seq_length - len(prompt)) for prompt in prompts]
 
 
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
@@ -133,21 +135,23 @@ def continue_single(
     ends = torch.tensor(list(end_ids), device=decoder.device)
     prompts_NP = left_padded(prompts, decoder.device)
     uniform_NS = uniform(settings, numbers).to(decoder.device) if settings.sample else None
-    cache, logits_NV = decoder.prefill(prompts, 1, settings.max_new_tokens)
+    most = limits(decoder, prompts, settings)
+    limit_N = torch.tensor(most, device=decoder.device)
+    cache, logits_NV = decoder.prefill(prompts, 1, max(most))
     tokens_NS = torch.empty((len(prompts), 0), dtype=torch.int64, device=decoder.device)
     done_N = torch.zeros(len(prompts), dtype=torch.bool, device=decoder.device)
-    for step in range(settings.max_new_tokens):
+    for step in range(max(most)):
         ban_repeats(logits_NV, history(prompts_NP, tokens_NS[:, None], settings), settings.no_repeat_ngram)
         if uniform_NS is None:
             next_N = logits_NV.argmax(-1)
         else:
             next_N = draw(logits_NV, uniform_NS[:, step], settings)
         tokens_NS = torch.cat([tokens_NS, next_N[:, None]], dim=1)
-        done_N |= torch.isin(next_N, ends)
-        if done_N.all() or step + 1 == settings.max_new_tokens:
+        done_N |= torch.isin(next_N, ends) | (step + 1 == limit_N)
+        if done_N.all():
             break
         logits_NV = decoder.step(next_N[:, None], cache)[:, 0]
-    return [until_end(row, end_ids) for row in tokens_NS.tolist()]
+    return [until_end(row[:limit], end_ids) for row, limit in zip(tokens_NS.tolist(), most, strict=True)]
 
 
 def until_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
@@ -185,16 +189,17 @@ def draw(logits_NV: Tensor, uniform_N: Tensor, settings: GenerationSettings) -> 
 class Beams:
     """The state of a beam search over N inputs, which may leave one by one. B beams, t tokens so far."""
 
-    def __init__(self, prompts: Sequence[Sequence[int]], settings: GenerationSettings, device: torch.device) -> None:
-        count, beams = len(prompts), settings.beams
+    def __init__(self, prompts: Sequence[Sequence[int]], most: Sequence[int], beams: int, device: torch.device) -> None:
+        count = len(prompts)
         self.inputs_N = torch.arange(count, device=device)
+        self.limit_N = torch.tensor(most, device=device)
         self.open_N = torch.ones(count, dtype=torch.bool, device=device)
         self.prompts_NP = left_padded(prompts, device)
         self.sequences_NBt = torch.empty((count, beams, 0), dtype=torch.int64, device=device)
         # All beams begin alike; only the first may be continued at first.
         self.scores_NB = torch.full((count, beams), NEVER, device=device)
         self.scores_NB[:, 0] = 0.0
-        self.finished_NBS = torch.full((count, beams, settings.max_new_tokens), -1, dtype=torch.int64, device=device)
+        self.finished_NBS = torch.full((count, beams, max(most)), -1, dtype=torch.int64, device=device)
         self.finished_scores_NB = torch.full((count, beams), NEVER, device=device)
         self.is_finished_NB = torch.zeros((count, beams), dtype=torch.bool, device=device)
 
@@ -218,13 +223,13 @@ def beam_search(
     ends = torch.tensor(list(end_ids), device=device)
     candidates = max(2, 1 + len(end_ids)) * settings.beams
     results: list[list[int]] = [[] for _ in prompts]
-    state = Beams(prompts, settings, device)
-    cache, logits_NV = decoder.prefill(prompts, settings.beams, settings.max_new_tokens)
+    most = limits(decoder, prompts, settings)
+    state = Beams(prompts, most, settings.beams, device)
+    cache, logits_NV = decoder.prefill(prompts, settings.beams, max(most))
     logits_NBV = logits_NV[:, None].expand(-1, settings.beams, -1)
-    for step in range(1, settings.max_new_tokens + 1):
+    for step in range(1, max(most) + 1):
         beams_NB, tokens_NB = advance(state, logits_NBV, ends, candidates, step, settings)
-        last = step == settings.max_new_tokens
-        done_N = state.open_N & (is_done(state, step, settings.length_penalty) | last)
+        done_N = state.open_N & (is_done(state, step, settings.length_penalty) | (step == state.limit_N))
         collect(state, done_N, results, end_ids)
         state.open_N = state.open_N & ~done_N
         still_open = int(state.open_N.sum())
@@ -252,7 +257,7 @@ def advance(
     tokens_NK, beams_NK = index_NK % words, index_NK // words
     sequences_NKt = state.sequences_NBt.gather(1, beams_NK[:, :, None].expand(-1, -1, step - 1))
     sequences_NKt = torch.cat([sequences_NKt, tokens_NK[:, :, None]], dim=-1)
-    ended_NK = torch.isin(tokens_NK, ends) | (step == settings.max_new_tokens)
+    ended_NK = torch.isin(tokens_NK, ends) | (step == state.limit_N)[:, None]
 
     finish(state, sequences_NKt, scores_NK / step**settings.length_penalty, ended_NK)
 

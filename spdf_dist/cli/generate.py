@@ -1,0 +1,165 @@
+"""Generate text from a checkpoint: the answers to a task's inputs, or the continuation of a prompt.
+
+With --task, one hypothesis a line is written to --out for each distinct input of the file, in its order;
+--references-out writes the references to score them with (`spdf evaluate`). Decoding is beam search with the settings
+of LoRA's E2E recipe; --greedy and --sample choose otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spdf_dist.evaluation.generation import GenerationSettings
+
+HELP = "generate text from a checkpoint"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a step_N folder, or a run folder")
+    what = parser.add_argument_group("what")
+    what.add_argument("--task", metavar="TASK", help="e2e, webnlg, dart or curation")
+    what.add_argument("--input", type=Path, metavar="FILE", help="the task's file")
+    what.add_argument(
+        "--split", default="test", help="train, validation, test (default); WebNLG also test_seen, test_unseen"
+    )
+    what.add_argument("--prompt", metavar="TEXT", help="continue this text instead, and print the continuation")
+    what.add_argument("--out", type=Path, metavar="FILE", help="where the hypotheses go, one a line")
+    what.add_argument(
+        "--references-out",
+        type=Path,
+        metavar="PATH",
+        help="where the references go: a file, for WebNLG and DART a folder",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--beam", type=positive, default=10, metavar="N", help="beams (10)")
+    how.add_argument("--length-penalty", type=float, default=0.8, metavar="X", help="exponent of the length (0.8)")
+    how.add_argument(
+        "--no-repeat-ngram", type=natural, default=4, metavar="N", help="no N tokens in a row twice (4); 0 is off"
+    )
+    how.add_argument(
+        "--no-repeat-in",
+        choices=("all", "output"),
+        default="all",
+        help="where a repetition counts: prompt and output, as in transformers (all), or output alone, as in LoRA",
+    )
+    how.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help="longest output (64)")
+    choice = how.add_mutually_exclusive_group()
+    choice.add_argument("--greedy", action="store_true", help="take the likeliest token, without beams")
+    choice.add_argument("--sample", action="store_true", help="draw tokens, without beams")
+    how.add_argument("--temperature", type=float, default=1.0, metavar="X", help="with --sample (1.0)")
+    how.add_argument("--top-k", type=natural, default=0, metavar="N", help="with --sample: the N likeliest; 0 is all")
+    how.add_argument(
+        "--top-p", type=float, default=1.0, metavar="X", help="with --sample: the likeliest with sum X (1.0)"
+    )
+    how.add_argument("--seed", type=int, default=0, metavar="N", help="with --sample (0)")
+    how.add_argument("--batch-size", type=positive, default=32, metavar="N", help="inputs decoded together (32)")
+    how.add_argument("--tokenizer", type=Path, metavar="TOK", help="instead of the one kept with the checkpoint")
+    how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more")
+    return value
+
+
+def check(args: argparse.Namespace) -> None:
+    """Arguments that do not go together, before anything is loaded."""
+    from spdf_dist.config.errors import UserError
+
+    if args.prompt is None:
+        missing = [f"--{name}" for name in ("task", "input", "out") if getattr(args, name) is None]
+        if missing:
+            raise UserError(f"{', '.join(missing)} missing: give --task, --input and --out, or --prompt")
+    elif args.task or args.input or args.out or args.references_out:
+        raise UserError("--prompt prints its continuation; it takes no --task, --input, --out or --references-out")
+    if args.temperature <= 0:
+        raise UserError(f"--temperature {args.temperature}: must be above 0 (--greedy is its limit)")
+    if not 0 < args.top_p <= 1:
+        raise UserError(f"--top-p {args.top_p}: must be in (0, 1]")
+
+
+def run(args: argparse.Namespace) -> int:
+    check(args)
+    from spdf_dist.evaluation.stop import stop_on_signal
+
+    with stop_on_signal():
+        if args.prompt is None:
+            run_task(args)
+        else:
+            run_prompt(args)
+    return 0
+
+
+def run_task(args: argparse.Namespace) -> None:
+    """Hypotheses, and references when asked for."""
+    from spdf_dist.data.tasks import distinct_contexts, find_task, load_task
+
+    task = find_task(args.task)
+    examples = load_task(args.task, args.input, args.split)
+
+    from tqdm import tqdm
+
+    from spdf_dist.data.tasks.write import write_lines, write_references
+    from spdf_dist.evaluation.checkpoint import load
+    from spdf_dist.evaluation.task_generation import generate_task
+
+    loaded = load(args.checkpoint, args.tokenizer, args.device)
+    started = time.perf_counter()
+    with tqdm(total=len(distinct_contexts(examples)), unit="input", file=sys.stderr) as bar:
+        hypotheses = generate_task(loaded, task, examples, settings(args), args.batch_size, bar.update)
+    seconds = time.perf_counter() - started
+    if args.references_out is not None:
+        write_references(task, examples, args.references_out)
+    write_lines(args.out, hypotheses.texts)
+    notes = [f"{len(hypotheses.texts)} inputs in {seconds:.1f} s"]
+    if hypotheses.cut_prompts:
+        notes.append(f"{hypotheses.cut_prompts} inputs too long for the model, their ends cut")
+    if hypotheses.unfinished:
+        notes.append(f"{hypotheses.unfinished} texts cut off at the limit")
+    print(f"{args.out}: {'; '.join(notes)}", file=sys.stderr)
+
+
+def run_prompt(args: argparse.Namespace) -> None:
+    """The continuation of one text."""
+    from spdf_dist.config.errors import UserError
+    from spdf_dist.evaluation.checkpoint import load
+    from spdf_dist.evaluation.generation import generate
+
+    loaded = load(args.checkpoint, args.tokenizer, args.device)
+    prompt = loaded.tokenizer.encode(args.prompt) or [loaded.tokenizer.eod_id]
+    window = loaded.decoder.model.seq_length
+    if len(prompt) >= window:
+        raise UserError(f"the prompt has {len(prompt)} tokens, the model's context window {window}; shorten it")
+    output = generate(loaded.decoder, [prompt], loaded.end_ids, settings(args))[0]
+    print(loaded.tokenizer.decode(output))
+
+
+def settings(args: argparse.Namespace) -> GenerationSettings:
+    """The decoding that the arguments ask for."""
+    from spdf_dist.evaluation.generation import GenerationSettings
+
+    return GenerationSettings(
+        max_new_tokens=args.max_new_tokens,
+        beams=1 if args.greedy or args.sample else args.beam,
+        length_penalty=args.length_penalty,
+        no_repeat_ngram=args.no_repeat_ngram,
+        ngrams_of_prompt=args.no_repeat_in == "all",
+        sample=args.sample,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        seed=args.seed,
+    )

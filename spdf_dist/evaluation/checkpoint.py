@@ -1,0 +1,60 @@
+"""A decoder and its tokenizer from a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spdf_dist.checkpoint.read import read_dense
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
+from spdf_dist.evaluation.decoder import Decoder
+
+GPT2_WORDS = 50257
+GPT2_PARAGRAPH = 628
+"""GPT-2's token of two line ends; LoRA's decoding stops there too."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What generation and perplexity work with."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    step: int
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Tokens that end a generated text: the end of the document, and with GPT-2's vocabulary an empty line."""
+        gpt2 = self.tokenizer.vocab_size == GPT2_WORDS and self.tokenizer.decode([GPT2_PARAGRAPH]) == "\n\n"
+        return (self.tokenizer.eod_id, GPT2_PARAGRAPH) if gpt2 else (self.tokenizer.eod_id,)
+
+
+def load(checkpoint: Path, tokenizer: Path | None, device: str) -> Loaded:
+    """Read a checkpoint (or a run folder's newest) as a dense model.
+
+    Args:
+        checkpoint: the folder.
+        tokenizer: instead of the one kept with the checkpoint.
+        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: no whole checkpoint, no tokenizer, or one of another vocabulary, or no GPU.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here; use cpu")
+    dense = read_dense(checkpoint)
+    folder = tokenizer or dense.tokenizer_dir
+    if folder is None:
+        raise UserError(f"{checkpoint} keeps no tokenizer; name it with --tokenizer")
+    words = load_tokenizer(folder)
+    if words.vocab_size != dense.model.vocab_size:
+        raise UserError(
+            f"the tokenizer {folder} has {words.vocab_size} words, the model of {checkpoint} {dense.model.vocab_size};"
+            " give the one it was trained with"
+        )
+    return Loaded(Decoder(dense.model, dense.weights, device), words, dense.step)

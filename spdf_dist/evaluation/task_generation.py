@@ -1,0 +1,57 @@
+"""Generated answers to a task's inputs: one line for each distinct input, in the file's order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.tasks import Example, Task, distinct_contexts
+from spdf_dist.data.tasks.encoding import encode_prompt
+from spdf_dist.evaluation.checkpoint import Loaded
+from spdf_dist.evaluation.generation import GenerationSettings, generate
+
+
+@dataclass(frozen=True)
+class Hypotheses:
+    """What came out."""
+
+    texts: list[str]
+    cut_prompts: int
+    """Inputs whose context was too long for the model and lost its end."""
+    unfinished: int
+    """Texts that the limit cut off."""
+
+
+def room(window: int, max_new_tokens: int) -> int:
+    """Tokens of the context window that a prompt leaves free at least."""
+    return min(max_new_tokens, window // 4)
+
+
+def generate_task(
+    loaded: Loaded,
+    task: Task,
+    examples: Sequence[Example],
+    settings: GenerationSettings,
+    batch_size: int,
+    progress: Callable[[int], None],
+) -> Hypotheses:
+    """Answer each distinct context of ``examples``; the texts end at an empty line and are finished as the task says.
+
+    Raises:
+        UserError: the context window is too short for any prompt.
+    """
+    window = loaded.decoder.model.seq_length
+    longest = window - room(window, settings.max_new_tokens)
+    if longest < 2:
+        raise UserError(f"the model's context window of {window} tokens is too short to generate text")
+    prompts = [encode_prompt(context, loaded.tokenizer) for context in distinct_contexts(examples)]
+    cut = sum(len(prompt) > longest for prompt in prompts)
+    prompts = [p if len(p) <= longest else [*p[: longest - 1], p[-1]] for p in prompts]
+    outputs = generate(loaded.decoder, prompts, loaded.end_ids, settings, batch_size, progress)
+    unfinished = sum(
+        len(ids) >= min(settings.max_new_tokens, window - len(prompt))
+        for ids, prompt in zip(outputs, prompts, strict=True)
+    )
+    texts = [task.finish(loaded.tokenizer.decode(ids).split("\n\n")[0].strip()) for ids in outputs]
+    return Hypotheses([" ".join(text.splitlines()) for text in texts], cut, unfinished)
