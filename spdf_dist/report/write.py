@@ -114,7 +114,8 @@ def own_sections(plots: Sequence[Plot], tables: Sequence[Table], drawn: dict[str
 
 def title_of(study: Study) -> str:
     """The page's title."""
-    names = ", ".join(folder.resolve().name for folder in study.folders)
+    places = study.workflows or study.folders
+    names = ", ".join(dict.fromkeys(place.resolve().stem for place in places))
     return f"Sparse pre-training, dense fine-tuning: {names}"
 
 
