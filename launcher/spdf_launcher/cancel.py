@@ -1,4 +1,4 @@
-"""Stops jobs: marks them and what depends on them as cancelled, and signals those that run."""
+"""Stops jobs: marks them and what depends on them as cancelled, and tells those that run to save and stop."""
 
 from __future__ import annotations
 
@@ -10,13 +10,28 @@ from pathlib import Path
 
 from spdf_launcher.attempts import history
 from spdf_launcher.folder import CANCELLED, DONE, is_locked, job_folder, now, read_json, write_json
+from spdf_launcher.journal import Journal
+from spdf_launcher.kinds import KINDS
 from spdf_launcher.plan import Job
+from spdf_launcher.slurm import commands
+from spdf_launcher.slurm.state import SlurmState, recover, slurm_states
 
 REASON = "by `spdf cancel`"
 
 
-def cancel(root: Path, jobs: list[Job], chosen: list[Job]) -> list[str]:
+def cancel(root: Path, jobs: list[Job], chosen: list[Job], on_slurm: bool) -> list[str]:
     """Cancel ``chosen`` and all that needs them, and say so, a line each. Jobs that are done stay done."""
+    if not on_slurm:
+        return cancel_jobs(root, jobs, chosen, {})
+    commands.require()
+    with Journal(root) as journal:
+        for line in recover(root):
+            journal.write("submitted", recovered=True, **line)
+        return cancel_jobs(root, jobs, chosen, slurm_states(root))
+
+
+def cancel_jobs(root: Path, jobs: list[Job], chosen: list[Job], states: dict[str, SlurmState]) -> list[str]:
+    """The same, given what Slurm says of the jobs."""
     names = {job.id for job in chosen}
     lines = []
     for job in jobs:
@@ -30,9 +45,13 @@ def cancel(root: Path, jobs: list[Job], chosen: list[Job]) -> list[str]:
             continue
         names.add(job.id)
         mark_cancelled(root, job)
-        lines.append(f"{job.id}: cancelled")
-        if is_locked(folder.lock):
-            lines[-1] = f"{job.id}: {stop(root, job)}"
+        state = states.get(job.id)
+        if state is not None and state.is_live:
+            lines.append(f"{job.id}: {stop_on_slurm(job, state)}")
+        elif is_locked(folder.lock):
+            lines.append(f"{job.id}: {stop(root, job)}")
+        else:
+            lines.append(f"{job.id}: cancelled")
     return lines or ["nothing to cancel"]
 
 
@@ -52,3 +71,13 @@ def stop(root: Path, job: Job) -> str:
     with contextlib.suppress(ProcessLookupError):
         os.kill(int(start["pid"]), signal.SIGTERM)
     return "told to save and stop"
+
+
+def stop_on_slurm(job: Job, state: SlurmState) -> str:
+    """Take a job out of the queue; training that runs is told to save first. What was done, in words."""
+    saves = KINDS[job.kind].continues and state.state == "RUNNING"
+    words = ["scancel", "--batch", "--signal=USR1", state.id] if saves else ["scancel", state.id]
+    done = commands.call(words)
+    if done.returncode:
+        return f"{state.id}: {commands.complaint(done)}"
+    return f"{state.id} told to save and stop" if saves else f"{state.id} taken out of the queue"

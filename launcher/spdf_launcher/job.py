@@ -47,6 +47,7 @@ from spdf_launcher.plan import Job, job_from_json
 from spdf_launcher.rank import EXIT_FILE
 from spdf_launcher.references import substitute
 from spdf_launcher.requeue import requeue_self, slurm_job
+from spdf_launcher.slurm.state import slurm_states
 
 POLL_SECONDS = 0.1
 KILL_SECONDS = 30.0
@@ -96,10 +97,12 @@ class Runner:
 
     def unmet(self) -> str | None:
         """Why the job cannot start: what it needs and is not done with the expected inputs. None: it can."""
+        on_slurm = slurm_states(self.root) if self.queued and self.job.joins else {}
         for need, key in self.spec["parents"].items():
             manifest = read_json(job_folder(self.root, need).manifest)
             if self.job.joins:
-                if manifest is None:
+                # Slurm cancels a job whose parent failed, or ends it at its limit: then it has no manifest.
+                if manifest is None and (need not in on_slurm or on_slurm[need].is_live):
                     return f"{need} has not ended"
             elif manifest is None or manifest.get("status") != DONE:
                 how = "is not done" if manifest is None else f"{manifest.get('status')}: {manifest.get('reason')}"
@@ -126,7 +129,7 @@ class Runner:
                 self.finish(DONE, self.remark, 0, command)
                 return 0
             if outcome == "stopped":
-                if self.queued and signal.SIGUSR1 in self.signals:
+                if self.queued and signal.SIGUSR1 in self.signals and self.folder.status() != CANCELLED:
                     requeue_self()
                 return EXIT_STOPPED
             failures = history(self.folder).failures

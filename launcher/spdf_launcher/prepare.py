@@ -51,14 +51,14 @@ def prepare(
     ranks_tell: Callable[[Job], bool],
     environment: Mapping[str, str],
     journal: Journal,
-) -> set[str]:
-    """Write job.json of every job that has to run, and return their ids.
+    wanted: set[str],
+) -> None:
+    """Write job.json of every job in ``wanted``, the ids of those that have to run.
 
     ``program``: the words before ``spdf``'s own. ``ranks_tell``: whether rank 0 writes the exit code down. A job that
     runs already and is unchanged is left as it is. UserError when one runs with other inputs.
     """
     by_id = {job.id: job for job in jobs}
-    wanted = wanted_jobs(jobs, root)
     running = {job_id for job_id in wanted if is_locked(job_folder(root, job_id).lock)}
     for job_id in sorted(running):
         if is_changed(by_id[job_id], root):
@@ -89,7 +89,6 @@ def prepare(
             "cwd": str(Path.cwd()),
         }
         write_json(folder.spec, spec)
-    return wanted
 
 
 def set_aside(path: Path, root: Path, job_id: str) -> Path:

@@ -35,21 +35,21 @@ def choose(root: Path, job: Job) -> tuple[dict[str, Any] | None, list[str]]:
     """The choice among what ``job`` needs, and a line for each cell that is left out."""
     assert job.select is not None
     metric, sign = job.select["metric"], -1.0 if job.select["mode"] == "max" else 1.0
+    jobs = _Specs(root)
     candidates: list[tuple[float, Job]] = []
     left_out = []
     for need in job.needs:
         manifest = read_json(job_folder(root, need).manifest) or {}
         value = metric_of(manifest, metric)
         if manifest.get("status") != DONE:
-            left_out.append(f"{need}: {manifest.get('reason') or 'did not finish'}")
+            left_out.append(f"{need}: {manifest.get('reason') or blame(need, jobs)}")
         elif value is None:
             left_out.append(f"{need}: has no finite metric '{metric}'")
         else:
-            candidates.append((value, read_job(root, need)))
+            candidates.append((value, jobs[need]))
     if not candidates:
         return None, left_out
     value, best = min(candidates, key=lambda pair: sign * pair[0])
-    jobs = _Specs(root)
     choice = {
         "schema_version": 1,
         "job": best.id,
@@ -62,6 +62,15 @@ def choose(root: Path, job: Job) -> tuple[dict[str, Any] | None, list[str]]:
         "left_out": left_out,
     }
     return choice, left_out
+
+
+def blame(job_id: str, jobs: _Specs) -> str:
+    """Why a job that left no manifest did not run: the first one below it that failed."""
+    for below in ancestry(jobs[job_id], jobs):
+        manifest = read_json(job_folder(jobs.root, below.id).manifest) or {}
+        if manifest.get("status") not in (None, DONE):
+            return f"{below.id} {manifest['status']}: {manifest.get('reason')}"
+    return "did not finish"
 
 
 class _Specs(dict[str, Job]):

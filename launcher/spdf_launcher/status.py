@@ -44,6 +44,11 @@ def read_plan(root: Path) -> list[Job]:
     return [job_from_json(job) for job in content["jobs"]]
 
 
+def runs_on(root: Path) -> str:
+    """Where the folder's workflow was last started: local, deepspeed or slurm."""
+    return str((read_json(root / PLAN) or {}).get("on"))
+
+
 def gather(root: Path) -> list[JobState]:
     """The state of every job, in the order of the plan."""
     jobs = read_plan(root)
@@ -68,8 +73,12 @@ def job_state(job: Job, root: Path, slurm: SlurmState | None, before: dict[str, 
     current = manifest.get("key") == job.key
     if current and manifest.get("status") in (DONE, FAILED, CANCELLED):
         return state(str(manifest["status"]), manifest.get("reason"))
+    broken = next((before[need] for need in job.needs if before[need].state in (FAILED, CANCELLED)), None)
     if slurm is not None:
-        return state(*slurm.in_words())
+        name, reason = slurm.in_words()
+        if name == CANCELLED and broken is not None and not job.joins:
+            reason = f"{broken.job} {broken.state}" + (f": {broken.reason}" if broken.reason else "")
+        return state(name, reason)
     if is_locked(folder.lock):
         return state(RUNNING, None)
     missing = [need for need in job.needs if before[need].state != DONE]

@@ -60,6 +60,8 @@ class Cluster:
     """Shell lines that the batch script runs first: module load ..., source .../activate."""
     env: dict[str, Any] = field(default_factory=dict)
     """Environment variables of every job."""
+    python: str | None = None
+    """The Python that ranks run with, such as one inside a container; null: the one that runs `spdf`."""
 
 
 @dataclass(frozen=True)
@@ -152,11 +154,14 @@ def parse_workflow(path: Path, tree: dict[str, Any]) -> Workflow:
     if "jobs" not in tree:
         raise UserError(f"{where}: is no workflow: it has no `jobs:`")
     check_keys(tree, TOP_KEYS, where)
+    # A file (or an override) on top of another takes a variant or a job away by giving it nothing.
     variants = {}
     for name, overrides in mapping(tree.get("variants"), f"{where}: variants").items():
+        if overrides is None:
+            continue
         check_name(name, f"{where}: variants")
         variants[name] = flatten(mapping(overrides, f"{where}: variants.{name}"))
-    jobs = mapping(tree["jobs"], f"{where}: jobs")
+    jobs = {name: entry for name, entry in mapping(tree["jobs"], f"{where}: jobs").items() if entry is not None}
     if not jobs:
         raise UserError(f"{where}: jobs: is empty")
     templates = {name: parse_template(name, entry, f"{where}: jobs.{name}") for name, entry in jobs.items()}

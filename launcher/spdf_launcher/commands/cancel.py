@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spdf_launcher.cancel import cancel
 from spdf_launcher.choose import matching
-from spdf_launcher.status import read_plan
+from spdf_launcher.status import read_plan, runs_on
 
 HELP = "stop a workflow or some of its jobs"
 
@@ -22,6 +22,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     root = args.dir.expanduser().absolute()
     jobs = read_plan(root)
-    for line in cancel(root, jobs, matching(jobs, args.job)):
+    for line in cancel(root, jobs, matching(jobs, args.job), runs_on(root) == "slurm"):
         print(line)
     return 0

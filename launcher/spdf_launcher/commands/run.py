@@ -24,6 +24,7 @@ from spdf_launcher.local import LocalRun
 from spdf_launcher.plan import Job, plan
 from spdf_launcher.prepare import is_changed, prepare, require_folder, wanted_jobs
 from spdf_launcher.programs import deepspeed_program, local_program
+from spdf_launcher.slurm.submit import run_on_slurm
 from spdf_launcher.workflow import Workflow, load_workflow
 
 HELP = "carry a workflow of jobs through, here, under deepspeed or on Slurm"
@@ -31,7 +32,7 @@ HELP = "carry a workflow of jobs through, here, under deepspeed or on Slurm"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     # Overrides may stand after options; plain parse_args takes positional arguments from one place only.
-    parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign,assignment]
+    parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]
     parser.add_argument("workflow", help="a workflow YAML, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top of the workflow")
     parser.add_argument("--dir", required=True, type=Path, help="the workflow's folder; starting again continues it")
@@ -59,8 +60,6 @@ def run(args: argparse.Namespace) -> int:
     workflow = load_workflow(args.workflow, args.overrides)
     jobs = plan(workflow, root, ranks_from_launcher=args.on != "local")
     if args.on == "slurm":
-        from spdf_launcher.slurm.submit import run_on_slurm
-
         return run_on_slurm(workflow, jobs, root, dry_run=args.dry_run, wait=args.wait)
     return run_here(args, workflow, jobs, root)
 
@@ -83,7 +82,8 @@ def run_here(args: argparse.Namespace, workflow: Workflow, jobs: list[Job], root
         return 0
     require_folder(root)
     with Journal(root) as journal:
-        wanted = prepare(workflow, jobs, root, args.on, program, ranks_tell, {}, journal)
+        wanted = wanted_jobs(jobs, root)
+        prepare(workflow, jobs, root, args.on, program, ranks_tell, {}, journal, wanted)
         display = Display(sys.stdout, max(len(job.id) for job in jobs))
         code = LocalRun(root, jobs, wanted, journal, display).run()
     states = [job_folder(root, job.id).status() for job in jobs]

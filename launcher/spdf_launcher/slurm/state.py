@@ -1,9 +1,38 @@
-"""What Slurm says of a workflow's jobs."""
+"""What Slurm says of a workflow's jobs, with or without slurmdbd.
+
+squeue knows jobs that wait, run, or ended a short while ago; after that sacct is asked, first the database, then the
+plain file of finished jobs. What a job made is told by its manifest alone.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from spdf_launcher.folder import CANCELLED, FAILED
+from spdf_launcher.journal import events
+from spdf_launcher.slurm import commands
+
+LIVE = {
+    "PENDING": "queued",
+    "CONFIGURING": "running",
+    "RUNNING": "running",
+    "COMPLETING": "running",
+    "SUSPENDED": "queued",
+    "STOPPED": "queued",
+    "SIGNALING": "running",
+    "STAGE_OUT": "running",
+    "RESIZING": "running",
+    "REQUEUED": "queued",
+    "REQUEUE_FED": "queued",
+    "REQUEUE_HOLD": "queued",
+    "SPECIAL_EXIT": "queued",
+    "RESV_DEL_HOLD": "queued",
+}
+NEVER = "DependencyNeverSatisfied"
+DEPENDENCY = "Dependency"
 
 
 @dataclass(frozen=True)
@@ -12,13 +41,112 @@ class SlurmState:
 
     id: str
     state: str
+    """Slurm's own word; empty when Slurm knows the job no more."""
     reason: str | None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it may still run."""
+        return self.state in LIVE and self.reason != NEVER
 
     def in_words(self) -> tuple[str, str | None]:
         """A state of ours, and why."""
-        return self.state, self.reason
+        reason = None if self.reason in (None, "", "None") else self.reason
+        if self.reason == NEVER or self.state == "CANCELLED":
+            return CANCELLED, "what it depends on did not finish" if self.reason == NEVER else None
+        if self.state in LIVE:
+            name = LIVE[self.state]
+            if name == "queued" and reason == DEPENDENCY:
+                return "waiting", "waits for the jobs that it needs"
+            return name, reason if name == "queued" else None
+        if not self.state:
+            return "lost", "Slurm knows it no more: run the same command again"
+        if self.state == "COMPLETED":
+            return FAILED, "Slurm says COMPLETED, but there is no manifest"
+        return FAILED, f"Slurm: {self.state}" + (f" ({reason})" if reason else "")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A `submitted` line of the journal."""
+
+    id: str
+    tasks: dict[str, int | None]
+    """Job to array index (None: no array)."""
+    keys: dict[str, str]
+
+    def slurm_id(self, job: str) -> str:
+        """The id of one job, as scontrol and scancel take it."""
+        index = self.tasks[job]
+        return self.id if index is None else f"{self.id}_{index}"
+
+
+def submissions(root: Path) -> dict[str, Submission]:
+    """The newest submission of each job of a folder."""
+    found: dict[str, Submission] = {}
+    for line in events(root, "submitted"):
+        submission = Submission(str(line["id"]), line["tasks"], line["keys"])
+        found |= dict.fromkeys(submission.tasks, submission)
+    return found
+
+
+def queue() -> dict[str, tuple[str, str, str]]:
+    """This user's jobs that squeue knows: id (with array index) to (state, reason, comment)."""
+    done = commands.call(["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", "%i|%T|%r|%k"])
+    if done.returncode:
+        raise ConnectionError(commands.complaint(done))
+    found = {}
+    for line in done.stdout.splitlines():
+        fields = line.split("|", 3)
+        if len(fields) == 4:
+            found[fields[0]] = (fields[1], fields[2], fields[3])
+    return found
+
+
+def finished(ids: list[str]) -> dict[str, str]:
+    """States of jobs that squeue has forgotten, as far as sacct knows them; the last attempt counts."""
+    found: dict[str, str] = {}
+    for more in ([], ["-c"]):
+        words = ["sacct", *more, "-n", "-P", "-o", "jobid,state", "-j", ",".join(ids)]
+        done = commands.call(words)
+        if done.returncode:
+            continue
+        for line in done.stdout.splitlines():
+            job, _, state = line.partition("|")
+            if job in ids and state:
+                found[job] = state.split()[0]
+        if found:
+            break
+    return found
 
 
 def slurm_states(root: Path) -> dict[str, SlurmState]:
-    """The submitted jobs of a folder by their names."""
-    return {}
+    """The submitted jobs of a folder by their names; empty where there is no Slurm."""
+    known = submissions(root)
+    if not known or not commands.present():
+        return {}
+    listed = queue()
+    ids = {job: submission.slurm_id(job) for job, submission in known.items()}
+    forgotten = sorted({slurm_id for slurm_id in ids.values() if slurm_id not in listed})
+    past = finished(forgotten) if forgotten else {}
+    states = {}
+    for job, slurm_id in ids.items():
+        state, reason, _ = listed.get(slurm_id, (past.get(slurm_id, ""), "", ""))
+        states[job] = SlurmState(slurm_id, state, reason)
+    return states
+
+
+def recover(root: Path) -> list[dict[str, Any]]:
+    """Submissions that reached Slurm although no `submitted` line says so, found by their comments."""
+    said = {line["comment"] for line in events(root, "submitted", "refused")}
+    open_intents = {line["comment"]: line for line in events(root, "intent") if line["comment"] not in said}
+    if not open_intents:
+        return []
+    found: dict[str, dict[str, Any]] = {}
+    for slurm_id, (_, _, comment) in queue().items():
+        if comment in open_intents:
+            intent = open_intents[comment]
+            found[comment] = {key: intent[key] for key in ("comment", "tasks", "keys")} | {
+                "id": slurm_id.partition("_")[0]
+            }
+    return list(found.values())

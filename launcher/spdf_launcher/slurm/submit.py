@@ -1,0 +1,225 @@
+"""Submits a workflow to Slurm: every job exactly once, with its dependencies, or nothing at all."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from spdf_dist.config.errors import UserError
+from spdf_launcher.folder import CANCELLED, DONE, FAILED, job_folder
+from spdf_launcher.journal import Journal, events
+from spdf_launcher.kinds import KINDS
+from spdf_launcher.plan import Job
+from spdf_launcher.prepare import prepare, require_folder, wanted_jobs
+from spdf_launcher.slurm import commands
+from spdf_launcher.slurm.script import FOLDER, Script, scripts, srun_program, write_scripts
+from spdf_launcher.slurm.state import SlurmState, Submission, recover, slurm_states, submissions
+from spdf_launcher.status import exit_code, gather, table
+from spdf_launcher.workflow import Workflow
+
+WAIT_SECONDS = 2.0
+
+
+def run_on_slurm(workflow: Workflow, jobs: list[Job], root: Path, dry_run: bool, wait: bool) -> int:
+    """Submit what is missing; with ``wait`` stay until all of it has ended. 0, or 1 when a job failed."""
+    found = scripts(jobs, root)
+    if dry_run:
+        return say_what(workflow, jobs, found, root)
+    commands.require()
+    require_folder(root)
+    with Journal(root) as journal:
+        Submitter(workflow, jobs, found, root, journal).submit()
+    if not wait:
+        print(f"`spdf status {root}` shows how it goes")
+        return 0
+    return wait_for_end(jobs, root)
+
+
+def say_what(workflow: Workflow, jobs: list[Job], found: list[Script], root: Path) -> int:
+    """Print what would be submitted, and let sbatch check it where there is one."""
+    wanted = wanted_jobs(jobs, root)
+    with tempfile.TemporaryDirectory(prefix="spdf-") as folder:
+        written = write_scripts(found, root, Path(folder), workflow.cluster)
+        for script in found:
+            count = sum(job.id in wanted for job in script.jobs)
+            if not count:
+                print(f"# {script.path}: nothing to do, unchanged")
+                continue
+            needs = sorted({need for job in script.jobs for need in job.needs if need in wanted})
+            print(f"# {script.path}: {count} of {len(script.jobs)} jobs, after {', '.join(needs) or 'nothing'}")
+            print(written[script.name].read_text(encoding="utf-8"))
+            if commands.present():
+                commands.test_only(written[script.name])
+    checked = "sbatch accepts every script" if commands.present() else "no sbatch here, so Slurm did not check them"
+    print(f"# {len(wanted)} of {len(jobs)} jobs to submit; {checked}; dry run, nothing was submitted")
+    return 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs of one script that are submitted together, because they depend on the same submissions."""
+
+    script: Script
+    jobs: list[Job]
+    dependencies: tuple[str, ...]
+
+
+class Submitter:
+    """One submission of a workflow."""
+
+    def __init__(self, workflow: Workflow, jobs: list[Job], found: list[Script], root: Path, journal: Journal) -> None:
+        self.workflow, self.jobs, self.scripts, self.root, self.journal = workflow, jobs, found, root, journal
+        self.script_of = {job.id: script for script in found for job in script.jobs}
+        self.live: dict[str, Submission] = {}
+        self.new: list[str] = []
+
+    def submit(self) -> None:
+        """Submit what is wanted and not in the queue. UserError when sbatch refuses; then nothing stays submitted."""
+        for line in recover(self.root):
+            self.journal.write("submitted", recovered=True, **line)
+            print(f"found job {line['id']}, submitted by a launcher that was killed: {', '.join(line['tasks'])}")
+        states = slurm_states(self.root)
+        wanted = wanted_jobs(self.jobs, self.root)
+        queued = self.queued(states)
+        for job_id in [job_id for job_id in wanted if self.must_rest(job_id, queued)]:
+            wanted.discard(job_id)
+            if job_id not in queued:
+                print(f"{job_id}: left alone while jobs that need it are in the queue")
+        found = [script for script in self.scripts if any(job.id in wanted for job in script.jobs)]
+        written = write_scripts(found, self.root, self.root / FOLDER, self.workflow.cluster)
+        for script in found:
+            commands.test_only(written[script.name])
+
+        def program(job: Job) -> list[str]:
+            return srun_program(job, self.workflow.cluster)
+
+        def ranks_tell(job: Job) -> bool:
+            return KINDS[job.kind].config is not None
+
+        prepare(self.workflow, self.jobs, self.root, "slurm", program, ranks_tell, {}, self.journal, wanted)
+        self.live = {job_id: submission for job_id, submission in submissions(self.root).items() if job_id in queued}
+        try:
+            for script in found:
+                for batch in self.batches(script, wanted):
+                    self.submit_batch(batch)
+        except UserError:
+            if self.new:
+                commands.call(["scancel", *self.new])
+            raise
+        self.say(wanted, queued)
+
+    def queued(self, states: dict[str, SlurmState]) -> set[str]:
+        """Jobs that Slurm still has. UserError when one of them was submitted with other inputs."""
+        known = submissions(self.root)
+        found = set()
+        for job in self.jobs:
+            state = states.get(job.id)
+            if state is None or (job_folder(self.root, job.id).status() is not None and not state.is_live):
+                continue
+            if state.state and not state.is_live and state.state == "PENDING":
+                commands.call(["scancel", state.id])  # it would never start, and is submitted anew
+            if state.is_live:
+                if known[job.id].keys[job.id] != job.key:
+                    raise UserError(
+                        f"{job.id}: is in the queue as {state.id} with other inputs: "
+                        f"`spdf cancel {self.root} {job.id}`, then run this again"
+                    )
+                found.add(job.id)
+        return found
+
+    def must_rest(self, job_id: str, queued: set[str]) -> bool:
+        """Whether a job is in the queue, or failed while jobs that need it still are."""
+        if job_id in queued:
+            return True
+        users = [job.id for job in self.jobs if job_id in job.needs]
+        return any(self.must_rest(user, queued) for user in users)
+
+    def batches(self, script: Script, wanted: set[str]) -> list[Batch]:
+        """The wanted jobs of a script, those with the same dependencies together."""
+        groups: dict[tuple[str, ...], list[Job]] = {}
+        for job in script.jobs:
+            if job.id in wanted:
+                groups.setdefault(self.dependencies(script, job), []).append(job)
+        return [Batch(script, members, dependencies) for dependencies, members in groups.items()]
+
+    def dependencies(self, script: Script, job: Job) -> tuple[str, ...]:
+        """What a job waits for: the submissions of those of its needs that are not done."""
+        index = script.index(job)
+        found = []
+        for need in job.needs:
+            if need not in self.live or job_folder(self.root, need).status() == DONE:
+                continue
+            parent = self.live[need]
+            if job.joins:
+                # A cell that fails must not take the others with it: wait for the end, the manifests tell the rest.
+                found.append(f"afterany:{parent.slurm_id(need)}")
+            elif index is not None and parent.tasks[need] == index:
+                found.append(f"aftercorr:{parent.id}")
+            else:
+                found.append(f"afterok:{parent.slurm_id(need)}")
+        return tuple(dict.fromkeys(found))
+
+    def submit_batch(self, batch: Batch) -> None:
+        """Submit one batch; an intent is on disk before, the id after."""
+        indices = {job.id: batch.script.index(job) for job in batch.jobs}
+        comment = f"spdf {self.folder_id()} {len(events(self.root, 'intent')) + 1}"
+        keys = {job.id: job.key for job in batch.jobs}
+        content = {"comment": comment, "tasks": indices, "keys": keys}
+        options = [f"--comment={comment}"]
+        if batch.dependencies:
+            options.append(f"--dependency={','.join(batch.dependencies)}")
+        if batch.script.is_array:
+            throttle = batch.jobs[0].resources.throttle
+            tasks = ",".join(str(index) for index in indices.values())
+            options.append(f"--array={tasks}" + (f"%{throttle}" if throttle else ""))
+        self.journal.write("intent", script=str(batch.script.path), options=options, **content)
+        try:
+            slurm_id = commands.submit(batch.script.path, options, self.journal.descriptor)
+        except UserError:
+            self.journal.write("refused", comment=comment)
+            raise
+        self.journal.write("submitted", id=slurm_id, **content)
+        self.new.append(slurm_id)
+        submission = Submission(slurm_id, indices, keys)
+        self.live |= dict.fromkeys(indices, submission)
+        after = f"  after {' '.join(batch.dependencies)}" if batch.dependencies else ""
+        cells = f"  {len(batch.jobs)} cells" if batch.script.is_array else ""
+        print(f"submitted {slurm_id:>8}  {batch.script.name}{cells}{after}")
+
+    def folder_id(self) -> str:
+        """A name of this folder that no other has, for the comments of its jobs."""
+        lines = events(self.root, "folder")
+        if not lines:
+            self.journal.write("folder", id=secrets.token_hex(6))
+            lines = events(self.root, "folder")
+        return str(lines[0]["id"])
+
+    def say(self, wanted: set[str], queued: set[str]) -> None:
+        """One line on what was done."""
+        done = sum(job_folder(self.root, job.id).is_done(job.key) for job in self.jobs)
+        print(
+            f"{len(wanted)} jobs submitted, {len(queued)} in the queue already, {done} done and unchanged; "
+            f"scripts and logs in {self.root / FOLDER}"
+        )
+
+
+def wait_for_end(jobs: list[Job], root: Path) -> int:
+    """Show the table whenever it changes, until every job has ended; `spdf status`'s exit code."""
+    shown = ""
+    while True:
+        states = gather(root)
+        text = table(states)
+        if text != shown:
+            print(text, end="\n\n", flush=True)
+        shown = text
+        if all(state.state in (DONE, FAILED, CANCELLED, "lost") for state in states):
+            return exit_code(states, jobs)
+        try:
+            time.sleep(WAIT_SECONDS)
+        except KeyboardInterrupt:
+            print("the jobs go on without this command", file=sys.stderr)
+            return 0

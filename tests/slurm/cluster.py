@@ -1,0 +1,223 @@
+"""A real Slurm cluster on one machine: munge, slurmctld and a few slurmd, each a node in namespaces of its own.
+
+Every node has its own host name, hosts file and process tree, so killing its first process is the crash of a whole
+node. Nothing under /etc is touched. Needs root (for the namespaces) and the Debian packages slurm-wlm and munge.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+GPUS = 8
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "unshare", "mount", "hostname", "mknod")
+
+CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ctl_port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={base}/munge/socket,cred_expire=5
+CredType=cred/munge
+StateSaveLocation={base}/state
+SlurmdSpoolDir={base}/%n/spool
+TmpFS={base}/%n/tmp
+SlurmctldPidFile={base}/slurmctld.pid
+SlurmdPidFile={base}/%n/slurmd.pid
+SlurmctldLogFile={base}/slurmctld.log
+SlurmdLogFile={base}/%n/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=10000,sched_interval=1,bf_interval=1
+DependencyParameters=kill_invalid_depend
+SlurmdParameters=config_overrides
+SlurmdTimeout=10
+SlurmctldTimeout=30
+ReturnToService=2
+KillWait=3
+MinJobAge={min_job_age}
+JobRequeue=1
+MpiDefault=none
+SwitchType=switch/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/filetxt
+JobCompLoc={base}/jobcomp.log
+GresTypes=gpu
+NodeName=n[1-{nodes}] NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] Sockets=2 CoresPerSocket=64 ThreadsPerCore=1 \
+RealMemory=512000 Gres=gpu:{gpus} State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=NO State=UP
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    """Consecutive TCP ports that nobody listens on."""
+    for first in range(20000 + os.getpid() % 5000, 30000):
+        sockets = []
+        try:
+            for port in range(first, first + count):
+                probe = socket.socket()
+                sockets.append(probe)
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        finally:
+            for probe in sockets:
+                probe.close()
+        return list(range(first, first + count))
+    raise RuntimeError("no free ports")
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Until ``condition()`` holds; TimeoutError names ``what`` was waited for."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds:g} s for {what}")
+        time.sleep(0.1)
+
+
+class Cluster:
+    """Daemons, started by ``start`` and ended by ``stop``, each by its process id."""
+
+    def __init__(self, nodes: int = 4, min_job_age: int = 300) -> None:
+        missing = [program for program in NEEDED if shutil.which(program) is None]
+        if missing or os.geteuid() != 0:
+            lacking = ", ".join(missing) or "root"
+            raise RuntimeError(f"the Slurm tests lack {lacking}: as root, apt-get install slurm-wlm munge")
+        self.base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+        self.names = [f"n{number}" for number in range(1, nodes + 1)]
+        self.min_job_age = min_job_age
+        self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self.env = os.environ | {"SLURM_CONF": str(self.base / "slurm.conf")}
+
+    def start(self) -> None:
+        """Bring everything up; returns when every node is idle."""
+        self.write_files()
+        self.start_munge()
+        log = (self.base / "slurmctld.out").open("ab")
+        self.daemons["slurmctld"] = subprocess.Popen(
+            ["slurmctld", "-D", "-c", "-i"], env=self.env, stdout=log, stderr=log, start_new_session=True
+        )
+        log.close()
+        for name in self.names:
+            self.start_node(name)
+        self.wait_idle()
+
+    def write_files(self) -> None:
+        """slurm.conf, gres.conf, hosts and the nodes' folders."""
+        self.base.chmod(0o755)
+        ports = free_ports(len(self.names) + 1)
+        for folder in ["state", "munge", *(f"{name}/{sub}" for name in self.names for sub in ("spool", "tmp"))]:
+            (self.base / folder).mkdir(parents=True)
+        (self.base / "slurm.conf").write_text(
+            CONF.format(
+                host=socket.gethostname(),
+                base=self.base,
+                ctl_port=ports[0],
+                first_port=ports[1],
+                last_port=ports[-1],
+                nodes=len(self.names),
+                gpus=GPUS,
+                min_job_age=self.min_job_age,
+            )
+        )
+        for number in range(GPUS):
+            # Slurm wants character devices behind its GPUs; these are further nodes of /dev/null.
+            device = self.base / f"nvidia{number}"
+            subprocess.run(["mknod", "-m", "666", str(device), "c", "1", "3"], check=True)
+        (self.base / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={self.base}/nvidia[0-{GPUS - 1}]\n")
+        (self.base / "hosts").write_text(f"127.0.0.1 localhost {' '.join(self.names)} {socket.gethostname()}\n")
+
+    def start_munge(self) -> None:
+        """munged with a key and a socket of its own."""
+        folder = self.base / "munge"
+        folder.chmod(0o711)
+        key = folder / "key"
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        options = ("key-file=key", "socket=socket", "pid-file=pid", "log-file=log", "seed-file=seed")
+        arguments = [f"--{option.partition('=')[0]}={folder / option.partition('=')[2]}" for option in options]
+        log = (folder / "out").open("ab")
+        self.daemons["munged"] = subprocess.Popen(
+            ["munged", "--foreground", *arguments], stdout=log, stderr=log, start_new_session=True
+        )
+        log.close()
+        wait_for((folder / "socket").exists, 10, "munged")
+
+    def start_node(self, name: str) -> None:
+        """Boot one node."""
+        boot = f"hostname {name} && mount --bind {self.base}/hosts /etc/hosts && exec slurmd -D -N {name}"
+        log = (self.base / f"{name}/out").open("ab")
+        self.daemons[name] = subprocess.Popen(
+            ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", boot],
+            env=self.env,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        log.close()
+
+    def crash_node(self, name: str) -> None:
+        """Kill every process of a node at once."""
+        daemon = self.daemons.pop(name)
+        daemon.kill()
+        daemon.wait()
+
+    def stop(self) -> None:
+        """End what was started and remove the folder."""
+        self.command("scancel", "--full", "--user=root", check=False)
+        order = [*(name for name in self.names if name in self.daemons), "slurmctld", "munged"]
+        for name in order:
+            daemon = self.daemons.pop(name, None)
+            if daemon is None:
+                continue
+            daemon.send_signal(signal.SIGKILL if name in self.names else signal.SIGTERM)
+            try:
+                daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        shutil.rmtree(self.base, ignore_errors=True)
+
+    def command(self, *words: str, check: bool = True, timeout: float = 60) -> str:
+        """Standard output of a Slurm command."""
+        done = subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=timeout)
+        if check and done.returncode:
+            raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def wait_idle(self, seconds: float = 60) -> None:
+        """Until every node is idle."""
+
+        def idle() -> bool:
+            states = self.command("sinfo", "-h", "-N", "-o", "%T", check=False).split()
+            return states == ["idle"] * len(self.names)
+
+        wait_for(idle, seconds, "all nodes to be idle")
+
+    def job(self, job_id: str) -> dict[str, str]:
+        """What `scontrol show job` says of one job."""
+        text = self.command("scontrol", "-o", "show", "job", job_id, check=False)
+        lines = [line for line in text.splitlines() if f"JobId={job_id} " in line] or text.splitlines()
+        return dict(word.partition("=")[::2] for word in lines[0].split() if "=" in word) if lines else {}
+
+    def logs(self) -> str:
+        """The ends of the daemons' logs, for a failure's message."""
+        parts = []
+        for path in [self.base / "slurmctld.log", *sorted(self.base.glob("n*/slurmd.log")), *self.base.glob("*/out")]:
+            if path.exists():
+                parts.append(f"== {path}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-15:]))
+        return "\n".join(parts)
