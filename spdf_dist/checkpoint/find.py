@@ -34,6 +34,19 @@ def latest(root: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def damaged(root: Path) -> list[str]:
+    """What is wrong with each folder under ``root`` that has a manifest and is no whole checkpoint, oldest first.
+
+    Saving renames a complete folder into place, so such a folder was whole once and lost something since. ``latest``
+    passes it over; a run that goes on should say so, or stop when nothing else is left.
+    """
+    if not root.is_dir():
+        return []
+    manifests = [path for path in root.glob(f"*/{MANIFEST}") if not path.parent.name.endswith(ASIDE)]
+    manifests.sort(key=lambda path: (path.stat().st_mtime_ns, path))
+    return [reason for path in manifests if (reason := problem(path.parent)) is not None]
+
+
 def resolve(path: Path | str) -> Path:
     """The checkpoint that ``path`` means: itself, or the newest of a run folder or of its ``checkpoints``.
 
@@ -52,7 +65,7 @@ def resolve(path: Path | str) -> Path:
     found = latest(root)
     if found is not None:
         return found
-    broken = sorted(p for p in root.glob(f"*/{MANIFEST}") if not p.parent.name.endswith(ASIDE)) if root.is_dir() else []
+    broken = damaged(root)
     if broken:
-        raise UserError(f"{path} holds no whole checkpoint: {problem(broken[-1].parent)}")
+        raise UserError(f"{path} holds no whole checkpoint: {broken[-1]}")
     raise UserError(f"{path} holds no checkpoint: give a step_N folder, a run folder or its checkpoints folder")

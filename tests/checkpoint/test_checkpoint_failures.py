@@ -18,6 +18,7 @@ import pytest
 from checkpoint_job import SPARSE, make_tensors, manifest_of, masks_of, responsible, save
 
 from spdf_dist.checkpoint import write
+from spdf_dist.checkpoint.find import damaged
 from spdf_dist.checkpoint.manifest import MASKS
 from spdf_dist.checkpoint.read import Checkpoint, is_whole, latest, resolve
 from spdf_dist.checkpoint.stream import SafetensorsStream
@@ -37,6 +38,21 @@ def test_latest_goes_by_content(tmp_path: Path) -> None:
     (tmp_path / "step_5" / "manifest.json").write_text("{")
     assert latest(tmp_path) is None and latest(tmp_path / "nowhere") is None
     with pytest.raises(UserError, match=r"holds no whole checkpoint: .*damaged"):
+        resolve(tmp_path)
+
+
+def test_damaged_ones_are_told_from_unfinished_ones(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        save(tmp_path, step)
+    (tmp_path / "step_20").mkdir()  # no manifest: never finished
+    (tmp_path / "step_15").rename(tmp_path / "step_15.tmp")
+    assert damaged(tmp_path) == [] and damaged(tmp_path / "nowhere") == []
+    (tmp_path / "step_5" / MASKS).unlink()
+    os.truncate(tmp_path / "step_10" / "model-00000.safetensors", 100)
+    first, second = damaged(tmp_path)
+    assert "step_5 is no whole checkpoint: its masks are missing" in first
+    assert "step_10/model-00000.safetensors is damaged" in second
+    with pytest.raises(UserError, match=r"holds no whole checkpoint: .*step_10/model-00000\.safetensors is damaged"):
         resolve(tmp_path)
 
 
