@@ -99,31 +99,39 @@ def run_tokenizer_train(args: argparse.Namespace) -> int:
 
 
 def run_pack(args: argparse.Namespace) -> int:
+    from spdf_dist.cli.main import is_rank_zero
+    from spdf_dist.config.errors import SpdfError
     from spdf_dist.data.pack import pack
 
     start = time.monotonic()
     before = signal.signal(signal.SIGTERM, interrupt)  # so that what was written aside is removed
     try:
         result = pack(args.input, args.tokenizer, args.out, args.seq_len, args.workers, show_progress=True)
+    except SpdfError:
+        # All ranks failed alike. Launchers end the others at the first code that is not 0, and rank 0 has to speak.
+        if is_rank_zero():
+            raise
+        return 0
     finally:
         signal.signal(signal.SIGTERM, before)
+    if result.rank != 0:
+        return 0
     index, seconds = result.index, time.monotonic() - start
-    if result.rank == 0:
-        if args.json:
-            print(json.dumps(pack_summary(args.out, result.already_done, result.ranks, seconds, index)))
-        else:
-            done = "done already" if result.already_done else f"{seconds:.1f} s on {result.ranks} rank(s)"
-            print(
-                f"{args.out}: {index['sequences']} sequences of {index['seq_len']} tokens in {len(index['shards'])} "
-                f"shard(s), {index['documents']} documents, {index['tokens']} tokens "
-                f"({index['dropped_tokens']} dropped at the end); {done}"
-            )
-        if index["problem_count"]:
-            print(
-                f"spdf data: {index['problem_count']} problem(s) in the input; the rest was packed (exit code 1). "
-                f"They are listed in {args.out}/index.json",
-                file=sys.stderr,
-            )
+    if args.json:
+        print(json.dumps(pack_summary(args.out, result.already_done, result.ranks, seconds, index)))
+    else:
+        done = "done already" if result.already_done else f"{seconds:.1f} s on {result.ranks} rank(s)"
+        print(
+            f"{args.out}: {index['sequences']} sequences of {index['seq_len']} tokens in {len(index['shards'])} "
+            f"shard(s), {index['documents']} documents, {index['tokens']} tokens "
+            f"({index['dropped_tokens']} dropped at the end); {done}"
+        )
+    if index["problem_count"]:
+        print(
+            f"spdf data: {index['problem_count']} problem(s) in the input; the rest was packed (exit code 1). "
+            f"They are listed in {args.out}/index.json",
+            file=sys.stderr,
+        )
     return 1 if index["problem_count"] else 0
 
 

@@ -68,6 +68,45 @@ class TokenStreams:
         return np.concatenate(pieces)
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is to be packed, checked."""
+
+    files: list[Path]
+    tokenizer: str
+    loaded: Tokenizer
+    target: Path
+    seq_len: int
+    workers: int
+    sequences_per_shard: int | None
+    show_progress: bool
+
+    @classmethod
+    def check(
+        cls,
+        inputs: list[str],
+        tokenizer: str,
+        out: str,
+        seq_len: int,
+        workers: int | None,
+        sequences_per_shard: int | None,
+        show_progress: bool,
+    ) -> Request:
+        """The request made of ``pack``'s arguments; raises UserError when one is wrong."""
+        if seq_len < 1:
+            raise UserError(f"--seq-len {seq_len}: at least 1")
+        if workers is not None and workers < 1:
+            raise UserError(f"--workers {workers}: at least 1")
+        files, loaded = check_inputs(inputs), load_tokenizer(tokenizer)
+        workers = workers or usable_cores()
+        return cls(files, tokenizer, loaded, Path(out).resolve(), seq_len, workers, sequences_per_shard, show_progress)
+
+    @property
+    def aside(self) -> Path:
+        """The folder that becomes ``target`` when it is whole."""
+        return self.target.with_name(f".{self.target.name}.packing")
+
+
 def pack(
     inputs: list[str],
     tokenizer: str,
@@ -86,52 +125,48 @@ def pack(
     Raises:
         UserError: a wrong argument, too little text, or ``out`` holds something else; nothing is written.
         SpdfError: a file cannot be written or read; what was written is removed.
+        Either is raised on all ranks when it happens on one.
     """
-    files = check_inputs(inputs)
-    target = Path(out)
-    if seq_len < 1:
-        raise UserError(f"--seq-len {seq_len}: at least 1")
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers {workers}: at least 1")
-    loaded = load_tokenizer(tokenizer)
-    ranks = find_ranks(target)
-    aside = target.with_name(f".{target.name}.packing")
+    ranks = find_ranks(Path(out).resolve())
+    checked: list[Request] = []
+
+    def check() -> None:
+        checked.append(Request.check(inputs, tokenizer, out, seq_len, workers, sequences_per_shard, show_progress))
+
     try:
-        existing = together(ranks, lambda: prepare(target, aside, files, loaded, seq_len) if ranks.rank == 0 else None)[
-            0
-        ]
-        if existing is not None:
-            return PackResult(existing, True, ranks.size, ranks.rank)
-        try:
-            index = build(ranks, files, loaded, tokenizer, aside, seq_len, workers, sequences_per_shard, show_progress)
-            together(ranks, lambda: finish(aside, target, loaded, index) if ranks.rank == 0 else None)
-        except BaseException:
-            if ranks.rank == 0:
-                shutil.rmtree(aside, ignore_errors=True)
-            raise
-        return PackResult(index, False, ranks.size, ranks.rank)
-    finally:
+        together(ranks, check)
+        result = pack_together(ranks, checked[0])
+    except Exception:
         ranks.close()
+        raise
+    ranks.close()
+    return result
 
 
-def build(
-    ranks: Ranks,
-    files: list[Path],
-    loaded: Tokenizer,
-    tokenizer: str,
-    aside: Path,
-    seq_len: int,
-    workers: int | None,
-    sequences_per_shard: int | None,
-    show_progress: bool,
-) -> dict[str, Any]:
-    """Write the streams and the shards into ``aside``; the index is returned on every rank."""
-    mine = share_files(files, ranks)
+def pack_together(ranks: Ranks, request: Request) -> PackResult:
+    """Pack, every rank doing its part."""
+    existing = together(ranks, lambda: prepare(request) if ranks.rank == 0 else None)[0]
+    if existing is not None:
+        return PackResult(existing, True, ranks.size, ranks.rank)
+    try:
+        index = build(ranks, request)
+        together(ranks, lambda: finish(request, index) if ranks.rank == 0 else None)
+    except BaseException:
+        if ranks.rank == 0:
+            shutil.rmtree(request.aside, ignore_errors=True)
+        raise
+    return PackResult(index, False, ranks.size, ranks.rank)
+
+
+def build(ranks: Ranks, request: Request) -> dict[str, Any]:
+    """Write the streams and the shards; the index is returned on every rank."""
+    loaded, seq_len, aside = request.loaded, request.seq_len, request.aside
+    mine = share_files(request.files, ranks)
 
     def tokenize() -> list[dict[str, Any]]:
-        progress = PackProgress(mine, show_progress and ranks.rank == 0)
+        progress = PackProgress(mine, request.show_progress and ranks.rank == 0)
         try:
-            return [asdict(s) for s in write_streams(mine, tokenizer, aside, workers or usable_cores(), progress)]
+            return [asdict(s) for s in write_streams(mine, request.tokenizer, aside, request.workers, progress)]
         finally:
             progress.close()
 
@@ -145,7 +180,7 @@ def build(
             f"--input holds {tokens} tokens, fewer than one sequence of {seq_len} + 1; "
             "use more text or a smaller --seq-len"
         )
-    per_shard = sequences_per_shard or MemberLayout.of(seq_len, dtype).sequences_per_shard()
+    per_shard = request.sequences_per_shard or MemberLayout.of(seq_len, dtype).sequences_per_shard()
     shard_count = -(-sequences // per_shard)
 
     def shards() -> list[dict[str, Any]]:
@@ -181,20 +216,22 @@ def build(
     }
 
 
-def prepare(target: Path, aside: Path, files: list[Path], loaded: Tokenizer, seq_len: int) -> dict[str, Any] | None:
-    """Make ``aside`` empty; or return the index of ``target`` when it holds this very packing already."""
+def prepare(request: Request) -> dict[str, Any] | None:
+    """Make the folder aside, empty; or return the index of the target when it holds this very packing already."""
+    target = request.target
     if target.exists():
         if not target.is_dir():
             raise UserError(f"--out {target} is a file; name a new folder")
         if any(target.iterdir()):
-            return check_existing(target, files, loaded, seq_len)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+            return check_existing(request)
+    shutil.rmtree(request.aside, ignore_errors=True)
+    request.aside.mkdir(parents=True)
     return None
 
 
-def check_existing(target: Path, files: list[Path], loaded: Tokenizer, seq_len: int) -> dict[str, Any]:
-    """The index of ``target`` if these inputs made it; UserError otherwise."""
+def check_existing(request: Request) -> dict[str, Any]:
+    """The index of the target if these inputs made it; UserError otherwise."""
+    target, files = request.target, request.files
     try:
         index: dict[str, Any] = json.loads((target / INDEX_FILE).read_text(encoding="utf-8"))
         recorded = [(entry["file"], entry["bytes"], entry["sha256"]) for entry in index["inputs"]]
@@ -203,9 +240,11 @@ def check_existing(target: Path, files: list[Path], loaded: Tokenizer, seq_len: 
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--out {target} is not empty and holds no packed data; name a new folder") from error
     other = f"--out {target} holds other packed data"
-    if made_with[0] != seq_len:
-        raise UserError(f"{other} (seq_len {made_with[0]}, asked {seq_len}); name a new folder or remove this one")
-    if made_with[1] != loaded.digest:
+    if made_with[0] != request.seq_len:
+        raise UserError(
+            f"{other} (seq_len {made_with[0]}, asked {request.seq_len}); name a new folder or remove this one"
+        )
+    if made_with[1] != request.loaded.digest:
         raise UserError(f"{other} (made with another tokenizer); name a new folder or remove this one")
     sizes_differ = [(path.name, path.stat().st_size) for path in files] != [entry[:2] for entry in recorded]
     if sizes_differ or [digest_of(path) for path in files] != [entry[2] for entry in recorded]:
@@ -216,15 +255,15 @@ def check_existing(target: Path, files: list[Path], loaded: Tokenizer, seq_len: 
     return index
 
 
-def finish(aside: Path, target: Path, loaded: Tokenizer, index: dict[str, Any]) -> None:
-    """Complete ``aside`` and rename it to ``target``."""
-    for stream in aside.glob("*.tokens"):
+def finish(request: Request, index: dict[str, Any]) -> None:
+    """Complete the folder aside and rename it."""
+    for stream in request.aside.glob("*.tokens"):
         stream.unlink()
-    loaded.save(aside / TOKENIZER_FOLDER)
-    write_index(aside, index)
-    if target.exists():
-        target.rmdir()  # it is empty
-    aside.rename(target)
+    request.loaded.save(request.aside / TOKENIZER_FOLDER)
+    write_index(request.aside, index)
+    if request.target.exists():
+        request.target.rmdir()  # it is empty
+    request.aside.rename(request.target)
 
 
 def share_files(files: list[Path], ranks: Ranks) -> list[tuple[int, Path]]:

@@ -106,6 +106,10 @@ def test_the_bytes_do_not_hang_on_mpi_ranks(tmp_path: Path, sp_model: str, three
     refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert refused.returncode == 2
     assert refused.stderr.count("holds other packed data (seq_len 64, asked 63)") == 1
+    Path(three_files[2]).unlink()
+    missing = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert missing.returncode == 2
+    assert missing.stderr.count("c.jsonl does not exist") == 1
 
 
 @pytest.mark.distributed
@@ -227,6 +231,15 @@ def test_an_existing_folder_is_kept(tmp_path: Path, sp_model: str, three_files: 
     with pytest.raises(UserError, match="holds no packed data"):
         pack(three_files, sp_model, str(mine), 64, workers=1)
     assert read_folder(mine) == {"thesis.txt": b"x"}
+
+
+def test_out_may_be_the_empty_folder_we_are_in(
+    tmp_path: Path, sp_model: str, three_files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    pack(three_files, sp_model, ".", 64, workers=1)
+    assert PackedDataset(tmp_path / "here").num_sequences > 10
 
 
 def test_a_failure_leaves_nothing_that_looks_whole(
