@@ -35,8 +35,8 @@ struct spdf_pattern {
     spdf::Pattern rows;
     std::mutex mutex;  // guards preparation
     std::unique_ptr<spdf::Transpose> transpose;
-    std::unique_ptr<spdf::jit::Generated> code[2];
-    bool code_refused[2] = {false, false};
+    std::unique_ptr<spdf::jit::Generated> code[4];  // forward, transposed; then both for bf16 pairs
+    bool code_refused[4] = {};
     spdf_sddmm* grad_values = nullptr;
 
     ~spdf_pattern() {
@@ -64,19 +64,21 @@ struct spdf_pattern {
     }
 
     // Null when the code does not fit the budget: asked once, so that a layer does not change its path in mid-training.
-    const spdf::jit::Generated* generated(bool transposed, int threads) {
+    const spdf::jit::Generated* generated(bool transposed, bool bf16, int threads) {
+        const bool pairs = bf16 && spdf::has_avx512_bf16();
+        const int slot = transposed + 2 * pairs;
         const std::lock_guard<std::mutex> lock(mutex);
-        if (!code[transposed] && !code_refused[transposed]) {
+        if (!code[slot] && !code_refused[slot]) {
             auto direction = std::make_unique<spdf::jit::Generated>();
             const int64_t left = code_budget.load() - code_in_use.load();
-            if (spdf::jit::generate(rows, transposed, left, threads, *direction) &&
+            if (spdf::jit::generate(rows, transposed, pairs, left, threads, *direction) &&
                 take_code_bytes(static_cast<int64_t>(direction->code.bytes()))) {
-                code[transposed] = std::move(direction);
+                code[slot] = std::move(direction);
             } else {
-                code_refused[transposed] = true;
+                code_refused[slot] = true;
             }
         }
-        return code[transposed].get();
+        return code[slot].get();
     }
 };
 
@@ -95,6 +97,17 @@ const float* as_floats(const Bf16* from, int64_t count, float* to) {
     return to;
 }
 
+void order(const spdf::Pattern& rows, const spdf::jit::Generated& code, const float* values, float* ordered, int threads) {
+    spdf::jit::order_values(rows, code, values, ordered, threads);
+}
+void order(const spdf::Pattern& rows, const spdf::jit::Generated& code, const Bf16* values, float* ordered, int threads) {
+    if (code.pairs) {
+        spdf::jit::order_pairs(rows, code, values, reinterpret_cast<Bf16*>(ordered), threads);
+    } else {
+        spdf::jit::order_values(rows, code, values, ordered, threads);
+    }
+}
+
 template <class T>
 void spmm(spdf_pattern& pattern, int backend, bool transposed, const T* x, int64_t tokens, const T* values,
           const T* bias, T* y, int threads) {
@@ -103,20 +116,22 @@ void spmm(spdf_pattern& pattern, int backend, bool transposed, const T* x, int64
     if (tokens == 0 || features == 0) return;
     if (pattern.rows.nnz == 0) return fill_bias(bias, tokens, features, y);
     const float* bias_f32 = bias ? as_floats(bias, features, bias_scratch.floats(features)) : nullptr;
-    float* ordered = values_scratch.floats(pattern.rows.nnz);
 #if defined(__x86_64__)
     if (backend == SPDF_JIT) {
-        if (const spdf::jit::Generated* code = pattern.generated(transposed, threads)) {
-            spdf::jit::order_values(pattern.rows, *code, values, ordered, threads);
-            spdf::jit::spmm_generated(*code, spdf::kAvx512Packing, x, tokens, ordered, bias_f32, y, threads,
-                                      tiles_scratch);
-            return;
+        const spdf::jit::Generated* code = pattern.generated(transposed, sizeof(T) == 2, threads);
+        if (code) {
+            float* ordered = values_scratch.floats(code->entries);
+            order(pattern.rows, *code, values, ordered, threads);
+            if (spmm_generated(*code, spdf::kAvx512Packing, x, tokens, ordered, bias_f32, y, threads, tiles_scratch)) {
+                return;
+            }
         }
     }
     const spdf::CompactBackend& compact = backend == SPDF_PORTABLE ? spdf::kPortableCompact : spdf::kAvx512Compact;
 #else
     const spdf::CompactBackend& compact = spdf::kPortableCompact;
 #endif
+    float* ordered = values_scratch.floats(pattern.rows.nnz);
     if (transposed) {
         const spdf::Transpose& transpose = pattern.transposed();
         spdf::transpose_values(pattern.rows, transpose, values, ordered, threads);
@@ -189,11 +204,11 @@ int spdf_grad_values(spdf_pattern* pattern, int backend, int bf16, const void* d
 
 int spdf_prepare_grad_values(spdf_pattern* pattern) { return pattern->sddmm() ? SPDF_OK : SPDF_NO_MEMORY; }
 
-int spdf_prepare(spdf_pattern* pattern, int backend, int transposed, int threads) {
+int spdf_prepare(spdf_pattern* pattern, int backend, int transposed, int bf16, int threads) {
     try {
         if (pattern->rows.nnz == 0) return backend;
         if (backend == SPDF_JIT) {
-            if (pattern->generated(transposed != 0, threads)) return SPDF_JIT;
+            if (pattern->generated(transposed != 0, bf16 != 0, threads)) return SPDF_JIT;
             backend = SPDF_AVX512;
         }
         if (transposed) pattern->transposed();

@@ -41,7 +41,7 @@ SPDF_EXPORT int spdf_grad_values(spdf_pattern* pattern, int backend, int bf16, c
 
 // Prepares a direction now: what the first product would do. Returns the backend that products will run on: SPDF_JIT falls
 // back to SPDF_AVX512 where the code budget is used up. -1 when memory ends.
-SPDF_EXPORT int spdf_prepare(spdf_pattern* pattern, int backend, int transposed, int threads);
+SPDF_EXPORT int spdf_prepare(spdf_pattern* pattern, int backend, int transposed, int bf16, int threads);
 
 // Prepares the gradient of the values now. SPDF_OK or SPDF_NO_MEMORY.
 SPDF_EXPORT int spdf_prepare_grad_values(spdf_pattern* pattern);

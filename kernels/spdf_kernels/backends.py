@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+import torch
+
 from spdf_kernels import native
 from spdf_kernels.pattern import SparsityPattern
 
@@ -65,8 +67,8 @@ class Description(NamedTuple):
     code_bytes: int
 
 
-def describe(pattern: SparsityPattern) -> Description:
-    """Prepares all products of a pattern and tells the back end of each, and the bytes of indices and generated code.
+def describe(pattern: SparsityPattern, dtype: torch.dtype = torch.float32) -> Description:
+    """Prepares all products of a pattern for tensors of `dtype`; tells the back end of each, and the bytes they hold.
 
     The mask's own bits count as indices.
     """
@@ -75,7 +77,7 @@ def describe(pattern: SparsityPattern) -> Description:
     if backend == "torch":
         index = pattern.flat_index()
         return Description("torch", "torch", "torch", bits + index.numel() * index.element_size(), 0)
-    forward, grad_input = native.prepare(pattern, backend, False), native.prepare(pattern, backend, True)
+    forward, grad_input = (native.prepare(pattern, backend, transposed, dtype) for transposed in (False, True))
     native.prepare_sddmm(pattern)
     index_bytes, code_bytes = native.held_bytes(pattern)
     grad_values = "portable" if backend == "portable" else "avx512"

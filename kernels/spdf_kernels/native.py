@@ -25,7 +25,7 @@ _SIGNATURES = {
     "spdf_spmm": (_INT, [_POINTER, _INT, _INT, _INT, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _INT]),
     "spdf_grad_values": (_INT, [_POINTER, _INT, _INT, _POINTER, _POINTER, _INT64, _POINTER, _INT]),
     "spdf_prepare_grad_values": (_INT, [_POINTER]),
-    "spdf_prepare": (_INT, [_POINTER, _INT, _INT, _INT]),
+    "spdf_prepare": (_INT, [_POINTER, _INT, _INT, _INT, _INT]),
     "spdf_index_bytes": (_INT64, [_POINTER]),
     "spdf_code_bytes": (_INT64, [_POINTER]),
     "spdf_set_code_budget": (None, [_INT64]),
@@ -112,9 +112,10 @@ def sddmm(dy: torch.Tensor, x: torch.Tensor, pattern: SparsityPattern, backend: 
     return result
 
 
-def prepare(pattern: SparsityPattern, backend: str, transposed: bool) -> str:
+def prepare(pattern: SparsityPattern, backend: str, transposed: bool, dtype: torch.dtype) -> str:
     """Prepares a direction now instead of at its first product. Returns the back end that its products will run on."""
-    prepared = _loaded().spdf_prepare(_structure(pattern), BACKENDS[backend], transposed, torch.get_num_threads())
+    bf16 = dtype == torch.bfloat16
+    prepared = _loaded().spdf_prepare(_structure(pattern), BACKENDS[backend], transposed, bf16, torch.get_num_threads())
     if prepared < 0:
         raise MemoryError(f"no memory for the structure of {pattern!r}")
     return next(name for name, number in BACKENDS.items() if number == prepared)

@@ -9,8 +9,10 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 
 #include "jit/evex.hpp"
+#include "jit/pairs.hpp"
 
 namespace spdf::jit {
 
@@ -31,7 +33,7 @@ std::vector<uint32_t> row_bits(const Pattern& pattern, const Column* columns, co
         for (int64_t i = pattern.row_start[r]; i < pattern.row_start[r + 1]; ++i) {
             const int64_t row = g.transposed ? static_cast<int64_t>(columns[i]) : r;
             const int64_t input = g.transposed ? r : static_cast<int64_t>(columns[i]);
-            words[row / g.block_rows * g.inputs + input] |= 1u << (row % g.block_rows);
+            words[row / g.block_rows * g.inputs + (g.pairs ? input / 2 : input)] |= 1u << (row % g.block_rows);
         }
     }
     return words;
@@ -46,6 +48,19 @@ std::vector<uint8_t> entries_of_inputs(const std::vector<uint32_t>& words, const
         }
     }
     return counts;
+}
+
+// Transposed: which rows of a row block keep a feature, one bit a row: [features * row_blocks].
+template <class Column>
+std::vector<uint32_t> rows_of_features(const Pattern& pattern, const Column* columns, const Generated& g) {
+    std::vector<uint32_t> kept(static_cast<size_t>(g.features * g.row_blocks));
+    for (int64_t r = 0; r < pattern.rows; ++r) {
+        for (int64_t i = pattern.row_start[r]; i < pattern.row_start[r + 1]; ++i) {
+            const int64_t row = static_cast<int64_t>(columns[i]);
+            kept[r * g.row_blocks + row / g.block_rows] |= 1u << (row % g.block_rows);
+        }
+    }
+    return kept;
 }
 
 // Place of each input's first value in its block: [row_blocks * inputs].
@@ -71,7 +86,7 @@ int64_t tiles_of_group(const Generated& g) {
     cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
     if (cache <= 0) cache = int64_t{1} << 20;
-    const bool few_entries = g.nnz * 6 < g.rows * g.inputs;
+    const bool few_entries = g.entries * 6 < g.rows * g.inputs;
     const int64_t room = few_entries ? cache * 3 / 8 : cache * 9 / 16;
     return std::clamp<int64_t>(room / (g.block_inputs * 64), 4, 24);
 }
@@ -103,7 +118,8 @@ struct Block {
     int64_t inputs;
     int rows;
     bool first;         // of its rows: starts the sums at zero instead of going on with y
-    int64_t entries;    // kept entries
+    bool pairs;         // dot products of bf16 pairs instead of float multiply-adds
+    int64_t entries;    // of them
     int64_t next_code;  // where the code that runs after this block begins, counted from this block's code
 };
 
@@ -133,7 +149,12 @@ size_t assemble(uint8_t* out, const Block& block) {
         if (!word) continue;
         a.load_vector(kXRegister, Reg::r10, x.reach(input));
         for (; word; word &= word - 1) {
-            a.fma_broadcast(__builtin_ctz(word), kXRegister, Reg::rax, values.reach(used));
+            const int row = __builtin_ctz(word), place = values.reach(used);
+            if (block.pairs) {
+                a.dot_bf16_broadcast(row, kXRegister, Reg::rax, place);
+            } else {
+                a.fma_broadcast(row, kXRegister, Reg::rax, place);
+            }
             if (++used % interval == 0) a.prefetch(Reg::r11, kLine * prefetched++);
         }
     }
@@ -152,11 +173,12 @@ using BlockCode = void (*)(const float* x, const float* values, float* y, int64_
 
 }  // namespace
 
-bool generate(const Pattern& pattern, bool transposed, int64_t limit, int threads, Generated& g) {
+bool generate(const Pattern& pattern, bool transposed, bool pairs, int64_t limit, int threads, Generated& g) {
     g.transposed = transposed;
+    g.pairs = pairs;
     g.rows = transposed ? pattern.cols : pattern.rows;
-    g.inputs = transposed ? pattern.rows : pattern.cols;
-    g.nnz = pattern.nnz;
+    g.features = transposed ? pattern.rows : pattern.cols;
+    g.inputs = pairs ? (g.features + 1) / 2 : g.features;
     g.row_blocks = (g.rows + kMaxBlockRows - 1) / kMaxBlockRows;
     g.block_rows = (g.rows + g.row_blocks - 1) / g.row_blocks;
     g.input_blocks = (g.inputs + kMaxBlockInputs - 1) / kMaxBlockInputs;
@@ -179,7 +201,7 @@ bool generate(const Pattern& pattern, bool transposed, int64_t limit, int thread
         }
         const int64_t next_code = g.entry[(index + 1) % blocks] - g.entry[index];
         return static_cast<int64_t>(
-            assemble(out, {word, inputs, static_cast<int>(rows), first == 0, used[index], next_code}));
+            assemble(out, {word, inputs, static_cast<int>(rows), first == 0, g.pairs, used[index], next_code}));
     };
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < blocks; ++i) size[i] = block(i, nullptr);
@@ -190,12 +212,16 @@ bool generate(const Pattern& pattern, bool transposed, int64_t limit, int thread
         bytes += size[i];
         values += used[i];
     }
+    g.entries = values;
     if (bytes > limit) return false;
     uint8_t* code = g.code.reserve(static_cast<size_t>(bytes));
     if (!code) return false;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < blocks; ++i) block(i, code + g.entry[i]);
-    if (transposed) {
+    if (transposed && pairs) {
+        g.kept = pattern.wide() ? rows_of_features(pattern, pattern.col32.data(), g)
+                                : rows_of_features(pattern, pattern.col16.data(), g);
+    } else if (transposed) {
         g.counts = entries_of_inputs(words, g);
     } else {
         g.starts = starts_of_inputs(words, g);
@@ -203,8 +229,30 @@ bool generate(const Pattern& pattern, bool transposed, int64_t limit, int thread
     return g.code.seal();
 }
 
+namespace {
+
+// One tile of a block of inputs, packed from x, which points at the tile's first token. False when pairs hold a value
+// that is not finite.
 template <class T>
-void spmm_generated(const Generated& g, const Packing& packing, const T* x, int64_t tokens, const float* ordered,
+bool pack_tile(const Generated& g, const Packing& packing, const T* x, int tokens, int64_t first, int64_t inputs,
+               float* tile) {
+    packing.pack(x + first, g.features, tokens, inputs, tile, 16);
+    return true;
+}
+bool pack_tile(const Generated& g, const Packing& packing, const Bf16* x, int tokens, int64_t first, int64_t inputs,
+               float* tile) {
+    if (g.pairs) {
+        const int64_t features = std::min(2 * inputs, g.features - 2 * first);
+        return pack_pairs(x + 2 * first, g.features, tokens, features, tile);
+    }
+    packing.pack(x + first, g.features, tokens, inputs, tile, 16);
+    return true;
+}
+
+}  // namespace
+
+template <class T>
+bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int64_t tokens, const float* ordered,
                     const float* bias, T* y, int threads, Scratch& scratch) {
     const int64_t tiles = (tokens + 15) / 16;
     const int64_t wish = tiles_of_group(g);
@@ -220,6 +268,7 @@ void spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
     const int64_t y_floats = y_stride * group;
     float* memory = scratch.floats((x_floats + y_floats) * threads);
     const uint8_t* code = g.code.code();
+    std::atomic<bool> finite{true};
 
 #pragma omp parallel num_threads(threads)
     {
@@ -241,8 +290,10 @@ void spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
                 const int64_t first = k * g.block_inputs;
                 const int64_t inputs = std::min(g.block_inputs, g.inputs - first);
                 for (int64_t t = 0; t < count; ++t) {
-                    packing.pack(x + (first_tile + t) * 16 * g.inputs + first, g.inputs, lanes(t), inputs,
-                                 x_packed + t * inputs * 16, 16);
+                    const T* tokens_x = x + (first_tile + t) * 16 * g.features;
+                    if (!pack_tile(g, packing, tokens_x, lanes(t), first, inputs, x_packed + t * inputs * 16)) {
+                        finite.store(false, std::memory_order_relaxed);
+                    }
                 }
                 for (int64_t b = begin; b < end; ++b) {
                     const int64_t index = k * g.row_blocks + b;
@@ -260,11 +311,12 @@ void spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
             }
         }
     }
+    return finite.load();
 }
 
-template void spmm_generated(const Generated&, const Packing&, const float*, int64_t, const float*, const float*, float*,
+template bool spmm_generated(const Generated&, const Packing&, const float*, int64_t, const float*, const float*, float*,
                              int, Scratch&);
-template void spmm_generated(const Generated&, const Packing&, const Bf16*, int64_t, const float*, const float*, Bf16*,
+template bool spmm_generated(const Generated&, const Packing&, const Bf16*, int64_t, const float*, const float*, Bf16*,
                              int, Scratch&);
 
 }  // namespace spdf::jit

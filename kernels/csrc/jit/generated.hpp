@@ -15,11 +15,15 @@
 
 namespace spdf::jit {
 
+// For bf16 there is a second kind: two neighbouring inputs share a vector of x, and one dot product of pairs takes both. A
+// row that keeps one of the two has a zero beside its value, so x must be finite; spmm_generated tells when it is not.
 struct Generated {
     bool transposed = false;
-    int64_t rows = 0;    // output features
-    int64_t inputs = 0;  // input features
-    int64_t nnz = 0;
+    bool pairs = false;
+    int64_t rows = 0;      // output features
+    int64_t features = 0;  // input features
+    int64_t inputs = 0;    // vectors of x a tile: input features, or pairs of them
+    int64_t entries = 0;   // multiply-adds a token: kept entries, or pairs with at least one
     int64_t block_rows = 0;
     int64_t row_blocks = 0;
     int64_t block_inputs = 0;
@@ -27,27 +31,31 @@ struct Generated {
     // Blocks in the order of use: input block major.
     std::vector<int64_t> entry;        // [input_blocks * row_blocks] offset of each block's code
     std::vector<int64_t> value_start;  // [input_blocks * row_blocks] first value of each block
-    std::vector<uint8_t> counts;       // transposed only: [inputs * row_blocks] kept entries of an input in a row block
-    std::vector<uint16_t> starts;      // forward only: [row_blocks * inputs] place of an input's first value in its block
+    std::vector<uint8_t> counts;   // transposed, single: [inputs * row_blocks] kept entries of an input in a row block
+    std::vector<uint32_t> kept;    // transposed, pairs: [features * row_blocks] rows of the block that keep a feature
+    std::vector<uint16_t> starts;  // forward: [row_blocks * inputs] place of an input's first value in its block
     CodeMemory code;
 
     int64_t index_bytes() const {
-        return static_cast<int64_t>(counts.size() + starts.size() * sizeof(uint16_t) +
+        return static_cast<int64_t>(counts.size() + kept.size() * sizeof(uint32_t) +
+                                    starts.size() * sizeof(uint16_t) +
                                     (entry.size() + value_start.size()) * sizeof(int64_t));
     }
 };
 
 // Builds the code. `limit`: bytes allowed. False when it would not fit or the host refuses; throws std::bad_alloc.
-bool generate(const Pattern& pattern, bool transposed, int64_t limit, int threads, Generated& generated);
+bool generate(const Pattern& pattern, bool transposed, bool pairs, int64_t limit, int threads, Generated& generated);
 
-// Values of the pattern (row-major order) to the order of use.
+// Values of the pattern (row-major order) to the order of use: `entries` floats, or pairs of bf16 in as much memory.
 template <class T>
 void order_values(const Pattern& pattern, const Generated& generated, const T* values, float* ordered, int threads);
+void order_pairs(const Pattern& pattern, const Generated& generated, const Bf16* values, Bf16* ordered, int threads);
 
-// y [tokens, rows] = x [tokens, inputs] times the direction's weight, plus bias (may be null), row-major; `ordered` from
-// order_values. Same bits for any number of threads. Throws std::bad_alloc.
+// y [tokens, rows] = x [tokens, features] times the direction's weight, plus bias (may be null), row-major; `ordered` from
+// order_values or order_pairs. Same bits for any number of threads. Throws std::bad_alloc. False, with y undefined, when
+// pairs met an x that is not finite.
 template <class T>
-void spmm_generated(const Generated& generated, const Packing& packing, const T* x, int64_t tokens, const float* ordered,
+bool spmm_generated(const Generated& generated, const Packing& packing, const T* x, int64_t tokens, const float* ordered,
                     const float* bias, T* y, int threads, Scratch& scratch);
 
 }  // namespace spdf::jit

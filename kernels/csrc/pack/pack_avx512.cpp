@@ -4,6 +4,8 @@
 
 #include <immintrin.h>
 
+#include "pack/transpose_avx512.hpp"
+
 namespace spdf {
 
 namespace {
@@ -22,33 +24,6 @@ inline void save(Bf16* to, __mmask16 lanes, __m512 value) {
     const __m512i quiet = _mm512_or_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
     const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
     _mm256_mask_storeu_epi16(to, lanes, _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, quiet)));
-}
-
-// 16 x 16 transpose in registers: pairs, quads, then 128-bit lanes.
-inline void transpose(__m512* r) {
-    __m512 s[16];
-    for (int i = 0; i < 16; i += 2) {
-        s[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-        s[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_shuffle_ps(s[i], s[i + 2], 0x44);
-        r[i + 1] = _mm512_shuffle_ps(s[i], s[i + 2], 0xee);
-        r[i + 2] = _mm512_shuffle_ps(s[i + 1], s[i + 3], 0x44);
-        r[i + 3] = _mm512_shuffle_ps(s[i + 1], s[i + 3], 0xee);
-    }
-    for (int i = 0; i < 4; ++i) {
-        s[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
-        s[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
-        s[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
-        s[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[i] = _mm512_shuffle_f32x4(s[i], s[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_f32x4(s[i], s[i + 8], 0xdd);
-        r[i + 4] = _mm512_shuffle_f32x4(s[i + 4], s[i + 12], 0x88);
-        r[i + 12] = _mm512_shuffle_f32x4(s[i + 4], s[i + 12], 0xdd);
-    }
 }
 
 inline __mmask16 first(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }

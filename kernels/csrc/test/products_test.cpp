@@ -91,12 +91,12 @@ void test_budget() {
     const int64_t before = spdf_code_bytes_in_use();
     spdf_set_code_budget(before);
     spdf_pattern* pattern = spdf_pattern_new(bits.data(), 32, 32, 1024);
-    check(spdf_prepare(pattern, SPDF_JIT, 0, 1) == SPDF_AVX512, "no code beyond the budget");
+    check(spdf_prepare(pattern, SPDF_JIT, 0, 0, 1) == SPDF_AVX512, "no code beyond the budget");
     check(spdf_code_bytes(pattern) == 0 && spdf_code_bytes_in_use() == before, "nothing is counted");
     spdf_pattern_free(pattern);
     spdf_set_code_budget(int64_t{1} << 40);
     pattern = spdf_pattern_new(bits.data(), 32, 32, 1024);
-    check(spdf_prepare(pattern, SPDF_JIT, 0, 1) == SPDF_JIT, "code within the budget");
+    check(spdf_prepare(pattern, SPDF_JIT, 0, 0, 1) == SPDF_JIT, "code within the budget");
     check(spdf_code_bytes_in_use() == before + spdf_code_bytes(pattern), "code is counted");
     spdf_pattern_free(pattern);
     check(spdf_code_bytes_in_use() == before, "freed code is given back");
