@@ -9,11 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoint_job import MODEL, SPARSE, local_pieces, local_tensor, make_tensors, masks_of, save
+from checkpoint_job import (
+    MODEL,
+    SPARSE,
+    local_pieces,
+    local_tensor,
+    make_tensors,
+    manifest_of,
+    masks_of,
+    responsible,
+    save,
+)
 from safetensors import safe_open
 
 from spdf_dist.checkpoint.manifest import KINDS, global_shapes
 from spdf_dist.checkpoint.read import Checkpoint, read_dense
+from spdf_dist.checkpoint.write import single_writer
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import SparsityConfig
 from spdf_dist.sparsity.masks import mask_digest
@@ -156,3 +167,23 @@ def test_pruned_entries_that_are_not_zero_are_counted_when_slices_are_given(tmp_
     stored = Checkpoint(tmp_path).manifest.tensors
     assert stored[name].pruned_nonzero == {"model": 1, "exp_avg": 0, "exp_avg_sq": 1}
     assert all(not any(t.pruned_nonzero.values()) for n, t in stored.items() if n != name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("values", [True, False], ids=["values", "slices"])
+def test_tensors_and_masks_on_a_gpu(tmp_path: Path, values: bool) -> None:
+    masks = masks_of(SPARSE)
+    tensors = make_tensors(masks)
+    pieces = (
+        (kind, replace(piece, mask=None if piece.mask is None else piece.mask.cuda()), tensor.cuda())
+        for kind, piece, tensor in responsible(0, 1, masks, tensors, values)
+    )
+    folder = single_writer(tmp_path / "step_5", 5).write(
+        pieces, masks=masks, config_yaml="", tokenizer=None, manifest=manifest_of(SPARSE)
+    )
+    checkpoint = Checkpoint(folder)
+    for piece in local_pieces(0, 2, masks):
+        local = local_tensor(piece, tensors["model"][piece.name])
+        on_gpu = replace(piece, mask=None if piece.mask is None else piece.mask.cuda())
+        assert torch.equal(checkpoint.read_piece(on_gpu), local if piece.mask is None else local[piece.mask])

@@ -239,3 +239,18 @@ def test_a_densified_checkpoint_exports_alike(tmp_path: Path) -> None:
     assert sparse.keys() == dense.keys() and all(torch.equal(sparse[name], dense[name]) for name in sparse)
     c_attn = sparse["transformer.h.0.attn.c_attn.weight"]
     assert tuple(c_attn.shape) == (8, 24) and int((c_attn == 0).sum()) == 144
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from spdf_dist.cli.main import main
+
+    save(tmp_path / "run" / "checkpoints", 5, 2)
+    hf, back = str(tmp_path / "hf"), str(tmp_path / "back")
+    assert main(["export-hf", str(tmp_path / "run"), hf]) == 0
+    assert "GPT2LMHeadModel, 1,488 parameters" in capsys.readouterr().out
+    assert main(["import-hf", hf, back, "--level", "0.5", "--mask", "magnitude"]) == 0
+    assert "576 weights pruned (magnitude mask)" in capsys.readouterr().out
+    assert main(["export-hf", str(tmp_path / "run"), hf]) == 2
+    assert main(["import-hf", hf, str(tmp_path / "other"), "--level", "1.5"]) == 2
+    assert "sparsity.level: must be in [0, 1), got 1.5" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "hf", "run"]
