@@ -1,0 +1,86 @@
+"""``spdf generate`` on a small checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from spdf_dist.cli.main import main
+
+
+def test_one_hypothesis_an_input_and_their_references(checkpoint: Path, e2e_csv: Path, tmp_path: Path) -> None:
+    out, references = tmp_path / "out" / "hyps.txt", tmp_path / "out" / "refs.txt"
+    arguments = ["generate", str(checkpoint), "--task", "e2e", "--input", str(e2e_csv), "--out", str(out)]
+    arguments += ["--beam", "3", "--max-new-tokens", "8"]
+    assert main([*arguments, "--references-out", str(references)]) == 0
+    assert out.read_text().count("\n") == 2
+    assert references.read_text() == "The Mill is a pub .\nA pub : The Mill .\n\nAromi is n't cheap .\n\n"
+    first = out.read_bytes()
+    assert main([*arguments, "--batch-size", "1"]) == 0
+    assert out.read_bytes() == first
+    assert sorted(path.name for path in out.parent.iterdir()) == ["hyps.txt", "refs.txt"]
+
+
+def test_prompt_is_continued_on_stdout(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(checkpoint), "--prompt", "The Mill", "--greedy", "--max-new-tokens", "5"]) == 0
+    greedy = capsys.readouterr().out
+    assert greedy.endswith("\n") and greedy.strip()
+    arguments = ["generate", str(checkpoint), "--prompt", "The Mill", "--sample", "--max-new-tokens", "5", "--seed"]
+    drawn = []
+    for seed in ("1", "1", "2"):
+        assert main([*arguments, seed]) == 0
+        drawn.append(capsys.readouterr().out)
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "e2e"], "--input, --out missing"),
+        (["--task", "e3e", "--input", "x.csv", "--out", "y"], "unknown task 'e3e', did you mean 'e2e'?"),
+        (["--task", "e2e", "--input", "missing.csv", "--out", "y"], "missing.csv does not exist"),
+        (["--prompt", "x", "--out", "y"], "takes no --task"),
+        (["--prompt", "x", "--sample", "--top-p", "0"], "--top-p 0.0"),
+        (["--prompt", "The Mill " * 80], "context window 64"),
+    ],
+)
+def test_mistakes_are_one_line(
+    checkpoint: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(checkpoint), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_other_tokenizer_is_refused(checkpoint: Path, spdf_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", str(checkpoint), "--prompt", "x", "--tokenizer", str(spdf_data / "gpt2_vocab")]
+    assert main(arguments) == 2
+    assert "has 50257 words, the model" in capsys.readouterr().err
+
+
+def test_signal_leaves_nothing_half_written(checkpoint: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "many.csv", tmp_path / "hyps.txt"
+    rows = [f'"name[The Mill {number}], eatType[pub]",The Mill.' for number in range(20000)]
+    source.write_text("mr,ref\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    command = [sys.executable, "-m", "spdf_dist", "generate", str(checkpoint), "--task", "e2e"]
+    process = subprocess.Popen(
+        [*command, "--input", str(source), "--out", str(out), "--batch-size", "2"],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    seen = b""
+    deadline = time.monotonic() + 120
+    while b"input" not in seen and time.monotonic() < deadline:
+        seen += os.read(process.stderr.fileno(), 4096)
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 75
+    assert b"SIGTERM" in rest and b"Traceback" not in rest
+    assert [path.name for path in tmp_path.iterdir()] == ["many.csv"]

@@ -1,0 +1,78 @@
+"""Hypotheses and references as files, and the mistakes in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spdf_dist.cli.main import main
+from spdf_dist.config.errors import UserError
+from spdf_dist.evaluation.texts import read_e2e, read_parallel
+
+
+def write(folder: Path, **texts: str) -> list[Path]:
+    paths = []
+    for name, text in texts.items():
+        path = folder / name.replace("__", ".")
+        path.write_text(text, encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_e2e_references_by_blank_lines(tmp_path: Path, end: str) -> None:
+    hyps, refs = write(tmp_path, hyps="one\n two \n", refs=f"a\nb\n\nc{end}")
+    assert read_e2e(hyps, refs) == (["one", "two"], [["a", "b"], ["c"]])
+
+
+def test_e2e_single_references_and_empty_hypotheses(tmp_path: Path) -> None:
+    hyps, refs = write(tmp_path, hyps="\none\n\n", refs="a\nb\nc\n")
+    assert read_e2e(hyps, refs) == (["", "one", ""], [["a"], ["b"], ["c"]])
+
+
+def test_e2e_references_from_the_official_csv(tmp_path: Path) -> None:
+    hyps, refs = write(
+        tmp_path,
+        hyps="x\ny\nz",
+        refs__csv='"mr","ref"\n"name[A], b[c]","Â£20, ""cheap"""\n"name[A], b[c]",q\nm,r\nname[A],s\n',
+    )
+    assert read_e2e(hyps, refs)[1] == [['£20, "cheap"', "q"], ["r"], ["s"]]
+
+
+def test_parallel_files_with_and_without_a_last_newline(tmp_path: Path) -> None:
+    hyps, first, second = write(tmp_path, hyps="h1\nh2\n", ref0="a\nb\n", ref1="c\n\n")
+    assert read_parallel(hyps, [first, second]) == (["h1", "h2"], [["a", "c"], ["b", ""]])
+    # Without a newline at the end, a file that ends in one has an empty last line.
+    hyps, first, second = write(tmp_path, hyps="h1\nh2", ref0="a\nb", ref1="c\n")
+    assert read_parallel(hyps, [first, second]) == (["h1", "h2"], [["a", "c"], ["b", ""]])
+
+
+@pytest.mark.parametrize(
+    ("task", "texts", "message"),
+    [
+        ("e2e", {"hyps": "a\n", "refs": "a\n\nb\n"}, "1 lines, but"),
+        ("e2e", {"hyps": "a\nb\n", "refs": "a\n\n\nb\n"}, "line 3: a second blank line"),
+        ("e2e", {"hyps": "a\n", "refs": ""}, "is empty"),
+        ("e2e", {"hyps": "a\n", "refs__csv": "mr,text\na,b\n"}, "no column 'ref'"),
+        ("e2e", {"hyps": "a\n", "refs": "a\n", "more": "b\n"}, "one file of references, got 2"),
+        ("webnlg", {"hyps": "a\n", "refs": "a\nb\n"}, "numbers of lines"),
+        ("webnlgg", {"hyps": "a\n", "refs": "a\n"}, "did you mean 'webnlg'?"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, task: str, texts: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hyps, *refs = (str(path) for path in write(tmp_path, **texts))
+    assert main(["evaluate", "--task", task, "--hypotheses", hyps, "--references", *refs, "--json"]) == 2
+    output = capsys.readouterr()
+    assert message in output.err and output.err.count("\n") == 1 and not output.out
+
+
+def test_missing_and_damaged_files(tmp_path: Path) -> None:
+    (hyps,) = write(tmp_path, hyps="a\n")
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        read_e2e(hyps, tmp_path / "nowhere")
+    (tmp_path / "latin").write_bytes(b"caf\xe9\n")
+    with pytest.raises(UserError, match=r"latin is not UTF-8 \(byte 3\)"):
+        read_parallel(tmp_path / "latin", [hyps])
