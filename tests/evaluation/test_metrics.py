@@ -88,17 +88,17 @@ def test_webnlg_equals_the_official_script(
 def test_bleu_equals_sacrebleu() -> None:
     from sacrebleu.metrics.bleu import BLEU
 
-    hypotheses = ["The cat, sat on the 5.5 mat - here.", "A second one: it's 3-4 cats &amp; dogs.", "Three words only"]
+    hypotheses = ["The cat, sat on the 5.5 mat - here.", "A second one: it's 3-4 cats &amp; dogs.", "Two words"]
     references = [
         ["The cat sat on the mat, here.", "A cat sat on the 5.5 mat."],
         ["A second one, it's 3-4 cats & dogs.", "Another one."],
-        ["Three words only, or four", "Three words"],
+        ["Two words, or four", "Three words"],
     ]
     streams = [list(stream) for stream in zip(*references, strict=True)]
     cased = BLEU(tokenize="13a").corpus_score(hypotheses, streams).score
     lower = BLEU(tokenize="13a", lowercase=True).corpus_score(hypotheses, streams).score
     assert webnlg_bleu(hypotheses, references) == pytest.approx(cased, abs=1e-9)
-    # E2E's script takes one off the number of 4-grams for the output of three words.
+    # E2E's script takes one off the number of 4-grams for the output of two words.
     assert e2e_bleu(hypotheses[:2], references[:2]) == pytest.approx(
         BLEU(tokenize="13a", lowercase=True).corpus_score(hypotheses[:2], [s[:2] for s in streams]).score / 100,
         abs=1e-9,
@@ -124,24 +124,7 @@ def test_nothing_in_common_and_nothing_at_all() -> None:
 
 def test_tokens_of_mteval() -> None:
     text = "It's £20-25, (cheap)&quot; 5.5 a.b end.\u00a0x"
-    assert lower_tokens(text) == [
-        "it's",
-        "£20",
-        "-",
-        "25",
-        ",",
-        "(",
-        "cheap",
-        ")",
-        '"',
-        "5.5",
-        "a",
-        ".",
-        "b",
-        "end",
-        ".",
-        "x",
-    ]
+    assert " ".join(lower_tokens(text)) == "it's £20 - 25 , ( cheap ) \" 5.5 a . b end . x"
     assert cased_tokens("A\u00a0B c,") == ["A\u00a0B", "c", ","]
     assert lower_tokens("") == [""]
 
@@ -165,10 +148,10 @@ def test_ter_of_a_segment_is_that_of_its_nearest_reference() -> None:
         references = [[rng.choice("abcdef") for _ in range(rng.randrange(1, 8))] for _ in range(4)]
         assert segment_ter(hypothesis, references) == min(ter(hypothesis, reference) for reference in references)
     assert segment_ter(list("abc"), [list("xyzxyzxyz"), []]) == 1.0
-    # Values of pyter 0.3.
-    assert ter(
-        ["THIS", "WEEK", "THE", "SAUDIS", "denied"], ["denied", "THIS", "WEEK", "by", "SAUDIS"]
-    ) == pytest.approx(0.6)
+    # pyter's own example: two moves and two edits for thirteen words.
+    hypothesis = "THIS WEEK THE SAUDIS denied information published in the new york times"
+    reference = "SAUDI ARABIA denied THIS WEEK information published in the AMERICAN new york times"
+    assert ter(hypothesis.split(), reference.split()) == 4 / 13
 
 
 def test_words_of_nltk() -> None:
