@@ -30,7 +30,7 @@ from spdf_dist.training.engine import Engine
 from spdf_dist.training.execution import decide
 from spdf_dist.training.loop import Loop, TrainingState
 from spdf_dist.training.run_folder import RunFolder
-from spdf_dist.training.setup import on_rank_zero, peak_flops, sparsity_by_group, start
+from spdf_dist.training.setup import newest_checkpoint, on_rank_zero, peak_flops, sparsity_by_group, start
 from spdf_dist.training.state import load_moments, load_weights, save_state
 from spdf_dist.training.stop import StopRequest
 from spdf_dist.training.task_batches import TaskBatches
@@ -62,8 +62,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
             if groups.rank == 0:
                 print(f"finetune: {folder.path} is complete already")
             return
-        found = groups.broadcast(str(latest(folder.checkpoints) or "") if groups.rank == 0 else None)
-        checkpoint = Checkpoint(found) if found else None
+        checkpoint = newest_checkpoint(folder, groups)
         state = TrainingState(**checkpoint.manifest.state) if checkpoint else TrainingState()
 
         dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32

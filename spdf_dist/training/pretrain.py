@@ -6,9 +6,7 @@ from pathlib import Path
 
 import torch
 
-from spdf_dist.checkpoint.find import latest
 from spdf_dist.checkpoint.packed_masks import PackedMasks
-from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import prune
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
@@ -24,7 +22,7 @@ from spdf_dist.training.engine import Engine
 from spdf_dist.training.execution import decide
 from spdf_dist.training.loop import Loop, TrainingState
 from spdf_dist.training.run_folder import RunFolder
-from spdf_dist.training.setup import on_rank_zero, peak_flops, sparsity_by_group, start
+from spdf_dist.training.setup import newest_checkpoint, on_rank_zero, peak_flops, sparsity_by_group, start
 from spdf_dist.training.state import load_moments, load_weights, save_state
 from spdf_dist.training.stop import StopRequest
 
@@ -39,8 +37,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
         folder = RunFolder(config.run_dir)
         train, validation, tokenizer = open_data(config)
         on_rank_zero(groups, lambda: folder.open(config))
-        found = groups.broadcast(str(latest(folder.checkpoints) or "") if groups.rank == 0 else None)
-        checkpoint = Checkpoint(found) if found else None
+        checkpoint = newest_checkpoint(folder, groups)
         if checkpoint is not None:
             checkpoint.check_model(config.model)
         state = TrainingState(**checkpoint.manifest.state) if checkpoint else TrainingState()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import torch
 
 from spdf_dist.accounting.hardware import GPUS
+from spdf_dist.checkpoint.find import damaged, latest
+from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.validate import validate_batch
@@ -15,6 +18,7 @@ from spdf_dist.model.gpt import GPT, sparse_linears
 from spdf_dist.parallel.groups import Groups, initialize
 from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.parallel.ranks import Ranks
+from spdf_dist.training.run_folder import RunFolder
 
 
 def start(config: AnyConfig, ranks: Ranks) -> Groups:
@@ -40,6 +44,26 @@ def on_rank_zero(groups: Groups, action: Any) -> None:
     message = groups.broadcast(message)
     if message is not None:
         raise UserError(message)
+
+
+def newest_checkpoint(folder: RunFolder, groups: Groups) -> Checkpoint | None:
+    """The run's newest whole checkpoint, the same on every rank; None for a run that has saved none.
+
+    Damaged ones are named and passed over. Raises UserError when there are only damaged ones: starting again from
+    nothing must be a person's decision.
+    """
+    found, error = None, None
+    if groups.rank == 0:
+        newest, broken = latest(folder.checkpoints), damaged(folder.checkpoints)
+        found = str(newest) if newest else None
+        if broken and newest is None:
+            error = f"{broken[-1]}; there is no other checkpoint: restore it, or delete it to start again"
+        elif broken:
+            print("\n".join(broken) + f"\nit goes on from {newest}", file=sys.stderr)
+    found, error = groups.broadcast((found, error))
+    if error is not None:
+        raise UserError(error)
+    return Checkpoint(found) if found else None
 
 
 def sparsity_by_group(model: GPT) -> dict[str, float]:

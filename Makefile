@@ -1,0 +1,42 @@
+# make setup | demo | test | test-fast | test-sanitize | lint | bench
+# Everything runs in .venv, which the first target makes; a second call starts at once.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+export PYTHONWARNINGS ?= ignore::FutureWarning
+
+.PHONY: setup demo test test-fast test-sanitize lint bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt setup.py $(shell find kernels/csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "SPDF needs Python 3.11, 3.12 or 3.13; this is %d.%d: set PYTHON=" % v)'
+	@command -v c++ >/dev/null || { echo "SPDF needs a C++ compiler: install g++ or clang++"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "SPDF needs python3-venv"; exit 1; }
+	@echo "Installing into .venv (about two minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -m spdf_launcher.demo
+
+test: setup
+	@$(BIN)/pytest
+
+test-fast: setup
+	@$(BIN)/pytest -m 'not slow and not slurm and not distributed'
+
+test-sanitize: setup
+	@bash kernels/csrc/sanitize.sh
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup
+	@$(BIN)/spdf bench gemm
+
+clean:
+	rm -rf .venv build *.egg-info

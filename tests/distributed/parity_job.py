@@ -1,0 +1,118 @@
+"""One rank: trains every case of a world size in turn and prints the losses and norms as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from megatron.core import parallel_state
+from reference_gpt import shapes, train
+
+from spdf_dist.config.load import config_from_tree
+from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.model.gpt import build_gpt
+from spdf_dist.model.initialize import initial_tensor, initialize_parameters
+from spdf_dist.parallel.groups import initialize
+from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.parallel.ranks import discover
+from spdf_dist.sparsity.masks import RandomMasks
+from spdf_dist.training.engine import Engine, MicroBatch
+
+STEPS = 20
+MODEL = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16, "vocab_size": 61}
+"""61 words: no multiple of anything, so that padding is there at every tensor size."""
+LRS = [5e-3 * min(1.0, (step + 1) / 5) for step in range(STEPS)]
+
+
+def config_of(case: dict) -> PretrainConfig:
+    return config_from_tree(
+        PretrainConfig,
+        {
+            "device": "cpu",
+            "model": MODEL,
+            "sparsity": {"level": case.get("level", 0.75), "execution": case["execution"]},
+            "parallel": {"tensor": case["tensor"], "zero_stage": case["zero"]},
+            "training": {
+                "global_batch_size": 16,
+                "micro_batch_size": case.get("micro", 2),
+                "precision": case.get("precision", "fp32"),
+                "clip_grad": 0.5,
+                "activation_checkpointing": case.get("recompute", False),
+            },
+        },
+    )
+
+
+def batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    # A skewed vocabulary, so that there is something to learn and the norm moves.
+    return [torch.randint(0, 61, (16, 17), generator=generator) ** 2 // 61 for _ in range(STEPS)]
+
+
+def reference(level: float) -> dict:
+    config = config_of({"execution": "masked", "tensor": 1, "zero": 1, "level": level})
+    model = config.model
+    names = shapes(model.num_layers, model.hidden_size, model.ffn, model.vocab_size, model.seq_length)
+    initial = {name: initial_tensor(name, shape, model, config.seed) for name, shape in names.items()}
+    masks = {name: torch.from_numpy(mask) for name, mask in RandomMasks(model, config.sparsity).items()}
+    losses, norms, _ = train(initial, masks, batches(), layers=2, heads=4, lrs=LRS, weight_decay=0.1, clip=0.5)
+    return {"losses": losses, "norms": norms}
+
+
+def run_case(case: dict) -> dict:
+    config = config_of(case)
+    parallel_state.destroy_model_parallel()
+    groups = initialize(discover(), case["tensor"], None, "cpu")
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    model = build_gpt(
+        config.model,
+        groups,
+        masks=RandomMasks(config.model, config.sparsity),
+        execution=dict.fromkeys(("qkv", "projection", "expand", "contract"), case["execution"]),
+        dtype=dtype,
+        activation_checkpointing=config.training.activation_checkpointing,
+    )
+    initialize_parameters(model, config.model, config.sparsity, config.seed)
+    engine = Engine(model, config, groups)
+    size = config.training.micro_batch_size
+    losses, norms = [], []
+    for ids, lr in zip(batches(), LRS, strict=True):
+        micro = [
+            MicroBatch(part[:, :-1].contiguous(), part[:, 1:].contiguous(), 0)
+            for part in ids.split(size)[groups.data_rank :: groups.data_size]
+        ]
+        result = engine.step(micro, 16 * 16, lr)
+        losses.append(result.loss)
+        norms.append(result.grad_norm)
+    pruned = 0
+    for parameter in model.parameters():
+        tensors = [
+            engine.full_parameter(parameter),
+            *(engine.full_moment(parameter, k) for k in ("exp_avg", "exp_avg_sq")),
+        ]
+        for piece in pieces_of(parameter):
+            if piece.mask is not None and parameter.dim() > 1:
+                rows = slice(piece.offset, piece.offset + piece.length)
+                pruned += sum(int(tensor[rows][~piece.mask].count_nonzero()) for tensor in tensors)
+    groups_of = [
+        sorted(piece.name for parameter in part["params_names"] for piece in parameter)
+        for part in [
+            {"params_names": [pieces_of(p) for p in model.parameters() if p_decays(p) is decays]}
+            for decays in (True, False)
+        ]
+    ]
+    return {"case": case, "losses": losses, "norms": norms, "pruned": pruned, "groups": groups_of}
+
+
+def p_decays(parameter: torch.nn.Parameter) -> bool:
+    from spdf_dist.training.engine import decays
+
+    return decays(pieces_of(parameter)[0].name)
+
+
+if __name__ == "__main__":
+    cases = json.loads(sys.argv[1])
+    results = [run_case(case) for case in cases]
+    if discover().rank == 0:
+        print("RESULT " + json.dumps(results))
