@@ -29,6 +29,10 @@ bool take_code_bytes(int64_t bytes) {
     return false;
 }
 
+// Pairs of bf16 save a share density / 2 of the multiply-adds. Below this density that is less than what the merging of
+// values costs, and bf16 is widened to float while it is packed.
+constexpr double kPairsFromDensity = 0.15;
+
 }  // namespace
 
 struct spdf_pattern {
@@ -65,7 +69,7 @@ struct spdf_pattern {
 
     // Null when the code does not fit the budget: asked once, so that a layer does not change its path in mid-training.
     const spdf::jit::Generated* generated(bool transposed, bool bf16, int threads) {
-        const bool pairs = bf16 && spdf::has_avx512_bf16();
+        const bool pairs = bf16 && spdf::has_avx512_bf16() && rows.nnz > rows.rows * rows.cols * kPairsFromDensity;
         const int slot = transposed + 2 * pairs;
         const std::lock_guard<std::mutex> lock(mutex);
         if (!code[slot] && !code_refused[slot]) {
