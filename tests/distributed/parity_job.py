@@ -17,7 +17,7 @@ from spdf_dist.parallel.groups import initialize
 from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.parallel.ranks import discover
 from spdf_dist.sparsity.masks import RandomMasks
-from spdf_dist.training.engine import Engine, MicroBatch
+from spdf_dist.training.engine import MOMENTS, Engine, MicroBatch, parameter_groups
 
 STEPS = 20
 MODEL = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16, "vocab_size": 61}
@@ -35,7 +35,7 @@ def config_of(case: dict) -> PretrainConfig:
             "parallel": {"tensor": case["tensor"], "zero_stage": case["zero"]},
             "training": {
                 "global_batch_size": 16,
-                "micro_batch_size": case.get("micro", 2),
+                "micro_batch_size": case.get("micro", 4),
                 "precision": case.get("precision", "fp32"),
                 "clip_grad": 0.5,
                 "activation_checkpointing": case.get("recompute", False),
@@ -87,28 +87,17 @@ def run_case(case: dict) -> dict:
         norms.append(result.grad_norm)
     pruned = 0
     for parameter in model.parameters():
-        tensors = [
-            engine.full_parameter(parameter),
-            *(engine.full_moment(parameter, k) for k in ("exp_avg", "exp_avg_sq")),
-        ]
+        tensors = [engine.full_parameter(parameter)]
+        tensors += [engine.full_moment(parameter, key) for key in MOMENTS]
         for piece in pieces_of(parameter):
             if piece.mask is not None and parameter.dim() > 1:
                 rows = slice(piece.offset, piece.offset + piece.length)
                 pruned += sum(int(tensor[rows][~piece.mask].count_nonzero()) for tensor in tensors)
-    groups_of = [
-        sorted(piece.name for parameter in part["params_names"] for piece in parameter)
-        for part in [
-            {"params_names": [pieces_of(p) for p in model.parameters() if p_decays(p) is decays]}
-            for decays in (True, False)
-        ]
+    by_role = [
+        sorted(piece.name for parameter in group["params"] for piece in pieces_of(parameter))
+        for group in parameter_groups(model, 0.1)
     ]
-    return {"case": case, "losses": losses, "norms": norms, "pruned": pruned, "groups": groups_of}
-
-
-def p_decays(parameter: torch.nn.Parameter) -> bool:
-    from spdf_dist.training.engine import decays
-
-    return decays(pieces_of(parameter)[0].name)
+    return {"case": case, "losses": losses, "norms": norms, "pruned": pruned, "groups": by_role}
 
 
 if __name__ == "__main__":
