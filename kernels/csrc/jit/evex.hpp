@@ -32,16 +32,6 @@ public:
     void dot_bf16_broadcast(int sum, int factor, Reg base, int disp) {
         evex_memory(kMap0F38, kF3, 0x52, sum, factor, base, disp, true);
     }
-    // zmm sum += zmm factor * 16 floats at [base + 64 * disp], or * zmm other
-    void fma_memory(int sum, int factor, Reg base, int disp) {
-        evex_memory(kMap0F38, k66, 0xb8, sum, factor, base, disp, false);
-    }
-    void fma(int sum, int factor, int other) { evex_registers(kMap0F38, k66, 0xb8, sum, factor, other); }
-    // zmm sum += sums of two products of bf16: zmm factor with 32 of them at [base + 64 * disp], or in zmm other
-    void dot_bf16_memory(int sum, int factor, Reg base, int disp) {
-        evex_memory(kMap0F38, kF3, 0x52, sum, factor, base, disp, false);
-    }
-    void dot_bf16(int sum, int factor, int other) { evex_registers(kMap0F38, kF3, 0x52, sum, factor, other); }
     // zmm r = 0
     void zero_vector(int r) {
         bytes({0x62, p0(kMap0F, r, r), p1(k66, r), p2(r, false), 0xef, static_cast<uint8_t>(0xc0 | (r & 7) << 3 | (r & 7))});
@@ -90,11 +80,6 @@ private:
     }
     static uint8_t modrm_registers(Reg reg, Reg rm) {
         return static_cast<uint8_t>(0xc0 | (static_cast<int>(reg) & 7) << 3 | (static_cast<int>(rm) & 7));
-    }
-
-    void evex_registers(Map map, Prefix prefix, uint8_t opcode, int reg, int second, int rm) {
-        bytes({0x62, p0(map, reg, rm), p1(prefix, second), p2(second, false), opcode,
-               static_cast<uint8_t>(0xc0 | (reg & 7) << 3 | (rm & 7))});
     }
 
     void evex_memory(Map map, Prefix prefix, uint8_t opcode, int reg, int second, Reg base, int disp, bool broadcast) {

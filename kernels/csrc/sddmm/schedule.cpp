@@ -6,9 +6,7 @@
 namespace spdf::sddmm {
 namespace {
 
-constexpr int64_t kRowsPerBlock = 512;  // at most; packed dy of 512 rows x 512 bytes is a quarter of a 1 MiB L2
-constexpr int64_t kSmallestRowBlock = 64;
-constexpr int64_t kLeastRowBlocks = 4;  // so that a few threads share even a small weight evenly
+constexpr int64_t kRowsPerBlock = 384;  // at most
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -65,9 +63,8 @@ extern "C" spdf_sddmm* spdf_sddmm_prepare(int64_t out, int64_t in, const int64_t
             s->out = out;
             s->in = in;
             s->row_start.assign(row_start, row_start + out + 1);
-            const int64_t wanted = std::max(divide_up(out, kRowsPerBlock),
-                                            std::min(kLeastRowBlocks, divide_up(out, kSmallestRowBlock)));
-            s->rows_per_block = std::max<int64_t>(1, divide_up(out, std::max<int64_t>(1, wanted)));
+            s->row_blocks = std::max<int64_t>(1, divide_up(out, kRowsPerBlock));
+            s->rows_per_block = std::max<int64_t>(1, divide_up(out, s->row_blocks));
             s->row_blocks = divide_up(out, s->rows_per_block);
             s->column_blocks = divide_up(in, kColumnsPerBlock);
             if (col32 != nullptr) {

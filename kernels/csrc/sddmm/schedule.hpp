@@ -1,8 +1,8 @@
 // Order in which a product visits the kept entries, prepared once a pattern.
 //
-// The weight is cut into row blocks (a share of the threads' work; their packed dy stays in L2) and column blocks (their
-// packed x stays in L1). Inside such a block, rows come by falling number of entries, so that a kernel runs the same
-// straight-line code for many rows in a row and its branches are predicted. An entry takes one byte.
+// The weight is cut into row blocks and column blocks; packed x of a column block stays in L1. Inside a block, rows come by
+// falling number of entries, so that a kernel runs the same straight-line code for many rows in a row and its branches are
+// predicted. An entry takes one byte.
 #pragma once
 
 #include <cstdint>

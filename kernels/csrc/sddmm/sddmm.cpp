@@ -1,4 +1,4 @@
-// The product: packs both operands, shares the row blocks out to threads, runs the blocks.
+// The product: packs both operands, shares blocks of the weight out to threads, runs their products.
 #include "sddmm/sddmm.h"
 
 #ifdef _OPENMP
@@ -20,34 +20,27 @@ namespace spdf::sddmm {
 
 namespace {
 
-// Memory for packed x at a time; more tokens go in several passes.
-constexpr int64_t kPackedFloats = int64_t{16} << 20;
+// Memory for packed operands at a time; more tokens go in several passes.
+constexpr int64_t kPackedFloats = int64_t{24} << 20;
+// Sums of a task that stay in the second-level cache from one run of tokens to the next.
+constexpr int64_t kTaskSums = int64_t{96} << 10;
+constexpr int64_t kMostTaskColumns = 1536;
 
 template <class T>
 struct Path {
     const Products& products;
+    // Chunk of feature f at panel + f * stride (floats), from `tokens` rows of x; tokens past the end are zero.
     void (*pack)(const T* x, int64_t row_length, int tokens, int64_t features, float* panel, int64_t stride);
     int tokens_per_chunk;
 };
 
-// A run of tokens that is packed into one panel.
+// A run of tokens, packed into one panel of each operand.
 struct Run {
     int64_t first;
     int64_t tokens;
     int vectors;
     BlockProducts products;
 };
-
-template <class T>
-void pack_panel(const Path<T>& path, const Run& run, const T* source, int64_t ld, int64_t feature, int64_t features,
-                float* panel) {
-    const int64_t stride = run.vectors * kChunkFloats;
-    for (int v = 0; v < run.vectors; ++v) {
-        const int64_t done = int64_t{v} * path.tokens_per_chunk;
-        const int tokens = static_cast<int>(std::clamp<int64_t>(run.tokens - done, 0, path.tokens_per_chunk));
-        path.pack(source + (run.first + done) * ld + feature, ld, tokens, features, panel + v * kChunkFloats, stride);
-    }
-}
 
 template <class T>
 std::vector<Run> cut(const Path<T>& path, int64_t tokens) {
@@ -65,62 +58,94 @@ std::vector<Run> cut(const Path<T>& path, int64_t tokens) {
 }
 
 template <class T>
+void pack_panel(const Path<T>& path, const Run& run, const T* source, int64_t ld, int64_t features, float* panel) {
+    for (int v = 0; v < run.vectors; ++v) {
+        const int64_t done = int64_t{v} * path.tokens_per_chunk;
+        const int tokens = static_cast<int>(std::clamp<int64_t>(run.tokens - done, 0, path.tokens_per_chunk));
+        path.pack(source + (run.first + done) * ld, ld, tokens, features, panel + v * kChunkFloats,
+                  int64_t{run.vectors} * kChunkFloats);
+    }
+}
+
+// Column blocks of a task: as many as its sums allow.
+int64_t task_column_blocks(const spdf_sddmm& s) {
+    const int64_t sums = std::max<int64_t>(1, s.nnz() / (s.row_blocks * s.column_blocks));
+    const int64_t most = std::min(s.column_blocks, kMostTaskColumns / kColumnsPerBlock);
+    return std::clamp<int64_t>(kTaskSums / sums, 1, most);
+}
+
+// Where the entries of each row from column block `first` on stand.
+void positions_of(const spdf_sddmm& s, int64_t row_block, int64_t first, std::vector<int64_t>& position) {
+    const int64_t row0 = row_block * s.rows_per_block;
+    position.assign(s.row_start.begin() + row0, s.row_start.begin() + std::min(row0 + s.rows_per_block, s.out));
+    for (int64_t cb = 0; cb < first; ++cb) {
+        const BlockView block = s.block(row_block, cb);
+        const uint16_t* row = block.rows;
+        for (uint32_t b = 0; b < block.count; ++b) {
+            for (int i = 0; i < block.buckets[b].rows; ++i) position[*row++] += block.buckets[b].entries;
+        }
+    }
+}
+
+template <class T>
 void multiply(const spdf_sddmm& s, const Path<T>& path, const T* dy, int64_t ldy, const T* x, int64_t ldx,
               int64_t tokens, T* values, int threads) {
     thread_local Scratch scratch;
     constexpr bool kNarrow = sizeof(T) != sizeof(float);  // sums need a place of their own
     if (s.nnz() == 0) return;
     const std::vector<Run> runs = cut(path, tokens);
-    const int64_t run_floats = kVectorCounts[0] * kChunkFloats;
-    const int64_t at_once = std::clamp<int64_t>(kPackedFloats / (s.in * run_floats), 1,
-                                                std::max<int64_t>(1, static_cast<int64_t>(runs.size())));
-    const int64_t x_floats = at_once * s.in * run_floats;
-    const int64_t y_floats = s.rows_per_block * run_floats;
-    const int64_t sum_floats = kNarrow ? (s.nnz() + 15) / 16 * 16 : 0;
-    float* const x_panels = scratch.floats(x_floats + y_floats * threads + sum_floats);
-    float* const y_panels = x_panels + x_floats;
-    float* sums = y_panels + y_floats * threads;
+    const int64_t run_count = static_cast<int64_t>(runs.size());
+    const int64_t x_floats = s.in * kVectorCounts[0] * kChunkFloats;
+    const int64_t y_floats = s.out * kVectorCounts[0] * kChunkFloats;
+    const int64_t at_once = std::clamp<int64_t>(kPackedFloats / (x_floats + y_floats), 1, std::max<int64_t>(1, run_count));
+    float* const panels = scratch.floats((x_floats + y_floats) * at_once + (kNarrow ? s.nnz() : 0));
+    float* sums = panels + (x_floats + y_floats) * at_once;
     if constexpr (!kNarrow) sums = values;
-    std::vector<int64_t> positions(static_cast<size_t>(s.rows_per_block * threads));
+    const int64_t task_blocks = task_column_blocks(s);
+    const int64_t column_groups = (s.column_blocks + task_blocks - 1) / task_blocks;
+    std::vector<std::vector<int64_t>> memory(static_cast<size_t>(2 * threads), std::vector<int64_t>(s.rows_per_block));
 
 #pragma omp parallel num_threads(threads)
     {
-        int64_t me = 0;
 #ifdef _OPENMP
-        me = omp_get_thread_num();
+        const size_t me = static_cast<size_t>(omp_get_thread_num());
+#else
+        const size_t me = 0;
 #endif
-        float* const y_panel = y_panels + me * y_floats;
-        int64_t* const position = positions.data() + me * s.rows_per_block;
-        const int64_t run_count = static_cast<int64_t>(runs.size());
-        for (int64_t pass = 0; pass == 0 || pass < run_count; pass += at_once) {
+        std::vector<int64_t>& start = memory[2 * me];
+        std::vector<int64_t>& position = memory[2 * me + 1];
+#pragma omp for schedule(static)
+        for (int64_t e = 0; e < s.nnz(); ++e) sums[e] = 0.0f;
+        for (int64_t pass = 0; pass < run_count; pass += at_once) {
             const int64_t pass_runs = std::min(at_once, run_count - pass);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t i = 0; i < pass_runs; ++i) {
-                pack_panel(path, runs[pass + i], x, ldx, 0, s.in, x_panels + i * s.in * run_floats);
+                float* const panel = panels + i * (x_floats + y_floats);
+                pack_panel(path, runs[pass + i], x, ldx, s.in, panel);
+                pack_panel(path, runs[pass + i], dy, ldy, s.out, panel + x_floats);
             }
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t rb = 0; rb < s.row_blocks; ++rb) {
-                const int64_t row0 = rb * s.rows_per_block;
-                const int64_t rows = std::min(s.rows_per_block, s.out - row0);
-                const int64_t begin = s.row_start[row0], end = s.row_start[row0 + rows];
-                if (pass == 0) std::fill(sums + begin, sums + end, 0.0f);
+            for (int64_t task = 0; task < s.row_blocks * column_groups; ++task) {
+                const int64_t rb = task / column_groups;
+                const int64_t first = task % column_groups * task_blocks;
+                const int64_t last = std::min(first + task_blocks, s.column_blocks);
+                positions_of(s, rb, first, start);
                 for (int64_t i = 0; i < pass_runs; ++i) {
                     const Run& run = runs[pass + i];
-                    const int64_t stride = run.vectors * kChunkFloats;
-                    const float* x_panel = x_panels + i * s.in * run_floats;
-                    pack_panel(path, run, dy, ldy, row0, rows, y_panel);
-                    std::copy_n(s.row_start.begin() + row0, rows, position);
-                    for (int64_t cb = 0; cb < s.column_blocks; ++cb) {
+                    const int64_t stride = int64_t{run.vectors} * kChunkFloats;
+                    const float* x_panel = panels + i * (x_floats + y_floats);
+                    const float* y_panel = x_panel + x_floats + rb * s.rows_per_block * stride;
+                    position = start;
+                    for (int64_t cb = first; cb < last; ++cb) {
                         run.products(s.block(rb, cb), y_panel, x_panel + cb * kColumnsPerBlock * stride, sums,
-                                     position);
-                    }
-                }
-                if constexpr (kNarrow) {
-                    if (pass + pass_runs >= run_count) {
-                        for (int64_t e = begin; e < end; ++e) values[e] = to_bf16(sums[e]);
+                                     position.data());
                     }
                 }
             }
+        }
+        if constexpr (kNarrow) {
+#pragma omp for schedule(static)
+            for (int64_t e = 0; e < s.nnz(); ++e) values[e] = to_bf16(sums[e]);
         }
     }
 }

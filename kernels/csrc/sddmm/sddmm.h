@@ -42,7 +42,7 @@ SPDF_EXPORT void spdf_sddmm_free(spdf_sddmm* prepared);
 
 // values [nnz], all written. dy [tokens, out] and x [tokens, in] are row-major with leading strides ldy >= out and
 // ldx >= in, in elements. bf16 is summed in fp32 and rounded once. `threads` OpenMP threads; the bits depend neither on
-// their number nor on the run. `isa`: one of spdf_sddmm_isa, at most spdf_sddmm_best_isa(). Returns spdf_sddmm_status.
+// their number nor on the run. `isa`: one of spdf_sddmm_isa that this CPU has. Returns spdf_sddmm_status.
 SPDF_EXPORT int spdf_sddmm_f32(const spdf_sddmm* prepared, const float* dy, int64_t ldy, const float* x, int64_t ldx,
                                int64_t tokens, float* values, int threads, int isa);
 SPDF_EXPORT int spdf_sddmm_bf16(const spdf_sddmm* prepared, const uint16_t* dy, int64_t ldy, const uint16_t* x,

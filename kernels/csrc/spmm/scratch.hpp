@@ -7,6 +7,10 @@
 #include <cstdlib>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace spdf {
 
 class Scratch {
@@ -18,12 +22,19 @@ public:
 
     // At least `count` floats, aligned to a cache line, contents arbitrary. Throws std::bad_alloc.
     float* floats(int64_t count) {
-        const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 4095) / 4096 * 4096;
+        // Large memory in huge pages, where the system has them on request: packed operands are read in many small strides.
+        constexpr size_t kHugePage = size_t{1} << 21;
+        const size_t wanted = static_cast<size_t>(count) * sizeof(float);
+        const size_t page = wanted >= kHugePage ? kHugePage : 4096;
+        const size_t bytes = (wanted + page - 1) / page * page;
         if (bytes > bytes_) {
             std::free(memory_);
             bytes_ = 0;
-            memory_ = std::aligned_alloc(4096, bytes);
+            memory_ = std::aligned_alloc(page, bytes);
             if (!memory_) throw std::bad_alloc();
+#if defined(__linux__)
+            if (page == kHugePage) madvise(memory_, bytes, MADV_HUGEPAGE);  // only a wish
+#endif
             bytes_ = bytes;
         }
         return static_cast<float*>(memory_);
