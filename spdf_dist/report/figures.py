@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from spdf_dist.report.style import INK, MUTED, PAPER
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.ticker import MaxNLocator
 
 MOST_POINTS = 1200
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Series:
     colour: str
     x: Sequence[float]
     y: Sequence[float]
+    dash: int = 0
+    """Index of its line style: 0 is solid."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def thin(series: Series) -> Series:
     """Fewer points, the last one kept."""
     stride = max(1, len(series.x) // MOST_POINTS)
     chosen = [*range(0, len(series.x) - 1, stride), len(series.x) - 1] if series.x else []
-    return Series(series.label, series.colour, [series.x[i] for i in chosen], [series.y[i] for i in chosen])
+    x, y = [series.x[i] for i in chosen], [series.y[i] for i in chosen]
+    return replace(series, x=x, y=y)
 
 
 def spread(positions: list[float], gap: float) -> list[float]:
@@ -190,13 +194,13 @@ def line_figure(
         if smoothed and len(line.x) > 30:
             raw = thin(line)
             axes.plot(raw.x, raw.y, color=line.colour, alpha=0.22, linewidth=0.8)
-            line = thin(Series(line.label, line.colour, line.x, smooth(line.y, max(5, len(line.x) // 40))))
+            line = thin(replace(line, y=smooth(line.y, max(5, len(line.x) // 40))))
         else:
             line = thin(line)
         marker = "o" if points and len(line.x) <= 40 else ""
         axes.plot(
             line.x, line.y, color=line.colour, alpha=alpha, marker=marker, markersize=5, markeredgecolor=PAPER,
-            markeredgewidth=0.8, clip_on=not marker, zorder=3,
+            markeredgewidth=0.8, clip_on=not marker, zorder=3, linestyle=DASHES[line.dash % len(DASHES)],
         )  # fmt: skip
         shown.append(line)
     limits = visible_range(shown)
@@ -265,10 +269,11 @@ def few_ticks(count: int) -> MaxNLocator:
 
 
 def dot_figure(title: str, panels: Sequence[tuple[str, Sequence[Dot]]]) -> Figure:
-    """One panel a metric, side by side and at most three a row; one row a variant, its colour and label on the left."""
+    """One panel a metric, at most three a row (two where rows differ); one row a variant, coloured and labelled."""
     from matplotlib.figure import Figure
 
-    columns = min(3, len(panels)) or 1
+    same = len({tuple(dot.label for dot in dots) for _, dots in panels}) == 1
+    columns = min(3 if same else 2, len(panels)) or 1
     rows = math.ceil(len(panels) / columns) or 1
     entries = max((len(dots) for _, dots in panels), default=1)
     tall = (0.9 + 0.36 * entries) * rows + 0.35

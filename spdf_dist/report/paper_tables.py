@@ -34,7 +34,7 @@ from spdf_dist.report.runs import short_count
 from spdf_dist.report.scores import TASK_NAMES, Estimate, Score, estimate, metric_name, paper_scale, selected
 from spdf_dist.report.study import Study
 from spdf_dist.report.style import variant_colours
-from spdf_dist.report.tables import NOT_RUN, Table, signed
+from spdf_dist.report.tables import NOT_RUN, Table, score_groups, signed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -209,7 +209,8 @@ def paper_plots(study: Study) -> list[Plot]:
         Plot(
             "figure_4",
             SECTION,
-            "Blog, Figure 4: filled is ours, hollow is printed. " + figure_4_gap(study),
+            "Blog, Figure 4: filled is ours, hollow is printed; models of other sizes have panels of their own. "
+            + figure_4_gap(study),
             lambda: draw_figure_4(study),
         ),
     ]
@@ -251,7 +252,7 @@ def figure_4_gap(study: Study) -> str:
     ]
     if len(missing) == len(TABLES_4_TO_6["e2e"]):
         return "None of the paper's models was run for this report."
-    return f"Not run: {', '.join(missing)}." if missing else ""
+    return f"Of the paper's models not run: {', '.join(missing)}." if missing else ""
 
 
 def draw_figure_4(study: Study) -> Figure:
@@ -273,7 +274,25 @@ def draw_figure_4(study: Study) -> Figure:
                 right.append(Dot(label, colour, printed, None, f"+{printed:.2f}", hollow=True))
             if own is not None:
                 right.append(Dot(f"{label}, ours", colour, own, None, signed(own, 2)))
-    return dot_figure(
-        "Fine-tuned quality at each pre-training sparsity",
-        [("E2E, BLEU ↑", left), ("Curation Corpus, perplexity above dense ↓", right)],
-    )
+    panels = [("E2E, BLEU ↑", left), ("Curation Corpus, perplexity above dense ↓", right)]
+    return dot_figure("Fine-tuned quality at each pre-training sparsity", [*panels, *own_panels(study)])
+
+
+def own_panels(study: Study) -> list[tuple[str, list[Dot]]]:
+    """The same two tasks on models of our own sizes, real data alone."""
+    colours = variant_colours(study.variants)
+    panels = []
+    for (task, split, size), group in score_groups(study).items():
+        metric = {"e2e": "bleu", "curation": "perplexity"}.get(task)
+        scores = [score for members in group.values() for score in members]
+        if metric is None or split or any(score.synthetic or score.model for score in scores):
+            continue
+        dots = []
+        for name, members in group.items():
+            raw = [score.metrics.get(metric) for score in members]
+            ours = estimate([None if v is None else paper_scale(task, metric, v) for v in raw])
+            if ours:
+                dots.append(Dot(name, colours[name], ours.mean, ours.deviation, f"{ours.mean:.2f}"))
+        if dots:
+            panels.append((f"Ours, {size}: {TASK_NAMES[task]}, {metric_name(metric)}", dots))
+    return panels

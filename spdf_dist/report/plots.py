@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING
 
+from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.report.figures import (
     Bar,
     Dot,
@@ -50,21 +51,33 @@ def run_label(study: Study, run: Run) -> str:
     return f"{run.variant()}, {run.size()}" if len(sizes) > 1 else run.variant()
 
 
+def sizes_of(study: Study) -> list[str]:
+    """The models' sizes, largest first."""
+    counts = {run.size(): total_parameters(run.model) for run in study.pretraining if run.model}
+    return sorted(counts, key=lambda size: -counts[size])
+
+
 def colours_of(study: Study) -> dict[str, str]:
-    """A colour for each label that ``run_label`` gives; one size keeps the variants' own colours."""
-    sizes = {run.size() for run in study.pretraining}
-    if len(sizes) <= 1:
-        return variant_colours(study.variants)
-    return variant_colours([run_label(study, run) for run in ordered(study, study.runs)])
+    """The variant's colour for each label that ``run_label`` gives: sizes differ by line style."""
+    colours = variant_colours(study.variants)
+    return {run_label(study, run): colours[run.variant()] for run in study.runs}
 
 
 def lines(
     study: Study, runs: Sequence[Run], x: Callable[[Run], Sequence[float]], y: Callable[[Run], Sequence[float]]
 ) -> list[Series]:
-    """One line a run, coloured by its variant."""
-    colours = colours_of(study)
+    """One line a run: its colour says the variant, its style the size, the largest solid."""
+    colours, sizes = colours_of(study), sizes_of(study)
     return [
-        Series(run_label(study, run), colours[run_label(study, run)], x(run), y(run)) for run in runs if len(y(run)) > 0
+        Series(
+            run_label(study, run),
+            colours[run_label(study, run)],
+            x(run),
+            y(run),
+            sizes.index(run.size()) if run.size() in sizes else 0,
+        )
+        for run in runs
+        if len(y(run)) > 0
     ]
 
 

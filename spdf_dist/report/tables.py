@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import mean
 
 from spdf_dist.accounting.flops import linears_share
-from spdf_dist.accounting.parameters import linear_parameters
+from spdf_dist.accounting.parameters import linear_parameters, total_parameters
 from spdf_dist.report.figures import power_label, time_unit
 from spdf_dist.report.runs import Run, kept_linear_weights, short_count
 from spdf_dist.report.scores import METRIC_NAMES, TASK_NAMES, Score, estimate, metric_name, selected
@@ -69,7 +69,11 @@ def by_variant(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
 def ordered(study: Study, runs: Sequence[Run]) -> list[Run]:
     """Runs by size, then variant (untrained, dense, sparser and sparser), then seed."""
     place = {name: k for k, name in enumerate(study.variants)}
-    return sorted(runs, key=lambda run: (run.size(), place.get(run.variant(), 99), run.seed))
+
+    def key(run: Run) -> tuple[int, int, int]:
+        return (total_parameters(run.model) if run.model else 0, place.get(run.variant(), len(place)), run.seed)
+
+    return sorted(runs, key=key)
 
 
 def summary_table(study: Study) -> Table:

@@ -24,6 +24,7 @@ from spdf_dist.report.tables import (
     mean_final,
     mean_flops,
     metrics_of,
+    ordered,
     score_groups,
     score_tables,
     signed,
@@ -136,8 +137,8 @@ def subtitle_of(study: Study) -> str:
 
 
 def cards(study: Study) -> list[tuple[str, str]]:
-    """The headline: for each sparse variant of the largest model, FLOPs saved, loss and first score against dense."""
-    groups = by_variant(study.pretraining)
+    """The headline: of each sparse variant, largest model first, FLOPs saved, loss and first score against dense."""
+    groups = by_variant(ordered(study, study.pretraining)[::-1])
     boxes = []
     dense = {size: runs for (size, _), runs in groups.items() if is_dense(runs[0])}
     for (size, name), runs in groups.items():

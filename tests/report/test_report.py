@@ -14,6 +14,7 @@ from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
 from spdf_dist.report.bench import speedup_series
 from spdf_dist.report.jobs import all_jobs, ancestors, job_of, read_job
+from spdf_dist.report.paper_tables import own_panels
 from spdf_dist.report.runs import read_run
 from spdf_dist.report.scores import Score, estimate, paper_scale, selected
 from spdf_dist.report.study import read_study
@@ -65,6 +66,19 @@ def test_scores_of_generated_data_are_not_set_beside_the_papers(tmp_path: Path) 
         write_report([tmp_path / name], tmp_path / name / "out")
     cells = {name: rows_of(tmp_path / name / "out" / "paper_table_4.csv")[2]["BLEU ↑"] for name in ("real", "made")}
     assert cells == {"real": "66.50 ± 0.01; ours 66.50, +0.00", "made": "66.50 ± 0.01; not run"}
+
+
+def test_real_scores_of_other_sizes_get_a_panel_in_figure_4(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        for name, level, bleu in (("dense", 0.0, 0.60), ("sparse", 0.75, 0.58)):
+            folder = tmp_path / f"{name}-{seed}"
+            config = pretrain_run(folder / "pre", level, steps=3, seed=seed)
+            finetune_run(folder / "fine", folder / "pre", "e2e/trainset.csv", config, seed=seed)
+            write_json(folder / "fine" / "s.json", {"schema_version": 1, "task": "e2e", "bleu": bleu + 0.01 * seed})
+    ((title, dots),) = own_panels(read_study([tmp_path]))
+    assert title == "Ours, 1.07M: E2E, BLEU ↑"
+    assert [(dot.label, dot.note) for dot in dots] == [("dense", "61.50"), ("75% sparse", "59.50")]
+    assert dots[0].deviation == pytest.approx(0.5**0.5)
 
 
 def test_variants_flops_and_differences_to_dense(workflow: Path) -> None:
