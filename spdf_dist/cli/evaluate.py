@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 HELP = "score generated texts with a task's official metrics"
@@ -18,6 +19,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, metavar="TASK", help="e2e, webnlg or dart")
     parser.add_argument("--hypotheses", required=True, type=Path, metavar="FILE", help="generated texts, one a line")
     parser.add_argument("--references", required=True, type=Path, nargs="+", metavar="FILE", help="see above")
+    parser.add_argument(
+        "--slots-of",
+        type=Path,
+        metavar="FILE",
+        help="the synthetic E2E CSV that the texts answer: adds slot_accuracy, the share of its slots that they say",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -25,7 +32,9 @@ def run(args: argparse.Namespace) -> int:
     from spdf_dist.evaluation.scores import METRICS, read_outputs, score
 
     outputs = read_outputs(args.task, args.hypotheses, args.references)
+    slots = {} if args.slots_of is None else {"slot_accuracy": slot_accuracy(args, outputs.hypotheses)}
     scores, failures = score(args.task, outputs, lambda name: print(f"{name} ...", file=sys.stderr))
+    scores |= slots
     for name, reason in failures.items():
         print(f"spdf evaluate: {name} could not be computed: {reason}", file=sys.stderr)
     if args.json:
@@ -33,6 +42,16 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{args.task}, {len(outputs.hypotheses)} inputs")
         for name, value in scores.items():
-            shown = "-" if value is None else f"{value:.{METRICS[args.task][name].digits}f}"
-            print(f"  {name:<8} {shown}")
+            digits = METRICS[args.task][name].digits if name in METRICS[args.task] else 4
+            print(f"  {name:<8} {'-' if value is None else f'{value:.{digits}f}'}")
     return 1 if failures else 0
+
+
+def slot_accuracy(args: argparse.Namespace, hypotheses: Sequence[str]) -> float:
+    """Share of the slots of a synthetic CSV that the texts say."""
+    from spdf_dist.config.errors import UserError
+    from spdf_dist.evaluation.slots import share_said
+
+    if args.task != "e2e":
+        raise UserError(f"--slots-of goes with --task e2e, not {args.task}")
+    return share_said(args.slots_of, hypotheses)

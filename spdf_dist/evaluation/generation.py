@@ -52,7 +52,7 @@ def generate(
     end_ids: Sequence[int],
     settings: GenerationSettings,
     batch_size: int = 32,
-    progress: Callable[[int], None] = lambda count: None,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> list[list[int]]:
     """Continue each prompt until one of ``end_ids``, ``max_new_tokens``, or the end of the context window.
 
@@ -147,7 +147,7 @@ def continue_single(
         else:
             next_N = draw(logits_NV, uniform_NS[:, step], settings)
         tokens_NS = torch.cat([tokens_NS, next_N[:, None]], dim=1)
-        done_N |= torch.isin(next_N, ends) | (step + 1 == limit_N)
+        done_N |= torch.isin(next_N, ends) | limit_N.eq(step + 1)
         if done_N.all():
             break
         logits_NV = decoder.step(next_N[:, None], cache)[:, 0]
@@ -229,7 +229,7 @@ def beam_search(
     logits_NBV = logits_NV[:, None].expand(-1, settings.beams, -1)
     for step in range(1, max(most) + 1):
         beams_NB, tokens_NB = advance(state, logits_NBV, ends, candidates, step, settings)
-        done_N = state.open_N & (is_done(state, step, settings.length_penalty) | (step == state.limit_N))
+        done_N = state.open_N & (is_done(state, step, settings.length_penalty) | state.limit_N.eq(step))
         collect(state, done_N, results, end_ids)
         state.open_N = state.open_N & ~done_N
         still_open = int(state.open_N.sum())
@@ -257,7 +257,7 @@ def advance(
     tokens_NK, beams_NK = index_NK % words, index_NK // words
     sequences_NKt = state.sequences_NBt.gather(1, beams_NK[:, :, None].expand(-1, -1, step - 1))
     sequences_NKt = torch.cat([sequences_NKt, tokens_NK[:, :, None]], dim=-1)
-    ended_NK = torch.isin(tokens_NK, ends) | (step == state.limit_N)[:, None]
+    ended_NK = torch.isin(tokens_NK, ends) | state.limit_N.eq(step)[:, None]
 
     finish(state, sequences_NKt, scores_NK / step**settings.length_penalty, ended_NK)
 

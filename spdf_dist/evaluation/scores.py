@@ -128,7 +128,7 @@ def read_outputs(task: str, hypotheses: Path, references: Sequence[Path]) -> Out
 def score(
     task: str,
     outputs: Outputs,
-    progress: Callable[[str], None] = lambda metric: None,
+    progress: Callable[[str], object] = lambda metric: None,
 ) -> tuple[dict[str, float | None], dict[str, str]]:
     """All metrics of a task.
 

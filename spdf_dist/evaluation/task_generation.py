@@ -34,7 +34,7 @@ def generate_task(
     examples: Sequence[Example],
     settings: GenerationSettings,
     batch_size: int,
-    progress: Callable[[int], None],
+    progress: Callable[[int], object],
 ) -> Hypotheses:
     """Answer each distinct context of ``examples``; the texts end at an empty line and are finished as the task says.
 

@@ -25,7 +25,7 @@ def read_e2e(hypotheses: Path, references: Path) -> tuple[list[str], list[list[s
         UserError: a file is missing, damaged or empty, or their numbers of inputs differ.
     """
     groups = csv_groups(references) if references.suffix.lower() in (".csv", ".tsv") else blank_line_groups(references)
-    lines = [line.strip() for line in read_lines(hypotheses, count=len(groups))]
+    lines = [line.strip() for line in read_lines(hypotheses)]
     if len(lines) != len(groups):
         raise UserError(
             f"{hypotheses} has {len(lines)} lines, but {references} has references for {len(groups)} inputs"
@@ -36,24 +36,27 @@ def read_e2e(hypotheses: Path, references: Path) -> tuple[list[str], list[list[s
 def read_parallel(hypotheses: Path, references: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
     """Hypotheses and the references of each, for WebNLG and DART: line i of every file belongs to input i.
 
-    A reference line may be empty where an input has fewer references. A newline at the end of a file ends its last
-    line; where another file shows that one more input follows, it begins an empty one.
+    A reference line may be empty where an input has fewer references than there are files. The newline at the end of a
+    file ends its last line; only where another reference file has one line more does it begin an empty one.
 
     Raises:
         UserError: a file is missing or empty, or their numbers of lines differ.
     """
-    files = [hypotheses, *references]
-    texts = [read_text(path) for path in files]
-    counts = [
-        {text.count("\n"), text.count("\n") + 1} if text.endswith("\n") else {text.count("\n") + 1} for text in texts
-    ]
-    common = set.intersection(*counts)
-    if not common:
-        sizes = ", ".join(f"{path} {min(count)}" for path, count in zip(files, counts, strict=True))
-        raise UserError(f"the files differ in their numbers of lines: {sizes}; give one line an input in each")
-    size = min(common)
-    columns = [[line.rstrip("\r") for line in text.split("\n")[:size]] for text in texts]
-    return columns[0], [list(row) for row in zip(*columns[1:], strict=True)]
+    lines = read_lines(hypotheses)
+    columns = [read_lines(path) for path in references]
+    if any(len(column) == len(lines) for column in columns):
+        columns = [complete(path, column, len(lines)) for path, column in zip(references, columns, strict=True)]
+    for path, column in zip(references, columns, strict=True):
+        if len(column) != len(lines):
+            raise UserError(
+                f"{hypotheses} has {len(lines)} lines, but {path} has {len(column)}; one line an input in each"
+            )
+    return lines, [list(row) for row in zip(*columns, strict=True)]
+
+
+def complete(path: Path, lines: list[str], count: int) -> list[str]:
+    """``lines`` with the empty last one that a file written without a final newline does not show."""
+    return [*lines, ""] if len(lines) == count - 1 and read_text(path).endswith("\n") else lines
 
 
 def read_text(path: Path) -> str:
@@ -75,10 +78,10 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_lines(path: Path, count: int) -> list[str]:
-    """The lines of a file; a last line that is empty and not ended by a newline is one if ``count`` asks for it."""
-    lines = read_text(path).split("\n")
-    return lines[:-1] if not lines[-1] and len(lines) != count else lines
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file; its last may or may not be ended by a newline."""
+    text = read_text(path)
+    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def blank_line_groups(path: Path) -> list[list[str]]:

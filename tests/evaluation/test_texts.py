@@ -56,7 +56,9 @@ def test_parallel_files_with_and_without_a_last_newline(tmp_path: Path) -> None:
         ("e2e", {"hyps": "a\n", "refs": ""}, "is empty"),
         ("e2e", {"hyps": "a\n", "refs__csv": "mr,text\na,b\n"}, "no column 'ref'"),
         ("e2e", {"hyps": "a\n", "refs": "a\n", "more": "b\n"}, "one file of references, got 2"),
-        ("webnlg", {"hyps": "a\n", "refs": "a\nb\n"}, "numbers of lines"),
+        ("webnlg", {"hyps": "a\n", "refs": "a\nb\n"}, "has 1 lines, but"),
+        ("webnlg", {"hyps": "a\n", "refs": "a\nb"}, "has 1 lines, but"),
+        ("webnlg", {"hyps": "a\nb\nc\n", "refs": "a\nb\n"}, "has 3 lines, but"),
         ("webnlgg", {"hyps": "a\n", "refs": "a\n"}, "did you mean 'webnlg'?"),
     ],
 )

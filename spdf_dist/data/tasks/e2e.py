@@ -92,6 +92,8 @@ def linearize(meaning: str) -> str:
     Raises:
         ValueError: not of that form.
     """
+    if not meaning.strip():
+        raise ValueError("the meaning is empty")
     parts = []
     at = 0
     while at < len(meaning.rstrip()):

@@ -1,0 +1,115 @@
+"""Perplexity of a checkpoint, per token and per word, on text files, packed folders, or a task's targets.
+
+--data takes text files in the forms that `spdf data pack` takes, or folders that it wrote; documents follow one another
+as in pre-training, each window of the context begins anew. With --task, --data is one file of the task, and the targets
+alone are predicted, each after its context (Curation Corpus is measured so).
+Lines that cannot be used are named on stderr and left out; the exit code is then 1."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from spdf_dist.data.readers import Problem
+    from spdf_dist.evaluation.perplexity import Likelihood
+
+HELP = "perplexity of a checkpoint on text, packed data or a task"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a step_N folder, or a run folder")
+    parser.add_argument(
+        "--data", required=True, type=Path, nargs="+", metavar="FILES", help="text files or packed folders"
+    )
+    parser.add_argument("--task", metavar="TASK", help="e2e, webnlg, dart or curation: predict the targets of its file")
+    parser.add_argument("--split", default="validation", help="of the task's file (validation)")
+    parser.add_argument("--tokenizer", type=Path, metavar="TOK", help="instead of the one kept with the checkpoint")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from spdf_dist.evaluation.stop import stop_on_signal
+
+    problems: list[Problem] = []
+    with stop_on_signal(), tqdm(unit="tok", unit_scale=True, file=sys.stderr) as bar:
+        total, step = measure(args, problems.append, bar.update)
+    for problem in problems:
+        print(f"spdf perplexity: {problem}", file=sys.stderr)
+    result = {
+        "schema_version": 1,
+        "task": args.task,
+        "split": args.split if args.task else None,
+        "step": step,
+        "tokens": total.tokens,
+        "words": total.words,
+        "loss": total.loss,
+        "perplexity": total.per_token,
+        "perplexity_per_word": total.per_word if total.words else None,
+        "unusable_lines": len(problems),
+    }
+    result = {name: value for name, value in result.items() if value is not None or name.startswith("perplexity")}
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(f"{total.tokens:,} tokens, {total.words:,} words, {total.loss:.4f} nats a token")
+        print(f"  perplexity per token  {total.per_token:.3f}")
+        print(f"  perplexity per word   {total.per_word:.3f}")
+    return 1 if problems else 0
+
+
+def measure(
+    args: argparse.Namespace, report: Callable[[Problem], None], progress: Callable[[int], object]
+) -> tuple[Likelihood, int]:
+    """The likelihood of what the arguments name, and the checkpoint's step."""
+    from spdf_dist.config.errors import UserError
+    from spdf_dist.data.loader import PackedDataset
+    from spdf_dist.data.readers import check_inputs
+    from spdf_dist.data.tasks import load_task
+
+    folders = [path for path in args.data if path.is_dir()]
+    examples = None
+    packed = []
+    if args.task is not None:
+        if len(args.data) != 1:
+            raise UserError(f"--task takes one file in --data, got {len(args.data)}")
+        examples = load_task(args.task, args.data[0], args.split)
+    elif folders and len(folders) != len(args.data):
+        raise UserError("--data: give text files or packed folders, not both at once")
+    elif folders:
+        packed = [PackedDataset(folder) for folder in folders]
+    else:
+        check_inputs(args.data)
+
+    from spdf_dist.evaluation.checkpoint import load
+    from spdf_dist.evaluation.perplexity import (
+        Likelihood,
+        packed_stream,
+        stream_likelihood,
+        task_likelihood,
+        text_stream,
+    )
+
+    loaded = load(args.checkpoint, args.tokenizer, args.device)
+    if examples is not None:
+        total = task_likelihood(loaded, examples, progress)
+    elif packed:
+        total = Likelihood()
+        for data in packed:
+            if data.tokenizer_digest != loaded.tokenizer.digest:
+                raise UserError(f"{data.path} was packed with another tokenizer than the checkpoint's; pack it again")
+            part = stream_likelihood(loaded.decoder, packed_stream(data, loaded.tokenizer), progress)
+            total = Likelihood(total.nats + part.nats, total.tokens + part.tokens, total.words + part.words)
+    else:
+        total = stream_likelihood(loaded.decoder, text_stream(args.data, loaded.tokenizer, report), progress)
+    if total.tokens == 0:
+        raise UserError(f"{args.data[0]} holds no text")
+    return total, loaded.step

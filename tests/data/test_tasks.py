@@ -1,0 +1,184 @@
+"""The tasks' readers and writers, against LoRA's own files where SPDF_DATA is given."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.tasks import TASKS, distinct_contexts, find_task, load_task, references
+from spdf_dist.data.tasks.e2e import TEST_RULES, TRAIN_RULES, linearize, lora_lines, split_words
+from spdf_dist.data.tasks.write import write_references
+
+
+@pytest.fixture(scope="module")
+def real() -> Path:
+    folder = os.environ.get("SPDF_DATA")
+    if not folder:
+        pytest.skip("SPDF_DATA is not set: no official data to compare with")
+    return Path(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "lora", "split", "groups"),
+    [("devset.csv", "valid.txt", "validation", 547), ("testset_w_refs.csv", "test.txt", "test", 630)],
+)
+def test_e2e_is_lora_s_text(real: Path, source: str, lora: str, split: str, groups: int) -> None:
+    examples = load_task("e2e", real / "e2e" / source, split)
+    text = (real / "e2e" / "lora" / lora).read_text(encoding="utf-8")
+    assert "".join(f"{line}\n" for line in lora_lines(examples)) == text
+    assert len(distinct_contexts(examples)) == len(references(examples)) == groups
+
+
+def test_e2e_counts(real: Path) -> None:
+    train = load_task("e2e", real / "e2e" / "trainset.csv.gz", "train")
+    assert (len(train), len(distinct_contexts(train))) == (42_061, 4_862)
+    without_references = load_task("e2e", real / "e2e" / "testset.csv", "test")
+    with_references = load_task("e2e", real / "e2e" / "testset_w_refs.csv", "test")
+    assert [example.context for example in without_references] == distinct_contexts(with_references)
+
+
+@pytest.mark.parametrize(
+    ("split", "file", "count", "inputs"),
+    [
+        ("train", "train", 18_025, 6_888),
+        ("validation", "dev", 2_258, 870),
+        ("test", "test", 4_928, 1_862),
+        ("test_seen", "test", 2_495, 971),
+        ("test_unseen", "test", 2_433, 891),
+    ],
+)
+def test_webnlg_xml_and_json_agree(real: Path, split: str, file: str, count: int, inputs: int) -> None:
+    of_json = load_task("webnlg", real / "webnlg" / "lora" / f"{file}.json.gz", split)
+    of_xml = load_task("webnlg", real / "webnlg" / "webnlg_challenge_2017.xml.tar.gz", split)
+    assert len(of_json) == count and of_json[-1].group + 1 == inputs
+    pairs = [Counter((example.context, example.target) for example in examples) for examples in (of_json, of_xml)]
+    assert pairs[0] == pairs[1]
+
+
+def test_dart_counts(real: Path) -> None:
+    assert len(load_task("dart", real / "dart" / "dart-v1.1.1-full-dev.json.gz", "validation")) == 6_980
+    assert len(load_task("dart", real / "dart" / "dart-v1.1.1-full-test.xml.gz", "test")) == 12_552
+
+
+def test_linearized_meanings() -> None:
+    meaning = (
+        "name[The Mill], eatType[coffee shop], priceRange[£20-25], familyFriendly[yes], customer rating[5 out of 5]"
+    )
+    assert linearize(meaning) == (
+        "name : The Mill | Type : pub | price : £ 20 - 25 | family friendly : yes | customer rating : 5 out of 5"
+    )
+    for wrong in ("name", "name[A] area[B]", "name[A"):
+        with pytest.raises(ValueError, match="attribute"):
+            linearize(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "train", "test"),
+    [
+        ("It isn't family-friendly.", "It isn 't family - friendly .", "It is n't family - friendly ."),
+        ("A 5-star pub, £20-£25..", "A 5 - star pub , £ 20- £ 25 ..", "A 5-star pub , £ 20-£25 .."),
+        ("5 out of 5. in it", "5 out of 5. in it", "5 out of 5 . in it"),
+        ("thats 'The Mill,near' £30.99", "thats ' The Mill , near ' £ 30.99", "that s ' The Mill , near ' £ 30.99"),
+    ],
+)
+def test_words_of_both_of_lora_s_tokenizers(text: str, train: str, test: str) -> None:
+    assert (split_words(text, TRAIN_RULES), split_words(text, TEST_RULES)) == (train, test)
+
+
+def test_webnlg_takes_good_texts_and_known_categories(tmp_path: Path) -> None:
+    triple = {"subject": "A_B", "property": "locatedIn", "object": "C"}
+    entries = [
+        {
+            "category": category,
+            "modifiedtripleset": [triple, {**triple, "object": category}],
+            "lexicalisations": [{"comment": "good", "lex": "One."}, {"comment": "toFix", "lex": "Two."}],
+        }
+        for category in ("Airport", "Artist")
+    ]
+    path = tmp_path / "test.json"
+    path.write_text(json.dumps({"entries": [{str(at + 1): entry} for at, entry in enumerate(entries)]}))
+    everything = load_task("webnlg", path, "test")
+    assert [example.target for example in everything] == ["One.", "One."]
+    assert everything[0].context == "A_B : locatedIn : C | A_B : locatedIn : Airport"
+    assert load_task("webnlg", path, "test_seen") == [everything[0]]
+    assert [example.context for example in load_task("webnlg", path, "test_unseen")] == [everything[1].context]
+
+
+def test_dart_lowers_relations_in_both_forms(tmp_path: Path) -> None:
+    of_json, of_xml = tmp_path / "dev.json", tmp_path / "test.xml"
+    of_json.write_text(
+        json.dumps([{"tripleset": [["Mars", "IS_A", "Planet"]], "annotations": [{"text": "X."}, {"text": "Y."}]}])
+    )
+    of_xml.write_text(
+        "<benchmark><entries><entry eid='1'><modifiedtripleset><mtriple>Mars | IS_A | Planet</mtriple>"
+        "</modifiedtripleset><lex>X.</lex><lex>Y.</lex></entry></entries></benchmark>"
+    )
+    examples = load_task("dart", of_json, "validation")
+    assert examples == load_task("dart", of_xml, "test")
+    assert examples[0].context == "Mars : is_a : Planet" and [example.group for example in examples] == [0, 0]
+
+
+def test_curation_leaves_out_what_was_not_scraped(tmp_path: Path) -> None:
+    path = tmp_path / "curation.csv"
+    path.write_text('title,summary,url,article_content\na,Short.,u,"Long\n\ntext."\nb,Alone.,u,\n')
+    (example,) = load_task("curation", path, "train")
+    assert (example.context, example.target) == ("Long text.", "Short.")
+
+
+def test_reference_files_as_lora_writes_them(tmp_path: Path) -> None:
+    source = tmp_path / "dev.json"
+    texts = [[f"Text {number} of It's one." for number in range(8)], ["Only A-B."]]
+    source.write_text(
+        json.dumps(
+            [
+                {"tripleset": [["s", "r", str(at)]], "annotations": [{"text": text} for text in group]}
+                for at, group in enumerate(texts)
+            ]
+        )
+    )
+    files = write_references(find_task("dart"), load_task("dart", source, "validation"), tmp_path / "references")
+    assert [file.name for file in files] == [f"reference{number}" for number in range(6)]
+    assert files[5].read_text() == "text 5 of it ' s one .\nonly a - b .\n"
+    csv = tmp_path / "e2e.csv"
+    csv.write_text('mr,ref\nname[A],One.\nname[A],Two.\nname[B],"Three, four."\n')
+    (file,) = write_references(find_task("e2e"), load_task("e2e", csv, "test"), tmp_path / "refs.txt")
+    assert file.read_text() == "One .\nTwo .\n\nThree , four .\n\n"
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content", "message"),
+    [
+        ("e2e", "x.csv", "meaning,ref\na,b\n", "has no column 'mr'"),
+        ("e2e", "x.csv", "mr,ref\nname[A],b\nbroken,c\n", "line 3: 'broken'"),
+        ("e2e", "x.csv", "mr,ref\nname[A],b,c\n", "line 2: 3 fields where the header has 2"),
+        ("e2e", "x.csv", "mr,ref\n,text\n", "the meaning is empty"),
+        ("e2e", "x.csv", "mr,ref\n", "holds no example"),
+        ("e2e", "x.csv.gz", "not gzip", "cannot be read"),
+        ("webnlg", "x.json", '{"entries": [{"1": {}}]}', "not WebNLG's JSON form"),
+        ("webnlg", "x.json", "{", "line 1: not JSON"),
+        ("webnlg", "x.txt", "a", "comes as .json"),
+        ("dart", "x.xml", "<a>", "not XML"),
+        ("dart", "x.json", '[{"tripleset": [["a", "b"]], "annotations": []}]', "not DART's JSON form"),
+        ("curation", "x.csv", "title,summary\na,b\n", "no column 'article_content'"),
+    ],
+)
+def test_mistakes_in_files_are_named(tmp_path: Path, task: str, name: str, content: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_task(task, path, "train")
+
+
+def test_unknown_names_are_answered_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'webnlg'"):
+        find_task("webnl")
+    with pytest.raises(UserError, match="did you mean 'test'"):
+        load_task("e2e", tmp_path / "x.csv", "tests")
+    with pytest.raises(UserError, match=r"x\.csv does not exist"):
+        load_task("e2e", tmp_path / "x.csv", "test")
+    assert all(name == task.name for name, task in TASKS.items())
