@@ -17,11 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import yaml
@@ -44,14 +40,12 @@ from spdf_launcher.folder import (
 )
 from spdf_launcher.kinds import KINDS, OUT
 from spdf_launcher.plan import Job, job_from_json
+from spdf_launcher.process import Signals, outcome_of, run_command, told_code
 from spdf_launcher.rank import EXIT_FILE
 from spdf_launcher.references import substitute
 from spdf_launcher.requeue import requeue_self, slurm_job
 from spdf_launcher.slurm.state import slurm_states
 
-POLL_SECONDS = 0.1
-KILL_SECONDS = 30.0
-"""From the second signal to the end by force."""
 PACKAGES = ("spdf", "torch", "deepspeed", "megatron-core", "numpy", "sentencepiece")
 
 
@@ -69,7 +63,7 @@ class Runner:
         self.kind = KINDS[self.job.kind]
         self.queued = spec["on"] == "slurm" and slurm_job() is not None
         self.remark: str | None = None
-        self.signals: list[int] = []
+        self.signals = Signals()
         self.started = now()
         self.lock: int | None = None
 
@@ -90,7 +84,7 @@ class Runner:
                 return EXIT_BAD_INPUT
             if self.queued:  # a person may submit a failed job's script again
                 self.folder.manifest.unlink(missing_ok=True)
-            with self.handlers():
+            with self.signals:
                 return self.attempts()
         finally:
             unlock(self.lock)
@@ -115,7 +109,7 @@ class Runner:
         """Attempt after attempt until the job is done, stopped or failed for good."""
         while True:
             code, command = self.attempt()
-            outcome = self.outcome(code)
+            outcome = outcome_of(code, self.signals)
             checkpoint = newest_checkpoint(self.folder.run_dir) if self.kind.continues else -1
             record(
                 self.folder,
@@ -129,7 +123,7 @@ class Runner:
                 self.finish(DONE, self.remark, 0, command)
                 return 0
             if outcome == "stopped":
-                if self.queued and signal.SIGUSR1 in self.signals and self.folder.status() != CANCELLED:
+                if self.queued and signal.SIGUSR1 in self.signals.got and self.folder.status() != CANCELLED:
                     requeue_self()
                 return EXIT_STOPPED
             failures = history(self.folder).failures
@@ -147,17 +141,9 @@ class Runner:
             )
             if self.queued:
                 requeue_self()
-            self.pause(min(2.0**failures, 30.0) / 2)
-            if self.signals:
+            self.signals.pause(min(2.0**failures, 30.0) / 2)
+            if self.signals.got:
                 return EXIT_STOPPED
-
-    def outcome(self, code: int) -> str:
-        """`done`, `stopped` or `failed`."""
-        if code == 0:
-            return "done"
-        # Commands that save nothing die of the signal that was passed on: no failure of theirs.
-        stopped = code == EXIT_STOPPED or (self.signals and code not in (EXIT_BAD_INPUT, EXIT_NON_FINITE))
-        return "stopped" if stopped else "failed"
 
     def attempt(self) -> tuple[int, list[str]]:
         """Run the command once; its exit code and the command."""
@@ -189,7 +175,7 @@ class Runner:
                     code = self.wait(command, environment, output.fileno(), log.fileno())
             else:
                 code = self.wait(command, environment, log.fileno(), log.fileno())
-        code = self.told(code, exit_file)
+        code = told_code(code, exit_file) if self.spec["ranks_tell"] else code
         if captured is not None and aside is not None and (code == 0 or (code == 1 and read_json(aside) is not None)):
             aside.replace(captured)
         if code == 1 and self.kind.witness is not None and (self.folder.path / self.kind.witness).exists():
@@ -199,48 +185,19 @@ class Runner:
         return code, command
 
     def wait(self, command: list[str], environment: dict[str, str], output: int, errors: int) -> int:
-        """Run a command, pass signals on, and return its exit code (128 + n when it died of signal n)."""
+        """Run a command to its end; its exit code."""
         # The command inherits the lock, so that the job counts as running should this process be killed.
         assert self.lock is not None
-        try:
-            process = subprocess.Popen(
-                command,
-                cwd=self.spec["cwd"],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                start_new_session=True,
-                pass_fds=(self.lock,),
-            )
-        except OSError as error:
-            os.write(errors, f"{command[0]}: {error.strerror}\n".encode())
-            return EXIT_BAD_INPUT
-        passed, deadline = 0, float("inf")
-        while process.poll() is None:
-            while passed < len(self.signals):
-                if not self.queued:
-                    process.send_signal(signal.SIGTERM)
-                elif self.signals[passed] == signal.SIGUSR1:
-                    process.send_signal(signal.SIGUSR1)  # SIGTERM comes to the ranks from Slurm itself
-                passed += 1
-                if passed == 2:
-                    deadline = time.monotonic() + KILL_SECONDS
-            if time.monotonic() > deadline:
-                os.killpg(process.pid, signal.SIGKILL)
-            time.sleep(POLL_SECONDS)
-        return process.returncode if process.returncode >= 0 else 128 - process.returncode
-
-    def told(self, code: int, exit_file: Path) -> int:
-        """The trainer's own exit code: under a launcher rank 0 wrote it down; the launcher's says less."""
-        if not self.spec["ranks_tell"]:
-            return code
-        try:
-            told = int(exit_file.read_text())
-        except (OSError, ValueError):
-            # No word from rank 0: the ranks were ended, whatever the launcher says (srun may say 0 for a lost node).
-            return code or 1
-        return told if told else code
+        return run_command(
+            command,
+            self.signals,
+            cwd=self.spec["cwd"],
+            environment=environment,
+            output=output,
+            errors=errors,
+            in_slurm=self.queued,
+            keep_open=(self.lock,),
+        )
 
     def check_outputs(self) -> int:
         """0 when everything that the job makes is there; else 1, and a line in the log."""
@@ -344,27 +301,6 @@ class Runner:
             for item in path.iterdir():
                 self.clear(item) if item.is_dir() and not item.is_symlink() else item.unlink()
             path.rmdir()
-
-    def pause(self, seconds: float) -> None:
-        """Wait, or until a signal."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.signals:
-            time.sleep(POLL_SECONDS)
-
-    @contextmanager
-    def handlers(self) -> Iterator[None]:
-        """Remember SIGTERM, SIGINT and SIGUSR1 instead of dying of them."""
-
-        def remember(number: int, frame: FrameType | None) -> None:
-            self.signals.append(number)
-
-        numbers_ = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        before = {number: signal.signal(number, remember) for number in numbers_}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -1,0 +1,111 @@
+"""Runs one command, passes signals on to it, and finds out what it did."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
+
+POLL_SECONDS = 0.1
+KILL_SECONDS = 30.0
+"""From the second signal to the end by force."""
+HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Signals:
+    """Remembers SIGTERM, SIGINT and SIGUSR1 instead of dying of them, while it is entered."""
+
+    def __init__(self) -> None:
+        self.got: list[int] = []
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> Signals:
+        self.before = {number: signal.signal(number, self.remember) for number in HEARD}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def remember(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        self.got.append(number)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, or until a signal."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.got:
+            time.sleep(POLL_SECONDS)
+
+
+def run_command(
+    command: Sequence[str],
+    signals: Signals,
+    *,
+    cwd: str | None,
+    environment: dict[str, str],
+    output: int,
+    errors: int,
+    in_slurm: bool,
+    keep_open: Sequence[int] = (),
+) -> int:
+    """Run ``command`` and return its exit code, 128 + n when it died of signal n.
+
+    ``output`` and ``errors`` are file descriptors. Outside of Slurm every signal goes on as SIGTERM. ``in_slurm`` only
+    SIGUSR1 does: srun hands it to the ranks, and SIGTERM they get from Slurm itself.
+    """
+    try:
+        process = subprocess.Popen(
+            list(command),
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+            start_new_session=True,
+            pass_fds=tuple(keep_open),
+        )
+    except OSError as error:
+        os.write(errors, f"{command[0]}: {error.strerror}\n".encode())
+        return EXIT_BAD_INPUT
+    passed, deadline = 0, float("inf")
+    while process.poll() is None:
+        while passed < len(signals.got):
+            if not in_slurm:
+                process.send_signal(signal.SIGTERM)
+            elif signals.got[passed] == signal.SIGUSR1:
+                process.send_signal(signal.SIGUSR1)
+            passed += 1
+            if passed == 2:
+                deadline = time.monotonic() + KILL_SECONDS
+        if time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def told_code(code: int, exit_file: Path) -> int:
+    """The trainer's own exit code, which rank 0 wrote down; ``code`` is what the launcher of the ranks gave."""
+    try:
+        told = int(exit_file.read_text())
+    except (OSError, ValueError):
+        # No word from rank 0: the ranks were ended, whatever their launcher says (srun may say 0 for a lost node).
+        return code or 1
+    return told or code
+
+
+def outcome_of(code: int, signals: Signals) -> str:
+    """`done`, `stopped` or `failed`."""
+    if code == 0:
+        return "done"
+    # Commands that save nothing die of the signal that was passed on: no failure of theirs.
+    stopped = code == EXIT_STOPPED or (signals.got and code not in (EXIT_BAD_INPUT, EXIT_NON_FINITE))
+    return "stopped" if stopped else "failed"

@@ -1,0 +1,50 @@
+#!/bin/bash
+# Fine-tunes the pre-trained GPT-3 XL densely on E2E, one GPU a cell: batch {8, 16, 32, 64} x learning rate {1e-4, 5e-5,
+# 2.5e-5}, the paper's grid (appendix A.2), as an array of 12. The sparse checkpoint is densified as it is loaded.
+#
+#   sbatch slurm/finetune_xl.sh [key.sub=value ...]
+#   sbatch --dependency=afterok:JOB --kill-on-invalid-dep=yes slurm/finetune_xl.sh      after job JOB of pretrain_xl.sh
+#
+# Each cell saves before the time limit and goes back into the queue; one that diverges does not stop the others. `spdf run
+# gpt3_xl_e2e --on slurm` does all of this, evaluation, selection and the report as one chain.
+
+# ---- edit from here -------------------------------------------------------------------------------------------------
+#SBATCH --job-name=spdf-xl-e2e
+##SBATCH --account=YOUR_ACCOUNT
+##SBATCH --partition=YOUR_PARTITION
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=12
+#SBATCH --mem=64G
+#SBATCH --time=12:00:00
+#SBATCH --array=0-11%4
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+
+CONFIG=finetune/gpt3_xl_e2e
+PRETRAINED=${PRETRAINED:-runs/gpt3_xl_s75}
+RUNS=${RUNS:-runs/gpt3_xl_s75_e2e}
+PYTHON=${PYTHON:-.venv/bin/python}              # or `python`, after: module load ...; source .../bin/activate
+BATCHES=(8 16 32 64)
+RATES=(1e-4 5e-5 2.5e-5)
+SRUN_OPTIONS=()                                 # a container: see pretrain_xl.sh
+# ---- to here --------------------------------------------------------------------------------------------------------
+
+cd "$SLURM_SUBMIT_DIR" || exit 2
+CELL=${SLURM_ARRAY_TASK_ID:-0}
+BATCH=${BATCHES[$((CELL % ${#BATCHES[@]}))]}
+RATE=${RATES[$((CELL / ${#BATCHES[@]}))]}
+RUN_DIR="$RUNS/batch=$BATCH,lr=$RATE"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+
+if ! ls "$PRETRAINED"/checkpoints/step_*/manifest.json >/dev/null 2>&1; then
+  echo "no whole checkpoint in $PRETRAINED: pre-train first (slurm/pretrain_xl.sh)"
+  exit 2
+fi
+exec "$PYTHON" -m spdf_launcher.batch "$RUN_DIR" \
+  srun --kill-on-bad-exit=1 --mpi=none --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" "${SRUN_OPTIONS[@]}" \
+  "$PYTHON" -m spdf_launcher.rank finetune "$CONFIG" \
+  run_dir="$RUN_DIR" finetune.checkpoint="$PRETRAINED" \
+  training.global_batch_size="$BATCH" training.micro_batch_size=8 training.lr="$RATE" "$@"
