@@ -66,9 +66,7 @@ def test_dart_counts(real: Path) -> None:
 
 
 def test_linearized_meanings() -> None:
-    meaning = (
-        "name[The Mill], eatType[coffee shop], priceRange[£20-25], familyFriendly[yes], customer rating[5 out of 5]"
-    )
+    meaning = "name[The Mill], eatType[pub], priceRange[£20-25], familyFriendly[yes], customer rating[5 out of 5]"
     assert linearize(meaning) == (
         "name : The Mill | Type : pub | price : £ 20 - 25 | family friendly : yes | customer rating : 5 out of 5"
     )
@@ -82,6 +80,7 @@ def test_linearized_meanings() -> None:
     [
         ("It isn't family-friendly.", "It isn 't family - friendly .", "It is n't family - friendly ."),
         ("A 5-star pub, £20-£25..", "A 5 - star pub , £ 20- £ 25 ..", "A 5-star pub , £ 20-£25 .."),
+        ("", "", ""),
         ("5 out of 5. in it", "5 out of 5. in it", "5 out of 5 . in it"),
         ("thats 'The Mill,near' £30.99", "thats ' The Mill , near ' £ 30.99", "that s ' The Mill , near ' £ 30.99"),
     ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from spdf_dist.config.errors import UserError
@@ -82,8 +83,8 @@ TEST_RULES = WordRules(
 def split_words(text: str, rules: WordRules) -> str:
     """``text`` with its words and punctuation apart, by single spaces."""
     chunks = text.split()
-    following = chunks[1:] + [""]
-    return " ".join(word for chunk, after in zip(chunks, following, strict=True) for word in rules.split(chunk, after))
+    pairs = zip_longest(chunks, chunks[1:], fillvalue="")
+    return " ".join(word for chunk, after in pairs for word in rules.split(chunk, after))
 
 
 def linearize(meaning: str) -> str:
