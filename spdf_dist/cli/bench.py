@@ -1,8 +1,9 @@
-"""Measure this machine: the sparse products, or the data loader.
+"""Measure this machine: the sparse products, a whole training step, or the data loader.
 
   spdf bench gemm                                   GPT-2 Small's linears: forward, dX, dW against the best dense
   spdf bench gemm --model gpt3_xl --threads 2       GPT-3 XL's
   spdf bench gemm --plot speedup.png                the paper's appendix C, figure 1, for this machine, and a CSV
+  spdf bench step gpt2_small_s75                    a training step: compressed, masked, dense
   spdf bench data --path PACKED                     the loader
 
 Contenders run in turn, round after round, in one process; speed-ups are medians over rounds of
@@ -20,13 +21,21 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 
-HELP = "measure the kernels or the data loader on this machine"
+HELP = "measure the kernels, a training step, or the data loader on this machine"
 
 SCHEMA_VERSION = 1
 PLOT_SHAPE = (12288, 12288)
 PLOT_TOKENS = 256
 PLOT_SPARSITY = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 TOKENS = 2048
+STEP_OVERRIDES = (
+    "model.seq_length=1024",
+    "training.global_batch_size=2",
+    "training.micro_batch_size=2",
+    "training.precision=fp32",
+    "parallel.zero_stage=0",
+    "device=cpu",
+)
 SPARSITY = (0.5, 0.75, 0.9)
 
 
@@ -56,6 +65,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     gemm.add_argument("--json", action="store_true", help="print one JSON object")
     gemm.set_defaults(work=run_gemm)
+
+    step = commands.add_parser(
+        "step",
+        help="a whole training step: compressed, masked and dense, interleaved",
+        description="Forward, backward and AdamW of one global batch of random tokens, in one process. Unless "
+        f"overridden: {' '.join(STEP_OVERRIDES)}.",
+    )
+    step.add_argument("config", nargs="?", default="gpt2_small_s75", help="default gpt2_small_s75")
+    step.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top")
+    step.add_argument("--rounds", type=parse_count, default=5, metavar="N", help="interleaved rounds (default 5)")
+    step.add_argument("--threads", type=parse_count, metavar="N", help="default: all cores")
+    step.add_argument("--json", action="store_true", help="print one JSON object")
+    step.set_defaults(work=run_step)
 
     data = commands.add_parser("data", help="the loader on a packed data set, and a tokenizer")
     data.add_argument("--path", required=True, metavar="DIR", help="a packed folder, or the prefix of Megatron files")
@@ -164,6 +186,37 @@ def run_gemm(args: argparse.Namespace) -> int:
     roof = ", ".join(f"{peak / 1e9:.0f} GFLOP/s on {count}" for count, peak in peaks.items() if peak)
     head = f"{machine['cpu']}, {machine['isa']}; FMA peak: {roof} threads; {tokens} tokens, {args.dtype}"
     emit(args, data, f"{head}\n\n{gemm_table(results)}\n\n{state_table(states)}")
+    return 0
+
+
+def run_step(args: argparse.Namespace) -> int:
+    config = load_config(PretrainConfig, args.config, [*STEP_OVERRIDES, *args.overrides])
+    if config.sparsity.level == 0:
+        raise UserError(f"{args.config}: sparsity.level is 0, so there is nothing to compare; set it above 0")
+    if config.parallel.tensor * (config.parallel.data or 1) != 1:
+        raise UserError("spdf bench step runs in one process: parallel.tensor and parallel.data must be 1")
+    from spdf_dist.accounting.text_table import text_table
+    from spdf_dist.parallel.ranks import cores
+    from spdf_dist.training.bench import bench_step
+
+    data = bench_step(config, args.rounds, args.threads or cores())
+    rows = [
+        [
+            name,
+            f"{r['median_ms']:.0f} ({r['q1_ms']:.0f}-{r['q3_ms']:.0f})",
+            f"{r['tokens_per_s']:,.0f}",
+            f"{r['speedup']:.2f}x (>= {r['speedup_lower']:.2f})",
+            f"{r['theoretical']:.2f}x",
+            f"{r['parameters'] / 1e6:.1f}M",
+        ]
+        for name, r in data["results"].items()
+    ]
+    head = ["execution", "ms a step (quartiles)", "tokens/s", "against dense", "FLOPs allow", "parameters"]
+    about = (
+        f"{data['machine']['cpu']}, {data['threads']} threads; {args.config} at sparsity {data['sparsity']:g}, "
+        f"{data['tokens']} tokens of sequences of {data['seq_length']}, {data['precision']}"
+    )
+    emit(args, {"config": args.config, **data}, f"{about}\n\n{text_table(head, rows)}")
     return 0
 
 

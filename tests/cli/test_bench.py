@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +83,33 @@ def test_gemm_usage_errors(arguments: list[str]) -> None:
 def test_data_needs_tokenizer_and_text_together(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "data", "--path", "x", "--tokenizer", "t.model"]) == 2
     assert "--input" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_step_runs_every_execution() -> None:
+    tiny = ["model.num_layers=1", "model.hidden_size=32", "model.num_attention_heads=2", "model.vocab_size=64"]
+    command = [sys.executable, "-m", "spdf_dist", "bench", "step", "gpt2_small_s75", *tiny, "model.seq_length=16"]
+    done = subprocess.run([*command, "--rounds", "2", "--threads", "1", "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert data["schema_version"] == 1 and data["tokens"] == 32 and data["sparsity"] == 0.75
+    results = data["results"]
+    assert list(results) == ["compressed", "masked", "dense"]
+    assert results["dense"]["speedup"] == 1.0 and results["dense"]["theoretical"] == 1.0
+    linears = 12 * 32 * 32  # Q, K, V, D of 32 x 32, I and O of 128 x 32
+    pruned = results["masked"]["parameters"] - results["compressed"]["parameters"]
+    assert pruned == linears * 3 // 4
+    assert results["masked"]["parameters"] == results["dense"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sparsity.level=0"], "nothing to compare"),
+        (["parallel.tensor=2"], "one process"),
+        (["model.hiden_size=8"], "hidden_size"),
+    ],
+)
+def test_step_explains_bad_requests(overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "step", "gpt2_small_s75", *overrides]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""Measures a whole training step of a config in its executions, for ``spdf bench step``: one process, steps in turn."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from spdf_kernels.bench import interleave, machine, ratio, spread, thread_count
+
+from spdf_dist.accounting.flops import training_flops
+from spdf_dist.checkpoint.packed_masks import PackedMasks
+from spdf_dist.config.schema import PretrainConfig, SparsityConfig
+from spdf_dist.model.gpt import LINEARS, build_gpt
+from spdf_dist.model.initialize import initialize_parameters
+from spdf_dist.parallel.groups import Groups
+from spdf_dist.parallel.ranks import ALONE
+from spdf_dist.sparsity.masks import RandomMasks
+from spdf_dist.training.engine import Engine, MicroBatch
+from spdf_dist.training.setup import start
+
+EXECUTIONS = ("compressed", "masked", "dense")
+
+
+def build_engine(config: PretrainConfig, groups: Groups, execution: str) -> Engine:
+    """The model under training as a run would build it; `dense` has no mask."""
+    sparsity = SparsityConfig() if execution == "dense" else config.sparsity
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    model = build_gpt(
+        config.model,
+        groups,
+        masks={} if execution == "dense" else PackedMasks.pack(RandomMasks(config.model, sparsity)),
+        execution={} if execution == "dense" else dict.fromkeys(LINEARS, execution),
+        dtype=dtype,
+        activation_checkpointing=config.training.activation_checkpointing,
+    )
+    initialize_parameters(model, config.model, sparsity, config.seed)
+    return Engine(model.to(groups.device), config, groups)
+
+
+def random_batch(config: PretrainConfig, groups: Groups) -> list[MicroBatch]:
+    """One global batch of random ids."""
+    size, length = config.training.micro_batch_size, config.model.seq_length
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for number in range(config.training.global_batch_size // size):
+        ids_BT1 = torch.randint(config.model.vocab_size, (size, length + 1), generator=generator).to(groups.device)
+        batches.append(MicroBatch(ids_BT1[:, :-1].contiguous(), ids_BT1[:, 1:].contiguous(), number))
+    return batches
+
+
+def bench_step(config: PretrainConfig, rounds: int, threads: int) -> dict[str, Any]:
+    """Forward, backward and AdamW of one global batch, in each execution.
+
+    Returns:
+        ``results``: for each execution milliseconds (median, quartiles), tokens a second, ``speedup`` over dense with a
+        lower confidence bound, ``theoretical`` by FLOPs, and ``parameters`` that are trained.
+    """
+    groups = start(config, ALONE)
+    batch = random_batch(config, groups)
+    tokens = config.training.global_batch_size * config.model.seq_length
+    with thread_count(threads):
+        engines = {execution: build_engine(config, groups, execution) for execution in EXECUTIONS}
+
+        def step(engine: Engine) -> None:
+            engine.step(batch, tokens, config.training.lr)
+
+        times = interleave({name: partial(step, engine) for name, engine in engines.items()}, rounds)
+    dense_flops = training_flops(config.model)
+    results = {}
+    for name, engine in engines.items():
+        speedup, bound = ratio(times["dense"], times[name])
+        measured = spread(times[name])
+        flops = dense_flops if name == "dense" else training_flops(config.model, config.sparsity)
+        results[name] = {
+            **measured,
+            "tokens_per_s": 1e3 * tokens / measured["median_ms"],
+            "speedup": speedup,
+            "speedup_lower": bound,
+            "theoretical": 1.0 if name == "masked" else dense_flops / flops,
+            "parameters": sum(parameter.numel() for parameter in engine.model.parameters()),
+        }
+    return {
+        "machine": machine(),
+        "threads": threads,
+        "tokens": tokens,
+        "seq_length": config.model.seq_length,
+        "precision": config.training.precision,
+        "sparsity": config.sparsity.level,
+        "rounds": rounds,
+        "results": results,
+    }
