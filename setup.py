@@ -1,7 +1,7 @@
 """Builds the kernels' shared library: plain C ABI, C++17, no torch at build time. Everything else is in pyproject.toml.
 
-Sources named *_avx512*.cpp hold instructions beyond the baseline; they are compiled for them on x86-64 alone and
-entered at run time only when the CPU has them.
+Sources named *_avx2.cpp and *_avx512*.cpp hold instructions beyond the baseline; they are compiled for them on x86-64
+alone and entered at run time only when the CPU has them.
 """
 
 import platform
@@ -28,6 +28,8 @@ BF16_FLAGS = [*AVX512_FLAGS, "-mavx512bf16"]
 def flags_of(source: Path) -> list[str]:
     if platform.machine() not in ("x86_64", "AMD64"):
         return COMMON_FLAGS
+    if "avx2" in source.stem:
+        return [*COMMON_FLAGS, "-mavx2", "-mfma"]
     if "avx512bf16" in source.stem:
         return COMMON_FLAGS + BF16_FLAGS
     return COMMON_FLAGS + (AVX512_FLAGS if "avx512" in source.stem else [])

@@ -3,6 +3,8 @@
 
 namespace spdf {
 
+// AVX2 and FMA.
+bool has_avx2();
 // AVX-512 F, BW, DQ and VL with the system saving the registers.
 bool has_avx512();
 // Also bf16 dot products.

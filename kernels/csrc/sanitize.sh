@@ -6,15 +6,14 @@ cd "$(dirname "$0")"
 out="${1:-../../build/sanitize}"
 cxx="${CXX:-g++}"
 mkdir -p "$out"
-# SPDF_NO_CLONES: functions picked by the loader are resolved before the sanitizer is ready.
-common="-std=c++17 -O1 -g -fopenmp -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
-        -DSPDF_NO_CLONES -I."
+common="-std=c++17 -O1 -g -fopenmp -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -I."
 avx512="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"
 objects=""
 for source in $(find . -name '*.cpp' | sort); do
     flags="$common"
     if [ "$(uname -m)" = x86_64 ]; then
         case "$source" in
+            *avx2*) flags="$common -mavx2 -mfma" ;;
             *avx512bf16*) flags="$common $avx512 -mavx512bf16" ;;
             *avx512*) flags="$common $avx512" ;;
         esac

@@ -131,7 +131,8 @@ void spmm(spdf_pattern& pattern, int backend, bool transposed, const T* x, int64
             }
         }
     }
-    const spdf::CompactBackend& compact = backend == SPDF_PORTABLE ? spdf::kPortableCompact : spdf::kAvx512Compact;
+    const spdf::CompactBackend& portable = spdf::has_avx2() ? spdf::kAvx2Compact : spdf::kPortableCompact;
+    const spdf::CompactBackend& compact = backend == SPDF_PORTABLE ? portable : spdf::kAvx512Compact;
 #else
     const spdf::CompactBackend& compact = spdf::kPortableCompact;
 #endif

@@ -12,8 +12,8 @@ struct Bf16 {
     uint16_t bits;
 };
 
-inline float to_float(float value) { return value; }
-inline float to_float(Bf16 value) {
+static inline float to_float(float value) { return value; }
+static inline float to_float(Bf16 value) {
     const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
     float result;
     __builtin_memcpy(&result, &bits, 4);
@@ -21,14 +21,14 @@ inline float to_float(Bf16 value) {
 }
 
 // Round to nearest even; a NaN stays a NaN.
-inline Bf16 to_bf16(float value) {
+static inline Bf16 to_bf16(float value) {
     uint32_t bits;
     __builtin_memcpy(&bits, &value, 4);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return Bf16{static_cast<uint16_t>((bits >> 16) | 0x40u)};
     return Bf16{static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
-inline void store(float* to, float value) { *to = value; }
-inline void store(Bf16* to, float value) { *to = to_bf16(value); }
+static inline void store(float* to, float value) { *to = value; }
+static inline void store(Bf16* to, float value) { *to = to_bf16(value); }
 
 // tile[f * stride + t] = x[t * row_length + f] for t < tokens (1..16), f < features.
 using PackF32 = void (*)(const float* x, int64_t row_length, int tokens, int64_t features, float* tile, int64_t stride);

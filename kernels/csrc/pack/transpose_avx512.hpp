@@ -5,7 +5,7 @@
 namespace spdf {
 
 // 16 x 16 transpose in registers: pairs, quads, then 128-bit lanes.
-inline void transpose(__m512* r) {
+static inline void transpose(__m512* r) {
     __m512 s[16];
     for (int i = 0; i < 16; i += 2) {
         s[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);

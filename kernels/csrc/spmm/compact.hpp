@@ -21,6 +21,7 @@ struct CompactBackend {
 
 extern const CompactBackend kPortableCompact;
 #if defined(__x86_64__)
+extern const CompactBackend kAvx2Compact;  // the portable one, compiled for AVX2
 extern const CompactBackend kAvx512Compact;
 #endif
 

@@ -1,0 +1,42 @@
+// The loop of the portable back end. Included by one source for the baseline and one for AVX2, so it is internal to each.
+#pragma once
+
+#include "spmm/compact.hpp"
+
+namespace spdf {
+
+namespace {
+
+// A vector of the compiler's own: it becomes whatever registers the target has.
+constexpr int kLanes = 8;
+constexpr int kVectors = 8;
+constexpr int64_t kWidth = kLanes * kVectors;
+typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+
+template <class Index>
+void row_products(const int64_t* start, const Index* index, int64_t begin, int64_t end, const float* values,
+                  const float* x, float* y) {
+    for (int64_t r = begin; r < end; ++r) {
+        Vector sum[kVectors] = {};
+        for (int64_t i = start[r]; i < start[r + 1]; ++i) {
+            const auto* column = reinterpret_cast<const Vector*>(x + index[i] * kWidth);
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) sum[v] += values[i] * column[v];
+        }
+        auto* row = reinterpret_cast<Vector*>(y + r * kWidth);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) row[v] = sum[v];
+    }
+}
+
+void rows_kernel(const Rows& rows, int64_t begin, int64_t end, const float* values, const float* x, float* y) {
+    if (rows.index16) {
+        row_products(rows.start, rows.index16, begin, end, values, x, y);
+    } else {
+        row_products(rows.start, rows.index32, begin, end, values, x, y);
+    }
+}
+
+}  // namespace
+
+}  // namespace spdf
