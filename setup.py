@@ -12,7 +12,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("kernels/csrc")
-COMMON_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
+COMMON_FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
 AVX512_FLAGS = [
     "-Wno-maybe-uninitialized",
     "-Wno-uninitialized",
@@ -49,7 +49,9 @@ class BuildSharedLibrary(build_ext):
             )
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.compiler.link_shared_object(objects, str(target), extra_postargs=["-fopenmp"], target_lang="c++")
+        written = target.with_suffix(".new")  # renamed when whole: a running process keeps the file that it has mapped
+        self.compiler.link_shared_object(objects, str(written), extra_postargs=["-fopenmp"], target_lang="c++")
+        written.replace(target)
 
 
 sources = sorted(str(path) for path in CSRC.rglob("*.cpp") if "test" not in path.stem and path.parent.name != "test")
