@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
             environment={**os.environ, "PYTHONUNBUFFERED": "1", EXIT_FILE: str(exit_file.absolute())},
             output=log.fileno(),
             errors=log.fileno(),
-            in_slurm=slurm_job() is not None,
+            on="slurm" if slurm_job() is not None else "local",
         )
         code = told_code(code, exit_file)
         outcome = outcome_of(code, signals)

@@ -174,6 +174,11 @@ class JobFolder:
         return self.path / "lock"
 
     @property
+    def exit_code(self) -> Path:
+        """Where rank 0 writes the trainer's exit code."""
+        return self.path / "exit_code"
+
+    @property
     def run_dir(self) -> Path:
         """Where a training job keeps its run."""
         return self.path / "run"

@@ -148,7 +148,7 @@ class Runner:
     def attempt(self) -> tuple[int, list[str]]:
         """Run the command once; its exit code and the command."""
         command = self.command()
-        exit_file = self.folder.path / "exit_code"
+        exit_file = self.folder.exit_code
         exit_file.unlink(missing_ok=True)
         if not self.kind.continues:
             self.clear(self.folder.path / OUT)
@@ -195,7 +195,7 @@ class Runner:
             environment=environment,
             output=output,
             errors=errors,
-            in_slurm=self.queued,
+            on=self.spec["on"],
             keep_open=(self.lock,),
         )
 

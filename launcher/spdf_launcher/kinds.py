@@ -104,7 +104,7 @@ KINDS: dict[str, Kind] = {
     "evaluate": Kind(
         ("evaluate",),
         outputs={"scores": "out/scores.json"},
-        files=("hypotheses", "references"),
+        files=("hypotheses", "references", "slots-of"),
         captured="out/scores.json",
         witness="out/scores.json",
     ),

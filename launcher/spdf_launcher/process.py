@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
+from spdf_launcher.rank import RANK_MODULE
 
 POLL_SECONDS = 0.1
 KILL_SECONDS = 30.0
@@ -54,13 +57,14 @@ def run_command(
     environment: dict[str, str],
     output: int,
     errors: int,
-    in_slurm: bool,
+    on: str,
     keep_open: Sequence[int] = (),
 ) -> int:
     """Run ``command`` and return its exit code, 128 + n when it died of signal n.
 
-    ``output`` and ``errors`` are file descriptors. Outside of Slurm every signal goes on as SIGTERM. ``in_slurm`` only
-    SIGUSR1 does: srun hands it to the ranks, and SIGTERM they get from Slurm itself.
+    ``output`` and ``errors`` are file descriptors. How signals go on depends on ``on``: `local`: as SIGTERM. `slurm`:
+    SIGUSR1 alone, which srun hands to the ranks; SIGTERM they get from Slurm itself. `deepspeed`: as SIGTERM to the
+    ranks, past their launcher, which would end them after 30 seconds; ranks on other hosts hear it from that launcher.
     """
     try:
         process = subprocess.Popen(
@@ -79,10 +83,13 @@ def run_command(
     passed, deadline = 0, float("inf")
     while process.poll() is None:
         while passed < len(signals.got):
-            if not in_slurm:
-                process.send_signal(signal.SIGTERM)
-            elif signals.got[passed] == signal.SIGUSR1:
-                process.send_signal(signal.SIGUSR1)
+            if on == "slurm":
+                if signals.got[passed] == signal.SIGUSR1:
+                    process.send_signal(signal.SIGUSR1)
+            else:
+                for pid in (ranks_below(process.pid) if on == "deepspeed" else []) or [process.pid]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGTERM)
             passed += 1
             if passed == 2:
                 deadline = time.monotonic() + KILL_SECONDS
@@ -90,6 +97,19 @@ def run_command(
             os.killpg(process.pid, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def ranks_below(session: int) -> list[int]:
+    """Process ids of the ranks of this machine in a session."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                is_rank = any(pair == (b"-m", RANK_MODULE.encode()) for pair in itertools.pairwise(words))
+                if is_rank and os.getsid(int(folder.name)) == session:
+                    found.append(int(folder.name))
+    return found
 
 
 def told_code(code: int, exit_file: Path) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from spdf_dist.config.errors import UserError
+from spdf_launcher.folder import job_folder
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.plan import Job
+from spdf_launcher.rank import EXIT_OPTION, RANK_MODULE
 
 SPDF = (sys.executable, "-m", "spdf_dist")
-RANK_MODULE = "spdf_launcher.rank"
+SAFE_PATH = re.compile(r"[A-Za-z0-9_./+=,:@-]+")
+"""Paths that stay one word in a shell."""
 
 
 def local_program(job: Job) -> list[str]:
@@ -19,20 +23,22 @@ def local_program(job: Job) -> list[str]:
     return list(SPDF)
 
 
-def deepspeed_program(job: Job, hostfile: Path | None, flags: Sequence[str]) -> list[str]:
-    """The deepspeed launcher for training, the plain command for anything else."""
+def deepspeed_program(job: Job, root: Path, hostfile: Path | None, flags: Sequence[str]) -> list[str]:
+    """The deepspeed launcher for training, the plain command for anything else.
+
+    Raises UserError without a deepspeed beside this Python, or for what that launcher cannot do.
+    """
     if KINDS[job.kind].config is None:
         return list(SPDF)
     executable = Path(sys.executable).with_name("deepspeed")
     if not executable.is_file():
         raise UserError(f"no deepspeed launcher beside {sys.executable}: install deepspeed there")
-    program = [str(executable)]
-    if hostfile is not None:
-        program += ["--hostfile", str(hostfile), "--num_nodes", str(job.resources.nodes)]
-        program += ["--num_gpus", str(job.resources.ranks_per_node)]
-    elif job.resources.nodes > 1:
+    if not SAFE_PATH.fullmatch(str(root)):
+        raise UserError(f"--dir {root}: deepspeed takes no spaces or quotes in paths: choose another folder")
+    if hostfile is None and job.resources.nodes > 1:
         raise UserError(f"jobs.{job.name}: {job.resources.nodes} nodes need --hostfile FILE")
-    else:
-        # An absent hostfile is no error for deepspeed; naming none would make it read /job/hostfile.
-        program += ["--hostfile", "", "--num_gpus", str(job.resources.ranks_per_node)]
-    return [*program, *flags, "--module", RANK_MODULE]
+    # deepspeed reads /job/hostfile unless told otherwise; one that is not there means this machine alone.
+    program = [str(executable), "--hostfile", str(hostfile or root / "no_hostfile")]
+    program += ["--num_nodes", str(job.resources.nodes)] if hostfile is not None else []
+    program += ["--num_gpus", str(job.resources.ranks_per_node), "--no_local_rank", *flags]
+    return [*program, "--module", RANK_MODULE, f"{EXIT_OPTION}{job_folder(root, job.id).exit_code}"]

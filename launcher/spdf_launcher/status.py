@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,11 @@ def runs_on(root: Path) -> str:
 def gather(root: Path) -> list[JobState]:
     """The state of every job, in the order of the plan."""
     jobs = read_plan(root)
-    on_slurm = slurm_states(root)
+    try:
+        on_slurm = slurm_states(root)
+    except UserError as error:
+        print(f"{error}; the states are from the jobs' files alone", file=sys.stderr)
+        on_slurm = {}
     states: dict[str, JobState] = {}
     for job in jobs:
         states[job.id] = job_state(job, root, on_slurm.get(job.id), states)
@@ -81,6 +86,8 @@ def job_state(job: Job, root: Path, slurm: SlurmState | None, before: dict[str, 
         return state(name, reason)
     if is_locked(folder.lock):
         return state(RUNNING, None)
+    if broken is not None and not job.joins:
+        return state(CANCELLED, f"{broken.job} {broken.state}" + (f": {broken.reason}" if broken.reason else ""))
     missing = [need for need in job.needs if before[need].state != DONE]
     if missing:
         return state(WAITING, f"needs {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))

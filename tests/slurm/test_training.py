@@ -47,7 +47,7 @@ jobs:
     resources: {nodes: 2, ranks_per_node: 2, tensor: 2}
   finetune:
     set:
-      finetune: {epochs: 1, train: small.csv, validation: small.csv}
+      finetune: {epochs: 1, warmup_steps: 0, train: small.csv, validation: small.csv}
       parallel.data: null
     grid: {training.lr: [1e-3, 5e-4], training.global_batch_size: [8, 16]}
     resources.throttle: 2

@@ -70,7 +70,7 @@ def run_here(args: argparse.Namespace, workflow: Workflow, jobs: list[Job], root
 
     def program(job: Job) -> list[str]:
         if args.on == "deepspeed":
-            return deepspeed_program(job, hostfile, args.launcher_flag)
+            return deepspeed_program(job, root, hostfile, args.launcher_flag)
         return local_program(job)
 
     def ranks_tell(job: Job) -> bool:

@@ -12,11 +12,11 @@ from pathlib import Path
 from spdf_dist.config.errors import UserError
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.plan import Job
-from spdf_launcher.programs import RANK_MODULE
+from spdf_launcher.programs import SAFE_PATH
+from spdf_launcher.rank import RANK_MODULE
 from spdf_launcher.workflow import Cluster
 
 FOLDER = "slurm"
-SAFE_PATH = re.compile(r"[A-Za-z0-9_./+=,:@-]+")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spdf_dist.config.errors import UserError
 from spdf_launcher.folder import CANCELLED, FAILED
 from spdf_launcher.journal import events
 from spdf_launcher.slurm import commands
@@ -91,10 +92,13 @@ def submissions(root: Path) -> dict[str, Submission]:
 
 
 def queue() -> dict[str, tuple[str, str, str]]:
-    """This user's jobs that squeue knows: id (with array index) to (state, reason, comment)."""
+    """This user's jobs that squeue knows: id (with array index) to (state, reason, comment).
+
+    Raises UserError when Slurm does not answer.
+    """
     done = commands.call(["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", "%i|%T|%r|%k"])
     if done.returncode:
-        raise ConnectionError(commands.complaint(done))
+        raise UserError(f"Slurm does not answer: {commands.complaint(done)}")
     found = {}
     for line in done.stdout.splitlines():
         fields = line.split("|", 3)
