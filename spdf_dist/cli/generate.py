@@ -38,7 +38,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--beam", type=positive, default=10, metavar="N", help="beams (10)")
     how.add_argument("--length-penalty", type=float, default=0.8, metavar="X", help="exponent of the length (0.8)")
     how.add_argument(
-        "--no-repeat-ngram", type=natural, default=4, metavar="N", help="no N tokens in a row twice (4); 0 is off"
+        "--no-repeat-ngram",
+        type=natural,
+        metavar="N",
+        help="no N tokens in a row twice; 0 is off (4 with beams, 0 with --greedy and --sample)",
     )
     how.add_argument(
         "--no-repeat-in",
@@ -143,7 +146,7 @@ def run_prompt(args: argparse.Namespace) -> None:
     window = loaded.decoder.model.seq_length
     if len(prompt) >= window:
         raise UserError(f"the prompt has {len(prompt)} tokens, the model's context window {window}; shorten it")
-    output = generate(loaded.decoder, [prompt], loaded.end_ids, settings(args))[0]
+    output = generate(loaded.decoder, [prompt], [loaded.tokenizer.eod_id], settings(args))[0]
     print(loaded.tokenizer.decode(output))
 
 
@@ -151,11 +154,12 @@ def settings(args: argparse.Namespace) -> GenerationSettings:
     """The decoding that the arguments ask for."""
     from spdf_dist.evaluation.generation import GenerationSettings
 
+    single = args.greedy or args.sample
     return GenerationSettings(
         max_new_tokens=args.max_new_tokens,
-        beams=1 if args.greedy or args.sample else args.beam,
+        beams=1 if single else args.beam,
         length_penalty=args.length_penalty,
-        no_repeat_ngram=args.no_repeat_ngram,
+        no_repeat_ngram=(0 if single else 4) if args.no_repeat_ngram is None else args.no_repeat_ngram,
         ngrams_of_prompt=args.no_repeat_in == "all",
         sample=args.sample,
         temperature=args.temperature,

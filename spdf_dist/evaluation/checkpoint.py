@@ -27,7 +27,7 @@ class Loaded:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Tokens that end a generated text: the end of the document, and with GPT-2's vocabulary an empty line."""
+        """Tokens that end the answer to a task: the end of the document, and with GPT-2's vocabulary an empty line."""
         gpt2 = self.tokenizer.vocab_size == GPT2_WORDS and self.tokenizer.decode([GPT2_PARAGRAPH]) == "\n\n"
         return (self.tokenizer.eod_id, GPT2_PARAGRAPH) if gpt2 else (self.tokenizer.eod_id,)
 

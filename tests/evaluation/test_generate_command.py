@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_gpt import random_weights, transformers_model
 
 from spdf_dist.cli.main import main
+from spdf_dist.evaluation.checkpoint import load
 
 
 def test_one_hypothesis_an_input_and_their_references(checkpoint: Path, e2e_csv: Path, tmp_path: Path) -> None:
@@ -37,6 +39,20 @@ def test_prompt_is_continued_on_stdout(checkpoint: Path, capsys: pytest.CaptureF
         assert main([*arguments, seed]) == 0
         drawn.append(capsys.readouterr().out)
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_greedy_prompt_is_what_transformers_continues(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    loaded = load(checkpoint, None, "cpu")
+    network = transformers_model(loaded.decoder.model, random_weights(loaded.decoder.model, seed=11, scale=0.2))
+    ids = torch.tensor([loaded.tokenizer.encode("The Mill is")])
+    end = loaded.tokenizer.eod_id
+    output = network.generate(
+        ids, attention_mask=torch.ones_like(ids), eos_token_id=end, pad_token_id=end, do_sample=False, max_new_tokens=40
+    )
+    assert main(["generate", str(checkpoint), "--prompt", "The Mill is", "--greedy", "--max-new-tokens", "40"]) == 0
+    assert capsys.readouterr().out == loaded.tokenizer.decode(output[0, ids.shape[1] :].tolist()) + "\n"
 
 
 @pytest.mark.parametrize(
