@@ -61,9 +61,3 @@ def recognise_gpu(device_name: str) -> Gpu | None:
         if gpu.name.upper().split()[0] in words:
             return gpu
     return None
-
-
-def peak_flops(device_name: str, precision: str) -> float | None:
-    """Peak FLOP/s of one device for MFU, by the driver's name; None when it is unknown (a CPU, for one)."""
-    gpu = recognise_gpu(device_name)
-    return gpu.peak(precision) if gpu else None

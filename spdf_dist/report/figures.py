@@ -123,8 +123,12 @@ def spread(positions: list[float], gap: float) -> list[float]:
     return out
 
 
+FEW_LABELS = 4
+"""Up to so many lines, one that ends early is labelled where it ends."""
+
+
 def label_ends(axes: Axes, series: Sequence[Series]) -> None:
-    """Each label once, in its colour, at the right of its line's end."""
+    """Each label once, in its colour, at its line's end or, where that would crowd, in a column at the right."""
     ends: dict[str, list[Series]] = {}
     for line in series:
         if line.x:
@@ -133,25 +137,27 @@ def label_ends(axes: Axes, series: Sequence[Series]) -> None:
         return
     low, high = axes.get_ylim()
     height = axes.get_window_extent().height
-    marks = []
-    for label, lines in ends.items():
-        y = sum(line.y[-1] for line in lines) / len(lines)
-        marks.append((min(max(y, low), high), label, lines[0].colour))
-    marks.sort()
-    gap = 13.5 * axes.figure.dpi / 72 / height * (high - low)
     right = max(line.x[-1] for lines in ends.values() for line in lines)
-    for y, (_, label, colour) in zip(spread([m[0] for m in marks], gap), marks, strict=True):
-        axes.annotate(
-            label,
-            (right, y),
-            xytext=(7, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            fontweight="semibold",
-            fontsize=10,
-            annotation_clip=False,
-        )
+    column = []
+    for label, lines in ends.items():
+        x = sum(line.x[-1] for line in lines) / len(lines)
+        y = min(max(sum(line.y[-1] for line in lines) / len(lines), low), high)
+        if x < 0.85 * right and len(ends) <= FEW_LABELS:
+            write_label(axes, label, lines[0].colour, (x, y), (6, 7))
+        else:
+            column.append((y, label, lines[0].colour))
+    column.sort()
+    gap = 13.5 * axes.figure.dpi / 72 / height * (high - low)
+    for y, (_, label, colour) in zip(spread([entry[0] for entry in column], gap), column, strict=True):
+        write_label(axes, label, colour, (right, y), (7, 0))
+
+
+def write_label(axes: Axes, text: str, colour: str, at: tuple[float, float], offset: tuple[float, float]) -> None:
+    """A line's label ``offset`` points from ``at``."""
+    axes.annotate(
+        text, at, xytext=offset, textcoords="offset points", color=colour, va="center", fontweight="semibold",
+        fontsize=10, annotation_clip=False,
+    )  # fmt: skip
 
 
 def visible_range(series: Sequence[Series]) -> tuple[float, float] | None:
@@ -178,12 +184,8 @@ def line_figure(
     smoothed: bool = False,
     points: bool = False,
     x_format: Callable[[float, object], str] | None = None,
-    reference: tuple[float, str] | None = None,
 ) -> Figure:
-    """Lines over a common x axis; ``smoothed`` draws the raw values faint beneath, ``points`` marks each value.
-
-    ``reference`` is a horizontal line with its name.
-    """
+    """Lines over a common x axis; ``smoothed`` draws the raw values faint beneath, ``points`` marks each value."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.7))
@@ -205,16 +207,7 @@ def line_figure(
         shown.append(line)
     limits = visible_range(shown)
     if limits:
-        low, high = limits
-        if reference and reference[0] < high + 0.6 * (high - low):
-            high = max(high, reference[0] + 0.06 * (high - low))
-        axes.set_ylim(low, high)
-        if reference and reference[0] <= high:
-            axes.axhline(reference[0], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-            axes.annotate(
-                reference[1], (1, reference[0]), xycoords=("axes fraction", "data"), xytext=(-2, 4),
-                textcoords="offset points", color=MUTED, ha="right", fontsize=9,
-            )  # fmt: skip
+        axes.set_ylim(*limits)
     axes.set_xlim(left=0)
     if shown:
         axes.set_xlim(right=max((line.x[-1] for line in shown if line.x), default=1) or 1)

@@ -41,6 +41,7 @@ th{white-space:normal;min-width:64px}th.l,td.l{text-align:left}
 td small{display:block;color:var(--muted);font-size:12px;line-height:1.35}
 td.mark{color:var(--warn)}td.none{color:var(--muted);font-style:italic}th:first-child,td:first-child{padding-left:0}
 .dot{display:inline-block;width:9px;height:9px;border-radius:50%;margin-right:8px}
+summary{cursor:pointer;color:var(--accent);font-size:14px}
 footer{font-size:13px;margin-top:60px;border-top:1px solid var(--grid);padding-top:14px}
 @media print{body{font-size:12px}main{padding:0}h2{break-after:avoid}figure,table{break-inside:avoid}}
 """
@@ -54,6 +55,8 @@ class Section:
     intro: Sequence[str] = ()
     figures: list[tuple[str, str, str]] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    folded: bool = False
+    """Whether the reader opens it."""
 
 
 def anchor(title: str) -> str:
@@ -95,6 +98,8 @@ def render_table(table: Table, colours: dict[str, str]) -> str:
 def render_section(section: Section, colours: dict[str, str]) -> str:
     """A section."""
     parts = [f'<section><h2 id="{anchor(section.title)}">{escape(section.title)}</h2>']
+    if section.folded:
+        parts.append("<details><summary>Show</summary>")
     parts += [f"<p>{escape(text)}</p>" for text in section.intro]
     if section.figures:
         parts.append('<div class="figures">')
@@ -103,7 +108,7 @@ def render_section(section: Section, colours: dict[str, str]) -> str:
             parts.append(f"<figure{wide}>{svg}<figcaption>{escape(caption)}</figcaption></figure>")
         parts.append("</div>")
     parts += [render_table(table, colours) for table in section.tables]
-    return "".join(parts) + "</section>"
+    return "".join(parts) + ("</details>" if section.folded else "") + "</section>"
 
 
 def render_page(

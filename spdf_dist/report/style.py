@@ -75,6 +75,7 @@ SETTINGS: dict[str, Any] = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a $ in a folder's name is a $
     "savefig.dpi": 160,
 }
 

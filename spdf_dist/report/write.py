@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spdf_dist.accounting.flops import linears_share
+from spdf_dist.config.errors import UserError
 from spdf_dist.report.jobs import all_jobs
 from spdf_dist.report.page import Section, render_page
 from spdf_dist.report.paper_tables import paper_plots, paper_tables
@@ -37,24 +38,27 @@ SYNTHETIC = (
 )
 
 
-def write_report(folders: Sequence[Path], out: Path, paper: bool = True) -> Path:
+def write_report(folders: Sequence[Path], out: Path) -> Path:
     """Write the report on ``folders`` into ``out`` and return the path of its page.
 
-    Raises UserError for a folder without results or with a damaged file.
+    Raises UserError for a folder without results or with a damaged file, and for an ``out`` that cannot be made.
     """
     study = read_study(folders)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be made a folder: {error.strerror}") from None
     tables = ([summary_table(study)] if study.pretraining else []) + score_tables(study)
     plots = study_plots(study)
-    reference = paper_tables(study) if paper else []
-    reference_plots = paper_plots(study) if paper else []
+    reference = paper_tables(study)
+    reference_plots = paper_plots(study)
     drawn = draw(plots + reference_plots, out)
     if study.runs:
         write(out / "curves.csv", curve_rows(study))
     sections = own_sections(plots, tables, drawn)
-    if paper:
-        figures = [(plot.name, drawn[plot.name], plot.caption) for plot in reference_plots]
-        sections.append(Section("The paper beside ours", PAPER_INTRO, figures, reference))
+    figures = [(plot.name, drawn[plot.name], plot.caption) for plot in reference_plots]
+    nothing_ours = not study.bench and all(score.synthetic for score in study.scores)
+    sections.append(Section("The paper beside ours", PAPER_INTRO, figures, reference, folded=nothing_ours))
     sections.append(Section("Runs", (), [], [runs_table(study)] if study.runs else []))
     sections.append(Section("Jobs", (), [], [jobs_table(root) for root in study.workflows]))
     for table in (table for section in sections for table in section.tables):
@@ -188,6 +192,7 @@ def jobs_table(root: Path) -> Table:
         f"Jobs of {root.resolve().name}",
         ["job", "kind", "state", "attempts", "started", "ended", "reason"],
         rows,
+        labels=3,
     )
 
 
@@ -217,4 +222,5 @@ def runs_table(study: Study) -> Table:
         ["variant", "kind", "parameters", "seed", "steps", "peak lr", "layout", "skipped steps", "folder"],
         rows,
         "The same seed means the same initial weights, data order and (with equal sparsity seed) mask.",
+        labels=2,
     )

@@ -230,3 +230,10 @@ def test_nothing_to_report_is_one_clear_line(tmp_path: Path, capsys: pytest.Capt
     error = capsys.readouterr().err
     assert str(folder) in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_one_clear_line(workflow: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="--out"):
+        write_report([workflow], tmp_path / "out")
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
