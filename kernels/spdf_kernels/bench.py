@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from spdf_kernels import backends, native, ops
+from spdf_kernels.dense import dense_linear
+from spdf_kernels.linear import sparse_linear
 from spdf_kernels.pattern import SparsityPattern
 
 OPERATIONS = ("forward", "dx", "dw")
@@ -212,8 +214,9 @@ def peer_products(
 def forward_backward(
     x: torch.Tensor, dy: torch.Tensor, weight: torch.Tensor, pattern: SparsityPattern, values: torch.Tensor
 ) -> dict[str, Product]:
-    """Forward and backward through autograd: the kernels, torch's dense linear, and SparseProp where installed."""
-    from spdf_kernels.linear import sparse_linear
+    """Forward and backward through autograd: the kernels, dense through the faster library and as torch does it by
+    itself, and SparseProp where installed.
+    """
 
     def through(function: Callable[[torch.Tensor], torch.Tensor], parameters: Sequence[torch.Tensor]) -> Product:
         def step() -> None:
@@ -225,6 +228,7 @@ def forward_backward(
     dense, kept = weight.clone().requires_grad_(), values.clone().requires_grad_()
     found = {
         "sparse": through(lambda leaf: sparse_linear(leaf, kept, pattern), [kept]),
+        "dense": through(lambda leaf: dense_linear(leaf, dense), [dense]),
         "dense_torch": through(lambda leaf: torch.nn.functional.linear(leaf, dense), [dense]),
     }
     if x.dtype == torch.float32:

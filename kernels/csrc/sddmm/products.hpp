@@ -25,6 +25,7 @@ struct Products {
 
 extern const Products kPortableProducts;
 #if defined(__x86_64__)
+extern const Products kAvx2Products;  // the portable ones, compiled for AVX2
 extern const Products kAvx512Products;
 extern const Products kAvx512Bf16Products;  // panels hold bf16
 #endif

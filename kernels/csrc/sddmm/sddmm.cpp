@@ -161,12 +161,19 @@ int status_of(const spdf_sddmm* prepared, const Path<T>& path, const T* dy, int6
     }
 }
 
+const Products& portable_products() {
+#if defined(__x86_64__)
+    if (has_avx2()) return kAvx2Products;
+#endif
+    return kPortableProducts;
+}
+
 Path<float> path_f32(int isa) {
 #if defined(__x86_64__)
     if (isa >= SPDF_SDDMM_AVX512) return {kAvx512Products, kAvx512Packing.pack_f32, 16};
 #endif
     (void)isa;
-    return {kPortableProducts, kPortablePacking.pack_f32, 16};
+    return {portable_products(), kPortablePacking.pack_f32, 16};
 }
 
 Path<Bf16> path_bf16(int isa) {
@@ -175,7 +182,7 @@ Path<Bf16> path_bf16(int isa) {
     if (isa >= SPDF_SDDMM_AVX512) return {kAvx512Products, kAvx512Packing.pack_bf16, 16};
 #endif
     (void)isa;
-    return {kPortableProducts, kPortablePacking.pack_bf16, 16};
+    return {portable_products(), kPortablePacking.pack_bf16, 16};
 }
 
 }  // namespace

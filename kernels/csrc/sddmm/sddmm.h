@@ -11,7 +11,7 @@ extern "C" {
 
 // Instruction sets a product can run on. A wider one is never chosen where the CPU or the system lacks it.
 enum spdf_sddmm_isa {
-    SPDF_SDDMM_PORTABLE = 0,     // what the compiler targets by default; any CPU
+    SPDF_SDDMM_PORTABLE = 0,     // any CPU; AVX2 where there
     SPDF_SDDMM_AVX512 = 1,       // avx512 f, bw, dq, vl; bf16 inputs are widened while packing
     SPDF_SDDMM_AVX512_BF16 = 2,  // and avx512_bf16: bf16 products in pairs of tokens
 };
