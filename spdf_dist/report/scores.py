@@ -19,9 +19,10 @@ METRIC_NAMES = {
     "ter": "TER",
     "chrf": "chrF++",
     "perplexity": "perplexity",
+    "perplexity_per_word": "perplexity per word",
     "slot_accuracy": "slot accuracy",
 }
-TASK_NAMES = {"e2e": "E2E", "webnlg": "WebNLG", "dart": "DART", "curation": "Curation Corpus"}
+TASK_NAMES = {"e2e": "E2E", "webnlg": "WebNLG", "dart": "DART", "curation": "Curation Corpus", "text": "held-out text"}
 
 
 @dataclass(frozen=True)

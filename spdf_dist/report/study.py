@@ -209,8 +209,8 @@ def read_result(study: Study, path: Path) -> None:
 
 def split_of(job: WorkflowJob, task: str) -> str:
     """What the evaluation's name says beyond 'evaluate' and its task: 'validation' of 'evaluate-validation'."""
-    words = [word for word in re.split("[-_]", job.name) if word not in ("evaluate", "score", "scores", "test", task)]
-    return " ".join(words)
+    usual = ("evaluate", "score", "scores", "perplexity", "test", task)
+    return " ".join(word for word in re.split("[-_]", job.name) if word not in usual)
 
 
 def owner(study: Study, path: Path, job: WorkflowJob | None) -> Run | None:
