@@ -81,7 +81,8 @@ def job_state(job: Job, root: Path, slurm: SlurmState | None, before: dict[str, 
     broken = next((before[need] for need in job.needs if before[need].state in (FAILED, CANCELLED)), None)
     if slurm is not None:
         name, reason = slurm.in_words()
-        if name == CANCELLED and broken is not None and not job.joins:
+        if name in (CANCELLED, "lost") and broken is not None and not job.joins:
+            name = CANCELLED
             reason = f"{broken.job} {broken.state}" + (f": {broken.reason}" if broken.reason else "")
         return state(name, reason)
     if is_locked(folder.lock):

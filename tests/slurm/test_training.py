@@ -59,6 +59,7 @@ jobs:
     set: {task: e2e, hypotheses: "${jobs.validate.hypotheses}", references: ["${jobs.validate.references}"]}
   select: {kind: select, needs: [score], set: {metric: bleu}}
   generate.set: {checkpoint: "${jobs.select.finetune.run_dir}", input: small.csv, greedy: true, max-new-tokens: 8}
+  evaluate.set.slots-of: small.csv
 """
 
 

@@ -1,0 +1,163 @@
+"""Workflows as files: expansion, references, and one clear line for everything that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from spdf_launcher.plan import Job, plan, value_name
+from spdf_launcher.references import escape, references, substitute
+from spdf_launcher.workflow import load_workflow
+
+from spdf_dist.config.errors import UserError
+
+GOOD = """
+variants:
+  dense: {sparsity.level: 0}
+  s75: {sparsity.level: 0.75}
+jobs:
+  pretrain:
+    kind: pretrain
+    set: {training.train_tokens: 4096, training.global_batch_size: 4, training.micro_batch_size: 4}
+  finetune:
+    kind: finetune
+    set: {finetune.checkpoint: "${jobs.pretrain.run_dir}", finetune.train: train.csv}
+    grid: {training.lr: [1e-4, 5e-5], seed: [1, 2]}
+  select: {kind: select, needs: [finetune], set: {metric: val_loss}}
+  report: {kind: report, needs: [select]}
+"""
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Plan a workflow text with overrides."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.csv").write_text("mr,ref\n")
+
+    def build(text: str, *overrides: str, ranks_from_launcher: bool = False) -> dict[str, Job]:
+        (tmp_path / "flow.yaml").write_text(text)
+        workflow = load_workflow(str(tmp_path / "flow.yaml"), overrides)
+        return {job.id: job for job in plan(workflow, tmp_path / "work", ranks_from_launcher)}
+
+    return build
+
+
+def test_expansion(make) -> None:  # type: ignore[no-untyped-def]
+    jobs = make(GOOD)
+    assert len(jobs) == 2 + 8 + 2 + 1
+    cell = jobs["finetune/s75/seed=2,lr=5e-05"]
+    assert cell.needs == ("pretrain/s75",) and cell.cell == {"seed": "2", "training.lr": "5e-05"}
+    assert cell.config is not None and cell.config["training"]["lr"] == 5e-5 and cell.config["seed"] == 2
+    assert len(jobs["select/dense"].needs) == 4 and jobs["report"].needs == ("select/dense", "select/s75")
+    assert jobs["pretrain/s75"].config["sparsity"]["level"] == 0.75  # type: ignore[index]
+
+
+def test_keys_follow_inputs_alone(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    before = {name: job.key for name, job in make(GOOD).items()}
+    same = {name: job.key for name, job in make(GOOD, "jobs.pretrain.resources.nodes=4").items()}
+    assert same == before
+    spelled = {name: job.key for name, job in make(GOOD.replace("1e-4, 5e-5", "0.0001, 0.00005")).items()}
+    assert spelled == before
+    changed = {name: job.key for name, job in make(GOOD, "variants.s75.sparsity.level=0.5").items()}
+    assert changed["pretrain/dense"] == before["pretrain/dense"]
+    assert changed["pretrain/s75"] != before["pretrain/s75"] and changed["report"] != before["report"]
+    (tmp_path / "train.csv").write_text("mr,ref\nx,y\n")
+    touched = {name: job.key for name, job in make(GOOD).items()}
+    assert touched["pretrain/s75"] == before["pretrain/s75"]
+    assert touched["finetune/s75/seed=1,lr=0.0001"] != before["finetune/s75/seed=1,lr=0.0001"]
+
+
+def test_named_bundles_and_per(make) -> None:  # type: ignore[no-untyped-def]
+    bundle = "task: [{name: e2e, set: {finetune.task: e2e}}, {name: web, set: {finetune: {task: webnlg}}}]"
+    text = GOOD.replace("seed: [1, 2]", bundle).replace("metric: val_loss", "metric: val_loss, per: task")
+    jobs = make(text)
+    assert jobs["finetune/s75/task=web,lr=0.0001"].config["finetune"]["task"] == "webnlg"  # type: ignore[index]
+    assert set(jobs["select/s75/task=e2e"].needs) == {
+        "finetune/s75/task=e2e,lr=0.0001",
+        "finetune/s75/task=e2e,lr=5e-05",
+    }
+
+
+def test_ranks_of_a_launcher_set_data_parallelism(make) -> None:  # type: ignore[no-untyped-def]
+    more = (
+        "jobs.pretrain.set.training.micro_batch_size=2",
+        "jobs.pretrain.resources={nodes: 2, ranks_per_node: 2, tensor: 2}",
+    )
+    job = make(GOOD, *more, ranks_from_launcher=True)["pretrain/s75"]
+    assert job.config["parallel"] == {"tensor": 2, "data": 2, "zero_stage": 1}  # type: ignore[index]
+    assert make(GOOD, *more)["pretrain/s75"].config["parallel"]["data"] is None  # type: ignore[index]
+
+
+WRONG = {
+    "cycle": ("jobs.pretrain.needs=[report]", "jobs go round in a circle: pretrain -> report -> select -> finetune ->"),
+    "unknown job": ("jobs.report.needs=[selekt]", "needs unknown job 'selekt', did you mean 'select'?"),
+    "unknown kind": ("jobs.report.kind=raport", "unknown kind 'raport', did you mean 'report'?"),
+    "unknown grid key": (
+        "jobs.finetune.grid.training.lrr=[1]",
+        "unknown config key 'training.lrr', did you mean 'lr'?",
+    ),
+    "unknown set key": ("jobs.pretrain.set.model.layers=[1]", "unknown config key 'model.layers'"),
+    "unknown job key": ("jobs.pretrain.sets.seed=1", "unknown key 'sets', did you mean 'set'?"),
+    "unknown option": ("jobs.report.set.colour=red", "unrecognized arguments: --colour red"),
+    "missing file": ("jobs.finetune.set.finetune.train=gone.csv", "gone.csv: No such file or directory"),
+    "missing config": ("jobs.pretrain.config=gpt2_smal", "no config 'gpt2_smal'"),
+    "bad value": ("jobs.pretrain.set.training.lr=-1", "training.lr: must not be negative, got -1"),
+    "variant": ("variants.s75.sparsity.level=2", "jobs.pretrain (s75): sparsity.level: must be in [0, 1)"),
+    "no output": (
+        "jobs.finetune.set.finetune.checkpoint=${jobs.pretrain.model}",
+        "a pretrain job has no output 'model'",
+    ),
+    "no metric": ("jobs.select.set.metric=null", "set.metric: is not set"),
+    "environment": ("jobs.finetune.set.finetune.train=${env.NOT_SET_AT_ALL}", "variable NOT_SET_AT_ALL is not set"),
+    "open": ("jobs.finetune.set.finetune.train='${jobs.x'", "a reference is not closed"),
+    "run_dir": ("jobs.pretrain.set.run_dir=elsewhere", "the launcher says where a job runs"),
+    "twice": ("jobs.finetune.grid.seed=[1, 1]", "a value stands there twice"),
+    "not a list": ("jobs.finetune.grid.seed=1", "expected a list of values, got 1"),
+    "ranks": ("jobs.report.resources.ranks_per_node=2", "a report job is one process, not 2"),
+    "time": ("jobs.pretrain.resources.time=1:00:00", "write it in quotes"),
+    "resources": ("jobs.pretrain.resources.node=2", "unknown config key 'node', did you mean 'nodes'?"),
+    "cluster": ("cluster=big", "no cluster 'big'"),
+    "option": ("clusters.a.sbatch=[--x; rm]", "is no option"),
+    "name": ("jobs.pre train.kind=pretrain", "is no name"),
+    "top": ("job.x=1", "unknown key 'job', did you mean 'jobs'?"),
+}
+
+
+@pytest.mark.parametrize("case", list(WRONG))
+def test_wrong_input_is_one_clear_line(make, case: str) -> None:  # type: ignore[no-untyped-def]
+    override, expected = WRONG[case]
+    with pytest.raises(UserError) as caught:
+        make(GOOD, override)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_grid_job_cannot_stand_for_one(make) -> None:  # type: ignore[no-untyped-def]
+    text = GOOD + "  once: {kind: report, needs: [finetune], set: {out: x}}\n"
+    with pytest.raises(UserError, match="the launcher says where a job writes"):
+        make(text)
+    text = GOOD.replace("needs: [select]", "needs: [select], set: {title: '${jobs.finetune.run_dir}'}")
+    with pytest.raises(UserError, match="'finetune' is 8 jobs here: choose one with a select job"):
+        make(text)
+
+
+def test_references_never_read_their_result_again() -> None:
+    hostile = "${jobs.other.secret} $(rm -rf /) ; 'x'"
+    assert substitute("a ${jobs.x.y} b", lambda parts: hostile, final=True) == f"a {hostile} b"
+    kept = substitute("${jobs.x.y} ${jobs.s.t.u}", lambda parts: hostile if len(parts) == 3 else None, final=False)
+    assert list(references(kept)) == [("jobs", "s", "t", "u")]
+    assert substitute(kept, lambda parts: "late", final=True) == f"{hostile} late"
+    assert substitute(escape(hostile), lambda parts: "never", final=True) == hostile
+
+
+def test_value_names_are_file_names() -> None:
+    assert value_name("1e-4") == value_name(0.0001) == "0.0001"
+    assert value_name(5e-5) == "5e-05" and value_name(8) == "8" and value_name(True) == "True"
+    assert "/" not in value_name("a/../b") and value_name("a/b") != value_name("a-b")
+    assert value_name("..") not in (".", "..")
+
+
+def test_shipped_workflows_are_plans(make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    jobs = plan(load_workflow("demo"), tmp_path / "work", False)
+    assert {job.variant for job in jobs} == {None, "dense", "s75", "untrained"}
+    assert next(job for job in jobs if job.id == "pretrain/untrained").steps == 0

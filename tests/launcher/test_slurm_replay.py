@@ -1,0 +1,159 @@
+"""Submission and states against recorded answers of Slurm 22.05: fast, and without a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from spdf_launcher.journal import Journal
+from spdf_launcher.slurm.state import SlurmState, recover, slurm_states
+
+GRID = """
+jobs:
+  pretrain:
+    kind: pretrain
+    set: {training: {train_tokens: 160, global_batch_size: 2, micro_batch_size: 1}, model.seq_length: 8}
+    resources: {nodes: 2, gpus_per_node: 1, time: "1-00:00:00", mem: 64G}
+  finetune:
+    kind: finetune
+    set: {finetune.checkpoint: "${jobs.pretrain.run_dir}", finetune.train: train.csv}
+    grid: {training.lr: [0.1, 0.2, 0.3]}
+    resources: {throttle: 2}
+  generate:
+    kind: generate
+    set: {checkpoint: "${jobs.finetune.run_dir}", task: e2e, input: train.csv}
+  select: {kind: select, needs: [finetune], set: {metric: val_loss}}
+clusters:
+  big: {partition: gpu, account: me, setup: [module load cuda], srun: [--cpu-bind=cores]}
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with Slurm's commands, first on PATH; the stand-in keeps its notes in it."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol"):
+        script = Path(__file__).with_name("fake_slurm.py")
+        (folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} {script} {name} "$@"\n')
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setenv("FAKE_SLURM", str(folder))
+    return folder
+
+
+def calls(slurm: Path, program: str) -> list[list[str]]:
+    """The calls of a program."""
+    lines = [json.loads(line) for line in (slurm / "calls").read_text().splitlines()]
+    return [line[1:] for line in lines if line[0] == program]
+
+
+def submit(bench, *more: str, code: int = 0) -> str:  # type: ignore[no-untyped-def]
+    """`spdf run --on slurm`."""
+    return bench.spdf("run", str(bench.file), "--dir", str(bench.dir), "--on", "slurm", *more, code=code)
+
+
+def test_dependencies_and_arrays(bench, slurm: Path) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    said = submit(bench)
+    assert "8 jobs submitted, 0 in the queue already" in said
+    submitted = [words for words in calls(slurm, "sbatch") if "--parsable" in words]
+    options = {Path(words[-1]).stem: set(words[1:-1]) for words in submitted}
+    assert not any(word.startswith("--dependency") for word in options["pretrain"])
+    assert {"--dependency=afterok:1", "--array=0,1,2%2"} <= options["finetune"]
+    assert {"--dependency=aftercorr:2", "--array=0,1,2"} <= options["generate"]
+    assert "--dependency=afterany:2_0,afterany:2_1,afterany:2_2" in options["select"]
+    comments = {word for words in options.values() for word in words if word.startswith("--comment=spdf ")}
+    assert len(comments) == 4
+    text = (bench.dir / "slurm/pretrain.sbatch").read_text()
+    for line in ("nodes=2", "gpus-per-node=1", "time=1-00:00:00", "mem=64G", "signal=B:USR1@120", "requeue",
+                 "kill-on-invalid-dep=yes", "partition=gpu", "account=me"):  # fmt: skip
+        assert f"#SBATCH --{line}\n" in text
+    assert "\nmodule load cuda\n" in text and "MASTER_ADDR=$(scontrol show hostnames" in text
+    program = json.loads((bench.dir / "jobs/pretrain/job.json").read_text())["program"]
+    assert program[0] == "srun" and "--kill-on-bad-exit=1" in program and "--cpu-bind=cores" in program
+    intents = [line for line in (bench.dir / "journal.jsonl").read_text().splitlines() if '"intent"' in line]
+    assert len(intents) == 4
+
+
+def test_refusal_submits_nothing(bench, slurm: Path) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    (slurm / "refuse").write_text("select")
+    said = submit(bench, code=2)
+    assert said.strip().startswith("spdf run: sbatch refuses select.sbatch: ") and len(said.strip().splitlines()) == 1
+    assert not [words for words in calls(slurm, "sbatch") if "--parsable" in words]
+
+
+def test_no_slurm_on_this_machine(bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    said = submit(bench, code=2)
+    assert "no Slurm on this machine" in said and len(said.strip().splitlines()) == 1
+    assert not bench.dir.exists()
+    assert "so Slurm did not check them" in submit(bench, "--dry-run")
+
+
+def test_paths_that_a_shell_would_read(bench, slurm: Path) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    bench.dir = bench.path / "a b"
+    assert "batch scripts take no spaces, quotes or % in paths" in submit(bench, code=2)
+
+
+def journal(root: Path, *lines: tuple[str, dict[str, object]]) -> None:
+    """A folder whose journal holds these lines."""
+    root.mkdir(exist_ok=True)
+    with Journal(root) as written:
+        for event, content in lines:
+            written.write(event, **content)
+
+
+def test_states(tmp_path: Path, slurm: Path) -> None:
+    root = tmp_path / "work"
+    tasks: list[tuple[str, dict[str, int | None]]] = [
+        ("1", {"pretrain": None}),
+        ("2", {"cell/a": 0, "cell/b": 1}),
+        ("3", {"next/a": 0}),
+        ("4", {"other": None}),
+    ]
+    journal(
+        root, *[("submitted", {"id": i, "tasks": t, "keys": dict.fromkeys(t, "k"), "comment": i}) for i, t in tasks]
+    )
+    (slurm / "replay").write_text("squeue_early")
+    early = slurm_states(root)
+    assert early["pretrain"] == SlurmState("1", "RUNNING", "None") and early["pretrain"].in_words() == ("running", None)
+    assert early["cell/b"].id == "2_1" and early["cell/b"].in_words()[0] == "waiting"
+    assert early["other"].in_words() == ("queued", "Resources")
+    (slurm / "replay").write_text("squeue_late")
+    late = slurm_states(root)
+    assert late["cell/a"].in_words() == ("failed", "Slurm: FAILED (NonZeroExitCode)") and not late["cell/a"].is_live
+    assert late["next/a"].in_words() == ("cancelled", "what it depends on did not finish")
+    (slurm / "replay").write_text("squeue_purged")
+    purged = slurm_states(root)
+    assert purged["pretrain"].state == "COMPLETED"  # from the plain file of finished jobs: there is no slurmdbd
+    assert purged["cell/a"].in_words()[0] == "lost"
+
+
+def test_a_submission_without_its_line_is_found_by_its_comment(tmp_path: Path, slurm: Path) -> None:
+    root = tmp_path / "work"
+    intent = {"comment": "spdf abc 2", "tasks": {"cell/a": 0, "cell/b": 1}, "keys": {"cell/a": "k", "cell/b": "k"}}
+    never = {"comment": "spdf abc 9", "tasks": {"x": None}, "keys": {"x": "k"}}
+    journal(root, ("intent", intent), ("intent", never))
+    (slurm / "replay").write_text("squeue_early")
+    assert recover(root) == [{**intent, "id": "2"}]
+
+
+def test_a_second_run_leaves_the_queue_alone(bench, slurm: Path) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    submit(bench)
+    count = len([words for words in calls(slurm, "sbatch") if "--parsable" in words])
+    recorded = json.loads((Path(__file__).parent / "recorded/slurm.json").read_text())["squeue_early"]["stdout"]
+    assert recorded.startswith("2_0|PENDING|Dependency|") and "1|RUNNING|None|" in recorded
+    (slurm / "replay").write_text("squeue_early")
+    said = submit(bench)
+    # The recording knows 1, 2 and 3 with their cells, and 4: exactly what was submitted.
+    assert "0 jobs submitted, 8 in the queue already" in said
+    assert len([words for words in calls(slurm, "sbatch") if "--parsable" in words]) == count
+    assert os.environ["FAKE_SLURM"] == str(slurm)
