@@ -234,3 +234,17 @@ def test_a_queued_job_with_other_inputs_is_named(fake) -> None:  # type: ignore[
     fake.run()
     said = fake.run("jobs.pretrain.set.seed=7", code=2)
     assert "is in the queue as" in said and "with other inputs" in said
+
+
+@pytest.mark.slow
+def test_the_real_time_limit(fake) -> None:  # type: ignore[no-untyped-def]
+    fake.faults = {"jobs/pretrain": ["slow", ""]}
+    fake.write(ONE)
+    limit = "jobs.pretrain.resources={nodes: 2, time: '2:00', signal_seconds: 30}"
+    fake.run(limit, "jobs.pretrain.set.training.train_tokens=16000")  # 1000 steps, 0.2 s each: more than the limit
+    states = fake.wait_end(240)
+    assert {job["state"] for job in states.values()} == {"done"}
+    assert states["pretrain"]["restarts"] == 1
+    assert '"outcome": "stopped"' in (fake.dir / "jobs/pretrain/attempts.jsonl").read_text()
+    assert "TIMEOUT" not in fake.slurm_states("pretrain")
+    assert [line["step"] for line in fake.metrics("pretrain")] == list(range(1, 1001))
