@@ -9,9 +9,17 @@
 
 namespace spdf {
 
-// y[r * width + t] = sum over row r's entries of values[i] * x[index[i] * width + t], rows begin..end-1, t < width.
-using CompactKernel = void (*)(const Rows& rows, int64_t begin, int64_t end, const float* values, const float* x,
-                               float* y);
+// A block of inputs and the rows' way through it.
+struct InputBlock {
+    int64_t first;    // input that x begins with
+    int64_t last;     // one past its last input
+    int64_t* cursor;  // [count] next entry of each row; moved past the block
+};
+
+// y[r * width + t] += sum over row r's entries in the block of values[i] * x[(index[i] - first) * width + t], for rows
+// begin..end-1, t < width; the block that begins with input 0 sets y instead.
+using CompactKernel = void (*)(const Rows& rows, int64_t begin, int64_t end, const InputBlock& block,
+                               const float* values, const float* x, float* y);
 
 struct CompactBackend {
     CompactKernel kernel;

@@ -14,26 +14,33 @@ constexpr int64_t kWidth = kLanes * kVectors;
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 
 template <class Index>
-void row_products(const int64_t* start, const Index* index, int64_t begin, int64_t end, const float* values,
-                  const float* x, float* y) {
+void row_products(const int64_t* start, const Index* index, int64_t begin, int64_t end, const InputBlock& block,
+                  const float* values, const float* x, float* y) {
     for (int64_t r = begin; r < end; ++r) {
+        auto* row = reinterpret_cast<Vector*>(y + r * kWidth);
         Vector sum[kVectors] = {};
-        for (int64_t i = start[r]; i < start[r + 1]; ++i) {
-            const auto* column = reinterpret_cast<const Vector*>(x + index[i] * kWidth);
+        if (block.first > 0) {
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) sum[v] = row[v];
+        }
+        int64_t i = block.cursor[r];
+        for (; i < start[r + 1] && index[i] < block.last; ++i) {
+            const auto* column = reinterpret_cast<const Vector*>(x + (index[i] - block.first) * kWidth);
 #pragma GCC unroll 8
             for (int v = 0; v < kVectors; ++v) sum[v] += values[i] * column[v];
         }
-        auto* row = reinterpret_cast<Vector*>(y + r * kWidth);
+        block.cursor[r] = i;
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) row[v] = sum[v];
     }
 }
 
-void rows_kernel(const Rows& rows, int64_t begin, int64_t end, const float* values, const float* x, float* y) {
+void rows_kernel(const Rows& rows, int64_t begin, int64_t end, const InputBlock& block, const float* values,
+                 const float* x, float* y) {
     if (rows.index16) {
-        row_products(rows.start, rows.index16, begin, end, values, x, y);
+        row_products(rows.start, rows.index16, begin, end, block, values, x, y);
     } else {
-        row_products(rows.start, rows.index32, begin, end, values, x, y);
+        row_products(rows.start, rows.index32, begin, end, block, values, x, y);
     }
 }
 
