@@ -2,6 +2,8 @@
 
 All contenders of a case run in turn, round after round, so that a change of the machine's load meets all of them; a
 speed-up is the median over rounds of (best dense time / own time). The best dense is the faster of MKL and oneDNN.
+On one thread the clock is the processor time of this process, which other work on the machine does not lengthen; on
+several it is the wall.
 """
 
 from __future__ import annotations
@@ -97,14 +99,20 @@ def random_mask(shape: tuple[int, int], sparsity: float, seed: int = 0) -> torch
     return mask.view(shape)
 
 
-def interleave(contenders: Mapping[str, Product], rounds: int) -> dict[str, dict[int, float]]:
+def clock_name(threads: int) -> str:
+    """`processor` for one thread, `wall` for more."""
+    return "processor" if threads == 1 else "wall"
+
+
+def interleave(contenders: Mapping[str, Product], rounds: int, threads: int) -> dict[str, dict[int, float]]:
     """Seconds of each contender by round. The order rotates; much slower ones sit out two rounds of three."""
+    clock = time.process_time if clock_name(threads) == "processor" else time.perf_counter
     warm: dict[str, float] = {}
     for name, product in contenders.items():
         product()
-        start = time.perf_counter()
+        start = clock()
         product()
-        warm[name] = time.perf_counter() - start
+        warm[name] = clock() - start
     slow = {name for name, seconds in warm.items() if seconds > SLOW * min(warm.values())}
     names = list(contenders)
     times: dict[str, dict[int, float]] = {name: {} for name in names}
@@ -113,9 +121,9 @@ def interleave(contenders: Mapping[str, Product], rounds: int) -> dict[str, dict
         for name in names[shift:] + names[:shift]:
             if name in slow and number % 3:
                 continue
-            start = time.perf_counter()
+            start = clock()
             contenders[name]()
-            times[name][number] = time.perf_counter() - start
+            times[name][number] = clock() - start
     return times
 
 
@@ -274,7 +282,7 @@ def measure_gemm(
             dense = dense_products(operation, x, dy, weight)
             others, missing = peer_products(operation, x, dy, weight) if peers else ({}, {})
             others, failed = _runnable(others)
-            times = interleave({"sparse": sparse[operation], **dense, **others}, rounds)
+            times = interleave({"sparse": sparse[operation], **dense, **others}, rounds, threads)
             result = _compare(times, list(dense), list(others))
             seconds = result["median_ms"] / 1e3
             flops = 2.0 * tokens * pattern.nnz
@@ -288,7 +296,7 @@ def measure_gemm(
             )
             results.append(result)
         if tuple(operations) == OPERATIONS:
-            times = interleave(forward_backward(x, dy, weight, pattern, values), rounds)
+            times = interleave(forward_backward(x, dy, weight, pattern, values), rounds, threads)
             dense_names = [name for name in times if name.startswith("dense")]
             result = _compare(times, dense_names, [name for name in times if name == "sparseprop"])
             result.update(op="forward_backward", backend=backend["forward"], theoretical=1.0 / pattern.density)

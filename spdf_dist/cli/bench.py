@@ -7,7 +7,8 @@
   spdf bench data --path PACKED                     the loader
 
 Contenders run in turn, round after round, in one process; speed-ups are medians over rounds of
-(best dense time / own time), the best dense being the faster of MKL and oneDNN."""
+(best dense time / own time), the best dense being the faster of MKL and oneDNN. The clock is processor time on one
+thread, which other work on the machine does not lengthen, and the wall on several."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from spdf_kernels.bench import interleave, machine, ratio, spread, thread_count
+from spdf_kernels.bench import clock_name, interleave, machine, ratio, spread, thread_count
 
 from spdf_dist.accounting.flops import training_flops
 from spdf_dist.checkpoint.packed_masks import PackedMasks
@@ -65,7 +65,7 @@ def bench_step(config: PretrainConfig, rounds: int, threads: int) -> dict[str, A
         def step(engine: Engine) -> None:
             engine.step(batch, tokens, config.training.lr)
 
-        times = interleave({name: partial(step, engine) for name, engine in engines.items()}, rounds)
+        times = interleave({name: partial(step, engine) for name, engine in engines.items()}, rounds, threads)
     dense_flops = training_flops(config.model)
     results = {}
     for name, engine in engines.items():
@@ -83,6 +83,7 @@ def bench_step(config: PretrainConfig, rounds: int, threads: int) -> dict[str, A
     return {
         "machine": machine(),
         "threads": threads,
+        "clock": clock_name(threads),
         "tokens": tokens,
         "seq_length": config.model.seq_length,
         "precision": config.training.precision,
