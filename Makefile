@@ -18,14 +18,20 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(shell find kernels/csrc -nam
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# Without SPDF_DATA: text of the Python installation and synthetic fine-tuning data. With it: its real text/ and e2e/.
+DEMO := $(if $(SPDF_DATA),demo_real,demo)
 demo: setup
-	@$(BIN)/python -m spdf_launcher.demo
+	@echo "$(if $(SPDF_DATA),Real data from SPDF_DATA: its text/ and e2e/,No SPDF_DATA: text of this Python installation and SYNTHETIC fine-tuning data)"
+	@$(BIN)/spdf run $(DEMO) --dir runs/$(DEMO) --on local
 
+# One thread a test process and two processes: most tests are short and serial. The cluster's tests watch clocks, so
+# they run alone.
 test: setup
-	@$(BIN)/pytest
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slurm'
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slurm
 
 test-fast: setup
-	@$(BIN)/pytest -m 'not slow and not slurm and not distributed'
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not slurm and not distributed'
 
 test-sanitize: setup
 	@bash kernels/csrc/sanitize.sh

@@ -75,7 +75,7 @@ def densify(source: Path | str, out: Path) -> Densified:
 
     single_writer(out, 0).write(
         pieces(),
-        masks=None,
+        masks=checkpoint.masks,  # of origin: fine-tuning tells from them what it reactivates
         config_yaml=checkpoint.config_yaml,
         tokenizer=checkpoint.tokenizer_dir,
         manifest={

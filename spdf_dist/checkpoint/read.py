@@ -145,15 +145,16 @@ class Checkpoint:
                 f"{self.path} is of another architecture: {piece.name} is {list(tensor.shape)} there and "
                 f"{list(piece.shape)} in this model"
             )
-        if piece.mask is not None:
-            self._check_mask(tensor, piece)
+        mask = piece.mask
+        if mask is not None:
+            self._check_mask(tensor, piece, mask)
             for part in tensor.slices[kind]:
                 if (part.dim, part.start, part.stop) == (piece.dim, piece.start, piece.stop) or (
                     part.dim is None and piece.dim is None
                 ):
                     return torch.from_numpy(self._values(tensor, kind, part))
         dense = torch.from_numpy(self._assemble(tensor, kind, piece.dim, piece.start, piece.stop))
-        return dense if piece.mask is None else dense[piece.mask.cpu()]
+        return dense if mask is None else dense[mask.cpu()]
 
     def _tensor(self, name: str, kind: Kind) -> StoredTensor:
         """The entry of a tensor, known to be stored in this kind."""
@@ -164,15 +165,14 @@ class Checkpoint:
             raise UserError(f"{self.path} holds no {kind} of {name}: it is a {self.manifest.kind} checkpoint")
         return tensor
 
-    def _check_mask(self, tensor: StoredTensor, piece: Piece) -> None:
+    def _check_mask(self, tensor: StoredTensor, piece: Piece, mask: Tensor) -> None:
         """Raise UserError unless the piece's mask is the checkpoint's."""
-        assert piece.mask is not None
         if not tensor.sparse:
             raise UserError(f"{self.path}: {tensor.name} is dense there and sparse in this run")
         stored = self.masks[tensor.name]
         if piece.dim is not None:
             stored = stored[cut(stored.ndim, piece.dim, piece.start, piece.stop)]
-        if not np.array_equal(stored, piece.mask.cpu().numpy()):
+        if not np.array_equal(stored, mask.cpu().numpy()):
             raise UserError(
                 f"{self.path}: the mask of {tensor.name} is not this run's; sparsity.seed, level, pattern and targets "
                 f"must be those of the run that saved it"

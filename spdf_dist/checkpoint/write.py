@@ -167,7 +167,7 @@ class CheckpointWriter:
                         "name": piece.name,
                         "kind": kind,
                         "shape": list(piece.shape),
-                        "values": None if piece.mask is None else content.numel(),
+                        "values": content.numel() if piece.sparse else None,
                         "pruned_nonzero": pruned_nonzero,
                         "slice": {"file": file, "dim": piece.dim, "start": piece.start, "stop": piece.stop},
                     }
@@ -279,16 +279,17 @@ def stored_form(piece: Piece, tensor: Tensor) -> tuple[Tensor, int]:
     if tensor.dtype != torch.float32:
         raise ValueError(f"{piece.name} is {tensor.dtype}: checkpoints hold float32 (masters, not their bf16 copies)")
     tensor = tensor.detach()
-    if piece.mask is None:
+    mask = piece.mask
+    if mask is None:
         if tuple(tensor.shape) != piece.local_shape:
             raise ValueError(f"{piece.name} is {tuple(tensor.shape)}, its slice {piece.local_shape}")
         return tensor.contiguous(), 0
-    if tuple(piece.mask.shape) != piece.local_shape:
-        raise ValueError(f"{piece.name}: the mask is {tuple(piece.mask.shape)}, the slice {piece.local_shape}")
+    if tuple(mask.shape) != piece.local_shape:
+        raise ValueError(f"{piece.name}: the mask is {tuple(mask.shape)}, the slice {piece.local_shape}")
     if tuple(tensor.shape) == piece.local_shape:
-        values = tensor[piece.mask.to(tensor.device)]
+        values = tensor[mask.to(tensor.device)]
         return values, int(tensor.count_nonzero()) - int(values.count_nonzero())
-    kept = int(piece.mask.sum())
+    kept = int(mask.sum())
     if tuple(tensor.shape) != (kept,):
         raise ValueError(f"{piece.name} has {tuple(tensor.shape)} values, its mask keeps {kept}")
     return tensor.contiguous(), 0

@@ -13,7 +13,7 @@ weight has three. The kept values of a sparse piece are in row-major order of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,13 @@ class Piece:
     length: int
     """Rows, or elements, that it takes there."""
     mask: Tensor | None = None
-    """This rank's slice of the global mask, bool [out, in]; None for dense tensors."""
+    """This rank's slice of the global mask, bool [out, in]; None for dense tensors. May be given as a function that
+    makes it: a compressed layer holds one bit a weight, and a byte more would be a quarter of its state at 75%."""
+
+    @property
+    def sparse(self) -> bool:
+        """Whether there is a mask, without making it."""
+        return self._mask is not None  # type: ignore[attr-defined]
 
     @property
     def local_shape(self) -> tuple[int, ...]:
@@ -50,6 +56,18 @@ class Piece:
         return tuple(shape)
 
 
+def _mask(piece: Piece) -> Tensor | None:
+    held: Tensor | Callable[[], Tensor] | None = piece._mask  # type: ignore[attr-defined]
+    return held if held is None or isinstance(held, Tensor) else held()
+
+
+def _hold_mask(piece: Piece, mask: Tensor | Callable[[], Tensor] | None) -> None:
+    object.__setattr__(piece, "_mask", mask)
+
+
+Piece.mask = property(_mask, _hold_mask)  # type: ignore[assignment]
+
+
 def split_pieces(pieces: tuple[Piece, ...], stored: Tensor) -> Iterator[tuple[Piece, Tensor]]:
     """Each piece with its content: the dense slice, or the kept values where ``stored`` is a vector of values.
 
@@ -57,7 +75,7 @@ def split_pieces(pieces: tuple[Piece, ...], stored: Tensor) -> Iterator[tuple[Pi
     """
     for piece in pieces:
         part = stored.narrow(0, piece.offset, piece.length)
-        yield piece, part.reshape(piece.local_shape) if piece.mask is None else part
+        yield piece, part if piece.sparse else part.reshape(piece.local_shape)
 
 
 def join_pieces(pieces: tuple[Piece, ...], contents: dict[str, Tensor], stored: Tensor) -> None:
@@ -69,7 +87,7 @@ def join_pieces(pieces: tuple[Piece, ...], contents: dict[str, Tensor], stored: 
     for piece in pieces:
         part = stored.narrow(0, piece.offset, piece.length)
         content = contents[piece.name].to(stored)
-        if piece.mask is not None and stored.dim() > 1:
+        if piece.sparse and stored.dim() > 1:
             part[piece.mask] = content
         else:
             part.copy_(content.reshape(part.shape))

@@ -9,6 +9,7 @@ stay zero; `compressed` holds the 1-D vector of kept values, so that gradient, m
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,8 +112,8 @@ class ParallelLinear(nn.Module):
             kept = count * columns if mask is None else int(mask.sum())
             offset, length = (element, kept) if self.execution == "compressed" else (row, count)
             shape = (linear.out_features, linear.in_features)
-            tensor = None if mask is None else torch.from_numpy(mask)
-            weight_pieces.append(Piece(linear.weight, shape, dim, start, stop, offset, length, tensor))
+            held = None if mask is None else functools.partial(self.mask_rows, row, count)
+            weight_pieces.append(Piece(linear.weight, shape, dim, start, stop, offset, length, held))  # type: ignore[arg-type]
             if dim == 0:
                 bias_pieces.append(Piece(linear.bias, (linear.out_features,), 0, start, stop, row, count))
             else:
@@ -121,6 +122,11 @@ class ParallelLinear(nn.Module):
             element += kept
         self.weight.pieces = tuple(weight_pieces)  # type: ignore[attr-defined]
         self.bias.pieces = tuple(bias_pieces)  # type: ignore[attr-defined]
+
+    def mask_rows(self, row: int, count: int) -> Tensor:
+        """The mask, bool, of ``count`` stored rows from ``row`` on."""
+        mask = self.get_buffer("mask") if self.pattern is None else self.pattern.mask()
+        return mask[row : row + count]
 
     def local(self, x_TBI: Tensor, bias: Tensor | None) -> Tensor:
         """The product on this rank alone, through the layer's execution."""
