@@ -48,6 +48,7 @@ jobs:
   finetune:
     set:
       finetune: {epochs: 1, warmup_steps: 0, train: small.csv, validation: small.csv}
+      training.micro_batch_size: 8
       parallel.data: null
     grid: {training.lr: [1e-3, 5e-4], training.global_batch_size: [8, 16]}
     resources.throttle: 2
