@@ -72,12 +72,13 @@ def test_transposed_gradient() -> None:
     assert_close(gradient(dy, values, pattern), grad_input(dy, values, pattern), 33)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_non_finite_gradient_reaches_exactly_the_columns_that_its_row_keeps(bad: float) -> None:
+def test_non_finite_gradient_reaches_exactly_the_columns_that_its_row_keeps(bad: float, dtype: torch.dtype) -> None:
     pattern = random_pattern(40, 70, 0.3, seed=4)
-    dy = random_tensor(19, 40, dtype=torch.float32, seed=1)
+    dy = random_tensor(19, 40, dtype=dtype, seed=1)
     dy[3, 17] = bad
-    values = random_tensor(pattern.nnz, dtype=torch.float32, seed=2)
+    values = random_tensor(pattern.nnz, dtype=dtype, seed=2)
     expected = torch.ones(19, 70, dtype=torch.bool)
     expected[3] = ~pattern.mask()[17]
     assert torch.equal(torch.isfinite(gradient(dy, values, pattern)), expected)
