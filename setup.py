@@ -8,7 +8,7 @@ import platform
 import sysconfig
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path("kernels/csrc")
@@ -56,6 +56,15 @@ class BuildSharedLibrary(build_ext):
 
 sources = sorted(str(path) for path in CSRC.rglob("*.cpp") if "test" not in path.stem and path.parent.name != "test")
 setup(
+    packages=[
+        *find_packages(include=["spdf_dist", "spdf_dist.*"]),
+        *find_packages("launcher"),
+        *find_packages("kernels"),
+        "spdf_configs",
+        "spdf_configs.finetune",
+        "spdf_configs.workflows",
+    ],
+    package_data={"": ["*.yaml"]},
     ext_modules=[
         Extension("spdf_kernels.libspdf_kernels", sources=sources, depends=[str(p) for p in CSRC.rglob("*.h*")])
     ],
