@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from spdf_dist.accounting.hardware import GPUS
+from spdf_dist.accounting.hardware import recognise_gpu
 from spdf_dist.checkpoint.find import damaged, latest
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import UserError
@@ -82,8 +82,5 @@ def peak_flops(config: AnyConfig, groups: Groups) -> float | None:
     """The dense peak of all ranks' GPUs together, None for a device that is not in the table."""
     if groups.device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(groups.device).lower()
-    for key in sorted(GPUS, key=len, reverse=True):
-        if key.split("-")[0] in name:
-            return GPUS[key].peak(config.training.precision) * groups.world_size
-    return None
+    gpu = recognise_gpu(torch.cuda.get_device_name(groups.device))
+    return None if gpu is None else gpu.peak(config.training.precision) * groups.world_size
