@@ -33,6 +33,13 @@ bool take_code_bytes(int64_t bytes) {
 // values costs, and bf16 is widened to float while it is packed.
 constexpr double kPairsFromDensity = 0.15;
 
+// Multiply-adds that are worth a thread: waking one costs some microseconds. The bits do not depend on it.
+constexpr int64_t kWorkOfThread = 500'000;
+
+int threads_for(int64_t tokens, int64_t nnz, int threads) {
+    return static_cast<int>(std::clamp<int64_t>(tokens * nnz / kWorkOfThread, 1, std::max(threads, 1)));
+}
+
 }  // namespace
 
 struct spdf_pattern {
@@ -179,6 +186,7 @@ void spdf_pattern_free(spdf_pattern* pattern) { delete pattern; }
 
 int spdf_spmm(spdf_pattern* pattern, int backend, int transposed, int bf16, const void* x, int64_t tokens,
               const void* values, const void* bias, void* y, int threads) {
+    threads = threads_for(tokens, pattern->rows.nnz, threads);
     try {
         if (bf16) {
             spmm(*pattern, backend, transposed != 0, static_cast<const Bf16*>(x), tokens,
@@ -198,6 +206,7 @@ int spdf_grad_values(spdf_pattern* pattern, int backend, int bf16, const void* d
     const int64_t out = pattern->rows.rows, in = pattern->rows.cols;
     const spdf_sddmm* prepared = pattern->sddmm();
     if (!prepared) return SPDF_NO_MEMORY;
+    threads = threads_for(tokens, pattern->rows.nnz, threads);
     const int isa = backend == SPDF_PORTABLE ? SPDF_SDDMM_PORTABLE : spdf_sddmm_best_isa();
     const int status =
         bf16 ? spdf_sddmm_bf16(prepared, static_cast<const uint16_t*>(dy), out, static_cast<const uint16_t*>(x), in,
