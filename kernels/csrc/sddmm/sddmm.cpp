@@ -20,7 +20,7 @@ namespace spdf::sddmm {
 
 namespace {
 
-// Memory for packed operands at a time; more tokens go in several passes.
+// Most memory for packed operands at a time; more tokens go in several passes.
 constexpr int64_t kPackedFloats = int64_t{24} << 20;
 // Sums of a task that stay in the second-level cache from one run of tokens to the next.
 constexpr int64_t kTaskSums = int64_t{96} << 10;
@@ -97,9 +97,12 @@ void multiply(const spdf_sddmm& s, const Path<T>& path, const T* dy, int64_t ldy
     const int64_t run_count = static_cast<int64_t>(runs.size());
     const int64_t x_floats = s.in * kVectorCounts[0] * kChunkFloats;
     const int64_t y_floats = s.out * kVectorCounts[0] * kChunkFloats;
-    const int64_t at_once = std::clamp<int64_t>(kPackedFloats / (x_floats + y_floats), 1, std::max<int64_t>(1, run_count));
-    float* const panels = scratch.floats((x_floats + y_floats) * at_once + (kNarrow ? s.nnz() : 0));
-    float* sums = panels + (x_floats + y_floats) * at_once;
+    // Few runs at once keep packed operands in cache; but each pass goes through all sums again.
+    const int64_t run_floats = x_floats + y_floats;
+    const int64_t worth = (4 * s.nnz() + run_floats - 1) / run_floats;
+    const int64_t at_once = std::max<int64_t>(1, std::min({worth, kPackedFloats / run_floats, run_count}));
+    float* const panels = scratch.floats(run_floats * at_once + (kNarrow ? s.nnz() : 0));
+    float* sums = panels + run_floats * at_once;
     if constexpr (!kNarrow) sums = values;
     const int64_t task_blocks = task_column_blocks(s);
     const int64_t column_groups = (s.column_blocks + task_blocks - 1) / task_blocks;
@@ -120,7 +123,7 @@ void multiply(const spdf_sddmm& s, const Path<T>& path, const T* dy, int64_t ldy
             const int64_t pass_runs = std::min(at_once, run_count - pass);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t i = 0; i < pass_runs; ++i) {
-                float* const panel = panels + i * (x_floats + y_floats);
+                float* const panel = panels + i * run_floats;
                 pack_panel(path, runs[pass + i], x, ldx, s.in, panel);
                 pack_panel(path, runs[pass + i], dy, ldy, s.out, panel + x_floats);
             }
@@ -133,7 +136,7 @@ void multiply(const spdf_sddmm& s, const Path<T>& path, const T* dy, int64_t ldy
                 for (int64_t i = 0; i < pass_runs; ++i) {
                     const Run& run = runs[pass + i];
                     const int64_t stride = int64_t{run.vectors} * kChunkFloats;
-                    const float* x_panel = panels + i * (x_floats + y_floats);
+                    const float* x_panel = panels + i * run_floats;
                     const float* y_panel = x_panel + x_floats + rb * s.rows_per_block * stride;
                     position = start;
                     for (int64_t cb = first; cb < last; ++cb) {
