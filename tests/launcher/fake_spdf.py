@@ -2,7 +2,7 @@
 
 The environment variable FAKE_FAULTS makes jobs go wrong: a JSON object from a part of the job's folder to a list of
 faults, one for each attempt: an exit code, "kill" (SIGKILL), "half" (exit 1 after half of the steps), "slow" (0.2 s a
-step), "huge" (a loss of 9), "" (nothing).
+step), "crawl" (5 s a step), "huge" (a loss of 9), "" (nothing).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def train(config: dict[str, Any], steps: int) -> int:
         if STOP:
             save(run, step)
             return 75
-        time.sleep(0.2 if fault == "slow" else 0.0)
+        time.sleep({"slow": 0.2, "crawl": 5.0}.get(str(fault), 0.0))
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": steps, "val_loss": 100 * float(config["training"]["lr"])}) + "\n")
     save(run, steps)

@@ -230,7 +230,7 @@ def test_no_cell_finished(bench) -> None:  # type: ignore[no-untyped-def]
 
 def test_cancel_one_job_and_what_needs_it(bench) -> None:  # type: ignore[no-untyped-def]
     bench.file.write_text(GRID)
-    bench.faults = {"finetune/lr=0.1": ["slow"]}
+    bench.faults = {"finetune/lr=0.1": ["crawl"]}
     process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local")
     metrics = bench.dir / "jobs/finetune/lr=0.1/run/metrics.jsonl"
     wait_for(metrics.exists)
