@@ -9,5 +9,5 @@ A sub-command is a module with three names, found through the entry-point group 
 ``run(args) -> int``
     does the work and returns the exit code. Failures raise ``spdf_dist.config.errors.SpdfError``.
 
-Modules import nothing heavy at their top (torch, numpy, deepspeed): ``--help`` and usage errors answer in half a second.
+Modules import nothing heavy at their top (torch, numpy, deepspeed): ``--help`` and usage errors answer at once.
 """

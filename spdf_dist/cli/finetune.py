@@ -12,6 +12,7 @@ import argparse
 
 from spdf_dist.config.load import load_config, to_yaml
 from spdf_dist.config.schema import FinetuneConfig
+from spdf_dist.config.validate import validate_tensor_parallel
 
 HELP = "fine-tune a checkpoint, dense, on a task"
 
@@ -27,8 +28,12 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(to_yaml(config), end="")
         return 0
+    from spdf_dist.checkpoint.read import Checkpoint
     from spdf_dist.cli.start import start
     from spdf_dist.parallel.ranks import Ranks
+
+    # Before ranks start: whether there is a checkpoint, and whether they can share it.
+    validate_tensor_parallel(Checkpoint(config.finetune.checkpoint).model, config.parallel.tensor)
 
     def work(ranks: Ranks) -> None:
         from spdf_dist.training.finetune import finetune
