@@ -22,6 +22,8 @@ using spdf::Bf16;
 std::atomic<int64_t> code_budget{int64_t{1} << 62};
 std::atomic<int64_t> code_in_use{0};
 
+#if defined(__x86_64__)
+
 // Takes `bytes` from the budget; false when they are not there.
 bool take_code_bytes(int64_t bytes) {
     if (code_in_use.fetch_add(bytes) + bytes <= code_budget.load()) return true;
@@ -32,6 +34,8 @@ bool take_code_bytes(int64_t bytes) {
 // Pairs of bf16 save a share density / 2 of the multiply-adds. Below this density that is less than what the merging of
 // values costs, and bf16 is widened to float while it is packed.
 constexpr double kPairsFromDensity = 0.15;
+
+#endif
 
 // Multiply-adds that are worth a thread: waking one costs some microseconds. The bits do not depend on it.
 constexpr int64_t kWorkOfThread = 500'000;
@@ -74,6 +78,7 @@ struct spdf_pattern {
         return grad_values;
     }
 
+#if defined(__x86_64__)
     // Null when the code does not fit the budget: asked once, so that a layer does not change its path in mid-training.
     const spdf::jit::Generated* generated(bool transposed, bool bf16, int threads) {
         const bool pairs = bf16 && spdf::has_avx512_bf16() && rows.nnz > rows.rows * rows.cols * kPairsFromDensity;
@@ -91,6 +96,7 @@ struct spdf_pattern {
         }
         return code[slot].get();
     }
+#endif
 };
 
 namespace {
@@ -108,6 +114,8 @@ const float* as_floats(const Bf16* from, int64_t count, float* to) {
     return to;
 }
 
+#if defined(__x86_64__)
+
 void order(const spdf::Pattern& rows, const spdf::jit::Generated& code, const float* values, float* ordered, int threads) {
     spdf::jit::order_values(rows, code, values, ordered, threads);
 }
@@ -119,8 +127,10 @@ void order(const spdf::Pattern& rows, const spdf::jit::Generated& code, const Bf
     }
 }
 
+#endif
+
 template <class T>
-void spmm(spdf_pattern& pattern, int backend, bool transposed, const T* x, int64_t tokens, const T* values,
+void spmm(spdf_pattern& pattern, [[maybe_unused]] int backend, bool transposed, const T* x, int64_t tokens, const T* values,
           const T* bias, T* y, int threads) {
     thread_local spdf::Scratch tiles_scratch, values_scratch, bias_scratch;
     const int64_t features = transposed ? pattern.rows.cols : pattern.rows.rows;
@@ -221,10 +231,15 @@ int spdf_prepare_grad_values(spdf_pattern* pattern) { return pattern->sddmm() ? 
 int spdf_prepare(spdf_pattern* pattern, int backend, int transposed, int bf16, int threads) {
     try {
         if (pattern->rows.nnz == 0) return backend;
+#if defined(__x86_64__)
         if (backend == SPDF_JIT) {
             if (pattern->generated(transposed != 0, bf16 != 0, threads)) return SPDF_JIT;
             backend = SPDF_AVX512;
         }
+#else
+        (void)bf16;
+        (void)threads;
+#endif
         if (transposed) pattern->transposed();
         return backend;
     } catch (const std::bad_alloc&) {

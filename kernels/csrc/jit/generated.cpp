@@ -1,3 +1,5 @@
+#if defined(__x86_64__)
+
 #include "jit/generated.hpp"
 
 #ifdef _OPENMP
@@ -320,3 +322,5 @@ template bool spmm_generated(const Generated&, const Packing&, const Bf16*, int6
                              int, Scratch&);
 
 }  // namespace spdf::jit
+
+#endif

@@ -1,4 +1,6 @@
 // Values from row-major order to the order in which generated code uses them.
+#if defined(__x86_64__)
+
 #include <algorithm>
 
 #include "jit/generated.hpp"
@@ -140,3 +142,5 @@ template void order_values(const Pattern&, const Generated&, const float*, float
 template void order_values(const Pattern&, const Generated&, const Bf16*, float*, int);
 
 }  // namespace spdf::jit
+
+#endif

@@ -1,6 +1,6 @@
-#include "spmm/row_products.hpp"
-
 #if defined(__x86_64__)
+
+#include "spmm/row_products.hpp"
 
 namespace spdf {
 
