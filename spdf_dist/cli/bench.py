@@ -180,7 +180,8 @@ def run_gemm(args: argparse.Namespace) -> int:
         "state": states,
     }
     if args.plot:
-        title = f"{shapes[0][0]} x {shapes[0][1]}, {tokens} tokens, {args.dtype}, {threads[0]} thread{'s' if threads[0] > 1 else ''}"
+        on = f"{threads[0]} thread" + ("s" if threads[0] > 1 else "")
+        title = f"{shapes[0][0]} x {shapes[0][1]}, {tokens} tokens, {args.dtype}, {on}"
         table = write_speedup_figure(args.plot, [r for r in results if r["op"] != "forward_backward"], title)
         data["plot"] = {"figure": str(args.plot), "csv": str(table)}
         note(f"wrote {args.plot} and {table}")
