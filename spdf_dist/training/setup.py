@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import torch
+from spdf_kernels import set_code_budget_mb
 
 from spdf_dist.accounting.hardware import recognise_gpu
 from spdf_dist.checkpoint.find import damaged, latest
@@ -28,6 +29,7 @@ def start(config: AnyConfig, ranks: Ranks) -> Groups:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         os.environ.setdefault("NCCL_ALGO", "Ring")
         torch.use_deterministic_algorithms(True)
+    set_code_budget_mb(config.kernels.code_budget_mb)
     groups = initialize(ranks, config.parallel.tensor, config.parallel.data, config.device)
     validate_batch(config, groups.data_size)
     return groups
