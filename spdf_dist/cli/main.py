@@ -89,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"spdf: error: unknown command '{name}'{nearest(name, points)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     module = points[name].load()
-    args = build_parser(name, module).parse_args(rest)
+    parser = build_parser(name, module)
+    # Overrides may stand behind options too; argparse cannot do that where there are sub-commands.
+    args = parser.parse_args(rest) if parser._subparsers else parser.parse_intermixed_args(rest)
     try:
         return int(module.run(args) or 0)
     except SpdfError as error:

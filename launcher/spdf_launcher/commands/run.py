@@ -31,8 +31,6 @@ HELP = "carry a workflow of jobs through, here, under deepspeed or on Slurm"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    # Overrides may stand after options; plain parse_args takes positional arguments from one place only.
-    parser.parse_args = parser.parse_intermixed_args  # type: ignore[method-assign]
     parser.add_argument("workflow", help="a workflow YAML, or the name of a shipped one")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top of the workflow")
     parser.add_argument("--dir", required=True, type=Path, help="the workflow's folder; starting again continues it")
