@@ -85,12 +85,13 @@ def read_lines(path: Path) -> list[str]:
 
 
 def blank_line_groups(path: Path) -> list[list[str]]:
-    """Groups of lines between blank lines; without a blank line in between, each line is a group.
+    """Groups of lines between blank lines; without any blank line, each line is a group.
 
     Raises:
         UserError: two blank lines follow each other, which leaves an input without references.
     """
     lines = [line.strip() for line in read_text(path).split("\n")]
+    divided = "" in lines[:-1]  # also by a blank line after the only input
     while lines and not lines[-1]:
         lines.pop()
     for number, (line, after) in enumerate(pairwise(lines), start=1):
@@ -98,7 +99,7 @@ def blank_line_groups(path: Path) -> list[list[str]]:
             raise UserError(f"{path}, line {number + 1}: a second blank line: an input without references")
     if not lines or not lines[0]:
         raise UserError(f"{path} begins with a blank line: an input without references")
-    if "" not in lines:
+    if not divided:
         return [[line] for line in lines]
     return [list(group) for filled, group in groupby(lines, key=bool) if filled]
 

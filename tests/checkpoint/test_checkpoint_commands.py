@@ -111,8 +111,11 @@ def test_densify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["densify", str(tmp_path / "run"), str(out)]) == 0
     assert "864 of 1,152 weights reactivated" in capsys.readouterr().out
     found = Checkpoint(out)
-    assert found.step == 0 and found.sparsity is None and not found.masks and not found.has("exp_avg")
-    assert not (out / "masks.safetensors").exists() and not list(out.glob("optim*"))
+    assert found.step == 0 and found.sparsity is None and not found.has("exp_avg")
+    assert not any(tensor.sparse for tensor in found.manifest.tensors.values()) and not list(out.glob("optim*"))
+    assert {name: fact.sha256 for name, fact in found.manifest.masks.items()} == {
+        name: fact.sha256 for name, fact in Checkpoint(source).manifest.masks.items()
+    }
     assert found.manifest.kind == "densified" and found.manifest.state == {} and found.manifest.consumed_tokens == 0
     assert found.manifest.source is not None and found.manifest.source["reactivated"] == 864
     assert found.config_yaml == Checkpoint(source).config_yaml

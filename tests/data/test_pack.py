@@ -310,7 +310,7 @@ def children(pid: int) -> list[int]:
 def test_a_pack_that_is_ended_leaves_no_process_and_nothing_that_looks_whole(
     tmp_path: Path, sp_model: str, how: signal.Signals
 ) -> None:
-    source = write_jsonl(tmp_path / "a.jsonl", [story(n, 1000) for n in range(1500)])
+    source = write_jsonl(tmp_path / "a.jsonl", [story(n, 1000) for n in range(8000)])
     out = tmp_path / "out"
     command = [sys.executable, "-m", "spdf_dist", "data", "pack", "--input", str(source), "--tokenizer", sp_model]
     command += ["--out", str(out), "--seq-len", "64", "--workers", "2"]

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import run_spdf
+from spdf_command import run_spdf
 
 
 def refuse(tmp_path: Path, *arguments: object, **environment: str) -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import read_metrics, run_spdf
+from spdf_command import read_metrics, run_spdf
 
 PRUNED = 2 * 12 * 32 * 32 * 3 // 4
 """Of two layers with 12 d^2 linear weights each, at 75%."""

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import read_metrics, run_spdf
+from spdf_command import read_metrics, run_spdf
 
 RANKS = ("parallel.tensor=2", "sparsity.execution=compressed")
 

@@ -1,0 +1,25 @@
+"""The `spdf` command in a process of its own, and what a run leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run_spdf(*arguments: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The `spdf` command with one core a rank; the caller judges the exit code."""
+    return subprocess.run(
+        [sys.executable, "-m", "spdf_dist", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
