@@ -125,9 +125,17 @@ class SlurmBench:
         return [line for line in lines if "loss" in line]
 
     def slurm_states(self, job: str) -> list[str]:
-        """Slurm's own words for the attempts at a job, from its file of finished jobs."""
-        log = (self.cluster.base / "jobcomp.log").read_text()
-        return [line.split("JobState=")[1].split()[0] for line in log.splitlines() if f" Name={job} " in line]
+        """Slurm's own words for the attempts at a job, from its file of finished jobs.
+
+        A job's manifest says `done` a moment before Slurm writes its line, and later still on a busy machine.
+        """
+        end = time.monotonic() + 60
+        while True:
+            log = (self.cluster.base / "jobcomp.log").read_text()
+            found = [line.split("JobState=")[1].split()[0] for line in log.splitlines() if f" Name={job} " in line]
+            if found or time.monotonic() > end:
+                return found
+            time.sleep(0.2)
 
     def tail(self) -> str:
         """What the jobs wrote last, for a failure's message."""

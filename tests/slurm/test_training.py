@@ -159,13 +159,14 @@ def test_node_crash(running, undisturbed) -> None:  # type: ignore[no-untyped-de
     assert nodes[-1] not in cluster.command("scontrol", "show", "hostnames", running.manifest("pretrain")["nodes"][0])
 
 
+@pytest.mark.timeout(1000)
 def test_demo_over_two_nodes(real) -> None:  # type: ignore[no-untyped-def]
     trainer("data", "synthetic-e2e", "--out", "e2e", "--seed", "1", cwd=real.path)
     rows = (real.path / "e2e/devset.csv").read_text().splitlines()
     (real.path / "small.csv").write_text("\n".join(rows[:40]) + "\n")
     real.write(DEMO)
     real.run()
-    states = real.wait_end(900)
+    states = real.wait_end(850)
     assert {job["state"] for job in states.values()} == {"done"}, states
     for name in ("pretrain.s75", "densified.s75", "finetune.s75", "score.s75", "select.s75", "report"):
         assert set(real.slurm_states(name)) == {"COMPLETED"}, name
