@@ -19,10 +19,8 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(shell find kernels/csrc -nam
 	@touch $@
 
 # Without SPDF_DATA: text of the Python installation and synthetic fine-tuning data. With it: its real text/ and e2e/.
-DEMO := $(if $(SPDF_DATA),demo_real,demo)
 demo: setup
-	@echo "$(if $(SPDF_DATA),Real data from SPDF_DATA: its text/ and e2e/,No SPDF_DATA: text of this Python installation and SYNTHETIC fine-tuning data)"
-	@$(BIN)/spdf run $(DEMO) --dir runs/$(DEMO) --on local
+	@$(BIN)/python -m spdf_launcher.demo
 
 # One thread a test process and two processes: most tests are short and serial. The cluster's tests watch clocks, so
 # they run alone.
