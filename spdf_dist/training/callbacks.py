@@ -16,6 +16,8 @@ class StepMetrics:
 
     step: int
     """From 1."""
+    total_steps: int
+    """Of the whole run; fine-tuning may stop earlier."""
     consumed_tokens: int
     loss: float
     """Mean over the global batch's target tokens."""

@@ -100,6 +100,7 @@ class Loop:
         self.state.skipped_iterations += result.skipped
         metrics = StepMetrics(
             step=step,
+            total_steps=self.source.total_steps,
             consumed_tokens=self.source.consumed_tokens(step),
             loss=result.loss,
             lr=lr,

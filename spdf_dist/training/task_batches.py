@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 
 from spdf_dist.accounting.flops import training_flops
@@ -42,7 +43,7 @@ class TaskBatches:
         lengths = [len(example.ids) for example in self.examples]
         self.order = FinetuneBatches(lengths, config.training.global_batch_size, config.seed)
         self.steps_per_epoch = len(self.order)
-        self.total_steps = task.epochs * self.steps_per_epoch
+        self.total_steps = min(task.epochs * self.steps_per_epoch, task.max_steps or sys.maxsize)
         if task.warmup_steps >= self.total_steps:
             raise UserError(
                 f"finetune.warmup_steps: {task.warmup_steps} leaves nothing of {self.total_steps} steps "
@@ -89,8 +90,8 @@ class TaskBatches:
         return linear_by_steps(step, peak=self.config.training.lr, warmup=task.warmup_steps, total=self.total_steps)
 
     def validates_after(self, step: int) -> bool:
-        """At the end of each epoch."""
-        return bool(self.held_out) and step % self.steps_per_epoch == 0
+        """At the end of each epoch, and of the run."""
+        return bool(self.held_out) and (step % self.steps_per_epoch == 0 or step == self.total_steps)
 
     def validation(self) -> Iterator[MicroBatch]:
         numbers = sorted(range(len(self.held_out)), key=lambda n: len(self.held_out[n].ids))

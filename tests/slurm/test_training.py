@@ -180,21 +180,36 @@ def test_production_scripts_are_accepted_unchanged(cluster) -> None:  # type: ig
         cluster.command("sbatch", "--test-only", str(ROOT / "slurm" / name))
 
 
-def test_pretrain_xl_runs_to_the_end(real, packed: Path) -> None:  # type: ignore[no-untyped-def]
-    run_dir = real.path / "xl"
+@pytest.mark.timeout(1500)
+def test_production_scripts_run_to_the_end(real, packed: Path) -> None:  # type: ignore[no-untyped-def]
+    """All 4 x 8 ranks of pre-training, then one cell of the fine-tuning array, both submitted as they stand."""
+    rows = ["mr,ref"] + [f'"name[{n}]","It is {n}."' for n in range(16)]
+    (real.path / "e2e.csv").write_text("\n".join(rows) + "\n")
+
+    def submit(script: str, log: Path, *overrides: str, options: tuple[str, ...] = (), **environment: str) -> None:
+        done = subprocess.run(
+            ["sbatch", "--wait", *options, "--output", str(real.path / "%x-%j.out")]
+            + [str(ROOT / "slurm" / script), *overrides, "device=cpu"],
+            env=real.cluster.env | environment | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
+            cwd=real.path,
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        logs = "\n".join(path.read_text() for path in log.glob("logs/slurm-*.log"))
+        assert done.returncode == 0, done.stderr + logs[-3000:]
+
+    pretrained = real.path / "xl"
     tiny = [f"model.{key}={value}" for key, value in MODEL.items()]
-    tiny += ["training.train_tokens=5120", "training.warmup_tokens=1280", "training.global_batch_size=16"]
-    environment = {"RUN_DIR": str(run_dir), "DATA": str(packed), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        ["sbatch", "--wait", "--ntasks-per-node=1", "--output", str(real.path / "xl-%j.out")]
-        + [str(ROOT / "slurm/pretrain_xl.sh"), *tiny, "device=cpu"],
-        env=real.cluster.env | environment,
-        cwd=real.path,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    logs = "\n".join(path.read_text() for path in run_dir.glob("logs/slurm-*.log"))
-    assert done.returncode == 0, done.stderr + logs[-3000:]
-    assert [step for step, _ in losses(run_dir / "metrics.jsonl")] == list(range(1, 11))
-    assert (run_dir / "checkpoints/step_10/manifest.json").exists()
+    tiny += [f"training.train_tokens={3 * 32 * 32}", "training.warmup_tokens=0"]
+    tiny += ["training.global_batch_size=32", "training.micro_batch_size=1"]
+    submit("pretrain_xl.sh", pretrained, *tiny, RUN_DIR=str(pretrained), DATA=str(packed))
+    assert [step for step, _ in losses(pretrained / "metrics.jsonl")] == [1, 2, 3]
+    assert (pretrained / "checkpoints/step_3/manifest.json").exists()
+    assert "data: 32" in (pretrained / "config.yaml").read_text()
+
+    cell = real.path / "cells/batch=8,lr=1e-4"
+    task = ["finetune.train=e2e.csv", "finetune.validation=e2e.csv", "finetune.max_steps=2", "finetune.warmup_steps=0"]
+    places = {"PRETRAINED": str(pretrained), "RUNS": str(cell.parent)}
+    submit("finetune_xl.sh", cell, *task, options=("--array=0",), **places)
+    assert json.loads((cell / "finetune.json").read_text())["steps"] == 2

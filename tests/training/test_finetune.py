@@ -75,9 +75,14 @@ def test_the_loss_is_per_target_token_at_any_data_parallelism(sparse_run, task_f
         assert [x[key] for x in one if key in x] == pytest.approx([x[key] for x in two if key in x], rel=1e-4)
 
 
-def test_a_kept_mask_stays(sparse_run, task_files, tmp_path):
+def test_a_kept_mask_stays_and_max_steps_ends_the_schedule(sparse_run, task_files, tmp_path):
     run = tmp_path / "run"
-    finetune(run, sparse_run, task_files, "finetune.keep_mask=true", "sparsity.execution=compressed")
+    short = ("finetune.max_steps=4", "finetune.warmup_steps=1")
+    finetune(run, sparse_run, task_files, "finetune.keep_mask=true", "sparsity.execution=compressed", *short)
+    steps = [line for line in read_metrics(run) if "loss" in line]
+    assert [(line["step"], line["total_steps"]) for line in steps] == [(n, 4) for n in (1, 2, 3, 4)]
+    assert steps[0]["lr"] == pytest.approx(3e-3) and steps[-1]["lr"] == 0.0
+    assert [line["step"] for line in read_metrics(run) if "val_loss" in line] == [3, 4]
     inspected = json.loads(run_spdf("inspect", run, "--json").stdout)
     assert all(weight["sparsity"] == 0.75 and weight["pruned_nonzero"] == 0 for weight in inspected["weights"])
     assert json.loads((run / "finetune.json").read_text())["reactivated"] == 0
@@ -89,6 +94,7 @@ def test_wrong_input_is_one_line(sparse_run, task_files, tmp_path):
         (("finetune.train=nowhere.csv",), "nowhere.csv"),
         (("finetune.task=e3e",), "e2e"),
         (("finetune.warmup_steps=99",), "warmup_steps"),
+        (("finetune.max_steps=0",), "max_steps"),
         (("parallel.tensor=3",), "heads"),
     ):
         log = finetune(tmp_path / "run", sparse_run, task_files, *overrides, code=2)
