@@ -49,6 +49,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     pack.add_argument("--json", action="store_true", help="print one JSON object")
     pack.set_defaults(work=run_pack)
 
+    info = commands.add_parser("info", help="what a packed folder holds, and its unigram entropy")
+    info.add_argument("folder", metavar="DIR", help="written by `spdf data pack`")
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+    info.set_defaults(work=run_info)
+
     fetch = commands.add_parser("fetch", help="download a data set from its official source")
     fetch.add_argument("name", metavar="NAME", help=", ".join(DATASETS))
     fetch.add_argument("--out", required=True, metavar="DIR", help="the folder to put the files into")
@@ -154,6 +159,23 @@ def pack_summary(out: str, already_done: bool, ranks: int, seconds: float, index
         "shards": len(index["shards"]),
         **{name: value for name, value in index.items() if name not in tables and name != "schema_version"},
     }
+
+
+def run_info(args: argparse.Namespace) -> int:
+    from spdf_dist.data.info import describe
+
+    facts = describe(args.folder)
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    print(
+        f"{facts['path']}: {facts['sequences']:,} sequences of {facts['seq_len']} tokens, "
+        f"{facts['documents']:,} documents, {facts['tokens']:,} tokens, {facts['used_ids']:,} of {facts['vocab_size']:,} ids"
+    )
+    for name, part in facts["sets"].items():
+        print(f"  {name}: {part['documents']:,} documents, {part['tokens']:,} tokens")
+    print(f"unigram entropy {facts['unigram_entropy']:.3f} nats a token: what a model without context reaches at best")
+    return 0
 
 
 def run_fetch(args: argparse.Namespace) -> int:
