@@ -1,16 +1,18 @@
 """Products with unstructured, static sparse weights that skip the work and the memory of the pruned entries."""
 
 from spdf_kernels.backends import Description, available_backends, describe, set_code_budget_mb
-from spdf_kernels.choose import choose
+from spdf_kernels.choose import Comparison, choose, compare
 from spdf_kernels.dense import dense_linear
 from spdf_kernels.linear import sparse_linear
 from spdf_kernels.pattern import SparsityPattern
 
 __all__ = [
+    "Comparison",
     "Description",
     "SparsityPattern",
     "available_backends",
     "choose",
+    "compare",
     "dense_linear",
     "describe",
     "set_code_budget_mb",

@@ -24,6 +24,7 @@ import torch
 from spdf_kernels import backends, native, ops
 from spdf_kernels.dense import dense_linear
 from spdf_kernels.linear import sparse_linear
+from spdf_kernels.pairs import clock, median_and_bound
 from spdf_kernels.pattern import SparsityPattern
 
 OPERATIONS = ("forward", "dx", "dw")
@@ -99,20 +100,15 @@ def random_mask(shape: tuple[int, int], sparsity: float, seed: int = 0) -> torch
     return mask.view(shape)
 
 
-def clock_name(threads: int) -> str:
-    """`processor` for one thread, `wall` for more."""
-    return "processor" if threads == 1 else "wall"
-
-
 def interleave(contenders: Mapping[str, Product], rounds: int, threads: int) -> dict[str, dict[int, float]]:
     """Seconds of each contender by round. The order rotates; much slower ones sit out two rounds of three."""
-    clock = time.process_time if clock_name(threads) == "processor" else time.perf_counter
+    now = clock(threads)
     warm: dict[str, float] = {}
     for name, product in contenders.items():
         product()
-        start = clock()
+        start = now()
         product()
-        warm[name] = clock() - start
+        warm[name] = now() - start
     slow = {name for name, seconds in warm.items() if seconds > SLOW * min(warm.values())}
     names = list(contenders)
     times: dict[str, dict[int, float]] = {name: {} for name in names}
@@ -121,9 +117,9 @@ def interleave(contenders: Mapping[str, Product], rounds: int, threads: int) -> 
         for name in names[shift:] + names[:shift]:
             if name in slow and number % 3:
                 continue
-            start = clock()
+            start = now()
             contenders[name]()
-            times[name][number] = clock() - start
+            times[name][number] = now() - start
     return times
 
 
@@ -140,15 +136,8 @@ def spread(times: Mapping[int, float]) -> dict[str, float]:
 
 
 def ratio(over: Mapping[int, float], under: Mapping[int, float]) -> tuple[float, float]:
-    """(median of over / under by round, its lower confidence bound: an order statistic, 95% one-sided by signs)."""
-    ratios = sorted(over[number] / under[number] for number in over.keys() & under.keys())
-    n = len(ratios)
-    rank, tail, term = 0, 0.0, 0.5**n
-    while rank < n and tail + term <= 0.05:
-        tail += term
-        term = term * (n - rank) / (rank + 1)
-        rank += 1
-    return statistics.median(ratios), ratios[max(0, rank - 1)]
+    """(median of over / under by round, its lower confidence bound)."""
+    return median_and_bound([over[number] / under[number] for number in over.keys() & under.keys()])
 
 
 def dense_products(operation: str, x: torch.Tensor, dy: torch.Tensor, weight: torch.Tensor) -> dict[str, Product]:

@@ -2,73 +2,121 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 from spdf_kernels.backends import backend_for
 from spdf_kernels.dense import dense_linear
 from spdf_kernels.linear import sparse_linear
+from spdf_kernels.pairs import clock, median_and_bound
 from spdf_kernels.pattern import SparsityPattern
 
 PAIRS = 15
-MARGIN = 1.05  # a gain below this lies within the spread of the measurement
-MAX_TOKENS = 2048  # more do not change the ratio, only the time that this takes
-MAX_SECONDS = 2.0  # for one kind of layer; at least three pairs are measured
+LEAST_MEDIAN = 1.0
+LEAST_BOUND = 0.97
+CRITERION = (
+    f"compressed where {PAIRS} interleaved pairs give dense time / own time a median of at least {LEAST_MEDIAN:.2f} "
+    f"and a lower bound (95%) of at least {LEAST_BOUND:.2f}, else masked"
+)
+MOST_TOKENS, LEAST_TOKENS = 2048, 512
+MOST_FLOPS = 1e10  # of a dense forward and backward; more do not change the ratio, only the time that the choice takes
 
-_chosen: dict[tuple[object, ...], Literal["masked", "compressed"]] = {}
+
+class Comparison(NamedTuple):
+    """An execution, and the measurement that it rests on: `pairs` is 0 and both numbers None where none was needed."""
+
+    execution: Literal["masked", "compressed"]
+    reason: str
+    speedup: float | None = None  # median of dense time / own time, forward and backward
+    speedup_lower: float | None = None  # its lower confidence bound, 95%
+    pairs: int = 0
+    tokens: int = 0  # of a measured product
+    threads: int = 0
+
+
+_known: dict[tuple[object, ...], Comparison] = {}
 
 
 def choose(
     pattern: SparsityPattern, tokens: int, dtype: torch.dtype = torch.float32
 ) -> Literal["masked", "compressed"]:
-    """The faster execution of forward and backward over `tokens` tokens.
+    """The execution of `compare`."""
+    return compare(pattern, tokens, dtype).execution
 
-    "compressed" runs `sparse_linear`, "masked" the dense product with the mask on its gradient.
+
+def compare(pattern: SparsityPattern, tokens: int, dtype: torch.dtype = torch.float32) -> Comparison:
+    """The faster execution of forward and backward over `tokens` tokens, never one slower than dense.
+
+    "compressed" runs `sparse_linear`, "masked" the dense product with the mask on its gradient. Compressed is chosen
+    when it is shown not to be slower (`CRITERION`).
 
     Measured once for layers alike in shape, density (to 1%), tokens, dtype, threads and back end. Without a native back
     end, and on CUDA devices, it is "masked".
     """
     backend = backend_for(pattern)
-    if backend == "torch" or tokens < 1 or pattern.nnz == 0:
-        return "masked" if pattern.nnz else "compressed"
-    tokens = min(tokens, MAX_TOKENS)
-    key = (pattern.shape, round(pattern.density, 2), tokens, dtype, torch.get_num_threads(), backend)
-    if key not in _chosen:
-        _chosen[key] = "compressed" if _speedup(pattern, tokens, dtype) > MARGIN else "masked"
-    return _chosen[key]
+    if pattern.nnz == 0:
+        return Comparison("compressed", "nothing is kept: there is no work")
+    if backend == "torch":
+        return Comparison("masked", "the back end torch multiplies as much as dense does")
+    if tokens < 1:
+        return Comparison("masked", "no tokens, nothing to measure")
+    threads = torch.get_num_threads()
+    tokens = min(tokens, measured_tokens(pattern.shape))
+    key = (pattern.shape, round(pattern.density, 2), tokens, dtype, threads, backend)
+    if key not in _known:
+        dense, sparse = products(pattern, tokens, dtype)
+        _known[key] = judge(paired_ratios(dense, sparse, clock(threads)), tokens, threads)
+    return _known[key]
 
 
-def _speedup(pattern: SparsityPattern, tokens: int, dtype: torch.dtype) -> float:
-    """Median over interleaved pairs of the dense time over the sparse time, forward and backward."""
+def measured_tokens(shape: tuple[int, int]) -> int:
+    """Tokens beyond which a measurement at this shape [out, in] only takes longer."""
+    return int(min(MOST_TOKENS, max(LEAST_TOKENS, MOST_FLOPS / (6 * shape[0] * shape[1]))))
+
+
+def judge(ratios: list[float], tokens: int, threads: int) -> Comparison:
+    """The execution that measured ratios of dense time over sparse time allow."""
+    median, bound = median_and_bound(ratios)
+    execution: Literal["masked", "compressed"] = "masked"
+    if median >= LEAST_MEDIAN and bound >= LEAST_BOUND:
+        execution = "compressed"
+    reason = f"{median:.2f}x dense (>= {bound:.2f})"
+    return Comparison(execution, reason, median, bound, len(ratios), tokens, threads)
+
+
+def paired_ratios(dense: Callable[[], None], sparse: Callable[[], None], now: Callable[[], float]) -> list[float]:
+    """Time of `dense` over time of `sparse` by pair, which of the two goes first alternating."""
+    dense()
+    sparse()
+    ratios = []
+    for number in range(PAIRS):
+        seconds = {}
+        for work in (dense, sparse) if number % 2 else (sparse, dense):
+            start = now()
+            work()
+            seconds[work] = now() - start
+        ratios.append(seconds[dense] / max(seconds[sparse], 1e-9))
+    return ratios
+
+
+def products(
+    pattern: SparsityPattern, tokens: int, dtype: torch.dtype
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """(dense, sparse): forward and backward of a layer with this pattern, through autograd."""
     out_features, in_features = pattern.shape
-    mask = pattern.mask()
     x = torch.ones(tokens, in_features, dtype=dtype, requires_grad=True)
     dy = torch.ones(tokens, out_features, dtype=dtype)
     values = torch.full((pattern.nnz,), 0.01, dtype=dtype, requires_grad=True)
     weight = pattern.to_dense(values.detach()).requires_grad_()
 
+    @torch.enable_grad()
     def dense() -> None:
-        _, dweight = torch.autograd.grad(dense_linear(x, weight), (x, weight), dy)
-        torch.where(mask, dweight, 0)
+        torch.autograd.grad(dense_linear(x, weight), (x, weight), dy)
 
+    @torch.enable_grad()
     def sparse() -> None:
         torch.autograd.grad(sparse_linear(x, values, pattern), (x, values), dy)
 
-    with torch.enable_grad():
-        dense()
-        sparse()
-        ratios: list[float] = []
-        end = time.perf_counter() + MAX_SECONDS
-        while len(ratios) < 3 or (len(ratios) < PAIRS and time.perf_counter() < end):
-            ratios.append(_seconds(dense) / _seconds(sparse))
-    return statistics.median(ratios)
-
-
-def _seconds(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    return dense, sparse

@@ -170,7 +170,8 @@ def run_info(args: argparse.Namespace) -> int:
         return 0
     print(
         f"{facts['path']}: {facts['sequences']:,} sequences of {facts['seq_len']} tokens, "
-        f"{facts['documents']:,} documents, {facts['tokens']:,} tokens, {facts['used_ids']:,} of {facts['vocab_size']:,} ids"
+        f"{facts['documents']:,} documents, {facts['tokens']:,} tokens, "
+        f"{facts['used_ids']:,} of {facts['vocab_size']:,} ids"
     )
     for name, part in facts["sets"].items():
         print(f"  {name}: {part['documents']:,} documents, {part['tokens']:,} tokens")

@@ -180,7 +180,7 @@ def layer_paths(findings: dict[str, Finding]) -> list[LayerPath]:
         paths.append(LayerPath("collectives", "NCCL" if findings["NCCL"].found else "gloo", "CUDA devices are there"))
     else:
         paths.append(
-            LayerPath("execution: auto", "the faster", "measured once a run and layer, kept in execution.json")
+            LayerPath("execution: auto", "the faster", f"{criterion()}; measured once a run, kept in execution.json")
         )
         paths.append(LayerPath("collectives", "gloo", "no CUDA device"))
     java = findings["Java"]
@@ -195,6 +195,11 @@ def layer_paths(findings: dict[str, Finding]) -> list[LayerPath]:
         LayerPath("spdf run --on", ", ".join(launchers), "" if slurm.found else "slurm needs sbatch on the PATH")
     )
     return paths
+
+
+def criterion() -> str:
+    """When `auto` takes the kernels."""
+    return str(importlib.import_module("spdf_kernels.choose").CRITERION)
 
 
 def kernel_path(cuda: bool) -> LayerPath:

@@ -178,7 +178,7 @@ class TaskConfig:
     epochs: int = 5
     """Passes over the training file (paper, appendix A.2)."""
     max_steps: int | None = None
-    """Optimizer steps at the most; where this ends the run before `epochs` does, the learning rate reaches zero there."""
+    """Optimizer steps at the most, also when `epochs` are not over; the learning rate reaches zero there."""
     warmup_steps: int = 500
     """Optimizer steps of linear warm-up before the linear decay to zero."""
     label_smoothing: float = 0.1

@@ -137,7 +137,8 @@ def validate_finetune(config: FinetuneConfig) -> None:
     require(task.checkpoint != "", "finetune.checkpoint: is not set: the run folder or checkpoint to start from")
     require(task.train != "", "finetune.train: is not set: the task's training file")
     require(task.epochs >= 1, f"finetune.epochs: must be 1 or more, got {task.epochs}")
-    require(task.max_steps is None or task.max_steps >= 1, f"finetune.max_steps: must be 1 or more, got {task.max_steps}")
+    most = task.max_steps
+    require(most is None or most >= 1, f"finetune.max_steps: must be 1 or more, got {most}")
     require(task.warmup_steps >= 0, f"finetune.warmup_steps: must not be negative, got {task.warmup_steps}")
     require(0 <= task.label_smoothing < 1, f"finetune.label_smoothing: must be in [0, 1), got {task.label_smoothing}")
     require(0 <= task.dropout < 1, f"finetune.dropout: must be in [0, 1), got {task.dropout}")

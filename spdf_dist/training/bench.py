@@ -6,7 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from spdf_kernels.bench import clock_name, interleave, machine, ratio, spread, thread_count
+from spdf_kernels.bench import interleave, machine, ratio, spread, thread_count
+from spdf_kernels.pairs import clock_name
 
 from spdf_dist.accounting.flops import training_flops
 from spdf_dist.checkpoint.packed_masks import PackedMasks

@@ -1,11 +1,11 @@
-"""Choice of the back end, its description, the budget of generated code, threads, the choice of execution."""
+"""Choice of the back end, its description, the budget of generated code, threads, the dense product."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
 from kernels_reference import BACKENDS, random_pattern, random_tensor
-from spdf_kernels import available_backends, choose, dense_linear, describe, set_code_budget_mb, sparse_linear
+from spdf_kernels import available_backends, dense_linear, describe, set_code_budget_mb, sparse_linear
 
 NATIVE = [name for name in BACKENDS if name != "torch"]
 needs_jit = pytest.mark.skipif("jit" not in BACKENDS, reason=f"no generated code: {available_backends()['jit']}")
@@ -78,20 +78,6 @@ def test_bits_do_not_depend_on_threads(backend: str, tokens: int, monkeypatch: p
         results.append((y, *torch.autograd.grad(y.square().sum(), (x, values))))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-def test_choice_of_execution() -> None:
-    torch.set_num_threads(1)
-    assert choose(random_pattern(64, 64, 0.0, seed=0), 32) == "compressed"
-    pattern = random_pattern(256, 256, 0.5, seed=0)
-    first = choose(pattern, 64)
-    assert first in ("masked", "compressed")
-    assert choose(random_pattern(256, 256, 0.5, seed=0), 64) == first  # the same kind of layer is measured once
-
-
-def test_choice_without_a_native_backend_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPDF_KERNELS_BACKEND", "torch")
-    assert choose(random_pattern(64, 64, 0.01, seed=0), 32) == "masked"
 
 
 @pytest.mark.parametrize("shape", [(17,), (0, 17), (3, 17), (40, 17), (3, 9, 17)])
