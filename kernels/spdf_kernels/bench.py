@@ -12,7 +12,6 @@ import ctypes
 import os
 import platform
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,12 +25,11 @@ from spdf_kernels.dense import dense_linear
 from spdf_kernels.linear import sparse_linear
 from spdf_kernels.pairs import clock, median_and_bound
 from spdf_kernels.pattern import SparsityPattern
+from spdf_kernels.state import model_state
 
 OPERATIONS = ("forward", "dx", "dw")
 SLOW = 4.0
 """A contender that is this many times slower than the fastest runs only in every third round."""
-BYTES_OF_STATE = 16
-"""Of a dense fp32 weight: parameter, gradient, two moments."""
 
 Product = Callable[[], Any]
 
@@ -75,20 +73,6 @@ def thread_count(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def forced_backend(name: str) -> Iterator[None]:
-    """The kernels on one back end."""
-    before = os.environ.get(backends.VARIABLE)
-    os.environ[backends.VARIABLE] = name
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[backends.VARIABLE]
-        else:
-            os.environ[backends.VARIABLE] = before
 
 
 def random_mask(shape: tuple[int, int], sparsity: float, seed: int = 0) -> torch.Tensor:
@@ -327,30 +311,18 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def measure_state(shape: tuple[int, int], sparsity: float) -> dict[str, Any]:
-    """Time to prepare a pattern, and bytes of model state a weight of W (dense: 16), without and with generated code.
-
-    State: fp32 values, gradient and two moments of the kept entries, indices, and code of the three products.
-    """
-    mask = random_mask(shape, sparsity)
-    state: dict[str, Any] = {"out": shape[0], "in": shape[1], "sparsity": sparsity}
-    there = backends.available_backends()
-    for label, backend in (("compact", "avx512" if there["avx512"] is None else "portable"), ("generated", "jit")):
-        if there[backend] is not None:
-            state[label] = {"missing": there[backend]}
+    """Time to prepare a pattern, and bytes of model state a weight of W (dense: 16), by path."""
+    measured: dict[str, Any] = {"out": shape[0], "in": shape[1], "sparsity": sparsity}
+    for path, state in model_state(random_mask(shape, sparsity)).items():
+        if isinstance(state, str):
+            measured[path] = {"missing": state}
             continue
-        with forced_backend(backend):
-            start = time.perf_counter()
-            pattern = SparsityPattern.from_mask(mask)
-            description = backends.describe(pattern)
-            seconds = time.perf_counter() - start
-        numel = mask.numel()
-        total = BYTES_OF_STATE * pattern.nnz + description.index_bytes + description.code_bytes
-        state[label] = {
-            "backends": [description.forward, description.grad_input, description.grad_values],
-            "prepare_ms": 1e3 * seconds,
-            "index_bytes_per_nonzero": description.index_bytes / max(1, pattern.nnz),
-            "code_bytes_per_nonzero": description.code_bytes / max(1, pattern.nnz),
-            "state_bytes_per_weight": total / numel,
-            "of_dense": total / (BYTES_OF_STATE * numel),
+        measured[path] = {
+            "backends": list(state.backends),
+            "prepare_ms": 1e3 * state.prepare_s,
+            "index_bytes_per_nonzero": state.index_bytes / max(1, state.kept),
+            "code_bytes_per_nonzero": state.code_bytes / max(1, state.kept),
+            "state_bytes_per_weight": state.bytes / state.entries,
+            "of_dense": state.facts()["of_dense"],
         }
-    return state
+    return measured

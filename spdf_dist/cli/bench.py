@@ -218,8 +218,24 @@ def run_step(args: argparse.Namespace) -> int:
         f"{data['machine']['cpu']}, {data['threads']} threads; {args.config} at sparsity {data['sparsity']:g}, "
         f"{data['tokens']} tokens of sequences of {data['seq_length']}, {data['precision']}"
     )
-    emit(args, {"config": args.config, **data}, f"{about}\n\n{text_table(head, rows)}")
+    emit(args, {"config": args.config, **data}, f"{about}\n\n{text_table(head, rows)}\n\n{state_text(data['state'])}")
     return 0
+
+
+def state_text(state: dict[str, Any]) -> str:
+    """A line for each path of the kernels: preparation and model state of the sparsified weights."""
+    lines = []
+    for path in ("compact", "generated"):
+        facts = state[path]
+        if "missing" in facts:
+            lines.append(f"{path}: {facts['missing']}")
+            continue
+        lines.append(
+            f"{path} ({', '.join(facts['backends'])}): {state['patterns']} patterns prepared in "
+            f"{facts['prepare_s']:.2f} s; parameters, gradients, moments, indices and code: "
+            f"{facts['of_dense']:.3f} of dense"
+        )
+    return "\n".join(lines)
 
 
 def run_data(args: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """Show what a checkpoint holds: counts, sparsity and mask digest of each weight, and pruned entries that are not zero.
 
 CHECKPOINT is a step_N folder, a run folder (its newest whole checkpoint is taken) or its checkpoints
-folder. Every file is read and checked against its digest."""
+folder. Every file is read and checked against its digest. Where the weights are sparse, it also tells the model state
+that they take in training, against dense."""
 
 from __future__ import annotations
 
@@ -18,7 +19,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from spdf_dist.checkpoint.inspection import inspect, table
+    from spdf_dist.checkpoint.model_state import add_model_state, state_table
+    from spdf_dist.checkpoint.read import Checkpoint
 
     facts = inspect(args.checkpoint)
-    print(json.dumps({"schema_version": 1, **facts}) if args.json else table(facts))
+    add_model_state(facts, Checkpoint(facts["path"]))
+    if args.json:
+        print(json.dumps({"schema_version": 1, **facts}))
+    else:
+        print(f"{table(facts)}\n\n{state_table(facts)}".rstrip())
     return 0

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from spdf_kernels import SparsityPattern
 from spdf_kernels.bench import interleave, machine, ratio, spread, thread_count
 from spdf_kernels.pairs import clock_name
+from spdf_kernels.state import model_state, total_facts
+from tqdm import tqdm
 
 from spdf_dist.accounting.flops import training_flops
 from spdf_dist.checkpoint.packed_masks import PackedMasks
@@ -15,6 +20,7 @@ from spdf_dist.config.schema import PretrainConfig, SparsityConfig
 from spdf_dist.model.gpt import LINEARS, build_gpt
 from spdf_dist.model.initialize import initialize_parameters
 from spdf_dist.parallel.groups import Groups
+from spdf_dist.parallel.linear import ParallelLinear
 from spdf_dist.parallel.ranks import ALONE
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.engine import Engine, MicroBatch
@@ -50,18 +56,32 @@ def random_batch(config: PretrainConfig, groups: Groups) -> list[MicroBatch]:
     return batches
 
 
+def patterns_of(engine: Engine) -> list[SparsityPattern]:
+    """Of a compressed model's sparse linears."""
+    modules = engine.model.modules()
+    return [m.pattern for m in modules if isinstance(m, ParallelLinear) and m.pattern is not None]
+
+
+def state_facts(patterns: Sequence[SparsityPattern]) -> dict[str, Any]:
+    """Model state of sparse weights together, on each path, and the seconds that preparing all patterns took."""
+    progress = tqdm(patterns, desc="patterns", unit="pattern", file=sys.stderr)
+    return {"patterns": len(patterns), **total_facts(model_state(pattern.mask()) for pattern in progress)}
+
+
 def bench_step(config: PretrainConfig, rounds: int, threads: int) -> dict[str, Any]:
     """Forward, backward and AdamW of one global batch, in each execution.
 
     Returns:
         ``results``: for each execution milliseconds (median, quartiles), tokens a second, ``speedup`` over dense with a
         lower confidence bound, ``theoretical`` by FLOPs, and ``parameters`` that are trained.
+        ``state``: of `state_facts`.
     """
     groups = start(config, ALONE)
     batch = random_batch(config, groups)
     tokens = config.training.global_batch_size * config.model.seq_length
     with thread_count(threads):
         engines = {execution: build_engine(config, groups, execution) for execution in EXECUTIONS}
+        state = state_facts(patterns_of(engines["compressed"]))
 
         def step(engine: Engine) -> None:
             engine.step(batch, tokens, config.training.lr)
@@ -90,5 +110,6 @@ def bench_step(config: PretrainConfig, rounds: int, threads: int) -> dict[str, A
         "precision": config.training.precision,
         "sparsity": config.sparsity.level,
         "rounds": rounds,
+        "state": state,
         "results": results,
     }

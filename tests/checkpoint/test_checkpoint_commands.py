@@ -60,6 +60,32 @@ def test_inspect_reports_pruned_entries_that_were_not_zero(tmp_path: Path, capsy
     assert "pruned and not zero, in weights and moments: 240" in capsys.readouterr().out
 
 
+def test_inspect_tells_the_model_state_of_sparse_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path, 5)
+    facts = inspect_json(capsys, tmp_path)
+    masks = masks_of(SPARSE)
+    total = facts["state"]
+    assert total["patterns"] == len(masks)
+    assert total["dense_bytes"] == 16 * sum(mask.size for mask in masks.values())
+    for path in ("compact", "generated"):
+        if "missing" in total[path]:
+            continue
+        assert total[path]["prepare_s"] > 0 and total[path]["backends"]
+        assert total[path]["values_bytes"] == 16 * sum(int(mask.sum()) for mask in masks.values())
+        for key in ("bytes", "index_bytes", "code_bytes"):
+            assert total[path][key] == sum(weight["state"][path][key] for weight in facts["weights"])
+        for weight in facts["weights"]:
+            state = weight["state"][path]
+            assert weight["state"]["dense_bytes"] == 16 * math.prod(weight["shape"])
+            assert state["bytes"] == 16 * weight["nnz"] + state["index_bytes"] + state["code_bytes"]
+            assert state["of_dense"] == state["bytes"] / weight["state"]["dense_bytes"]
+    assert total["compact"]["code_bytes"] == 0
+    main(["inspect", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "model state in training" in shown and f"{len(masks)} patterns prepared in" in shown
+    assert any(line.startswith("all ") and f"{total['dense_bytes']:,}" in line for line in shown.splitlines())
+
+
 def test_inspect_dense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = make_tensors({})
     tensors["model"]["layers.0.W_Q"][0, :3] = 0.0
@@ -174,4 +200,5 @@ def test_help_and_inspect_need_no_torch(tmp_path: Path) -> None:
         "[build_parser('x', module).format_help() for module in (densify, export_hf, import_hf, inspect)]\n"
         f"sys.exit(main(['inspect', {str(tmp_path)!r}]))\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "model state: needs torch" in done.stdout

@@ -100,6 +100,10 @@ def test_step_runs_every_execution() -> None:
     pruned = results["masked"]["parameters"] - results["compressed"]["parameters"]
     assert pruned == linears * 3 // 4
     assert results["masked"]["parameters"] == results["dense"]["parameters"]
+    state = data["state"]
+    assert state["patterns"] == 4  # Q, K and V share one
+    assert state["compact"]["values_bytes"] == 16 * (linears - pruned) and state["compact"]["prepare_s"] > 0
+    assert state["compact"]["of_dense"] == state["compact"]["bytes"] / (16 * linears)
 
 
 @pytest.mark.parametrize(

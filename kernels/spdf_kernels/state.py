@@ -1,0 +1,127 @@
+"""Bytes of model state that a sparse weight takes in training, and the time to prepare its pattern.
+
+State: parameter, gradient and two moments in float32 of the kept entries, the mask, indices and generated code of the
+three products. A dense weight takes 16 bytes an entry.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from spdf_kernels import backends
+from spdf_kernels.pattern import SparsityPattern
+
+BYTES_OF_ENTRY = 16
+"""Parameter, gradient and two moments in float32."""
+PATHS = ("compact", "generated")
+
+
+@dataclass(frozen=True)
+class PathState:
+    """One weight, or several, on one path: sizes in bytes, time in seconds."""
+
+    backends: tuple[str, ...]  # of forward, dX and dW
+    kept: int
+    entries: int
+    index_bytes: int
+    code_bytes: int
+    prepare_s: float
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole state."""
+        return BYTES_OF_ENTRY * self.kept + self.index_bytes + self.code_bytes
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON, without the time."""
+        dense = BYTES_OF_ENTRY * self.entries
+        return {
+            "backends": list(dict.fromkeys(self.backends)),
+            "values_bytes": BYTES_OF_ENTRY * self.kept,
+            "index_bytes": self.index_bytes,
+            "code_bytes": self.code_bytes,
+            "bytes": self.bytes,
+            "of_dense": self.bytes / dense if dense else 0.0,
+        }
+
+
+States = Mapping[str, PathState | str]
+"""By name in PATHS; text instead of a state is why this machine lacks the path."""
+
+
+def model_state(mask: torch.Tensor) -> dict[str, PathState | str]:
+    """States of a weight with this bool mask [out, in]: `compact` by compressed rows, `generated` by machine code.
+
+    Prepares a pattern for each path and lets it go.
+    """
+    there = backends.available_backends()
+    found: dict[str, PathState | str] = {}
+    for path, backend in zip(PATHS, ("avx512" if there["avx512"] is None else "portable", "jit"), strict=True):
+        reason = there[backend]
+        if reason is not None:
+            found[path] = reason
+            continue
+        with forced_backend(backend):
+            start = time.perf_counter()
+            pattern = SparsityPattern.from_mask(mask)
+            description = backends.describe(pattern)
+            seconds = time.perf_counter() - start
+        names = (description.forward, description.grad_input, description.grad_values)
+        found[path] = PathState(
+            names, pattern.nnz, mask.numel(), description.index_bytes, description.code_bytes, seconds
+        )
+    return found
+
+
+def total_state(states: Iterable[States]) -> dict[str, PathState | str]:
+    """Sums of each path; its `backends` are all that occur."""
+    total: dict[str, PathState | str] = {}
+    for state in states:
+        for path, one in state.items():
+            before = total.get(path)
+            if isinstance(one, str) or not isinstance(before, PathState):
+                total[path] = one
+                continue
+            total[path] = PathState(
+                tuple(dict.fromkeys(before.backends + one.backends)),
+                before.kept + one.kept,
+                before.entries + one.entries,
+                before.index_bytes + one.index_bytes,
+                before.code_bytes + one.code_bytes,
+                before.prepare_s + one.prepare_s,
+            )
+    return total
+
+
+def facts_of(state: PathState | str) -> dict[str, Any]:
+    """As JSON: `PathState.facts`, or why there is none under ``missing``."""
+    return {"missing": state} if isinstance(state, str) else state.facts()
+
+
+def total_facts(states: Iterable[States]) -> dict[str, dict[str, Any]]:
+    """As JSON by path: the sums, and ``prepare_s``, the seconds that preparing took."""
+    return {
+        path: facts_of(state) | ({"prepare_s": state.prepare_s} if isinstance(state, PathState) else {})
+        for path, state in total_state(states).items()
+    }
+
+
+@contextmanager
+def forced_backend(name: str) -> Iterator[None]:
+    """The kernels on one back end."""
+    before = os.environ.get(backends.VARIABLE)
+    os.environ[backends.VARIABLE] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[backends.VARIABLE]
+        else:
+            os.environ[backends.VARIABLE] = before

@@ -1,0 +1,71 @@
+"""Model state that the sparse weights of a checkpoint take in training, against dense: for ``spdf inspect``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tqdm import tqdm
+
+from spdf_dist.accounting.text_table import text_table
+from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.sparsity.masks import logical_weights
+
+
+def add_model_state(facts: dict[str, Any], checkpoint: Checkpoint) -> None:
+    """Put ``state`` into ``facts`` of inspection, and into each of its sparse weights.
+
+    Bytes of parameters, gradients, moments, indices and generated code on each path of the kernels (`compact`,
+    `generated`), or why this machine lacks it, beside those of dense weights; in the whole also the seconds that
+    preparing the patterns took. Needs torch: without it ``state`` says so.
+    """
+    sparse = [name for name in logical_weights(checkpoint.model) if checkpoint.manifest.tensors[name].sparse]
+    if not sparse:
+        facts["state"] = {"patterns": 0, "dense_bytes": 0}
+        return
+    try:
+        import torch
+        from spdf_kernels.state import BYTES_OF_ENTRY, facts_of, model_state, total_facts
+    except ImportError as error:
+        facts["state"] = {"missing": f"needs torch ({error})"}
+        return
+    by_name = {}
+    for name in tqdm(sparse, desc="patterns", unit="pattern", leave=False, disable=None):
+        by_name[name] = model_state(torch.from_numpy(checkpoint.masks[name].copy()))
+    for weight in facts["weights"]:
+        if weight["name"] in by_name:
+            weight["state"] = {"dense_bytes": BYTES_OF_ENTRY * math.prod(weight["shape"])}
+            weight["state"] |= {path: facts_of(state) for path, state in by_name[weight["name"]].items()}
+    facts["state"] = {
+        "patterns": len(sparse),
+        "dense_bytes": sum(weight["state"]["dense_bytes"] for weight in facts["weights"] if "state" in weight),
+        **total_facts(by_name.values()),
+    }
+
+
+def state_table(facts: dict[str, Any]) -> str:
+    """The added facts for people; empty for a dense checkpoint."""
+    total = facts["state"]
+    if "missing" in total:
+        return f"model state: {total['missing']}"
+    if not total["patterns"]:
+        return ""
+    lines = ["model state in training: parameters, gradients, moments, indices and generated code, bytes"]
+    paths = []
+    for path in [key for key, value in total.items() if isinstance(value, dict)]:
+        if "missing" in total[path]:
+            lines.append(f"{path}: {total[path]['missing']}")
+            continue
+        paths.append(path)
+        lines.append(
+            f"{path}: {', '.join(total[path]['backends'])}; {total['patterns']} patterns prepared in "
+            f"{total[path]['prepare_s']:.2f} s"
+        )
+    rows = []
+    for name, state in [(w["name"], w["state"]) for w in facts["weights"] if "state" in w] + [("all", total)]:
+        row = [name, f"{state['dense_bytes']:,}"]
+        for path in paths:
+            row += [f"{state[path]['bytes']:,}", f"{state[path]['of_dense']:.3f}"]
+        rows.append(row)
+    head = ["weight", "dense"] + [text for path in paths for text in (path, "of dense")]
+    return "\n".join([*lines, "", text_table(head, rows)])

@@ -1,0 +1,62 @@
+"""Bytes of model state by path: what inspect and bench print."""
+
+import pytest
+import torch
+from kernels_reference import BACKENDS
+from spdf_kernels import SparsityPattern, available_backends, describe
+from spdf_kernels.state import BYTES_OF_ENTRY, PathState, model_state, total_state
+
+
+def random_mask(rows: int, columns: int, density: float) -> torch.Tensor:
+    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(0)) < density
+
+
+def test_each_path_says_what_describe_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = random_mask(96, 200, 0.25)
+    states = model_state(mask)
+    assert list(states) == ["compact", "generated"]
+    for path, backend in (("compact", "avx512" if "avx512" in BACKENDS else "portable"), ("generated", "jit")):
+        state = states[path]
+        if backend not in BACKENDS:
+            assert state == available_backends()[backend]
+            continue
+        monkeypatch.setenv("SPDF_KERNELS_BACKEND", backend)
+        pattern = SparsityPattern.from_mask(mask)
+        description = describe(pattern)
+        assert isinstance(state, PathState)
+        assert state.backends == (description.forward, description.grad_input, description.grad_values)
+        assert (state.kept, state.entries) == (pattern.nnz, 96 * 200)
+        assert (state.index_bytes, state.code_bytes) == (description.index_bytes, description.code_bytes)
+        assert state.bytes == BYTES_OF_ENTRY * pattern.nnz + state.index_bytes + state.code_bytes
+        assert state.facts()["of_dense"] == state.bytes / (16 * 96 * 200)
+        assert state.prepare_s > 0
+
+
+def test_a_machine_without_avx512_says_so_and_measures_the_portable_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"jit": "no AVX-512", "avx512": "no AVX-512", "portable": None, "torch": None}
+    monkeypatch.setattr("spdf_kernels.backends.available_backends", lambda: there)
+    states = model_state(random_mask(64, 64, 0.25))
+    assert states["generated"] == "no AVX-512"
+    assert isinstance(states["compact"], PathState) and set(states["compact"].backends) == {"portable"}
+
+
+def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setenv("SPDF_KERNELS_BACKEND", "torch")
+    model_state(random_mask(8, 8, 0.5))
+    assert os.environ["SPDF_KERNELS_BACKEND"] == "torch"
+    monkeypatch.delenv("SPDF_KERNELS_BACKEND")
+    model_state(random_mask(8, 8, 0.5))
+    assert "SPDF_KERNELS_BACKEND" not in os.environ
+
+
+def test_sums_over_weights() -> None:
+    one = PathState(("jit", "jit", "avx512"), 10, 40, 5, 100, 0.5)
+    two = PathState(("avx512", "avx512", "avx512"), 20, 80, 7, 0, 0.25)
+    total = total_state([{"generated": one, "compact": "none"}, {"generated": two, "compact": "none"}])
+    assert total["compact"] == "none"
+    state = total["generated"]
+    assert isinstance(state, PathState)
+    assert state == PathState(("jit", "avx512"), 30, 120, 12, 100, 0.75)
+    assert state.bytes == 16 * 30 + 12 + 100
