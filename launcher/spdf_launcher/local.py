@@ -22,6 +22,24 @@ from spdf_launcher.status import exit_code, gather
 POLL_SECONDS = 0.25
 
 
+def results_first(jobs: list[Job]) -> list[Job]:
+    """The jobs, each last one right after what it needs, so that a study that is interrupted has whole results."""
+    by_id = {job.id: job for job in jobs}
+    needed = {need for job in jobs for need in job.needs}
+    ordered: dict[str, Job] = {}
+
+    def add(job: Job) -> None:
+        if job.id not in ordered:
+            for need in job.needs:
+                add(by_id[need])
+            ordered[job.id] = job
+
+    for job in jobs:
+        if job.id not in needed:
+            add(job)
+    return list(ordered.values())
+
+
 class LocalRun:
     """One pass over the jobs of a workflow."""
 
@@ -33,7 +51,7 @@ class LocalRun:
     def run(self) -> int:
         """Run what is wanted; 0 when all of it is done, 75 when stopped by a signal, 1 when something failed."""
         with self.handlers():
-            for number, job in enumerate(self.jobs, 1):
+            for number, job in enumerate(results_first(self.jobs), 1):
                 self.display.job(number, len(self.jobs), job.id)
                 if job.id not in self.wanted:
                     status = job_folder(self.root, job.id).status()

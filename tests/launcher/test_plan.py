@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from spdf_launcher.local import results_first
 from spdf_launcher.plan import Job, plan, value_name
 from spdf_launcher.references import escape, references, substitute
 from spdf_launcher.workflow import load_workflow
@@ -50,6 +51,20 @@ def test_expansion(make) -> None:  # type: ignore[no-untyped-def]
     assert cell.config is not None and cell.config["training"]["lr"] == 5e-5 and cell.config["seed"] == 2
     assert len(jobs["select/dense"].needs) == 4 and jobs["report"].needs == ("select/dense", "select/s75")
     assert jobs["pretrain/s75"].config["sparsity"]["level"] == 0.75  # type: ignore[index]
+
+
+def test_a_result_is_finished_before_the_next_is_begun(make) -> None:  # type: ignore[no-untyped-def]
+    flow = """
+jobs:
+  pretrain: {kind: pretrain, set: {training.train_tokens: 4096}, grid: {seed: [1, 2]}}
+  densified: {kind: densify, set: {checkpoint: "${jobs.pretrain.run_dir}"}}
+  finetune: {kind: finetune, set: {finetune.checkpoint: "${jobs.pretrain.run_dir}", finetune.train: train.csv}}
+  report: {kind: report, needs: [finetune]}
+"""
+    assert [job.id for job in results_first(list(make(flow).values()))] == [
+        *("pretrain/seed=1", "densified/seed=1", "pretrain/seed=2", "densified/seed=2"),
+        *("finetune/seed=1", "finetune/seed=2", "report"),
+    ]
 
 
 def test_keys_follow_inputs_alone(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
