@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,23 +94,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return objects
 
 
-def last_line(path: Path, reach: int = 65536) -> dict[str, Any] | None:
-    """The last whole JSON object in the last ``reach`` bytes of a file of JSON lines."""
+def last_lines(path: Path, reach: int = 65536) -> list[dict[str, Any]]:
+    """The JSON objects in the last ``reach`` bytes of a file of JSON lines, without those cut off at either end."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - reach))
             lines = file.read().splitlines()
     except OSError:
-        return None
-    for line in reversed(lines):
-        try:
+        return []
+    found = []
+    for line in lines:
+        with suppress(ValueError):
             value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            return value
-    return None
+            if isinstance(value, dict):
+                found.append(value)
+    return found
 
 
 def try_lock(path: Path, patience: float = 0.0) -> int | None:

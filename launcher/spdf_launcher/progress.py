@@ -1,11 +1,12 @@
-"""How far a training job is, read from the last line of its run's metrics.jsonl."""
+"""How far a training job is, read from the last lines of its run's metrics.jsonl."""
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from spdf_launcher.folder import last_line
+from spdf_launcher.folder import last_lines
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,16 @@ class Progress:
 
 def read_progress(run_dir: Path, steps: int | None) -> Progress | None:
     """The progress of a run of ``steps`` steps (None: unknown); None before its first step."""
-    line = last_line(run_dir / "metrics.jsonl")
-    if line is None or not isinstance(line.get("step"), int):
+    lines = [line for line in last_lines(run_dir / "metrics.jsonl") if isinstance(line.get("step"), int)]
+    if not lines:
         return None
+    steps_done = [line for line in lines if isinstance(line.get("step_ms"), int | float)]
+    line = steps_done[-1] if steps_done else lines[-1]
     total = line.get("total_steps", steps)
-    step_ms = line.get("step_ms")
     eta = None
-    if isinstance(total, int) and isinstance(step_ms, int | float):
-        eta = max(0, total - line["step"]) * step_ms / 1000
+    if isinstance(total, int) and steps_done:
+        # One step says little where steps differ in length or the machine has other work.
+        eta = max(0, total - line["step"]) * statistics.median(step["step_ms"] for step in steps_done) / 1000
     return Progress(line["step"], total, line.get("consumed_tokens"), line.get("loss"), eta)
 
 

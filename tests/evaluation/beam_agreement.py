@@ -1,4 +1,4 @@
-"""Our beam search against transformers' over a task file, on a trained model. Run by hand; docs/trial.md has the numbers.
+"""Our beam search against transformers' over a task file, on a trained model; run by hand, results in docs/trial.md.
 
     spdf export-hf RUN EXPORTED
     python tests/evaluation/beam_agreement.py RUN EXPORTED E2E_CSV
