@@ -21,16 +21,23 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import FinetuneConfig
 from spdf_dist.config.validate import validate_tensor_parallel
 from spdf_dist.data.tokenizer import load_tokenizer
-from spdf_dist.model.gpt import GPT, build_gpt
+from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.parallel.ranks import Ranks
-from spdf_dist.training.callbacks import Callback, MetricsFile, Progress, TensorBoard
 from spdf_dist.training.engine import Engine
 from spdf_dist.training.execution import decide
 from spdf_dist.training.loop import Loop, TrainingState
 from spdf_dist.training.run_folder import RunFolder
-from spdf_dist.training.setup import newest_checkpoint, on_rank_zero, peak_flops, sparsity_by_group, start
+from spdf_dist.training.setup import (
+    build_model,
+    newest_checkpoint,
+    on_rank_zero,
+    peak_flops,
+    reporting,
+    start,
+    weight_dtype,
+)
 from spdf_dist.training.state import load_moments, load_weights, save_state
 from spdf_dist.training.stop import StopRequest
 from spdf_dist.training.task_batches import TaskBatches
@@ -65,18 +72,9 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
         checkpoint = newest_checkpoint(folder, groups)
         state = TrainingState(**checkpoint.manifest.state) if checkpoint else TrainingState()
 
-        dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
         tokens = config.training.micro_batch_size * min(task.max_length, model_config.seq_length)
-        execution = decide(config.sparsity.execution, model_config, masks, groups, folder, tokens, dtype)
-        model = build_gpt(
-            model_config,
-            groups,
-            masks=masks,
-            execution=execution,
-            dtype=dtype,
-            activation_checkpointing=config.training.activation_checkpointing,
-            label_smoothing=task.label_smoothing,
-        )
+        execution = decide(config.sparsity.execution, model_config, masks, groups, folder, tokens, weight_dtype(config))
+        model = build_model(config, model_config, groups, masks, execution, task.label_smoothing)
         engine = Engine(model.to(groups.device), config, groups)
         load_weights(engine, checkpoint or origin)
         if checkpoint is not None:
@@ -87,19 +85,11 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
             if task.keep_mask
             else sum(fact.shape[0] * fact.shape[1] - fact.kept for fact in origin_masks.facts.values())
         )
-        callbacks: list[Callback] = []
-        if groups.rank == 0:
-            folder.cut_metrics(state.step)
-            callbacks = [
-                MetricsFile(folder),
-                TensorBoard(folder, state.step, sparsity_by_group(model)),
-                Progress("finetune", state.step, source.total_steps),
-            ]
-            if checkpoint is not None:
-                callbacks[-1].on_note(f"continues from step {state.step} of {source.total_steps}")
-            else:
-                note = "keeps the mask" if task.keep_mask else f"dense, {reactivated:,} pruned weights reactivated"
-                callbacks[-1].on_note(f"{task.task} from {origin.path}: {note}")
+        callbacks = reporting("finetune", folder, groups, model, state, source.total_steps)
+        if checkpoint is None:
+            note = "keeps the mask" if task.keep_mask else f"dense, {reactivated:,} pruned weights reactivated"
+            for callback in callbacks:
+                callback.on_note(f"{task.task} from {origin.path}: {note}")
 
         def save(current: TrainingState) -> None:
             save_state(

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.write import prune
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture, open_mixture
 from spdf_dist.data.tokenizer import load_tokenizer
-from spdf_dist.model.gpt import build_gpt
 from spdf_dist.model.initialize import initialize_parameters
 from spdf_dist.parallel.ranks import Ranks
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.batches import PretrainBatches
-from spdf_dist.training.callbacks import Callback, MetricsFile, Progress, TensorBoard
 from spdf_dist.training.engine import Engine
 from spdf_dist.training.execution import decide
 from spdf_dist.training.loop import Loop, TrainingState
 from spdf_dist.training.run_folder import RunFolder
-from spdf_dist.training.setup import newest_checkpoint, on_rank_zero, peak_flops, sparsity_by_group, start
+from spdf_dist.training.setup import (
+    build_model,
+    newest_checkpoint,
+    on_rank_zero,
+    peak_flops,
+    reporting,
+    start,
+    weight_dtype,
+)
 from spdf_dist.training.state import load_moments, load_weights, save_state
 from spdf_dist.training.stop import StopRequest
 
@@ -42,18 +46,10 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
             checkpoint.check_model(config.model)
         state = TrainingState(**checkpoint.manifest.state) if checkpoint else TrainingState()
 
-        dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
         masks = PackedMasks.pack(RandomMasks(config.model, config.sparsity))
         tokens = config.training.micro_batch_size * config.model.seq_length
-        execution = decide(config.sparsity.execution, config.model, masks, groups, folder, tokens, dtype)
-        model = build_gpt(
-            config.model,
-            groups,
-            masks=masks,
-            execution=execution,
-            dtype=dtype,
-            activation_checkpointing=config.training.activation_checkpointing,
-        )
+        execution = decide(config.sparsity.execution, config.model, masks, groups, folder, tokens, weight_dtype(config))
+        model = build_model(config, config.model, groups, masks, execution)
         if checkpoint is None:
             initialize_parameters(model, config.model, config.sparsity, config.seed)
         engine = Engine(model.to(groups.device), config, groups)
@@ -62,18 +58,10 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
             load_moments(engine, checkpoint)
 
         source = PretrainBatches(config, train, validation, groups)
-        callbacks: list[Callback] = []
-        if groups.rank == 0:
-            folder.cut_metrics(state.step)
-            callbacks = [
-                MetricsFile(folder),
-                TensorBoard(folder, state.step, sparsity_by_group(model)),
-                Progress("pretrain", state.step, source.total_steps),
-            ]
-            if checkpoint is not None:
-                callbacks[-1].on_note(f"continues from step {state.step} of {source.total_steps}")
+        callbacks = reporting("pretrain", folder, groups, model, state, source.total_steps)
+        for callback in callbacks:
             for place, how in execution.items():
-                callbacks[-1].on_note(f"sparse {place}: {how}")
+                callback.on_note(f"sparse {place}: {how}")
 
         def save(current: TrainingState) -> None:
             save_state(

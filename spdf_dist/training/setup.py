@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from spdf_dist.accounting.hardware import recognise_gpu
 from spdf_dist.checkpoint.find import damaged, latest
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.schema import AnyConfig
+from spdf_dist.config.schema import AnyConfig, ModelConfig
 from spdf_dist.config.validate import validate_batch
-from spdf_dist.model.gpt import GPT, sparse_linears
+from spdf_dist.model.gpt import GPT, Execution, build_gpt, sparse_linears
 from spdf_dist.parallel.groups import Groups, initialize
 from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.parallel.ranks import Ranks
+from spdf_dist.sparsity.masks import BoolArray
+from spdf_dist.training.callbacks import Callback, MetricsFile, Progress, TensorBoard
+from spdf_dist.training.loop import TrainingState
 from spdf_dist.training.run_folder import RunFolder
 
 
@@ -66,6 +70,44 @@ def newest_checkpoint(folder: RunFolder, groups: Groups) -> Checkpoint | None:
     if error is not None:
         raise UserError(error)
     return Checkpoint(found) if found else None
+
+
+def weight_dtype(config: AnyConfig) -> torch.dtype:
+    """Of weights and activations; the optimizer's masters are float32 in any case."""
+    return torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+
+
+def build_model(
+    config: AnyConfig,
+    model: ModelConfig,
+    groups: Groups,
+    masks: Mapping[str, BoolArray],
+    execution: Execution,
+    label_smoothing: float = 0.0,
+) -> GPT:
+    """The model to train, without values yet."""
+    return build_gpt(
+        model,
+        groups,
+        masks=masks,
+        execution=execution,
+        dtype=weight_dtype(config),
+        activation_checkpointing=config.training.activation_checkpointing,
+        label_smoothing=label_smoothing,
+    )
+
+
+def reporting(
+    name: str, folder: RunFolder, groups: Groups, model: GPT, state: TrainingState, total_steps: int
+) -> list[Callback]:
+    """Rank 0's metrics file, cut back to the step that the run goes on from, TensorBoard and progress line."""
+    if groups.rank != 0:
+        return []
+    folder.cut_metrics(state.step)
+    progress = Progress(name, state.step, total_steps)
+    if state.step:
+        progress.on_note(f"continues from step {state.step} of {total_steps}")
+    return [MetricsFile(folder), TensorBoard(folder, state.step, sparsity_by_group(model)), progress]
 
 
 def sparsity_by_group(model: GPT) -> dict[str, float]:
