@@ -211,6 +211,29 @@ int spdf_spmm(spdf_pattern* pattern, int backend, int transposed, int bf16, cons
     return SPDF_OK;
 }
 
+int spdf_spmm_packed([[maybe_unused]] spdf_pattern* pattern, [[maybe_unused]] int transposed,
+                     [[maybe_unused]] const float* x, [[maybe_unused]] int64_t tiles,
+                     [[maybe_unused]] const float* values, [[maybe_unused]] float* y, [[maybe_unused]] int threads) {
+#if defined(__x86_64__)
+    if (spdf_backend_missing(SPDF_JIT) || pattern->rows.nnz == 0) return SPDF_NO_CODE;
+    if (tiles == 0) return SPDF_OK;
+    thread_local spdf::Scratch values_scratch;
+    try {
+        threads = threads_for(tiles * 16, pattern->rows.nnz, threads);
+        const spdf::jit::Generated* code = pattern->generated(transposed != 0, false, threads);
+        if (!code) return SPDF_NO_CODE;
+        float* ordered = values_scratch.floats(code->entries);
+        order(pattern->rows, *code, values, ordered, threads);
+        spdf::jit::spmm_tiles(*code, x, tiles, ordered, y, threads);
+        return SPDF_OK;
+    } catch (const std::bad_alloc&) {
+        return SPDF_NO_MEMORY;
+    }
+#else
+    return SPDF_NO_CODE;
+#endif
+}
+
 int spdf_grad_values(spdf_pattern* pattern, int backend, int bf16, const void* dy, const void* x, int64_t tokens,
                      void* values, int threads) {
     const int64_t out = pattern->rows.rows, in = pattern->rows.cols;

@@ -29,7 +29,7 @@ from spdf_kernels.state import model_state
 
 OPERATIONS = ("forward", "dx", "dw")
 SLOW = 4.0
-"""A contender that is this many times slower than the fastest runs only in every third round."""
+"""A contender that is this many times slower than the median one runs only in every third round."""
 
 Product = Callable[[], Any]
 
@@ -93,7 +93,7 @@ def interleave(contenders: Mapping[str, Product], rounds: int, threads: int) -> 
         start = now()
         product()
         warm[name] = now() - start
-    slow = {name for name, seconds in warm.items() if seconds > SLOW * min(warm.values())}
+    slow = {name for name, seconds in warm.items() if seconds > SLOW * statistics.median(warm.values())}
     names = list(contenders)
     times: dict[str, dict[int, float]] = {name: {} for name in names}
     for number in range(rounds):
@@ -151,6 +151,19 @@ def sparse_products(x: torch.Tensor, dy: torch.Tensor, values: torch.Tensor, han
         "forward": lambda: ops.spmm(x, values, None, handle),
         "dx": lambda: ops.spmm_transposed(dy, values, handle),
         "dw": lambda: ops.sddmm(dy, x, handle),
+    }
+
+
+def packed_products(
+    x: torch.Tensor, dy: torch.Tensor, values: torch.Tensor, pattern: SparsityPattern
+) -> dict[str, Product]:
+    """The same on tiles of tokens in and out, by operation; the difference is packing. Empty without code."""
+    if x.dtype != torch.float32 or backends.describe(pattern).forward != "jit":
+        return {}
+    x_tiles, dy_tiles = native.pack(x), native.pack(dy)
+    return {
+        "forward": lambda: native.spmm_packed(x_tiles, values, pattern, transposed=False),
+        "dx": lambda: native.spmm_packed(dy_tiles, values, pattern, transposed=True),
     }
 
 
@@ -234,7 +247,8 @@ def measure_gemm(
     peers: bool = True,
     operations: Sequence[str] = OPERATIONS,
 ) -> list[dict[str, Any]]:
-    """One result an operation (and `forward_backward` when all three are asked for) at a shape [out, in].
+    """One result an operation at a shape [out, in]; beside forward and dX one on packed operands (`forward_packed`,
+    `dx_packed`), where there is generated code, and `forward_backward` when all three are asked for.
 
     `peak`: FLOP/s of `fma_peak` at these threads and this dtype, for the fraction reached; None when not known.
     """
@@ -251,27 +265,30 @@ def measure_gemm(
         description = backends.describe(pattern)
         backend = {"forward": description.forward, "dx": description.grad_input, "dw": description.grad_values}
         sparse = sparse_products(x, dy, values, pattern.handle)
+        packed = packed_products(x, dy, values, pattern)
+        flops = 2.0 * tokens * pattern.nnz
         for operation in operations:
             dense = dense_products(operation, x, dy, weight)
             others, missing = peer_products(operation, x, dy, weight) if peers else ({}, {})
             others, failed = _runnable(others)
-            times = interleave({"sparse": sparse[operation], **dense, **others}, rounds, threads)
-            result = _compare(times, list(dense), list(others))
-            seconds = result["median_ms"] / 1e3
-            flops = 2.0 * tokens * pattern.nnz
-            result.update(
-                op=operation,
-                backend=backend[operation],
-                gflops=flops / seconds / 1e9,
-                peak_fraction=None if peak is None else flops / seconds / peak,
-                theoretical=1.0 / pattern.density,
-                peers_missing=missing | failed,
-            )
-            results.append(result)
+            own = {"sparse": sparse[operation], **({"packed": packed[operation]} if operation in packed else {})}
+            times = interleave({**own, **dense, **others}, rounds, threads)
+            for name in own:
+                result = _compare(times, name, list(dense), list(others))
+                seconds = result["median_ms"] / 1e3
+                result.update(
+                    op=operation if name == "sparse" else f"{operation}_packed",
+                    backend=backend[operation],
+                    gflops=flops / seconds / 1e9,
+                    peak_fraction=None if peak is None else flops / seconds / peak,
+                    theoretical=1.0 / pattern.density,
+                    peers_missing=missing | failed,
+                )
+                results.append(result)
         if tuple(operations) == OPERATIONS:
             times = interleave(forward_backward(x, dy, weight, pattern, values), rounds, threads)
             dense_names = [name for name in times if name.startswith("dense")]
-            result = _compare(times, dense_names, [name for name in times if name == "sparseprop"])
+            result = _compare(times, "sparse", dense_names, [name for name in times if name == "sparseprop"])
             result.update(op="forward_backward", backend=backend["forward"], theoretical=1.0 / pattern.density)
             results.append(result)
     for result in results:
@@ -293,11 +310,13 @@ def _runnable(contenders: Mapping[str, Product]) -> tuple[dict[str, Product], di
     return found, failed
 
 
-def _compare(times: Mapping[str, Mapping[int, float]], dense: Sequence[str], peers: Sequence[str]) -> dict[str, Any]:
+def _compare(
+    times: Mapping[str, Mapping[int, float]], own: str, dense: Sequence[str], peers: Sequence[str]
+) -> dict[str, Any]:
     best = min(dense, key=lambda name: statistics.median(times[name].values()))
-    speedup, bound = ratio(times[best], times["sparse"])
+    speedup, bound = ratio(times[best], times[own])
     return {
-        **spread(times["sparse"]),
+        **spread(times[own]),
         "speedup": speedup,
         "speedup_lower": bound,
         "best_dense": best,

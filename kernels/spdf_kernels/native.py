@@ -15,6 +15,7 @@ from spdf_kernels.pattern import SparsityPattern
 
 LIBRARY = Path(__file__).with_name("libspdf_kernels.so")
 BACKENDS = {"portable": 0, "avx512": 1, "jit": 2}
+_NO_MEMORY = 1
 
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES = {
@@ -23,6 +24,7 @@ _SIGNATURES = {
     "spdf_pattern_new": (_POINTER, [_POINTER, _INT64, _INT64, _INT64]),
     "spdf_pattern_free": (None, [_POINTER]),
     "spdf_spmm": (_INT, [_POINTER, _INT, _INT, _INT, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _INT]),
+    "spdf_spmm_packed": (_INT, [_POINTER, _INT, _POINTER, _INT64, _POINTER, _POINTER, _INT]),
     "spdf_grad_values": (_INT, [_POINTER, _INT, _INT, _POINTER, _POINTER, _INT64, _POINTER, _INT]),
     "spdf_prepare_grad_values": (_INT, [_POINTER]),
     "spdf_prepare": (_INT, [_POINTER, _INT, _INT, _INT, _INT]),
@@ -91,6 +93,40 @@ def spmm(
     if status != 0:
         raise MemoryError(f"no memory for a product with {pattern!r} over {operand.shape[0]} tokens")
     return result
+
+
+def pack(x: torch.Tensor) -> torch.Tensor:
+    """Tiles of x [T, F]: [ceil(T / 16), F | 1, 16], 16 tokens of a feature side by side, zero past the last token."""
+    tokens, features = x.shape
+    count = (tokens + 15) // 16
+    rows = torch.cat([x, x.new_zeros(16 * count - tokens, features)])
+    tiles = x.new_zeros(count, features | 1, 16)
+    tiles[:, :features] = rows.view(count, 16, features).transpose(1, 2)
+    return tiles
+
+
+def unpack(tiles: torch.Tensor, tokens: int, features: int) -> torch.Tensor:
+    """x [T, F] of `pack`'s tiles."""
+    return tiles[:, :features].transpose(1, 2).reshape(-1, features)[:tokens]
+
+
+def spmm_packed(
+    tiles: torch.Tensor, values: torch.Tensor, pattern: SparsityPattern, transposed: bool
+) -> torch.Tensor | None:
+    """`spmm` on packed operands, by generated code: tiles in and out, float32. None where there is no code."""
+    result = tiles.new_empty(tiles.shape[0], pattern.shape[1 if transposed else 0] | 1, 16)
+    status = _loaded().spdf_spmm_packed(
+        _structure(pattern),
+        transposed,
+        tiles.data_ptr(),
+        tiles.shape[0],
+        values.data_ptr(),
+        result.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if status == _NO_MEMORY:
+        raise MemoryError(f"no memory for a product with {pattern!r} over {tiles.shape[0]} tiles")
+    return None if status else result
 
 
 def sddmm(dy: torch.Tensor, x: torch.Tensor, pattern: SparsityPattern, backend: str) -> torch.Tensor:

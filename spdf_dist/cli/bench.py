@@ -182,7 +182,7 @@ def run_gemm(args: argparse.Namespace) -> int:
     if args.plot:
         on = f"{threads[0]} thread" + ("s" if threads[0] > 1 else "")
         title = f"{shapes[0][0]} x {shapes[0][1]}, {tokens} tokens, {args.dtype}, {on}"
-        table = write_speedup_figure(args.plot, [r for r in results if r["op"] != "forward_backward"], title)
+        table = write_speedup_figure(args.plot, [r for r in results if r["op"] in bench.OPERATIONS], title)
         data["plot"] = {"figure": str(args.plot), "csv": str(table)}
         note(f"wrote {args.plot} and {table}")
     roof = ", ".join(f"{peak / 1e9:.0f} GFLOP/s on {count}" for count, peak in peaks.items() if peak)

@@ -253,23 +253,52 @@ bool pack_tile(const Generated& g, const Packing& packing, const Bf16* x, int to
 
 }  // namespace
 
+namespace {
+
+// Tiles that a task takes through the code: at most as many as wished, and tasks in a multiple of the threads.
+int64_t tiles_of_task(const Generated& g, int64_t tiles, int threads) {
+    const int64_t wish = tiles_of_group(g);
+    int64_t groups = (tiles + wish - 1) / wish;
+    groups = (groups + threads - 1) / threads * threads;
+    return (tiles + groups - 1) / groups;
+}
+
+BlockCode code_of(const Generated& g, int64_t block) {
+    return reinterpret_cast<BlockCode>(reinterpret_cast<uintptr_t>(g.code.code() + g.entry[block]));
+}
+
+}  // namespace
+
+void spmm_tiles(const Generated& g, const float* x, int64_t tiles, const float* ordered, float* y, int threads) {
+    const int64_t group = tiles_of_task(g, tiles, threads);
+    const int64_t tasks = (tiles + group - 1) / group;
+    const int64_t x_stride = tile_floats(g.features), y_stride = tile_floats(g.rows);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t task = 0; task < tasks; ++task) {
+        const int64_t count = std::min(group, tiles - task * group);
+        const float* x_tiles = x + task * group * x_stride;
+        float* y_tiles = y + task * group * y_stride;
+        for (int64_t i = 0; i < g.input_blocks * g.row_blocks; ++i) {
+            const int64_t first = i / g.row_blocks * g.block_inputs, first_row = i % g.row_blocks * g.block_rows;
+            code_of(g, i)(x_tiles + first * 16, ordered + g.value_start[i], y_tiles + first_row * 16, count, x_stride * 4,
+                          y_stride * 4);
+        }
+    }
+}
+
 template <class T>
 bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int64_t tokens, const float* ordered,
                     const float* bias, T* y, int threads, Scratch& scratch) {
     const int64_t tiles = (tokens + 15) / 16;
-    const int64_t wish = tiles_of_group(g);
     // Enough groups for every thread; with few tokens the rows are shared out instead, and each part packs x for itself.
     const bool by_tokens = tiles >= 4 * threads;
-    int64_t groups = (tiles + wish - 1) / wish;
-    if (by_tokens) groups = (groups + threads - 1) / threads * threads;
-    const int64_t group = (tiles + groups - 1) / groups;
-    groups = (tiles + group - 1) / group;
+    const int64_t group = tiles_of_task(g, tiles, by_tokens ? threads : 1);
+    const int64_t groups = (tiles + group - 1) / group;
     const int64_t parts = by_tokens ? 1 : std::min<int64_t>(g.row_blocks, threads);
-    const int64_t y_stride = (g.rows | 1) * 16;  // an odd number of cache lines: tiles do not share cache sets
+    const int64_t y_stride = tile_floats(g.rows);
     const int64_t x_floats = g.inputs * 16 * group;
     const int64_t y_floats = y_stride * group;
     float* memory = scratch.floats((x_floats + y_floats) * threads);
-    const uint8_t* code = g.code.code();
     std::atomic<bool> finite{true};
 
 #pragma omp parallel num_threads(threads)
@@ -299,9 +328,8 @@ bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
                 }
                 for (int64_t b = begin; b < end; ++b) {
                     const int64_t index = k * g.row_blocks + b;
-                    const auto run = reinterpret_cast<BlockCode>(reinterpret_cast<uintptr_t>(code + g.entry[index]));
-                    run(x_packed, ordered + g.value_start[index], y_packed + b * g.block_rows * 16, count, inputs * 64,
-                        y_stride * 4);
+                    code_of(g, index)(x_packed, ordered + g.value_start[index], y_packed + b * g.block_rows * 16, count,
+                                      inputs * 64, y_stride * 4);
                 }
             }
             const int64_t first_row = begin * g.block_rows;

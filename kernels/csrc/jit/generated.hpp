@@ -51,6 +51,13 @@ template <class T>
 void order_values(const Pattern& pattern, const Generated& generated, const T* values, float* ordered, int threads);
 void order_pairs(const Pattern& pattern, const Generated& generated, const Bf16* values, Bf16* ordered, int threads);
 
+// Floats from one tile of a packed tensor to the next: an odd number of cache lines, so that tiles do not share cache sets.
+inline int64_t tile_floats(int64_t features) { return (features | 1) * 16; }
+
+// The product alone, on packed operands: y [tiles][rows | 1][16] = x [tiles][features | 1][16] times the direction's weight,
+// each tile with the values of 16 tokens side by side, feature by feature. Code of single inputs, not of pairs.
+void spmm_tiles(const Generated& generated, const float* x, int64_t tiles, const float* ordered, float* y, int threads);
+
 // y [tokens, rows] = x [tokens, features] times the direction's weight, plus bias (may be null), row-major; `ordered` from
 // order_values or order_pairs. Same bits for any number of threads. Throws std::bad_alloc. False, with y undefined, when
 // pairs met an x that is not finite.

@@ -20,11 +20,15 @@ namespace spdf::sddmm {
 
 namespace {
 
-// Most memory for packed operands at a time; more tokens go in several passes.
-constexpr int64_t kPackedFloats = int64_t{24} << 20;
-// Sums of a task that stay in the second-level cache from one run of tokens to the next.
-constexpr int64_t kTaskSums = int64_t{96} << 10;
+// Most memory for packed x at a time; more tokens go in several passes.
+constexpr int64_t kPackedFloats = int64_t{16} << 20;
+// Sums of a task, which come by again for each run of tokens: most of them then are still in the second-level cache.
+constexpr int64_t kTaskSums = int64_t{200} << 10;
 constexpr int64_t kMostTaskColumns = 1536;
+// Each pass goes through all sums; so it packs this many floats a sum, and no more, for these should stay in cache.
+constexpr int64_t kPackedFloatsOfSum = 16;
+// Features that are packed at a time: small enough that threads share a pass evenly.
+constexpr int64_t kPackedFeatures = 256;
 
 template <class T>
 struct Path {
@@ -67,11 +71,12 @@ void pack_panel(const Path<T>& path, const Run& run, const T* source, int64_t ld
     }
 }
 
-// Column blocks of a task: as many as its sums allow.
-int64_t task_column_blocks(const spdf_sddmm& s) {
+// Column blocks of a task: as many as its sums allow, and few enough that every thread has a task.
+int64_t task_column_blocks(const spdf_sddmm& s, int threads) {
     const int64_t sums = std::max<int64_t>(1, s.nnz() / (s.row_blocks * s.column_blocks));
-    const int64_t most = std::min(s.column_blocks, kMostTaskColumns / kColumnsPerBlock);
-    return std::clamp<int64_t>(kTaskSums / sums, 1, most);
+    const int64_t most = std::clamp<int64_t>(kTaskSums / sums, 1, kMostTaskColumns / kColumnsPerBlock);
+    const int64_t parts = std::max((s.column_blocks + most - 1) / most, (threads + s.row_blocks - 1) / s.row_blocks);
+    return (s.column_blocks + parts - 1) / parts;
 }
 
 // Where the entries of each row from column block `first` on stand.
@@ -96,16 +101,16 @@ void multiply(const spdf_sddmm& s, const Path<T>& path, const T* dy, int64_t ldy
     const std::vector<Run> runs = cut(path, tokens);
     const int64_t run_count = static_cast<int64_t>(runs.size());
     const int64_t x_floats = s.in * kVectorCounts[0] * kChunkFloats;
-    const int64_t y_floats = s.out * kVectorCounts[0] * kChunkFloats;
-    // Few runs at once keep packed operands in cache; but each pass goes through all sums again.
-    const int64_t run_floats = x_floats + y_floats;
-    const int64_t worth = (4 * s.nnz() + run_floats - 1) / run_floats;
-    const int64_t at_once = std::max<int64_t>(1, std::min({worth, kPackedFloats / run_floats, run_count}));
-    float* const panels = scratch.floats(run_floats * at_once + (kNarrow ? s.nnz() : 0));
-    float* sums = panels + run_floats * at_once;
+    const int64_t y_floats = s.rows_per_block * kVectorCounts[0] * kChunkFloats;
+    const int64_t worth = kPackedFloatsOfSum * s.nnz() / ((s.in + s.out) * kVectorCounts[0] * kChunkFloats);
+    const int64_t at_once = std::max<int64_t>(1, std::min({worth, kPackedFloats / x_floats, run_count}));
+    float* const x_panels = scratch.floats(x_floats * at_once + y_floats * threads + (kNarrow ? s.nnz() : 0));
+    float* const y_panels = x_panels + x_floats * at_once;
+    float* sums = y_panels + y_floats * threads;
     if constexpr (!kNarrow) sums = values;
-    const int64_t task_blocks = task_column_blocks(s);
+    const int64_t task_blocks = task_column_blocks(s, threads);
     const int64_t column_groups = (s.column_blocks + task_blocks - 1) / task_blocks;
+    const int64_t parts = (s.in + kPackedFeatures - 1) / kPackedFeatures;
     std::vector<std::vector<int64_t>> memory(static_cast<size_t>(2 * threads), std::vector<int64_t>(s.rows_per_block));
 
 #pragma omp parallel num_threads(threads)
@@ -117,30 +122,35 @@ void multiply(const spdf_sddmm& s, const Path<T>& path, const T* dy, int64_t ldy
 #endif
         std::vector<int64_t>& start = memory[2 * me];
         std::vector<int64_t>& position = memory[2 * me + 1];
-#pragma omp for schedule(static)
+        // Packed where it is used: it stays in this thread's cache, and memory holds packed x alone.
+        float* const y_panel = y_panels + static_cast<int64_t>(me) * y_floats;
+#pragma omp for schedule(static) nowait
         for (int64_t e = 0; e < s.nnz(); ++e) sums[e] = 0.0f;
         for (int64_t pass = 0; pass < run_count; pass += at_once) {
             const int64_t pass_runs = std::min(at_once, run_count - pass);
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < pass_runs; ++i) {
-                float* const panel = panels + i * run_floats;
-                pack_panel(path, runs[pass + i], x, ldx, s.in, panel);
-                pack_panel(path, runs[pass + i], dy, ldy, s.out, panel + x_floats);
+            for (int64_t i = 0; i < pass_runs * parts; ++i) {
+                const Run& run = runs[pass + i / parts];
+                const int64_t first = i % parts * kPackedFeatures;
+                pack_panel(path, run, x + first, ldx, std::min(kPackedFeatures, s.in - first),
+                           x_panels + i / parts * x_floats + first * run.vectors * kChunkFloats);
             }
 #pragma omp for schedule(dynamic, 1)
             for (int64_t task = 0; task < s.row_blocks * column_groups; ++task) {
                 const int64_t rb = task / column_groups;
                 const int64_t first = task % column_groups * task_blocks;
                 const int64_t last = std::min(first + task_blocks, s.column_blocks);
+                const int64_t row0 = rb * s.rows_per_block;
+                const int64_t rows = std::min(s.rows_per_block, s.out - row0);
                 positions_of(s, rb, first, start);
                 for (int64_t i = 0; i < pass_runs; ++i) {
                     const Run& run = runs[pass + i];
-                    const int64_t stride = int64_t{run.vectors} * kChunkFloats;
-                    const float* x_panel = panels + i * run_floats;
-                    const float* y_panel = x_panel + x_floats + rb * s.rows_per_block * stride;
+                    const float* x_panel = x_panels + i * x_floats;
+                    pack_panel(path, run, dy + row0, ldy, rows, y_panel);
                     position = start;
                     for (int64_t cb = first; cb < last; ++cb) {
-                        run.products(s.block(rb, cb), y_panel, x_panel + cb * kColumnsPerBlock * stride, sums,
+                        run.products(s.block(rb, cb), y_panel,
+                                     x_panel + cb * kColumnsPerBlock * run.vectors * kChunkFloats, sums,
                                      position.data());
                     }
                 }

@@ -87,6 +87,41 @@ void test_case(const Case& c, int backend, int threads) {
     spdf_pattern_free(pattern);
 }
 
+// Tiles of 16 tokens, as spdf_spmm_packed takes them; lanes past the last token are zero.
+std::vector<float> packed(const std::vector<float>& x, int64_t tokens, int64_t features) {
+    std::vector<float> tiles(static_cast<size_t>((tokens + 15) / 16 * (features | 1) * 16));
+    for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t f = 0; f < features; ++f) tiles[(t / 16 * (features | 1) + f) * 16 + t % 16] = x[t * features + f];
+    }
+    return tiles;
+}
+
+void test_packed(int64_t out, int64_t in, int64_t tokens, int threads) {
+    Random random(7);
+    std::vector<uint8_t> bits(static_cast<size_t>((out * in + 7) / 8));
+    int64_t nnz = 0;
+    for (int64_t i = 0; i < out * in; ++i) {
+        if (random.uniform() >= 0.3) continue;
+        bits[static_cast<size_t>(i / 8)] |= static_cast<uint8_t>(128 >> (i % 8));
+        ++nnz;
+    }
+    spdf_pattern* pattern = spdf_pattern_new(bits.data(), out, in, nnz);
+    const auto values = random_tensor<float>(nnz, 3);
+    for (int transposed = 0; transposed < 2; ++transposed) {
+        const int64_t features = transposed ? out : in, rows = transposed ? in : out;
+        const auto x = random_tensor<float>(tokens * features, 1);
+        std::vector<float> y(static_cast<size_t>(tokens * rows));
+        check(spdf_spmm(pattern, SPDF_JIT, transposed, 0, x.data(), tokens, values.data(), nullptr, y.data(), threads) ==
+                  SPDF_OK, "row-major runs");
+        const auto x_tiles = packed(x, tokens, features);
+        std::vector<float> y_tiles(static_cast<size_t>((tokens + 15) / 16 * (rows | 1) * 16));
+        check(spdf_spmm_packed(pattern, transposed, x_tiles.data(), (tokens + 15) / 16, values.data(), y_tiles.data(),
+                               threads) == SPDF_OK, "packed runs");
+        check(y_tiles == packed(y, tokens, rows), "packed gives the same bits");
+    }
+    spdf_pattern_free(pattern);
+}
+
 void test_budget() {
     const std::vector<uint8_t> bits(128, 0xff);
     const int64_t before = spdf_code_bytes_in_use();
@@ -118,7 +153,13 @@ void test_products() {
             }
         }
     }
-    if (!spdf_backend_missing(SPDF_JIT)) test_budget();
+    if (spdf_backend_missing(SPDF_JIT)) return;
+    test_budget();
+    for (int threads = 1; threads <= 3; threads += 2) {
+        test_packed(8, 9, 1, threads);
+        test_packed(33, 64, 17, threads);
+        test_packed(70, 1537, 400, threads);
+    }
 }
 
 }  // namespace spdf::test
