@@ -4,7 +4,9 @@
   spdf report runs/dense runs/s75 gemm.json --out report
 
 A folder is searched for runs (config.yaml with metrics.jsonl) and for the output of `spdf evaluate --json`; a file is
-the output of `spdf bench gemm --json`, for the paper's Figure 1. The page holds everything and needs no network."""
+the output of `spdf bench gemm --json`, for the paper's Figure 1. The page holds everything and needs no network.
+A workflow whose variants are called SIZE-dense, SIZE-s75, ... is an evidence study: it gets evidence.csv, a row for
+each cell, and a verdict on each of the paper's hypotheses; --markdown puts them into docs/evidence.md."""
 
 from __future__ import annotations
 
@@ -19,13 +21,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "folders", nargs="+", type=Path, metavar="DIR", help="run folders, workflow folders, JSON files"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write index.html, PNGs and CSVs into")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="PAGE", help="put an evidence study's results between the marks of this page"
+    )
     parser.add_argument("--json", action="store_true", help="print the paths and the summary as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     from spdf_dist.report.write import write_report
 
-    page = write_report(args.folders, args.out)
+    page = write_report(args.folders, args.out, args.markdown)
     if args.json:
         import json
 

@@ -60,7 +60,7 @@ def sizes_of(study: Study) -> list[str]:
 def colours_of(study: Study) -> dict[str, str]:
     """The variant's colour for each label that ``run_label`` gives: sizes differ by line style."""
     colours = variant_colours(study.variants)
-    return {run_label(study, run): colours[run.variant()] for run in study.runs}
+    return {run_label(study, run): colours[run.variant()] for run in (*study.pretraining, *study.finetuning)}
 
 
 def lines(

@@ -50,6 +50,8 @@ class Run:
     """The variant's name in its workflow; empty for a run folder given by itself."""
     synthetic: bool = False
     """Whether it trained on generated data."""
+    rejected: bool = False
+    """Whether it was a candidate that a `select` job left."""
 
     @property
     def is_finetuning(self) -> bool:

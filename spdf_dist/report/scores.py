@@ -48,6 +48,8 @@ class Score:
     """The paper's name of the model; empty for any other."""
     level: float | None = None
     """Sparsity of its pre-training."""
+    pretraining_seed: int | None = None
+    """By which variants are paired; None where the pre-training run is not known."""
 
 
 @dataclass(frozen=True)

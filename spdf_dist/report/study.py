@@ -16,7 +16,7 @@ from typing import Any
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import flatten
 from spdf_dist.report.bench import is_gemm_bench
-from spdf_dist.report.jobs import WorkflowJob, ancestors, job_of, read_object
+from spdf_dist.report.jobs import WorkflowJob, all_jobs, ancestors, job_of, read_object
 from spdf_dist.report.published import paper_model
 from spdf_dist.report.runs import Run, is_run, read_run
 from spdf_dist.report.scores import METRIC_NAMES, Score
@@ -32,6 +32,7 @@ NOT_RESULTS = (
     "result.json",
 )
 LARGEST_RESULT = 16 << 20
+EVIDENCE_ROWS = "evidence.csv"
 
 
 @dataclass
@@ -46,15 +47,18 @@ class Study:
     bench: dict[str, Any] = field(default_factory=dict)
     """Output of ``spdf bench gemm --json``."""
 
+    kept: list[Path] = field(default_factory=list)
+    """Folders with the rows of an evidence study from before."""
+
     @property
     def pretraining(self) -> list[Run]:
-        """Pre-training runs."""
-        return [run for run in self.runs if not run.is_finetuning]
+        """Pre-training runs but for those of a sweep."""
+        return [run for run in self.runs if not run.is_finetuning and not run.rejected]
 
     @property
     def finetuning(self) -> list[Run]:
-        """Fine-tuning runs."""
-        return [run for run in self.runs if run.is_finetuning]
+        """Fine-tuning runs but for those that a selection left."""
+        return [run for run in self.runs if run.is_finetuning and not run.rejected]
 
     @property
     def synthetic(self) -> bool:
@@ -65,7 +69,7 @@ class Study:
     def variants(self) -> list[str]:
         """Variant names in the order of reading: untrained first, then by density, dense first."""
         order: dict[str, tuple[int, float]] = {}
-        for run in self.runs:
+        for run in (*self.pretraining, *self.finetuning):
             level = run.sparsity.level if run.sparsity else 0.0
             order.setdefault(run.variant(), (0 if run.untrained else 1, level))
         for score in self.scores:
@@ -109,10 +113,13 @@ def read_study(folders: Sequence[Path]) -> Study:
         for parent in ancestors(job) if job else ():  # an evaluation brings the runs behind it
             add_run(study, parent.folder / "run")
         note_workflow(study, root)
+        if (root / EVIDENCE_ROWS).is_file():
+            study.kept.append(root)
     link_parents(study)
+    leave_rejected(study)
     for path in dict.fromkeys(path.resolve() for path in results):
         read_result(study, path)
-    if not (study.runs or study.scores or study.bench):
+    if not (study.runs or study.scores or study.bench or study.kept):
         places = ", ".join(map(str, folders))
         raise UserError(f"{places}: no run (config.yaml with metrics.jsonl) and no scores there or below")
     return study
@@ -151,6 +158,21 @@ def link_parents(study: Study) -> None:
                 run.parent = origins.setdefault(folder, with_variant(read_run(folder)))
                 run.name = run.name or run.parent.name
                 break
+
+
+def leave_rejected(study: Study) -> None:
+    """Mark the runs that a `select` job left, and those of a sweep from which nothing went on but a number."""
+    parents = {run.parent.path.resolve() for run in study.runs if run.parent is not None}
+    by_path = {run.path.resolve(): run for run in study.runs}
+    for root in study.workflows:
+        for job in all_jobs(root):
+            if job.kind != "select":
+                continue
+            chosen = read_object(job.folder / "out" / "choice.json").get("job")
+            for need in job.needs:
+                run = by_path.get((root / "jobs" / need / "run").resolve())
+                if run is not None and chosen is not None:
+                    run.rejected = run.path.resolve() not in parents if not run.is_finetuning else need != chosen
 
 
 def origin_folders(run: Run) -> Iterator[Path]:
@@ -201,6 +223,7 @@ def read_result(study: Study, path: Path) -> None:
             synthetic=generated or is_synthetic(content) or (run is not None and run.synthetic),
             settings=settings_of(run) if run else "",
             validation_loss=run.best_validation if run else None,
+            pretraining_seed=run.pretraining.seed if run and run.pretraining else None,
             model=paper_model(run.model) if run and run.model else "",
             level=run.sparsity.level if run and run.sparsity else None,
         )

@@ -29,8 +29,9 @@ def variant_colours(variants: Sequence[str]) -> dict[str, str]:
     """A colour for each variant: dense is always blue, untrained grey, 50% green and 75% orange."""
     colours: dict[str, str] = {}
     for name in variants:
-        if name in FIXED:
-            colours[name] = FIXED[name]
+        what = name.rpartition("-")[2]  # 1m-dense has dense's colour
+        if what in FIXED and FIXED[what] not in colours.values():
+            colours[name] = FIXED[what]
             continue
         level = re.search(r"(?<!\d)(\d{2})(?!\d)", name)
         wanted = LEVEL_COLOURS.get(level[1]) if level else None

@@ -11,6 +11,7 @@ from statistics import mean
 from spdf_dist.accounting.flops import linears_share
 from spdf_dist.accounting.parameters import linear_parameters, total_parameters
 from spdf_dist.report.figures import power_label, time_unit
+from spdf_dist.report.paired import by_seed, minus, paired
 from spdf_dist.report.runs import Run, kept_linear_weights, short_count
 from spdf_dist.report.scores import METRIC_NAMES, TASK_NAMES, Score, estimate, metric_name, selected
 from spdf_dist.report.study import Study
@@ -184,7 +185,23 @@ def score_groups(study: Study) -> dict[tuple[str, str, str], dict[str, list[Scor
 
 def baseline_of(group: dict[str, list[Score]]) -> str | None:
     """The dense variant of a group of scores."""
-    return next((name for name in group if name.startswith("dense")), None)
+    return next((name for name in group if name.startswith("dense") or name.endswith("-dense")), None)
+
+
+def to_dense(ours: Sequence[Score], base: Sequence[Score], metric: str, digits: int) -> str:
+    """The difference to dense, paired by the pre-training seed; of means where no seed is common to both."""
+    pairs = paired(minus(seed_values(ours, metric), seed_values(base, metric)))
+    if pairs is not None and pairs.deviation is not None:
+        return f"\n{signed(pairs.mean, digits)} ± {pairs.deviation:.{digits}f} to dense ({pairs.count} pairs)"
+    own, dense = (estimate([score.metrics.get(metric) for score in scores]) for scores in (ours, base))
+    return f"\n{signed(own.mean - dense.mean, digits)} to dense" if own and dense else ""
+
+
+def seed_values(scores: Sequence[Score], metric: str) -> dict[int, float]:
+    """A metric by pre-training seed, its mean over fine-tuning seeds."""
+    return by_seed(
+        (score.pretraining_seed, score.metrics.get(metric)) for score in scores if score.pretraining_seed is not None
+    )
 
 
 def metrics_of(group: dict[str, list[Score]]) -> list[str]:
@@ -218,9 +235,8 @@ def score_tables(study: Study) -> list[Table]:
                     row.append("not computed")
                     continue
                 digits = 2 if abs(value.mean) >= 10 else 4
-                text = value.text(digits)
-                dense = estimate([s.metrics.get(metric) for s in group[base]]) if base and name != base else None
-                row.append(text + (f"\n{signed(value.mean - dense.mean, digits)} to dense" if dense else ""))
+                against = to_dense(scores, group[base], metric, digits) if base and name != base else ""
+                row.append(value.text(digits) + against)
             rows.append(row)
         synthetic = any(score.synthetic for scores in group.values() for score in scores)
         name = "-".join(part for part in ("scores", task, split, size) if part).replace(" ", "_")
@@ -231,7 +247,7 @@ def score_tables(study: Study) -> list[Table]:
                 ["variant", *(metric_name(metric) for metric in metrics)],
                 rows,
                 "On the scale that the official script prints. Settings are selected by validation loss, never by "
-                "these scores; mean ± sample deviation (runs).",
+                "these scores; mean ± sample deviation (runs). Differences are paired by the pre-training seed.",
                 synthetic,
             )
         )

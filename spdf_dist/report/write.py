@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from spdf_dist.accounting.flops import linears_share
 from spdf_dist.config.errors import UserError
+from spdf_dist.report.evidence import CURVES, CurvePoint, Evidence, Row, read_evidence, to_csv
+from spdf_dist.report.evidence_tables import SECTION as EVIDENCE_SECTION
+from spdf_dist.report.evidence_tables import (
+    evidence_plots,
+    evidence_tables,
+    markdown,
+    missing_text,
+    page_with,
+    state_text,
+    verdict_lines,
+)
 from spdf_dist.report.jobs import all_jobs
 from spdf_dist.report.page import Section, render_page
 from spdf_dist.report.paper_tables import paper_plots, paper_tables
 from spdf_dist.report.plots import Plot, study_plots
 from spdf_dist.report.scores import estimate, metric_name
-from spdf_dist.report.study import Study, read_study
+from spdf_dist.report.study import EVIDENCE_ROWS, Study, read_study
 from spdf_dist.report.style import drawing, to_png, to_svg, variant_colours
 from spdf_dist.report.tables import (
     MINUS,
@@ -38,12 +50,18 @@ SYNTHETIC = (
 )
 
 
-def write_report(folders: Sequence[Path], out: Path) -> Path:
+def write_report(folders: Sequence[Path], out: Path, markdown_page: Path | None = None) -> Path:
     """Write the report on ``folders`` into ``out`` and return the path of its page.
 
-    Raises UserError for a folder without results or with a damaged file, and for an ``out`` that cannot be made.
+    ``markdown_page``: a page with marks, between which the results of an evidence study are put. Raises UserError for a
+    folder without results or with a damaged file, for an ``out`` that cannot be made, and for a page without marks.
     """
     study = read_study(folders)
+    evidence = read_evidence(study, dict.fromkeys([out, *study.kept]))
+    command = "spdf report " + shlex.join([*map(str, folders), "--out", str(out)])
+    if markdown_page is not None:
+        command += f" --markdown {shlex.quote(str(markdown_page))}"
+        results = evidence_markdown(evidence, out, markdown_page, command)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -52,10 +70,11 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     plots = study_plots(study)
     reference = paper_tables(study)
     reference_plots = paper_plots(study)
-    drawn = draw(plots + reference_plots, out)
+    own_evidence = evidence_plots(evidence)
+    drawn = draw(plots + reference_plots + own_evidence, out)
     if study.runs:
         write(out / "curves.csv", curve_rows(study))
-    sections = own_sections(plots, tables, drawn)
+    sections = [*evidence_sections(evidence, own_evidence, drawn), *own_sections(plots, tables, drawn)]
     figures = [(plot.name, drawn[plot.name], plot.caption) for plot in reference_plots]
     nothing_ours = not study.bench and all(score.synthetic for score in study.scores)
     sections.append(Section("The paper beside ours", PAPER_INTRO, figures, reference, folded=nothing_ours))
@@ -63,6 +82,11 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
     sections.append(Section("Jobs", (), [], [jobs_table(root) for root in study.workflows]))
     for table in (table for section in sections for table in section.tables):
         write(out / f"{table.name}.csv", table.csv())
+    if evidence.rows:
+        write(out / EVIDENCE_ROWS, to_csv(evidence.rows, Row))
+        write(out / CURVES, to_csv(evidence.curves, CurvePoint))
+    if markdown_page is not None:
+        write(markdown_page, results)
     page = out / "index.html"
     write(
         page,
@@ -73,7 +97,7 @@ def write_report(folders: Sequence[Path], out: Path) -> Path:
             cards(study),
             sections,
             variant_colours(study.variants),
-            "Made by: spdf report " + shlex.join([*map(str, folders), "--out", str(out)]),
+            f"Made by: {command}",
         ),
     )
     return page
@@ -101,6 +125,23 @@ def draw(plots: Sequence[Plot], out: Path) -> dict[str, str]:
             write(out / f"{plot.name}.png", to_png(figure))
             svgs[plot.name] = to_svg(figure, plot.name)
     return svgs
+
+
+def evidence_sections(evidence: Evidence, plots: Sequence[Plot], drawn: dict[str, str]) -> list[Section]:
+    """The section on the paper's hypotheses, where the folders hold a study of them."""
+    if not evidence.rows:
+        return []
+    intro = [state_text(evidence), *verdict_lines(evidence), *(f"Not done: {line}." for line in missing_text(evidence))]
+    figures = [(plot.name, drawn[plot.name], plot.caption) for plot in plots]
+    return [Section(EVIDENCE_SECTION, intro, figures, evidence_tables(evidence))]
+
+
+def evidence_markdown(evidence: Evidence, out: Path, page: Path, command: str) -> str:
+    """The page with the study's results in it. Raises UserError."""
+    if not evidence.rows:
+        raise UserError("--markdown: there is no evidence study in the folders (variants called SIZE-dense, SIZE-...)")
+    figures = Path(os.path.relpath(out.resolve(), page.resolve().parent)).as_posix()
+    return page_with(page, markdown(evidence, figures, command))
 
 
 def own_sections(plots: Sequence[Plot], tables: Sequence[Table], drawn: dict[str, str]) -> list[Section]:

@@ -85,6 +85,7 @@ def finetune_run(
     seed: int = 1,
     gap: float = 0.0,
     lr: float = 1e-4,
+    task: str = "e2e",
 ) -> None:
     """A fine-tuning run of 40 steps."""
     tree = to_tree(
@@ -93,7 +94,7 @@ def finetune_run(
             {
                 "run_dir": str(folder),
                 "seed": seed,
-                "finetune": {"checkpoint": str(checkpoint), "task": "e2e", "train": train},
+                "finetune": {"checkpoint": str(checkpoint), "task": task, "train": train},
                 "training": {"lr": lr},
             },
             "",
@@ -106,11 +107,34 @@ def finetune_run(
     write_json(folder / "finetune.json", finetuned)
 
 
-def write_job(root: Path, job_id: str, kind: str, needs: list[str], variant: str | None = None) -> Path:
+def write_job(
+    root: Path,
+    job_id: str,
+    kind: str,
+    needs: list[str],
+    variant: str | None = None,
+    *,
+    cell: dict[str, str] | None = None,
+    config: dict[str, Any] | None = None,
+    done: bool = True,
+) -> Path:
     """What the launcher leaves of a job; returns its folder."""
     folder = root / "jobs" / job_id
-    spec = {"id": job_id, "name": job_id.split("/")[0], "kind": kind, "variant": variant, "cell": {}, "needs": needs}
-    write_json(folder / "job.json", spec)
+    name = job_id.split("/")[0]
+    write_json(
+        folder / "job.json",
+        {
+            "id": job_id,
+            "name": name,
+            "kind": kind,
+            "variant": variant,
+            "cell": cell or {},
+            "needs": needs,
+            "config": config,
+        },
+    )
+    if not done:
+        return folder
     write_json(
         folder / "manifest.json",
         {
@@ -154,4 +178,59 @@ def write_workflow(root: Path) -> Path:
             "slot_accuracy": 0.93 - 0.3 * gap,
         }
         write_json(evaluate / "out" / "scores.json", {"schema_version": 1, "task": "e2e", **scores})
+    return root
+
+
+def write_study(root: Path, bleu: dict[str, list[float]], planned: int = 3) -> Path:
+    """An evidence study: ``bleu`` by SIZE-WHAT, a score a seed; seeds beyond them up to ``planned`` have not run.
+
+    Two learning rates are tried in each cell and the better by validation loss is chosen; the loss of E2E is 2 minus
+    BLEU, that of WebNLG 3 minus 2 BLEU.
+    """
+    for variant, scores in bleu.items():
+        size, what = variant.split("-")[:2]
+        level = {"s50": 0.5, "s75": 0.75}.get(what, 0.0)
+        sparse = variant.endswith("-sparse")
+        tail, variant = ("-sparse", variant.removesuffix("-sparse")) if sparse else ("", variant)
+        for seed in range(1, planned + 1):
+            done, cell = seed <= len(scores), {"seed": str(seed)}
+            gap = -scores[seed - 1] if done else 0.0
+            where = f"{variant}/seed={seed}"
+            pretrain = write_job(root, f"pretrain/{where}", "pretrain", [], variant, cell=cell, done=done)
+            width = 128 if size == "1m" else 256
+            steps = 0 if what == "untrained" else 40
+            if done:
+                config = pretrain_run(
+                    pretrain / "run", level, steps=steps, seed=seed, hidden_size=width, num_attention_heads=4
+                )
+            candidates = []
+            for lr, worse in ((1e-3, 0.0), (3e-3, 0.5)):
+                job_id = f"finetune{tail}/{where},lr={lr}"
+                job_config = {"finetune": {"keep_mask": sparse}}
+                tuned = write_job(
+                    root, job_id, "finetune", [f"pretrain/{where}"], variant, cell=cell, config=job_config, done=done
+                )
+                candidates.append(job_id)
+                if done:
+                    finetune_run(
+                        tuned / "run", pretrain / "run", "e2e/trainset.csv", config, gap=0.4 + gap + worse, lr=lr
+                    )
+            best = write_job(root, f"best{tail}/{where}", "select", candidates, variant, cell=cell, done=done)
+            if done:
+                write_json(best / "out" / "choice.json", {"schema_version": 1, "job": candidates[0]})
+                if not sparse:
+                    other = write_job(
+                        root, f"finetune-webnlg/{where}", "finetune", [f"pretrain/{where}"], variant, cell=cell
+                    )
+                    finetune_run(
+                        other / "run", pretrain / "run", "webnlg/train.json", config, gap=1.4 + 2 * gap, task="webnlg"
+                    )
+            needs = [f"best{tail}/{where}"]
+            write_job(root, f"generate{tail}/{where}", "generate", needs, variant, cell=cell, done=done)
+            needs = [f"generate{tail}/{where}"]
+            evaluate = write_job(root, f"evaluate{tail}/{where}", "evaluate", needs, variant, cell=cell, done=done)
+            if done:
+                write_json(
+                    evaluate / "out" / "scores.json", {"schema_version": 1, "task": "e2e", "bleu": scores[seed - 1]}
+                )
     return root

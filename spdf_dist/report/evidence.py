@@ -1,0 +1,270 @@
+"""The cells of an evidence study: a row for each size, variant, pre-training seed and way of fine-tuning.
+
+A study is a workflow whose variants are called SIZE-WHAT, SIZE-dense among them. Its rows go to ``evidence.csv`` and
+its validation curves to ``evidence_curves.csv``; what such files hold already is kept unless the study has it anew, so
+that a study may be carried through in parts and on several machines.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.accounting.flops import linears_share
+from spdf_dist.accounting.parameters import total_parameters
+from spdf_dist.config.errors import UserError
+from spdf_dist.report.jobs import WorkflowJob, all_jobs, ancestors, read_object
+from spdf_dist.report.runs import Run
+from spdf_dist.report.scores import Score
+from spdf_dist.report.study import EVIDENCE_ROWS, Study
+
+CURVES = "evidence_curves.csv"
+DONE, PRETRAINED, NOT_RUN = "done", "pre-trained", "not run"
+DENSE, UNTRAINED, SMALL, STOPPED = "dense", "untrained", "small", "stopped"
+CONTROLS = (UNTRAINED, SMALL, STOPPED)
+
+
+@dataclass
+class Row:
+    """One cell. Losses in nats a target token, scores as the official script prints them."""
+
+    size: str
+    variant: str
+    seed: int
+    """Of pre-training."""
+    finetuning: str = "dense"
+    """`dense` or `sparse` (the mask kept)."""
+    state: str = NOT_RUN
+    """`done`, `pre-trained`, `not run`, or why it failed."""
+    sparsity: float | None = None
+    pattern: str = ""
+    parameters: float | None = None
+    nonzeros: float | None = None
+    """Parameters that the mask leaves."""
+    linears_share: float | None = None
+    tokens: float | None = None
+    tokens_per_parameter: float | None = None
+    lr: float | None = None
+    pretraining_flops: float | None = None
+    pretraining_seconds: float | None = None
+    """In training steps."""
+    pretraining_val_loss: float | None = None
+    finetuning_lr: float | None = None
+    finetuning_flops: float | None = None
+    finetuning_seconds: float | None = None
+    e2e_val_loss: float | None = None
+    webnlg_val_loss: float | None = None
+    bleu: float | None = None
+    nist: float | None = None
+    meteor: float | None = None
+    rouge_l: float | None = None
+    cider: float | None = None
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """Which cell it is."""
+        return (self.size, self.variant, self.seed, self.finetuning)
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One validation of a pre-training run."""
+
+    size: str
+    variant: str
+    seed: int
+    step: int
+    tokens: float
+    flops: float
+    seconds: float
+    val_loss: float
+
+
+@dataclass
+class Evidence:
+    """All rows and curves of a study, in reading order."""
+
+    rows: list[Row] = field(default_factory=list)
+    curves: list[CurvePoint] = field(default_factory=list)
+
+    @property
+    def sizes(self) -> list[str]:
+        """Sizes, smallest first."""
+        largest = {row.size: 0.0 for row in self.rows}
+        for row in self.rows:
+            largest[row.size] = max(largest[row.size], row.parameters or 0.0)
+        return sorted(largest, key=lambda size: (largest[size], size))
+
+    def sparse_variants(self, size: str) -> list[str]:
+        """Names of the sparse variants of a size."""
+        names = [row.variant for row in self.rows if row.size == size]
+        return [name for name in dict.fromkeys(names) if name not in (DENSE, *CONTROLS)]
+
+    def values(self, size: str, variant: str, column: str, finetuning: str = "dense") -> list[tuple[int, float | None]]:
+        """(seed, value) of one column."""
+        return [
+            (row.seed, getattr(row, column))
+            for row in self.rows
+            if (row.size, row.variant, row.finetuning) == (size, variant, finetuning)
+        ]
+
+
+def read_evidence(study: Study, kept: Iterable[Path]) -> Evidence:
+    """The study's rows and curves on top of those in the folders ``kept``; empty when there are none.
+
+    Raises UserError for a kept file that cannot be read.
+    """
+    rows: dict[tuple[str, str, int, str], Row] = {}
+    points: dict[tuple[str, str, int], list[CurvePoint]] = {}
+    for folder in kept:
+        rows |= {row.key: row for row in read_table(folder / EVIDENCE_ROWS, Row)}
+        old: dict[tuple[str, str, int], list[CurvePoint]] = {}
+        for point in read_table(folder / CURVES, CurvePoint):
+            old.setdefault((point.size, point.variant, point.seed), []).append(point)
+        points |= old
+    for root in study.workflows:
+        jobs = all_jobs(root)
+        names = {job.variant for job in jobs}
+        for job in jobs:
+            size, _, what = job.variant.partition("-")
+            if f"{size}-{DENSE}" not in names or not what:
+                continue
+            if job.kind == "evaluate":
+                row = row_of(study, job, size, what)
+                if row.state == DONE or rows.get(row.key, row).state != DONE:
+                    rows[row.key] = row
+            elif job.kind == "pretrain":
+                run = find_run(study, job)
+                if run is not None and run.validation:
+                    points[size, what, run.seed] = curve(run, size, what)
+    for row in rows.values():
+        fill_webnlg(study, row)
+    order = {DENSE: 0, STOPPED: 2, SMALL: 3, UNTRAINED: 4}
+    ordered = sorted(
+        rows.values(), key=lambda r: (r.size, order.get(r.variant, 1), r.sparsity or 0, r.variant, r.finetuning, r.seed)
+    )
+    return Evidence(ordered, [point for key in sorted(points) for point in points[key]])
+
+
+def find_run(study: Study, job: WorkflowJob) -> Run | None:
+    """The run of a training job, where it has begun."""
+    folder = (job.folder / "run").resolve()
+    return next((run for run in study.runs if run.path.resolve() == folder), None)
+
+
+def row_of(study: Study, job: WorkflowJob, size: str, what: str) -> Row:
+    """The row of one evaluation."""
+    below = list(ancestors(job))
+    origin = next((parent for parent in below if parent.kind == "pretrain" and parent.variant == job.variant), None)
+    tuned = next((parent for parent in below if parent.kind == "finetune"), None)
+    row = Row(size, what, seed=int(job.cell.get("seed", 0)))
+    pretraining = find_run(study, origin) if origin else None
+    finetuning = find_run(study, tuned) if tuned else None
+    config = read_object(tuned.folder / "job.json").get("config") if tuned else None
+    if config and config.get("finetune", {}).get("keep_mask"):
+        row.finetuning = "sparse"
+    if origin and pretraining and origin.manifest().get("status") == DONE:
+        fill_pretraining(row, pretraining)
+        row.state = PRETRAINED
+    if job.manifest().get("status") == DONE and finetuning is not None:
+        fill_finetuning(row, finetuning)
+        fill_scores(row, next((s for s in study.scores if s.path.is_relative_to(job.folder.resolve())), None))
+        row.state = DONE
+    else:
+        failed = next((parent for parent in (job, *below) if parent.manifest().get("status") == "failed"), None)
+        if failed is not None and row.state != PRETRAINED:
+            row.state = f"failed: {failed.manifest().get('reason')}"
+    return row
+
+
+def fill_pretraining(row: Row, run: Run) -> None:
+    """What the pre-training run says."""
+    config = run.config
+    row.seed = run.seed
+    row.sparsity, row.pattern = config.sparsity.level, config.sparsity.pattern if config.sparsity.level else ""
+    row.parameters = total_parameters(config.model)
+    row.nonzeros = total_parameters(config.model, config.sparsity)
+    row.linears_share = linears_share(config.model)
+    row.tokens = run.tokens[-1] if run.tokens else 0.0
+    row.tokens_per_parameter = row.tokens / row.parameters
+    row.lr = config.training.lr if run.tokens else None
+    row.pretraining_flops = run.flops[-1] if run.flops else 0.0
+    row.pretraining_seconds = run.seconds[-1] if run.seconds else 0.0
+    row.pretraining_val_loss = run.final_validation
+
+
+def fill_finetuning(row: Row, run: Run) -> None:
+    """What the chosen fine-tuning run says."""
+    row.finetuning_lr = float((run.tree.get("training") or {}).get("lr") or 0.0)
+    row.finetuning_flops = run.flops[-1] if run.flops else None
+    row.finetuning_seconds = run.seconds[-1] if run.seconds else None
+    row.e2e_val_loss = run.best_validation
+
+
+def fill_scores(row: Row, score: Score | None) -> None:
+    """The metrics of the test set."""
+    for name in ("bleu", "nist", "meteor", "rouge_l", "cider"):
+        setattr(row, name, score.metrics.get(name) if score else None)
+
+
+def fill_webnlg(study: Study, row: Row) -> None:
+    """The best validation loss of the cell's fine-tuning on WebNLG, where the study has one."""
+    losses = [
+        run.best_validation
+        for run in study.finetuning
+        if (run.tree.get("finetune") or {}).get("task") == "webnlg"
+        and run.variant() == f"{row.size}-{row.variant}"
+        and run.parent is not None
+        and run.parent.seed == row.seed
+        and run.best_validation is not None
+        and row.finetuning == "dense"
+    ]
+    if losses:
+        row.webnlg_val_loss = min(losses)
+
+
+def curve(run: Run, size: str, what: str) -> list[CurvePoint]:
+    """The validations of a run."""
+    return [
+        CurvePoint(
+            size,
+            what,
+            run.seed,
+            step,
+            run.at_step(step, run.tokens) or 0.0,
+            run.at_step(step, run.flops) or 0.0,
+            run.at_step(step, run.seconds) or 0.0,
+            loss,
+        )
+        for step, loss in run.validation
+    ]
+
+
+def read_table(path: Path, kind: type[Any]) -> list[Any]:
+    """The records of a CSV that ``to_csv`` wrote; none when there is no such file. Raises UserError."""
+    if not path.is_file():
+        return []
+    converters = {"int": int, "float": float, "float | None": float, "str": str}
+    types = {column.name: converters[str(column.type)] for column in fields(kind)}
+    records = []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for line in csv.DictReader(file):
+                records.append(kind(**{name: types[name](text) for name, text in line.items() if text != ""}))
+    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a table of an evidence study ({error}): move it away to begin anew") from None
+    return records
+
+
+def to_csv(records: Iterable[Any], kind: type[Any]) -> str:
+    """Records as CSV, numbers in full."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [column.name for column in fields(kind)], lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow({name: "" if value is None else value for name, value in asdict(record).items()})
+    return buffer.getvalue()

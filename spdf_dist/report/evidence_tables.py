@@ -1,0 +1,308 @@
+"""Tables, figures and Markdown of an evidence study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.report.evidence import DONE, Evidence
+from spdf_dist.report.figures import Dot, Series, dot_figure, line_figure, power_label, time_unit
+from spdf_dist.report.hypotheses import (
+    CLAIMS,
+    Claim,
+    Finding,
+    above_dense,
+    column,
+    described,
+    findings,
+    finished,
+    mean_of,
+    verdict,
+)
+from spdf_dist.report.paired import Paired, paired
+from spdf_dist.report.plots import Plot
+from spdf_dist.report.runs import short_count
+from spdf_dist.report.scores import estimate
+from spdf_dist.report.style import variant_colours
+from spdf_dist.report.tables import NOT_RUN, Table, duration, signed
+
+SECTION = "Evidence"
+BEGIN, END = "<!-- evidence: begin (written by spdf report --markdown) -->", "<!-- evidence: end -->"
+
+
+def interval_text(value: Paired | None, digits: int) -> str:
+    """Such as '-0.41 ± 0.22 (3), 95% [-0.96, +0.14]'."""
+    if value is None:
+        return NOT_RUN
+    text = signed(value.mean, digits)
+    if value.deviation is None or value.half_width is None:
+        return f"{text} (1)"
+    low, high = value.mean - value.half_width, value.mean + value.half_width
+    return f"{text} ± {value.deviation:.{digits}f} ({value.count})\n95% [{signed(low, digits)}, {signed(high, digits)}]"
+
+
+def cells_of(evidence: Evidence) -> list[tuple[str, str, str]]:
+    """(size, variant, fine-tuning) in reading order."""
+    place = {size: k for k, size in enumerate(evidence.sizes)}
+    seen = dict.fromkeys((row.size, row.variant, row.finetuning) for row in evidence.rows)
+    return sorted(seen, key=lambda cell: place[cell[0]])
+
+
+def cost_table(evidence: Evidence) -> Table:
+    """What was trained: sizes, budgets, learning rates, FLOPs, times."""
+    rows = []
+    for size, variant, finetuning in cells_of(evidence):
+        if finetuning == "sparse":
+            continue
+        known = [
+            row
+            for row in evidence.rows
+            if (row.size, row.variant, row.finetuning) == (size, variant, "dense") and row.parameters
+        ]
+        name = described(evidence, size, variant, finetuning)
+        if not known:
+            rows.append([size, name, *[NOT_RUN] * 9])
+            continue
+        first = known[0]
+        flops, base = (
+            mean_of(evidence, size, variant, "pretraining_flops"),
+            mean_of(evidence, size, "dense", "pretraining_flops"),
+        )
+        loss = estimate(list(column(evidence, size, variant, "pretraining_val_loss").values()))
+        seconds = mean_of(evidence, size, variant, "pretraining_seconds")
+        rows.append(
+            [
+                size,
+                name,
+                f"{short_count(first.parameters or 0)}\n{short_count(first.nonzeros or 0)} non-zero",
+                f"{first.linears_share:.0%}",
+                short_count(first.tokens) if first.tokens else "0",
+                f"{first.tokens_per_parameter:.2f}",
+                f"{first.lr:g}" if first.lr else "–",
+                (power_label(flops) if flops else "0") + (f"\n{flops / base:.3f}x dense" if flops and base else ""),
+                loss.text() if loss else "–",
+                duration(seconds) if seconds else "–",
+                str(len(known)),
+            ]
+        )
+    return Table(
+        "evidence_pretraining",
+        "Pre-training of each variant",
+        [
+            "size",
+            "variant",
+            "parameters",
+            "linears' share of dense FLOPs",
+            "tokens",
+            "tokens a parameter",
+            "peak lr",
+            "FLOPs",
+            "validation loss",
+            "time in steps",
+            "seeds",
+        ],
+        rows,
+        "Mean ± sample deviation (pre-training seeds). Nats a token; FLOPs as the paper counts them.",
+        labels=2,
+    )
+
+
+def score_table(evidence: Evidence) -> Table:
+    """What each variant, controls included, reached after fine-tuning, against dense by pre-training seed."""
+    rows = []
+    for size, variant, finetuning in cells_of(evidence):
+        cells = [size, described(evidence, size, variant, finetuning)]
+        for name, digits in (("bleu", 2), ("e2e_val_loss", 3), ("webnlg_val_loss", 3)):
+            value = estimate(list(column(evidence, size, variant, name, finetuning).values()))
+            text = NOT_RUN if value is None else value.text(digits)
+            against = paired(above_dense(evidence, size, variant, name, finetuning))
+            if against is not None and (variant, finetuning) != ("dense", "dense"):
+                text += "\n" + interval_text(against, digits).replace("\n", ", ") + " to dense"
+            cells.append(text)
+        rows.append(cells)
+    return Table(
+        "evidence_scores",
+        "After fine-tuning: each variant and control, and its difference to dense",
+        ["size", "variant", "E2E BLEU ↑", "E2E validation loss ↓", "WebNLG validation loss ↓"],
+        rows,
+        "BLEU of the test set in points; mean ± sample deviation (seeds). Differences are paired by the pre-training "
+        "seed, with the 95% interval of their mean. Losses in nats a target token.",
+        labels=2,
+    )
+
+
+def claim_table(evidence: Evidence, claim: Claim) -> Table:
+    """The rows of one hypothesis."""
+    digits = 3 if claim.number == 2 else 2
+    rows = [
+        [
+            found.size,
+            described(evidence, found.size.partition(" ")[0], found.variant, "dense"),
+            interval_text(found.value, digits),
+            found.verdict + (f"\n{found.why}" if found.why else ""),
+        ]
+        for found in findings(evidence, claim)
+    ]
+    return Table(
+        f"evidence_hypothesis_{claim.number}",
+        f"Hypothesis {claim.number}: {claim.title}. Verdict: {verdict(findings(evidence, claim))}",
+        ["size", "sparsity", claim.measure, "verdict"],
+        rows,
+        claim.rule + " Undecided with fewer than two seeds.",
+        labels=2,
+    )
+
+
+def evidence_tables(evidence: Evidence) -> list[Table]:
+    """All tables of the study."""
+    claims = [claim_table(evidence, claim) for claim in CLAIMS]
+    return [*(table for table in claims if table.rows), score_table(evidence), cost_table(evidence)]
+
+
+def evidence_plots(evidence: Evidence) -> list[Plot]:
+    """A figure for each hypothesis, and the validation loss against FLOPs and wall-clock for each size."""
+    plots = []
+    for claim in CLAIMS:
+        panels = claim_panels(evidence, claim)
+        if panels:
+            plots.append(
+                Plot(
+                    f"evidence_hypothesis_{claim.number}",
+                    SECTION,
+                    f"Hypothesis {claim.number}: {claim.measure}. Mean over the seeds; bars are the 95% interval.",
+                    lambda claim=claim, panels=panels: dot_figure(  # type: ignore[misc]
+                        f"Hypothesis {claim.number}: {claim.measure}", panels
+                    ),
+                )
+            )
+    for size in evidence.sizes:
+        for column_name, title in (("flops", "FLOPs"), ("seconds", "wall-clock")):
+            lines = loss_lines(evidence, size, column_name)
+            if not lines:
+                continue
+            longest = max(line.x[-1] for line in lines)
+            scale, unit = time_unit(longest) if column_name == "seconds" else (1.0, "")
+            label = f"time in training steps, {unit}" if unit else "model FLOPs spent"
+            shown = [Series(line.label, line.colour, [x / scale for x in line.x], line.y) for line in lines]
+            plots.append(
+                Plot(
+                    f"evidence_loss_over_{column_name}_{size}",
+                    SECTION,
+                    f"{size}: pre-training validation loss over {title}; one line a seed."
+                    + (" On the machines that ran it, whatever else they did." if unit else ""),
+                    lambda shown=shown, label=label, title=title, size=size, unit=unit: line_figure(  # type: ignore[misc]
+                        f"{size}: validation loss over {title}",
+                        label,
+                        "loss, nats a token",
+                        shown,
+                        points=True,
+                        x_format=None if unit else power_label,
+                    ),
+                )
+            )
+    return plots
+
+
+def claim_panels(evidence: Evidence, claim: Claim) -> list[tuple[str, list[Dot]]]:
+    """The rows of a hypothesis that have a value, a panel for each size."""
+    panels: dict[str, list[Dot]] = {}
+    found: list[Finding] = findings(evidence, claim)
+    colours = variant_colours(list(dict.fromkeys(row.variant for row in found)))
+    for row in found:
+        if row.value is None:
+            continue
+        note = f"{signed(row.value.mean, 3 if claim.number == 2 else 2)} ({row.value.count})"
+        name = described(evidence, row.size.partition(" ")[0], row.variant, "dense")
+        panels.setdefault(row.size, []).append(
+            Dot(name, colours[row.variant], row.value.mean, row.value.half_width, note)
+        )
+    return list(panels.items())
+
+
+def loss_lines(evidence: Evidence, size: str, column_name: str) -> list[Series]:
+    """One line a variant and seed."""
+    groups: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for point in evidence.curves:
+        if point.size == size:
+            groups.setdefault((point.variant, point.seed), []).append((getattr(point, column_name), point.val_loss))
+    colours = variant_colours(sorted({variant for variant, _ in groups}))
+    return [
+        Series(variant, colours[variant], [x for x, _ in points], [y for _, y in points])
+        for (variant, _), points in sorted(groups.items())
+        if points[-1][0] > 0
+    ]
+
+
+def missing_text(evidence: Evidence) -> list[str]:
+    """The cells that are not done, a line for each variant."""
+    groups: dict[tuple[str, str, str, str], list[int]] = {}
+    for row in evidence.rows:
+        if row.state != DONE:
+            groups.setdefault((row.size, row.variant, row.finetuning, row.state), []).append(row.seed)
+    return [
+        f"{size} {described(evidence, size, variant, finetuning)}, "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}: {state}"
+        for (size, variant, finetuning, state), seeds in groups.items()
+    ]
+
+
+def state_text(evidence: Evidence) -> str:
+    """How far the study is, in a sentence."""
+    done, planned = finished(evidence)
+    return f"{done} of {planned} planned cells have run."
+
+
+def verdict_lines(evidence: Evidence) -> list[str]:
+    """A line for each hypothesis."""
+    return [
+        f"Hypothesis {claim.number}, {claim.title[0].lower()}{claim.title[1:]}: {verdict(findings(evidence, claim))}."
+        for claim in CLAIMS
+    ]
+
+
+def markdown_table(table: Table) -> str:
+    """A table for a Markdown page."""
+    lines = ["| " + " | ".join(table.header) + " |", "|" + "---|" * len(table.header)]
+    for row in table.rows:
+        cells = [cell.replace("|", "\\|").replace("\n", "<br>") for cell in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def markdown(evidence: Evidence, figures: str, command: str) -> str:
+    """The results as Markdown; ``figures`` is the way from the page to the figures' folder."""
+    names = {plot.name: plot.caption for plot in evidence_plots(evidence)}
+    parts = [f"{state_text(evidence)} Made by `{command}`.", ""]
+    missing = missing_text(evidence)
+    if missing:
+        parts += ["Not run, or not to the end:", "", *(f"* {line}" for line in missing), ""]
+    for claim in CLAIMS:
+        table = claim_table(evidence, claim)
+        parts += [f"### Hypothesis {claim.number}: {verdict(findings(evidence, claim))}", "", f"{claim.title}.", ""]
+        if table.rows:
+            parts += [markdown_table(table), "", table.note, ""]
+        parts += image(f"evidence_hypothesis_{claim.number}", names, figures)
+    for table in (score_table(evidence), cost_table(evidence)):
+        parts += [f"### {table.title}", "", markdown_table(table), "", table.note, ""]
+    for name in names:
+        if name.startswith("evidence_loss"):
+            parts += image(name, names, figures)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def image(name: str, captions: dict[str, str], figures: str) -> list[str]:
+    """A figure's lines, where it was drawn."""
+    return [f"![{captions[name]}]({figures}/{name}.png)", ""] if name in captions else []
+
+
+def page_with(page: Path, text: str) -> str:
+    """The page with ``text`` between its marks. Raises UserError when it has none."""
+    try:
+        content = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--markdown {page}: cannot be read: {error}") from None
+    before, begin, rest = content.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"--markdown {page}: has no lines '{BEGIN}' and '{END}' to write between")
+    return f"{before}{BEGIN}\n{text}{END}{after}"

@@ -1,0 +1,182 @@
+"""The paper's three hypotheses against an evidence study: rows with paired differences, a rule, a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import mean
+
+from spdf_dist.report.evidence import DENSE, DONE, SMALL, STOPPED, UNTRAINED, Evidence
+from spdf_dist.report.paired import SUPPORTED, UNDECIDED, Paired, by_seed, judge, minus, overall, paired
+
+BLEU_MARGIN = 1.0
+"""BLEU points that may be lost: the paper calls up to 0.99 (GPT-2 Small at 75% on E2E) no significant loss."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One hypothesis and how it is tested."""
+
+    number: int
+    title: str
+    measure: str
+    """What is averaged over the seeds."""
+    threshold: float
+    rule: str
+
+
+CLAIMS = (
+    Claim(
+        1,
+        "High degrees of sparsity can be used during pre-training while preserving the downstream accuracy with dense "
+        "fine-tuning",
+        "E2E BLEU above dense, points",
+        -BLEU_MARGIN,
+        f"Supported where the whole 95% interval lies above -{BLEU_MARGIN:g} BLEU, not supported where it lies below; "
+        "undecided, too, where dense is not shown to beat no pre-training: then nothing could be lost.",
+    ),
+    Claim(
+        2,
+        "Simpler downstream tasks can tolerate higher degrees of sparsity during pre-training",
+        "loss added on WebNLG minus loss added on E2E, nats",
+        0.0,
+        "Supported where the whole 95% interval lies above 0 (the harder task loses more), not supported where it lies "
+        "below.",
+    ),
+    Claim(
+        3,
+        "Large GPT models are more amenable to higher levels of sparsity during pre-training",
+        "E2E BLEU above dense, largest minus smallest model, points",
+        0.0,
+        "Supported where the whole 95% interval lies above 0 (the larger model loses less), not supported where it "
+        "lies below; undecided, too, where dense is not shown to beat no pre-training at both sizes.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of a hypothesis."""
+
+    size: str
+    variant: str
+    value: Paired | None
+    verdict: str
+    why: str = ""
+    """Why it is undecided, where the interval is not the reason."""
+
+
+def column(evidence: Evidence, size: str, variant: str, name: str, finetuning: str = "dense") -> dict[int, float]:
+    """The values of a column by pre-training seed; BLEU in points."""
+    values = by_seed(evidence.values(size, variant, name, finetuning))
+    return {seed: 100 * value for seed, value in values.items()} if name == "bleu" else values
+
+
+def above_dense(evidence: Evidence, size: str, variant: str, name: str, finetuning: str = "dense") -> dict[int, float]:
+    """A column minus dense's, by pre-training seed."""
+    return minus(column(evidence, size, variant, name, finetuning), column(evidence, size, DENSE, name))
+
+
+def pretraining_matters(evidence: Evidence, size: str) -> str:
+    """Empty when dense is shown to beat no pre-training in BLEU; else what is missing."""
+    gain = paired(minus(column(evidence, size, DENSE, "bleu"), column(evidence, size, UNTRAINED, "bleu")))
+    if gain is None:
+        return f"{size}: the control without pre-training has not run"
+    return "" if judge(gain, 0.0) == SUPPORTED else f"{size}: dense is not shown to beat no pre-training"
+
+
+def finding(claim: Claim, size: str, variant: str, differences: Mapping[int, float], gate: str = "") -> Finding:
+    """The verdict on one row."""
+    value = paired(differences)
+    if value is None or value.count < 2:
+        return Finding(size, variant, value, UNDECIDED, "fewer than two seeds")
+    return Finding(size, variant, value, UNDECIDED if gate else judge(value, claim.threshold), gate)
+
+
+def findings(evidence: Evidence, claim: Claim) -> list[Finding]:
+    """The rows of a hypothesis, sizes from small to large."""
+    tests: dict[int, Callable[[Evidence, Claim], list[Finding]]] = {1: accuracy, 2: tasks, 3: sizes}
+    return tests[claim.number](evidence, claim)
+
+
+def accuracy(evidence: Evidence, claim: Claim) -> list[Finding]:
+    """Hypothesis 1: BLEU of each sparse variant against dense."""
+    return [
+        finding(claim, size, name, above_dense(evidence, size, name, "bleu"), pretraining_matters(evidence, size))
+        for size in evidence.sizes
+        for name in evidence.sparse_variants(size)
+    ]
+
+
+def tasks(evidence: Evidence, claim: Claim) -> list[Finding]:
+    """Hypothesis 2: what the harder task loses beyond what the simpler one loses, where both were run."""
+    return [
+        finding(
+            claim,
+            size,
+            name,
+            minus(
+                above_dense(evidence, size, name, "webnlg_val_loss"), above_dense(evidence, size, name, "e2e_val_loss")
+            ),
+        )
+        for size in evidence.sizes
+        if column(evidence, size, DENSE, "webnlg_val_loss") or size == evidence.sizes[0]
+        for name in evidence.sparse_variants(size)
+    ]
+
+
+def sizes(evidence: Evidence, claim: Claim) -> list[Finding]:
+    """Hypothesis 3: the largest model's difference to dense minus the smallest's."""
+    if len(evidence.sizes) < 2:
+        return []
+    small, large = evidence.sizes[0], evidence.sizes[-1]
+    gate = pretraining_matters(evidence, small) or pretraining_matters(evidence, large)
+    return [
+        finding(
+            claim,
+            f"{large} against {small}",
+            name,
+            minus(above_dense(evidence, large, name, "bleu"), above_dense(evidence, small, name, "bleu")),
+            gate,
+        )
+        for name in evidence.sparse_variants(large)
+        if name in evidence.sparse_variants(small)
+    ]
+
+
+def verdict(found: list[Finding]) -> str:
+    """The verdict on the whole hypothesis."""
+    return overall(row.verdict for row in found)
+
+
+def described(evidence: Evidence, size: str, variant: str, finetuning: str) -> str:
+    """A variant in words."""
+    row = next(
+        (
+            row
+            for row in evidence.rows
+            if (row.size, row.variant, row.finetuning) == (size, variant, finetuning) and row.sparsity is not None
+        ),
+        None,
+    )
+    fixed = {
+        DENSE: "dense",
+        UNTRAINED: "no pre-training",
+        SMALL: "small dense, equal non-zeros",
+        STOPPED: "dense stopped at equal FLOPs",
+    }
+    text = fixed.get(variant, variant)
+    if row is not None and variant not in fixed:
+        text = f"{row.sparsity:.0%}" + ("" if row.pattern == "unstructured" else f" {row.pattern}")
+    return text + (", fine-tuned sparse" if finetuning == "sparse" else "")
+
+
+def mean_of(evidence: Evidence, size: str, variant: str, name: str, finetuning: str = "dense") -> float | None:
+    """Mean of a column over the seeds; None without any."""
+    values = column(evidence, size, variant, name, finetuning)
+    return mean(values.values()) if values else None
+
+
+def finished(evidence: Evidence) -> tuple[int, int]:
+    """Cells done, and all."""
+    return sum(row.state == DONE for row in evidence.rows), len(evidence.rows)

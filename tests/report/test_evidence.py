@@ -1,0 +1,171 @@
+"""The evidence study: rows, pairs by pre-training seed, verdicts by rule, partial studies, rows kept between runs."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from made_up_runs import write_job, write_json, write_study
+
+from spdf_dist.cli.main import main
+from spdf_dist.config.errors import UserError
+from spdf_dist.report.evidence import CURVES, CurvePoint, Evidence, Row, read_evidence, to_csv
+from spdf_dist.report.evidence_tables import BEGIN, END, evidence_plots, markdown, missing_text, page_with
+from spdf_dist.report.hypotheses import CLAIMS, findings, verdict
+from spdf_dist.report.paired import NOT_SUPPORTED, SUPPORTED, UNDECIDED, by_seed, judge, minus, overall, paired
+from spdf_dist.report.study import EVIDENCE_ROWS, read_study
+from spdf_dist.report.tables import score_tables
+
+DENSE = [0.500, 0.520, 0.540]
+CLOSE = [0.498, 0.519, 0.537]  # 0.2 BLEU points below, whatever the seed
+FAR = [0.450, 0.471, 0.489]
+UNTRAINED = [0.300, 0.310, 0.305]
+
+
+def study_of(root: Path, bleu: dict[str, list[float]], planned: int = 3) -> Evidence:
+    return read_evidence(read_study([write_study(root, bleu, planned)]), [])
+
+
+def test_pairs_take_the_seed_s_own_noise_out() -> None:
+    dense, ours = dict(enumerate(DENSE, 1)), dict(enumerate(CLOSE, 1))
+    value = paired(minus(ours, dense))
+    assert value is not None and value.count == 3
+    assert value.mean == pytest.approx(-0.002) and value.deviation == pytest.approx(0.001)
+    assert value.half_width == pytest.approx(4.303 * 0.001 / 3**0.5)
+    assert minus({1: 0.5, 4: 0.1}, dense) == {1: 0.0}  # a seed without its partner does not count
+    assert by_seed([(1, 0.4), (1, 0.6), (2, None), (3, float("nan"))]) == {1: 0.5}
+    assert paired({}) is None
+
+
+def test_the_rule() -> None:
+    close, far = paired({1: -0.2, 2: -0.1, 3: -0.3}), paired({1: -5.0, 2: -4.9, 3: -5.1})
+    wide = paired({1: -3.0, 2: 1.0, 3: -1.0})
+    assert [judge(value, -1.0) for value in (close, far, wide)] == [SUPPORTED, NOT_SUPPORTED, UNDECIDED]
+    assert judge(paired({1: 0.0}), -1.0) == UNDECIDED and judge(None, -1.0) == UNDECIDED
+    assert overall([SUPPORTED, NOT_SUPPORTED, UNDECIDED]) == NOT_SUPPORTED
+    assert overall([SUPPORTED, UNDECIDED]) == UNDECIDED and overall([SUPPORTED]) == SUPPORTED
+    assert overall([]) == UNDECIDED
+
+
+def test_hypotheses_on_a_whole_study(tmp_path: Path) -> None:
+    evidence = study_of(
+        tmp_path / "study",
+        {
+            "1m-dense": DENSE,
+            "1m-s75": FAR,
+            "1m-untrained": UNTRAINED,
+            "4m-dense": DENSE,
+            "4m-s75": CLOSE,
+            "4m-untrained": UNTRAINED,
+            "1m-s75-sparse": [0.40, 0.41, 0.42],
+        },
+    )
+    assert evidence.sizes == ["1m", "4m"]
+    rows = {row.key: row for row in evidence.rows}
+    assert len(rows) == 21 and {row.state for row in rows.values()} == {"done"}
+    row = rows["1m", "s75", 2, "dense"]
+    assert (row.bleu, row.sparsity, row.finetuning_lr, row.lr) == (0.471, 0.75, 1e-3, 6e-4)
+    assert row.e2e_val_loss == pytest.approx(2 - 0.471) and row.webnlg_val_loss == pytest.approx(3 - 2 * 0.471)
+    assert rows["1m", "s75", 2, "sparse"].bleu == 0.41
+    assert rows["1m", "untrained", 1, "dense"].tokens == 0
+    first, second, third = CLAIMS
+    assert [found.verdict for found in findings(evidence, first)] == [NOT_SUPPORTED, SUPPORTED]
+    assert findings(evidence, first)[0].value.mean == pytest.approx(-5.0)  # type: ignore[union-attr]
+    assert verdict(findings(evidence, first)) == NOT_SUPPORTED
+    # WebNLG loses 2 x 0.05 nats where E2E loses 0.05.
+    assert findings(evidence, second)[0].value.mean == pytest.approx(0.05)  # type: ignore[union-attr]
+    assert [found.verdict for found in findings(evidence, second)] == [SUPPORTED, UNDECIDED]
+    assert verdict(findings(evidence, second)) == UNDECIDED
+    (found,) = findings(evidence, third)
+    assert found.value is not None and found.value.mean == pytest.approx(4.8) and found.verdict == SUPPORTED
+
+
+def test_without_the_control_nothing_is_concluded(tmp_path: Path) -> None:
+    blind = study_of(tmp_path / "a", {"1m-dense": DENSE, "1m-s75": CLOSE})
+    (found,) = findings(blind, CLAIMS[0])
+    assert found.verdict == UNDECIDED and "has not run" in found.why
+    idle = study_of(tmp_path / "b", {"1m-dense": DENSE, "1m-s75": CLOSE, "1m-untrained": DENSE})
+    (found,) = findings(idle, CLAIMS[0])
+    assert found.verdict == UNDECIDED and "not shown to beat" in found.why
+
+
+def test_a_study_in_parts_says_what_has_not_run_and_keeps_its_rows(tmp_path: Path) -> None:
+    bleu = {"1m-dense": DENSE[:1], "1m-s75": CLOSE[:1], "1m-untrained": []}
+    evidence = study_of(tmp_path / "first", bleu)
+    assert sum(row.state == "done" for row in evidence.rows) == 2
+    assert "1m no pre-training, seeds 1, 2, 3: not run" in missing_text(evidence)
+    assert all(found.verdict == UNDECIDED for claim in CLAIMS for found in findings(evidence, claim))
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / EVIDENCE_ROWS).write_text(to_csv(evidence.rows, Row), encoding="utf-8")
+    (kept / CURVES).write_text(to_csv(evidence.curves, CurvePoint), encoding="utf-8")
+    again = read_evidence(read_study([kept]), [kept])
+    assert again == evidence
+    # Elsewhere, later, without the first folder: its plan names seed 1 as not run, its row stays.
+    other = write_study(tmp_path / "second", {"1m-dense": [], "1m-s75": []})
+    write_study(tmp_path / "second", {"1m-dense": [0.5, 0.52], "1m-untrained": [0.3]})
+    for name in ("1m-dense/seed=1", "1m-untrained/seed=1"):
+        (other / "jobs" / "evaluate" / name / "manifest.json").unlink()
+    both = {row.key: row for row in read_evidence(read_study([other]), [kept]).rows}
+    assert both["1m", "s75", 1, "dense"].bleu == CLOSE[0] and both["1m", "dense", 1, "dense"].bleu == DENSE[0]
+    assert both["1m", "dense", 2, "dense"].bleu == 0.52
+    assert both["1m", "untrained", 1, "dense"].state == "pre-trained"
+    (kept / EVIDENCE_ROWS).write_text("size,variant\nx,y,z\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"evidence\.csv"):
+        read_evidence(read_study([kept]), [kept])
+
+
+def test_runs_of_a_sweep_are_no_variant(tmp_path: Path) -> None:
+    root = write_study(tmp_path / "study", {"1m-dense": DENSE, "1m-s75": CLOSE})
+    study = read_study([root])
+    assert {run.variant() for run in study.pretraining} == {"1m-dense", "1m-s75"}
+    assert len(study.finetuning) == 2 * len([run for run in study.pretraining])  # the chosen one, and WebNLG
+    assert all(run.tree["training"]["lr"] != 3e-3 for run in study.finetuning)
+
+
+def test_scores_are_paired_by_the_pretraining_seed(tmp_path: Path) -> None:
+    (table,) = [
+        table
+        for table in score_tables(read_study([write_study(tmp_path / "s", {"1m-dense": DENSE, "1m-s75": CLOSE})]))
+        if table.name.startswith("scores-e2e")
+    ]
+    assert table.rows[1][1].endswith("−0.0020 ± 0.0010 to dense (3 pairs)")
+
+
+def test_page_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_study(tmp_path / "study", {"1m-dense": DENSE[:2], "1m-s75": FAR[:2], "1m-untrained": UNTRAINED[:2]}, 2)
+    page = tmp_path / "docs" / "evidence.md"
+    page.parent.mkdir()
+    page.write_text(f"before\n{BEGIN}\nNot run yet.\n{END}\nafter\n", encoding="utf-8")
+    out = page.parent / "evidence"
+    command = ["report", str(root), "--out", str(out), "--markdown", str(page)]
+    assert main(command) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n") and text.endswith(f"{END}\nafter\n") and "Not run yet" not in text
+    assert "6 of 6 planned cells have run" in text and "(evidence/evidence_hypothesis_1.png)" in text
+    assert f"### Hypothesis 1: {verdict(findings(read_evidence(read_study([root]), []), CLAIMS[0]))}" in text
+    assert {"evidence_loss_over_flops_1m.png", "evidence_loss_over_seconds_1m.png"} <= {p.name for p in out.iterdir()}
+    with (out / EVIDENCE_ROWS).open(encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 6
+    assert "Hypothesis 1" in (out / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="--markdown"):
+        page_with(page, "text")
+    evidence = study_of(tmp_path / "s", {"1m-dense": DENSE[:1]}, 1)
+    assert "1 of 1 planned cells" in markdown(evidence, "evidence", "spdf report")
+    assert {plot.name for plot in evidence_plots(evidence)} == {
+        "evidence_loss_over_flops_1m",
+        "evidence_loss_over_seconds_1m",
+    }
+
+
+def test_a_failed_cell_says_why(tmp_path: Path) -> None:
+    root = write_study(tmp_path / "s", {"1m-dense": DENSE[:1], "1m-s75": []}, 1)
+    pretrain = write_job(root, "pretrain/1m-s75/seed=1", "pretrain", [], "1m-s75", cell={"seed": "1"})
+    write_json(pretrain / "manifest.json", {"status": "failed", "reason": "non-finite loss"})
+    assert missing_text(read_evidence(read_study([root]), [])) == ["1m s75, seed 1: failed: non-finite loss"]
