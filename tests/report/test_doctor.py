@@ -12,7 +12,7 @@ from spdf_dist.cli import doctor
 from spdf_dist.cli.main import main
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, str]]:
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, dict[str, str]]]:
     assert main(["doctor", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["schema_version"] == 1
