@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+# A shell starts its background jobs with SIGINT ignored, and they hand that on: Ctrl-C sent to a child would do nothing.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEXT = (
     "The {n}th house on the street has {m} windows and a red door. People walk past it every morning, "
