@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# A shell starts its background jobs with SIGINT ignored, and they hand that on: Ctrl-C sent to a child would do nothing.
+# A shell starts background jobs with SIGINT ignored, and they hand that on: Ctrl-C sent to a child would do nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TEXT = (
