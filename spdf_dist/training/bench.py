@@ -17,14 +17,14 @@ from tqdm import tqdm
 from spdf_dist.accounting.flops import training_flops
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.config.schema import PretrainConfig, SparsityConfig
-from spdf_dist.model.gpt import LINEARS, build_gpt
+from spdf_dist.model.gpt import LINEARS
 from spdf_dist.model.initialize import initialize_parameters
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.linear import ParallelLinear
 from spdf_dist.parallel.ranks import ALONE
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.engine import Engine, MicroBatch
-from spdf_dist.training.setup import start
+from spdf_dist.training.setup import build_model, start
 
 EXECUTIONS = ("compressed", "masked", "dense")
 
@@ -32,15 +32,9 @@ EXECUTIONS = ("compressed", "masked", "dense")
 def build_engine(config: PretrainConfig, groups: Groups, execution: str) -> Engine:
     """The model under training as a run would build it; `dense` has no mask."""
     sparsity = SparsityConfig() if execution == "dense" else config.sparsity
-    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-    model = build_gpt(
-        config.model,
-        groups,
-        masks={} if execution == "dense" else PackedMasks.pack(RandomMasks(config.model, sparsity)),
-        execution={} if execution == "dense" else dict.fromkeys(LINEARS, execution),
-        dtype=dtype,
-        activation_checkpointing=config.training.activation_checkpointing,
-    )
+    masks = PackedMasks.pack({} if execution == "dense" else RandomMasks(config.model, sparsity))
+    executions = {} if execution == "dense" else dict.fromkeys(LINEARS, execution)
+    model = build_model(config, config.model, groups, masks, executions)
     initialize_parameters(model, config.model, sparsity, config.seed)
     return Engine(model.to(groups.device), config, groups)
 

@@ -251,10 +251,6 @@ bool pack_tile(const Generated& g, const Packing& packing, const Bf16* x, int to
     return true;
 }
 
-}  // namespace
-
-namespace {
-
 // Tiles that a task takes through the code: at most as many as wished, and tasks in a multiple of the threads.
 int64_t tiles_of_task(const Generated& g, int64_t tiles, int threads) {
     const int64_t wish = tiles_of_group(g);
