@@ -26,6 +26,12 @@ constexpr int64_t kMaxBlockInputs = 768;  // a block's code stays in the second-
 // Each pass of a block over one tile wishes for this share of the next block's code, so that it is in the second-level
 // cache when its turn comes: code that streams from the third level runs at half speed.
 constexpr int64_t kPassesPerPrefetch = 6;
+// Code and values come once for every group of tiles, from the third level, which other cores use too. So the rows are cut
+// into parts of at most this many bytes, and all groups go through one part before the next.
+constexpr int64_t kBytesOfPart = int64_t{4} << 20;
+constexpr int64_t kBytesOfEntry = 8 + 4;  // code and value
+// Each part packs x anew: multiply-adds that an element of x is worth at least.
+constexpr int64_t kWorkOfPackedElement = 320;
 
 // Which rows of a row block keep an input, one bit a row: words[block * inputs + input].
 template <class Column>
@@ -259,6 +265,11 @@ int64_t tiles_of_task(const Generated& g, int64_t tiles, int threads) {
     return (tiles + groups - 1) / groups;
 }
 
+// Parts of the rows, each taken through by all groups of tiles before the next.
+int64_t parts_of_rows(const Generated& g) {
+    return std::clamp<int64_t>(g.entries * kBytesOfEntry / kBytesOfPart, 1, g.row_blocks);
+}
+
 BlockCode code_of(const Generated& g, int64_t block) {
     return reinterpret_cast<BlockCode>(reinterpret_cast<uintptr_t>(g.code.code() + g.entry[block]));
 }
@@ -267,17 +278,20 @@ BlockCode code_of(const Generated& g, int64_t block) {
 
 void spmm_tiles(const Generated& g, const float* x, int64_t tiles, const float* ordered, float* y, int threads) {
     const int64_t group = tiles_of_task(g, tiles, threads);
-    const int64_t tasks = (tiles + group - 1) / group;
+    const int64_t groups = (tiles + group - 1) / group;
+    const int64_t parts = parts_of_rows(g);
     const int64_t x_stride = tile_floats(g.features), y_stride = tile_floats(g.rows);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-    for (int64_t task = 0; task < tasks; ++task) {
-        const int64_t count = std::min(group, tiles - task * group);
-        const float* x_tiles = x + task * group * x_stride;
-        float* y_tiles = y + task * group * y_stride;
-        for (int64_t i = 0; i < g.input_blocks * g.row_blocks; ++i) {
-            const int64_t first = i / g.row_blocks * g.block_inputs, first_row = i % g.row_blocks * g.block_rows;
-            code_of(g, i)(x_tiles + first * 16, ordered + g.value_start[i], y_tiles + first_row * 16, count, x_stride * 4,
-                          y_stride * 4);
+    for (int64_t task = 0; task < parts * groups; ++task) {
+        const int64_t part = task / groups, first_tile = task % groups * group;
+        const int64_t count = std::min(group, tiles - first_tile);
+        for (int64_t k = 0; k < g.input_blocks; ++k) {
+            const float* x_tiles = x + first_tile * x_stride + k * g.block_inputs * 16;
+            for (int64_t b = g.row_blocks * part / parts; b < g.row_blocks * (part + 1) / parts; ++b) {
+                const int64_t index = k * g.row_blocks + b;
+                code_of(g, index)(x_tiles, ordered + g.value_start[index], y + first_tile * y_stride + b * g.block_rows * 16,
+                                  count, x_stride * 4, y_stride * 4);
+            }
         }
     }
 }
@@ -290,7 +304,8 @@ bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
     const bool by_tokens = tiles >= 4 * threads;
     const int64_t group = tiles_of_task(g, tiles, by_tokens ? threads : 1);
     const int64_t groups = (tiles + group - 1) / group;
-    const int64_t parts = by_tokens ? 1 : std::min<int64_t>(g.row_blocks, threads);
+    const int64_t worth = std::max<int64_t>(1, g.entries / (g.inputs * kWorkOfPackedElement));
+    const int64_t parts = by_tokens ? std::min(parts_of_rows(g), worth) : std::min<int64_t>(g.row_blocks, threads);
     const int64_t y_stride = tile_floats(g.rows);
     const int64_t x_floats = g.inputs * 16 * group;
     const int64_t y_floats = y_stride * group;
@@ -306,10 +321,9 @@ bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
         float* y_packed = x_packed + x_floats;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < groups * parts; ++task) {
-            const int64_t first_tile = task / parts * group;
+            const int64_t part = task / groups, first_tile = task % groups * group;
             const int64_t count = std::min(group, tiles - first_tile);
-            const int64_t begin = g.row_blocks * (task % parts) / parts;
-            const int64_t end = g.row_blocks * (task % parts + 1) / parts;
+            const int64_t begin = g.row_blocks * part / parts, end = g.row_blocks * (part + 1) / parts;
             const auto lanes = [&](int64_t tile) {
                 return static_cast<int>(std::min<int64_t>(16, tokens - (first_tile + tile) * 16));
             };

@@ -10,35 +10,21 @@ namespace spdf {
 
 namespace {
 
-inline __m512 load(const float* from, __mmask16 lanes) { return _mm512_maskz_loadu_ps(lanes, from); }
-inline __m512 load(const Bf16* from, __mmask16 lanes) {
-    const __m256i half = _mm256_maskz_loadu_epi16(lanes, from);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-
-inline void save(float* to, __mmask16 lanes, __m512 value) { _mm512_mask_storeu_ps(to, lanes, value); }
-inline void save(Bf16* to, __mmask16 lanes, __m512 value) {
-    const __m512i bits = _mm512_castps_si512(value);
-    const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-    const __m512i quiet = _mm512_or_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
-    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    _mm256_mask_storeu_epi16(to, lanes, _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, nan, quiet)));
-}
-
 // Each row is a stream of its own, 16 at a time: more than the hardware follows, so ask four lines ahead.
 constexpr int64_t kAhead = 64;
 
 inline __mmask16 first(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
+inline __mmask32 first_of_32(int64_t count) { return count >= 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1; }
 
-template <class T>
-void pack(const T* x, int64_t row_length, int tokens, int64_t features, float* tile, int64_t stride) {
+void pack_f32(const float* x, int64_t row_length, int tokens, int64_t features, float* tile, int64_t stride) {
     for (int64_t f = 0; f < features; f += 16) {
         const int64_t count = features - f < 16 ? features - f : 16;
         const __mmask16 lanes = first(count);
         __m512 r[16];
         for (int t = 0; t < tokens; ++t) __builtin_prefetch(x + t * row_length + f + kAhead);
-        for (int t = 0; t < 16; ++t) r[t] = t < tokens ? load(x + t * row_length + f, lanes) : _mm512_setzero_ps();
+        for (int t = 0; t < 16; ++t) {
+            r[t] = t < tokens ? _mm512_maskz_loadu_ps(lanes, x + t * row_length + f) : _mm512_setzero_ps();
+        }
         transpose(r);
         if (count == 16) {
             for (int i = 0; i < 16; ++i) _mm512_storeu_ps(tile + (f + i) * stride, r[i]);
@@ -48,9 +34,8 @@ void pack(const T* x, int64_t row_length, int tokens, int64_t features, float* t
     }
 }
 
-template <class T>
-void unpack(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, T* y,
-            int64_t row_length) {
+void unpack_f32(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, float* y,
+                int64_t row_length) {
     for (int64_t f = 0; f < features; f += 16) {
         const int64_t count = features - f < 16 ? features - f : 16;
         const __mmask16 lanes = first(count);
@@ -59,17 +44,82 @@ void unpack(const float* tile, int64_t stride, int tokens, int64_t features, con
         for (int i = 0; i < 16; ++i) r[i] = i < count ? _mm512_loadu_ps(tile + (f + i) * stride) : _mm512_setzero_ps();
         transpose(r);
         const __m512 add = bias ? _mm512_maskz_loadu_ps(lanes, bias + f) : _mm512_setzero_ps();
+        const auto save = [&](int t) { _mm512_mask_storeu_ps(y + t * row_length + f, lanes, _mm512_add_ps(r[t], add)); };
         if (tokens == 16) {
-            for (int t = 0; t < 16; ++t) save(y + t * row_length + f, lanes, _mm512_add_ps(r[t], add));
+            for (int t = 0; t < 16; ++t) save(t);
         } else {
-            for (int t = 0; t < tokens; ++t) save(y + t * row_length + f, lanes, _mm512_add_ps(r[t], add));
+            for (int t = 0; t < tokens; ++t) save(t);
+        }
+    }
+}
+
+// bf16 is transposed as pairs of neighbouring features: half the shuffles, and whole lines of x and y.
+
+void pack_bf16(const Bf16* x, int64_t row_length, int tokens, int64_t features, float* tile, int64_t stride) {
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    for (int64_t f = 0; f < features; f += 32) {
+        const int64_t count = features - f < 32 ? features - f : 32;
+        const __mmask32 lanes = first_of_32(count);
+        __m512 r[16];
+        for (int t = 0; t < tokens; ++t) __builtin_prefetch(x + t * row_length + f + 2 * kAhead);
+        for (int t = 0; t < 16; ++t) {
+            r[t] = t < tokens ? _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(lanes, x + t * row_length + f))
+                              : _mm512_setzero_ps();
+        }
+        transpose(r);
+        const auto save = [&](int i) {
+            const __m512i pairs = _mm512_castps_si512(r[i / 2]);
+            _mm512_storeu_si512(tile + (f + i) * stride,
+                                i % 2 ? _mm512_and_si512(pairs, upper) : _mm512_slli_epi32(pairs, 16));
+        };
+        if (count == 32) {
+            for (int i = 0; i < 32; ++i) save(i);
+        } else {
+            for (int i = 0; i < count; ++i) save(i);
+        }
+    }
+}
+
+// Rounded to bf16, to nearest even, in the upper half of each lane; the lower half is arbitrary. NaN stays NaN.
+inline __m512i rounded(__m512 value) {
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    return _mm512_mask_or_epi32(sum, nan, bits, _mm512_set1_epi32(0x400000));
+}
+
+void unpack_bf16(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, Bf16* y,
+                 int64_t row_length) {
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    for (int64_t f = 0; f < features; f += 32) {
+        const int64_t count = features - f < 32 ? features - f : 32;
+        const __mmask32 lanes = first_of_32(count);
+        for (int t = 0; t < tokens; ++t) __builtin_prefetch(y + t * row_length + f + 2 * kAhead, 1);
+        const auto feature = [&](int i) {
+            const __m512 sums = i < count ? _mm512_loadu_ps(tile + (f + i) * stride) : _mm512_setzero_ps();
+            return rounded(bias && i < count ? _mm512_add_ps(sums, _mm512_set1_ps(bias[f + i])) : sums);
+        };
+        __m512 r[16];
+        for (int i = 0; i < 16; ++i) {
+            const __m512i even = _mm512_srli_epi32(feature(2 * i), 16);
+            r[i] = _mm512_castsi512_ps(_mm512_or_si512(even, _mm512_and_si512(feature(2 * i + 1), upper)));
+        }
+        transpose(r);
+        const auto save = [&](int t) {
+            _mm512_mask_storeu_epi16(y + t * row_length + f, lanes, _mm512_castps_si512(r[t]));
+        };
+        if (tokens == 16) {
+            for (int t = 0; t < 16; ++t) save(t);
+        } else {
+            for (int t = 0; t < tokens; ++t) save(t);
         }
     }
 }
 
 }  // namespace
 
-const Packing kAvx512Packing = {pack<float>, pack<Bf16>, unpack<float>, unpack<Bf16>};
+const Packing kAvx512Packing = {pack_f32, pack_bf16, unpack_f32, unpack_bf16};
 
 }  // namespace spdf
 

@@ -4,6 +4,7 @@
 // its values at 16 successive tokens in fp32, or at 32 tokens in bf16. Tokens past the end are zero.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "sddmm/schedule.hpp"
@@ -30,19 +31,36 @@ extern const Products kAvx512Products;
 extern const Products kAvx512Bf16Products;  // panels hold bf16
 #endif
 
-// Internal linkage: each instruction set compiles its own.
+// A Kernel's Row is one row of packed dy, kept where its groups use it. Internal linkage: each instruction set compiles its own.
 namespace {
+
+// What a bucket goes on with: the places of its rows and columns, and the packed x that the next block needs.
+struct Cursor {
+    const uint16_t* rows;
+    const uint8_t* columns;
+    const float* next_x;
+};
+
+// Rows whose sums are asked for ahead of their turn.
+constexpr int kRowsAhead = 2;
 
 // Rows of one bucket. Kernel::group<size> adds the products of `size` entries of one row; a row's entries are cut into
 // `large` groups of `size` and `small` ones of one less.
 template <class Kernel, int size>
-const uint8_t* run_bucket(const Bucket& bucket, int large, int small, const uint16_t* rows, const uint8_t* columns,
-                          const float* y, const float* x, float* values, int64_t* position) {
+void run_bucket(const Bucket& bucket, int large, int small, const float* y, const float* x, float* values,
+                int64_t* position, Cursor& at) {
+    const uint8_t* columns = at.columns;
     for (int i = 0; i < bucket.rows; ++i) {
-        const int64_t r = rows[i];
-        const float* y_row = y + r * (Kernel::kVectors * kChunkFloats);
+        const int64_t r = at.rows[i];
+        const typename Kernel::Row y_row(y + r * (Kernel::kVectors * kChunkFloats));
         float* to = values + position[r];
         position[r] += bucket.entries;
+        // Rows come in no order that hardware could guess, so their sums would be waited for; and each row asks for one
+        // line of the next block's x, which by the block's end has come from the third level.
+        const float* soon = values + position[at.rows[std::min<int>(i + kRowsAhead, bucket.rows - 1)]];
+        for (int e = 0; e < bucket.entries; e += kChunkFloats) __builtin_prefetch(soon + e, 1);
+        __builtin_prefetch(at.next_x, 0, 2);
+        at.next_x += kChunkFloats;
         for (int g = 0; g < large; ++g, columns += size, to += size) {
             Kernel::template group<size>(columns, y_row, x, to);
         }
@@ -52,7 +70,8 @@ const uint8_t* run_bucket(const Bucket& bucket, int large, int small, const uint
             }
         }
     }
-    return columns;
+    at.rows += bucket.rows;
+    at.columns = columns;
 }
 
 template <class Kernel>
@@ -61,15 +80,13 @@ void run_block(const BlockView& block, const float* y, const float* x, float* va
         run_bucket<Kernel, 1>, run_bucket<Kernel, 2>, run_bucket<Kernel, 3>, run_bucket<Kernel, 4>,
         run_bucket<Kernel, 5>, run_bucket<Kernel, 6>, run_bucket<Kernel, 7>, run_bucket<Kernel, 8>};
     static_assert(sizeof by_size / sizeof *by_size == kLargestGroup);
-    const uint16_t* rows = block.rows;
-    const uint8_t* columns = block.columns;
+    Cursor at{block.rows, block.columns, x + kColumnsPerBlock * Kernel::kVectors * kChunkFloats};
     for (uint32_t b = 0; b < block.count; ++b) {
         const Bucket& bucket = block.buckets[b];
         const int groups = (bucket.entries + kLargestGroup - 1) / kLargestGroup;
         const int size = (bucket.entries + groups - 1) / groups;
         const int small = groups * size - bucket.entries;
-        columns = by_size[size - 1](bucket, groups - small, small, rows, columns, y, x, values, position);
-        rows += bucket.rows;
+        by_size[size - 1](bucket, groups - small, small, y, x, values, position, at);
     }
 }
 

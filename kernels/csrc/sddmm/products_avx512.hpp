@@ -53,21 +53,24 @@ template <class Arithmetic, int vectors>
 struct Avx512Kernel {
     static constexpr int kVectors = vectors;
 
+    // In registers for all entries of the row.
+    struct Row {
+        __m512 v[vectors];
+        explicit Row(const float* y) {
+#pragma GCC unroll 8
+            for (int t = 0; t < vectors; ++t) v[t] = _mm512_load_ps(y + t * kChunkFloats);
+        }
+    };
     template <int size>
-    static inline void group(const uint8_t* columns, const float* y, const float* x, float* to) {
-        const float* x_of[size];
+    [[gnu::always_inline]] static inline void group(const uint8_t* columns, const Row& y, const float* x, float* to) {
         __m512 sum[size];
 #pragma GCC unroll 8
         for (int i = 0; i < size; ++i) {
-            x_of[i] = x + columns[i] * (vectors * kChunkFloats);
+            const float* from = x + columns[i] * (vectors * kChunkFloats);
             sum[i] = _mm512_setzero_ps();
-        }
 #pragma GCC unroll 8
-        for (int t = 0; t < vectors; ++t) {
-            const __m512 factor = _mm512_load_ps(y + t * kChunkFloats);
-#pragma GCC unroll 8
-            for (int i = 0; i < size; ++i) {
-                sum[i] = Arithmetic::add_product(sum[i], factor, _mm512_load_ps(x_of[i] + t * kChunkFloats));
+            for (int t = 0; t < vectors; ++t) {
+                sum[i] = Arithmetic::add_product(sum[i], y.v[t], _mm512_load_ps(from + t * kChunkFloats));
             }
         }
         const __m256 sums = lane_sums<size>(sum);

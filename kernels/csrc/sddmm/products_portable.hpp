@@ -15,9 +15,14 @@ struct Kernel {
     static constexpr int kVectors = vectors;
     static constexpr int kLanes = 8;
 
+    struct Row {
+        const float* y;
+        explicit Row(const float* row) : y(row) {}
+    };
+
     // Sums of `size` entries in lanes side by side, folded at the end in a fixed order.
     template <int size>
-    static void group(const uint8_t* columns, const float* y, const float* x, float* to) {
+    static void group(const uint8_t* columns, const Row& row, const float* x, float* to) {
         Lanes sums[size];
         const float* x_of[size];
 #pragma GCC unroll 8
@@ -26,7 +31,7 @@ struct Kernel {
             x_of[i] = x + columns[i] * (vectors * kChunkFloats);
         }
         for (int t = 0; t < vectors * kChunkFloats; t += kLanes) {
-            const Lanes factor = *reinterpret_cast<const Lanes*>(y + t);
+            const Lanes factor = *reinterpret_cast<const Lanes*>(row.y + t);
 #pragma GCC unroll 8
             for (int i = 0; i < size; ++i) sums[i] += factor * *reinterpret_cast<const Lanes*>(x_of[i] + t);
         }
