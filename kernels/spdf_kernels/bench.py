@@ -64,6 +64,22 @@ def fma_peak(threads: int, dtype: torch.dtype, seconds: float = 0.5) -> float | 
     return float(peak(dtype == torch.bfloat16, threads, seconds)) or None
 
 
+FED_FROM = {"L1": 24 << 10, "L2": 512 << 10}
+"""Bytes that `fma_fed` goes through: what dW keeps in the first-level cache, and what fits the second."""
+
+
+def fma_fed(size: int, seconds: float = 0.25) -> float | None:
+    """Rate of fp32 multiply-adds on one thread that each load 64 bytes out of `size`, FLOP/s; None without AVX-512.
+
+    The roof of dW, in which every kept entry reads x anew.
+    """
+    if native.missing("avx512") is not None:
+        return None
+    fed = ctypes.CDLL(str(native.LIBRARY)).spdf_fma_fed
+    fed.restype, fed.argtypes = ctypes.c_double, [ctypes.c_int64, ctypes.c_int, ctypes.c_double]
+    return float(fed(size, 1, seconds)) or None
+
+
 @contextmanager
 def thread_count(threads: int) -> Iterator[None]:
     """torch, and with it the kernels, on that many threads."""

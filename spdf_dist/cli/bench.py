@@ -168,6 +168,7 @@ def run_gemm(args: argparse.Namespace) -> int:
         )
     for count in threads:  # again: other work on the machine may have hidden the peak before
         peaks[count] = max(peaks[count] or 0.0, bench.fma_peak(count, dtype) or 0.0) or None
+    fed = {cache: bench.fma_fed(size) for cache, size in bench.FED_FROM.items()}
     states = [bench.measure_state(shape, level) for shape in shapes for level in levels]
     data: dict[str, Any] = {
         "machine": machine,
@@ -176,6 +177,7 @@ def run_gemm(args: argparse.Namespace) -> int:
         "tokens": tokens,
         "rounds": args.rounds,
         "peak_gflops": {str(count): None if peak is None else peak / 1e9 for count, peak in peaks.items()},
+        "fed_gflops": {cache: rate and rate / 1e9 for cache, rate in fed.items()},
         "results": results,
         "state": states,
     }
@@ -187,6 +189,9 @@ def run_gemm(args: argparse.Namespace) -> int:
         note(f"wrote {args.plot} and {table}")
     roof = ", ".join(f"{peak / 1e9:.0f} GFLOP/s on {count}" for count, peak in peaks.items() if peak)
     head = f"{machine['cpu']}, {machine['isa']}; FMA peak: {roof} threads; {tokens} tokens, {args.dtype}"
+    if all(fed.values()):
+        rates = ", ".join(f"{rate / 1e9:.0f} from {cache}" for cache, rate in fed.items() if rate)
+        head += f"\nfp32 FMAs that each load 64 bytes: {rates} GFLOP/s a thread"
     emit(args, data, f"{head}\n\n{gemm_table(results)}\n\n{state_table(states)}")
     return 0
 

@@ -51,7 +51,7 @@ class Row:
     lr: float | None = None
     pretraining_flops: float | None = None
     pretraining_seconds: float | None = None
-    """In training steps."""
+    """In training steps, at their median speed."""
     pretraining_val_loss: float | None = None
     finetuning_lr: float | None = None
     finetuning_flops: float | None = None
@@ -181,6 +181,11 @@ def row_of(study: Study, job: WorkflowJob, size: str, what: str) -> Row:
     return row
 
 
+def seconds_at_median_speed(run: Run, tokens: float) -> float:
+    """Seconds that ``tokens`` take at the run's median tokens/s: a pause, or other work for a while, does not count."""
+    return tokens / run.median_speed if run.median_speed else 0.0
+
+
 def fill_pretraining(row: Row, run: Run) -> None:
     """What the pre-training run says."""
     config = run.config
@@ -193,7 +198,7 @@ def fill_pretraining(row: Row, run: Run) -> None:
     row.tokens_per_parameter = row.tokens / row.parameters
     row.lr = config.training.lr if run.tokens else None
     row.pretraining_flops = run.flops[-1] if run.flops else 0.0
-    row.pretraining_seconds = run.seconds[-1] if run.seconds else 0.0
+    row.pretraining_seconds = seconds_at_median_speed(run, row.tokens)
     row.pretraining_val_loss = run.final_validation
 
 
@@ -201,7 +206,7 @@ def fill_finetuning(row: Row, run: Run) -> None:
     """What the chosen fine-tuning run says."""
     row.finetuning_lr = float((run.tree.get("training") or {}).get("lr") or 0.0)
     row.finetuning_flops = run.flops[-1] if run.flops else None
-    row.finetuning_seconds = run.seconds[-1] if run.seconds else None
+    row.finetuning_seconds = seconds_at_median_speed(run, run.tokens[-1]) if run.tokens else None
     row.e2e_val_loss = run.best_validation
 
 
@@ -237,7 +242,7 @@ def curve(run: Run, size: str, what: str) -> list[CurvePoint]:
             step,
             run.at_step(step, run.tokens) or 0.0,
             run.at_step(step, run.flops) or 0.0,
-            run.at_step(step, run.seconds) or 0.0,
+            seconds_at_median_speed(run, run.at_step(step, run.tokens) or 0.0),
             loss,
         )
         for step, loss in run.validation

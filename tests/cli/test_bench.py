@@ -32,6 +32,8 @@ def test_gemm_reports_every_product_of_every_level(capsys: pytest.CaptureFixture
     if data["machine"]["backends"]["jit"] == "available":
         operations += ["forward_packed", "dx_packed"]
     assert found == {(op, s) for op in operations for s in (0.5, 0.75)}
+    if data["machine"]["backends"]["avx512"] == "available":
+        assert data["fed_gflops"]["L1"] > 0 and data["fed_gflops"]["L2"] > 0
     for result in data["results"]:
         assert (result["out"], result["in"], result["threads"], result["tokens"]) == (24, 40, 1, 32)
         assert result["median_ms"] > 0 and result["q1_ms"] <= result["median_ms"] <= result["q3_ms"]

@@ -1,4 +1,4 @@
-// Loops of multiply-adds in registers; each returns the operations that it did.
+// Loops of multiply-adds; each returns the operations that it did.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,8 @@ double run_portable(int64_t iterations, float seed);
 #if defined(__x86_64__)
 double run_avx512(int64_t iterations, float seed);
 double run_avx512_bf16(int64_t iterations, float seed);
+// Each factor loaded from `bytes` of memory.
+double run_fed_avx512(int64_t iterations, int64_t bytes);
 #endif
 
 }  // namespace spdf::peak
