@@ -20,6 +20,8 @@ RANK_MODULE = "spdf_launcher.rank"
 EXIT_FILE = "SPDF_EXIT_FILE"
 EXIT_OPTION = "--exit-file="
 SPEAK_SECONDS = 5.0
+PASS_ON_SECONDS = 1.0
+"""srun ends the step at the first code that is not 0, and loses what it has not passed on by then: the reason."""
 
 
 def run() -> int:
@@ -34,6 +36,9 @@ def run() -> int:
     if is_rank_zero():
         if exit_file is not None:
             write_text(Path(exit_file), f"{code}\n")
+            if code not in (0, EXIT_STOPPED):
+                sys.stderr.flush()
+                time.sleep(PASS_ON_SECONDS)
     elif code in (EXIT_BAD_INPUT, EXIT_NON_FINITE):
         time.sleep(SPEAK_SECONDS)
     return 0 if code == EXIT_STOPPED else code
