@@ -24,7 +24,7 @@ jobs:
     set:
       device: cpu
       model: {model}
-      sparsity.level: 0.75
+      sparsity: {{level: 0.75, execution: compressed}}  # `auto` measures, and a disturbed run might choose differently
       training: {{train_tokens: {tokens}, global_batch_size: 4, micro_batch_size: 2, lr: 1e-3}}
       data.train: {packed}
       checkpoint: {{interval: 20, keep: 2}}
@@ -106,7 +106,8 @@ def undisturbed(packed: Path) -> list[tuple[int, float]]:
         "training.micro_batch_size=2",
         "training.lr=1e-3",
     ]
-    parallel = ["parallel.data=2", "sparsity.level=0.75", f"data.train={packed}", "run_dir=undisturbed"]
+    sparse = ["sparsity.level=0.75", "sparsity.execution=compressed"]
+    parallel = ["parallel.data=2", *sparse, f"data.train={packed}", "run_dir=undisturbed"]
     trainer("pretrain", "empty.yaml", *model, *more, *parallel, cwd=packed.parent)
     return losses(packed.parent / "undisturbed/metrics.jsonl")
 
