@@ -27,7 +27,7 @@ constexpr int64_t kMaxBlockInputs = 768;  // a block's code stays in the second-
 // cache when its turn comes: code that streams from the third level runs at half speed.
 constexpr int64_t kPassesPerPrefetch = 6;
 // Code and values come once for every group of tiles, from the third level, which other cores use too. So the rows are cut
-// into parts of at most this many bytes, and all groups go through one part before the next.
+// into parts of this many bytes, up to twice as many, and all groups go through one part before the next.
 constexpr int64_t kBytesOfPart = int64_t{4} << 20;
 constexpr int64_t kBytesOfEntry = 8 + 4;  // code and value
 // Each part packs x anew: multiply-adds that an element of x is worth at least.
