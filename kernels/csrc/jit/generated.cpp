@@ -87,7 +87,8 @@ std::vector<uint16_t> starts_of_inputs(const std::vector<uint32_t>& words, const
 }
 
 // Tiles that share one pass through the code: as many as leave their inputs in the second-level cache with room for the
-// code. Fewer entries an input make the inputs weigh more.
+// code. Fewer entries an input make the inputs weigh more. Pairs halve the inputs alone, not the sums nor the code beside
+// them, so they take no more tiles than whole blocks of single inputs: eight were best, whatever the shape.
 int64_t tiles_of_group(const Generated& g) {
     int64_t cache = 0;
 #if defined(_SC_LEVEL2_CACHE_SIZE)
@@ -95,8 +96,8 @@ int64_t tiles_of_group(const Generated& g) {
 #endif
     if (cache <= 0) cache = int64_t{1} << 20;
     const bool few_entries = g.entries * 6 < g.rows * g.inputs;
-    const int64_t room = few_entries ? cache * 3 / 8 : cache * 9 / 16;
-    return std::clamp<int64_t>(room / (g.block_inputs * 64), 4, 24);
+    const int64_t room = g.pairs || few_entries ? cache * 3 / 8 : cache * 9 / 16;
+    return std::clamp<int64_t>(room / ((g.pairs ? kMaxBlockInputs : g.block_inputs) * 64), 4, 24);
 }
 
 // A pointer that walks through memory by displacements of one signed byte.
@@ -270,6 +271,16 @@ int64_t parts_of_rows(const Generated& g) {
     return std::clamp<int64_t>(g.entries * kBytesOfEntry / kBytesOfPart, 1, g.row_blocks);
 }
 
+// Asks the second-level cache for part `part` of `parts` of a rectangle of x: `rows` rows from x on, `features` of each.
+template <class T>
+void request(const T* x, int64_t row_length, int64_t rows, int64_t features, int64_t part, int64_t parts) {
+    constexpr int64_t kLine = 64 / sizeof(T);
+    const int64_t lines = (features + kLine - 1) / kLine;
+    for (int64_t i = rows * lines * part / parts; i < rows * lines * (part + 1) / parts; ++i) {
+        __builtin_prefetch(x + i / lines * row_length + i % lines * kLine, 0, 2);
+    }
+}
+
 BlockCode code_of(const Generated& g, int64_t block) {
     return reinterpret_cast<BlockCode>(reinterpret_cast<uintptr_t>(g.code.code() + g.entry[block]));
 }
@@ -307,6 +318,7 @@ bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
     const int64_t worth = std::max<int64_t>(1, g.entries / (g.inputs * kWorkOfPackedElement));
     const int64_t parts = by_tokens ? std::min(parts_of_rows(g), worth) : std::min<int64_t>(g.row_blocks, threads);
     const int64_t y_stride = tile_floats(g.rows);
+    const int64_t features_of_input = g.pairs ? 2 : 1;
     const int64_t x_floats = g.inputs * 16 * group;
     const int64_t y_floats = y_stride * group;
     float* memory = scratch.floats((x_floats + y_floats) * threads);
@@ -336,7 +348,15 @@ bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
                         finite.store(false, std::memory_order_relaxed);
                     }
                 }
+                // What is packed next, most likely, comes from memory while the code of this block of inputs computes.
+                const bool next_group = k + 1 == g.input_blocks;
+                const int64_t next_token = (first_tile + (next_group ? group * threads : 0)) * 16;
+                const int64_t next_tokens = std::clamp<int64_t>(tokens - next_token, 0, group * 16);
+                const int64_t next_feature = next_group ? 0 : (first + inputs) * features_of_input;
+                const int64_t next_features = std::min(g.block_inputs * features_of_input, g.features - next_feature);
                 for (int64_t b = begin; b < end; ++b) {
+                    request(x + next_token * g.features + next_feature, g.features, next_tokens, next_features, b - begin,
+                            end - begin);
                     const int64_t index = k * g.row_blocks + b;
                     code_of(g, index)(x_packed, ordered + g.value_start[index], y_packed + b * g.block_rows * 16, count,
                                       inputs * 64, y_stride * 4);

@@ -25,7 +25,8 @@ bool pack_pairs(const Bf16* x, int64_t row_length, int tokens, int64_t features,
     for (int64_t f = 0; f < features; f += 32) {
         const int64_t count = features - f < 32 ? features - f : 32;
         const __mmask32 lanes = count == 32 ? ~__mmask32{0} : static_cast<__mmask32>((1u << count) - 1);
-        for (int t = 0; t < tokens; ++t) __builtin_prefetch(x + t * row_length + f + 128);
+        const Bf16* next = ahead(x, 16 * row_length, features, f, 128);
+        for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length);
         __m512 r[16];
         for (int t = 0; t < 16; ++t) {
             const __m512i pairs = t < tokens ? _mm512_maskz_loadu_epi16(lanes, x + t * row_length + f) : _mm512_setzero_si512();

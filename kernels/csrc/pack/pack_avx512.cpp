@@ -10,8 +10,7 @@ namespace spdf {
 
 namespace {
 
-// Each row is a stream of its own, 16 at a time: more than the hardware follows, so ask four lines ahead.
-constexpr int64_t kAhead = 64;
+constexpr int64_t kAhead = 64;  // floats, or pairs of bf16: four lines
 
 inline __mmask16 first(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
 inline __mmask32 first_of_32(int64_t count) { return count >= 32 ? ~__mmask32{0} : (__mmask32{1} << count) - 1; }
@@ -21,7 +20,8 @@ void pack_f32(const float* x, int64_t row_length, int tokens, int64_t features, 
         const int64_t count = features - f < 16 ? features - f : 16;
         const __mmask16 lanes = first(count);
         __m512 r[16];
-        for (int t = 0; t < tokens; ++t) __builtin_prefetch(x + t * row_length + f + kAhead);
+        const float* next = ahead(x, 16 * row_length, features, f, kAhead);
+        for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length);
         for (int t = 0; t < 16; ++t) {
             r[t] = t < tokens ? _mm512_maskz_loadu_ps(lanes, x + t * row_length + f) : _mm512_setzero_ps();
         }
@@ -40,7 +40,8 @@ void unpack_f32(const float* tile, int64_t stride, int tokens, int64_t features,
         const int64_t count = features - f < 16 ? features - f : 16;
         const __mmask16 lanes = first(count);
         __m512 r[16];
-        for (int t = 0; t < tokens; ++t) __builtin_prefetch(y + t * row_length + f + kAhead, 1);
+        float* next = ahead(y, 16 * row_length, features, f, kAhead);
+        for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length, 1);
         for (int i = 0; i < 16; ++i) r[i] = i < count ? _mm512_loadu_ps(tile + (f + i) * stride) : _mm512_setzero_ps();
         transpose(r);
         const __m512 add = bias ? _mm512_maskz_loadu_ps(lanes, bias + f) : _mm512_setzero_ps();
@@ -61,7 +62,8 @@ void pack_bf16(const Bf16* x, int64_t row_length, int tokens, int64_t features, 
         const int64_t count = features - f < 32 ? features - f : 32;
         const __mmask32 lanes = first_of_32(count);
         __m512 r[16];
-        for (int t = 0; t < tokens; ++t) __builtin_prefetch(x + t * row_length + f + 2 * kAhead);
+        const Bf16* next = ahead(x, 16 * row_length, features, f, 2 * kAhead);
+        for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length);
         for (int t = 0; t < 16; ++t) {
             r[t] = t < tokens ? _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(lanes, x + t * row_length + f))
                               : _mm512_setzero_ps();
@@ -95,7 +97,8 @@ void unpack_bf16(const float* tile, int64_t stride, int tokens, int64_t features
     for (int64_t f = 0; f < features; f += 32) {
         const int64_t count = features - f < 32 ? features - f : 32;
         const __mmask32 lanes = first_of_32(count);
-        for (int t = 0; t < tokens; ++t) __builtin_prefetch(y + t * row_length + f + 2 * kAhead, 1);
+        Bf16* next = ahead(y, 16 * row_length, features, f, 2 * kAhead);
+        for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length, 1);
         const auto feature = [&](int i) {
             const __m512 sums = i < count ? _mm512_loadu_ps(tile + (f + i) * stride) : _mm512_setzero_ps();
             return rounded(bias && i < count ? _mm512_add_ps(sums, _mm512_set1_ps(bias[f + i])) : sums);
