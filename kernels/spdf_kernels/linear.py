@@ -34,6 +34,8 @@ def sparse_linear(
         _check("bias", bias, pattern, values)
         if bias.dim() != 1 or bias.shape[0] != out_features:
             raise ValueError(f"bias must have shape [{out_features}] for {pattern!r}, not {list(bias.shape)}")
+    if x.dim() == 2:
+        return ops.spmm(x, values, bias, pattern.handle)
     tokens = x.shape[:-1].numel()
     y = ops.spmm(x.reshape(tokens, in_features), values, bias, pattern.handle)
     return y.view(*x.shape[:-1], out_features)
