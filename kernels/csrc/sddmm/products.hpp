@@ -56,10 +56,10 @@ void run_bucket(const Bucket& bucket, int large, int small, const float* y, cons
         float* to = values + position[r];
         position[r] += bucket.entries;
         // Rows come in no order that hardware could guess, so their sums would be waited for; and each row asks for one
-        // line of the next block's x, which by the block's end has come from the third level.
+        // line of the next block's x, which comes from the third level and takes the place of this block's in the first.
         const float* soon = values + position[at.rows[std::min<int>(i + kRowsAhead, bucket.rows - 1)]];
         for (int e = 0; e < bucket.entries; e += kChunkFloats) __builtin_prefetch(soon + e, 1);
-        __builtin_prefetch(at.next_x, 0, 2);
+        __builtin_prefetch(at.next_x);
         at.next_x += kChunkFloats;
         for (int g = 0; g < large; ++g, columns += size, to += size) {
             Kernel::template group<size>(columns, y_row, x, to);
