@@ -271,16 +271,6 @@ int64_t parts_of_rows(const Generated& g) {
     return std::clamp<int64_t>(g.entries * kBytesOfEntry / kBytesOfPart, 1, g.row_blocks);
 }
 
-// Asks the second-level cache for part `part` of `parts` of a rectangle of x: `rows` rows from x on, `features` of each.
-template <class T>
-void request(const T* x, int64_t row_length, int64_t rows, int64_t features, int64_t part, int64_t parts) {
-    constexpr int64_t kLine = 64 / sizeof(T);
-    const int64_t lines = (features + kLine - 1) / kLine;
-    for (int64_t i = rows * lines * part / parts; i < rows * lines * (part + 1) / parts; ++i) {
-        __builtin_prefetch(x + i / lines * row_length + i % lines * kLine, 0, 2);
-    }
-}
-
 BlockCode code_of(const Generated& g, int64_t block) {
     return reinterpret_cast<BlockCode>(reinterpret_cast<uintptr_t>(g.code.code() + g.entry[block]));
 }
@@ -318,7 +308,6 @@ bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
     const int64_t worth = std::max<int64_t>(1, g.entries / (g.inputs * kWorkOfPackedElement));
     const int64_t parts = by_tokens ? std::min(parts_of_rows(g), worth) : std::min<int64_t>(g.row_blocks, threads);
     const int64_t y_stride = tile_floats(g.rows);
-    const int64_t features_of_input = g.pairs ? 2 : 1;
     const int64_t x_floats = g.inputs * 16 * group;
     const int64_t y_floats = y_stride * group;
     float* memory = scratch.floats((x_floats + y_floats) * threads);
@@ -348,15 +337,7 @@ bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
                         finite.store(false, std::memory_order_relaxed);
                     }
                 }
-                // What is packed next, most likely, comes from memory while the code of this block of inputs computes.
-                const bool next_group = k + 1 == g.input_blocks;
-                const int64_t next_token = (first_tile + (next_group ? group * threads : 0)) * 16;
-                const int64_t next_tokens = std::clamp<int64_t>(tokens - next_token, 0, group * 16);
-                const int64_t next_feature = next_group ? 0 : (first + inputs) * features_of_input;
-                const int64_t next_features = std::min(g.block_inputs * features_of_input, g.features - next_feature);
                 for (int64_t b = begin; b < end; ++b) {
-                    request(x + next_token * g.features + next_feature, g.features, next_tokens, next_features, b - begin,
-                            end - begin);
                     const int64_t index = k * g.row_blocks + b;
                     code_of(g, index)(x_packed, ordered + g.value_start[index], y_packed + b * g.block_rows * 16, count,
                                       inputs * 64, y_stride * 4);
