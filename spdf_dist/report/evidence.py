@@ -144,8 +144,12 @@ def read_evidence(study: Study, kept: Iterable[Path]) -> Evidence:
     for row in rows.values():
         fill_webnlg(study, row)
     order = {DENSE: 0, STOPPED: 2, SMALL: 3, UNTRAINED: 4}
+    level: dict[tuple[str, str], float] = {}  # a cell that has not run does not know its own
+    for row in rows.values():
+        level[row.size, row.variant] = max(level.get((row.size, row.variant), 0.0), row.sparsity or 0.0)
     ordered = sorted(
-        rows.values(), key=lambda r: (r.size, order.get(r.variant, 1), r.sparsity or 0, r.variant, r.finetuning, r.seed)
+        rows.values(),
+        key=lambda r: (r.size, order.get(r.variant, 1), level[r.size, r.variant], r.variant, r.finetuning, r.seed),
     )
     return Evidence(ordered, [point for key in sorted(points) for point in points[key]])
 

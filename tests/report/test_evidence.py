@@ -116,6 +116,11 @@ def test_a_study_in_parts_says_what_has_not_run_and_keeps_its_rows(tmp_path: Pat
         read_evidence(read_study([kept]), [kept])
 
 
+def test_a_variant_s_place_does_not_depend_on_what_has_run(tmp_path: Path) -> None:
+    evidence = study_of(tmp_path, {"1m-dense": DENSE, "1m-s50": CLOSE, "1m-s75": CLOSE[:1]})
+    assert evidence.sparse_variants("1m") == ["s50", "s75"]
+
+
 def test_runs_of_a_sweep_are_no_variant(tmp_path: Path) -> None:
     root = write_study(tmp_path / "study", {"1m-dense": DENSE, "1m-s75": CLOSE})
     study = read_study([root])
