@@ -16,13 +16,15 @@ from spdf_kernels import native
 
 _ONEDNN_IS_FASTER = torch.backends.mkldnn.is_available() and not native.is_intel()
 _FEW_TOKENS = 16  # below, a product is one pass over the weight and the libraries do not differ
+# dW takes dy transposed, which torch copies for oneDNN and not for MKL: up to this many inputs that decides.
+_DW_BY_MKL_UP_TO = 1024
 
 
 def dense_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """y [..., out] = x [..., in] weight^T + bias for weight [out, in] and bias [out]; differentiable in all three.
 
-    float32 on a CPU that is not Intel's: all three products of training run through oneDNN. Else, and for less than 16
-    tokens, torch.nn.functional.linear. Errors are those of torch.nn.functional.linear.
+    float32 on a CPU that is not Intel's: the products run through oneDNN, but for dW up to 1,024 inputs. Else, and for
+    less than 16 tokens, torch.nn.functional.linear. Errors are those of torch.nn.functional.linear.
     """
     tokens = x.shape[:-1].numel()
     fits = (
@@ -60,7 +62,10 @@ def _backward(ctx: Any, dy_TO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     dy_TO = dy_TO.contiguous()
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad
     dx_TI = onednn_linear(dy_TO, weight_OI.t(), None) if needs_x else None
-    dweight_OI = onednn_linear(dy_TO.t(), x_TI.t(), None) if needs_weight else None
+    dweight_OI = None
+    if needs_weight:
+        by_mkl = torch.backends.mkl.is_available() and x_TI.shape[1] <= _DW_BY_MKL_UP_TO
+        dweight_OI = dy_TO.t() @ x_TI if by_mkl else onednn_linear(dy_TO.t(), x_TI.t(), None)
     dbias_O = dy_TO.sum(0) if needs_bias else None
     return dx_TI, dweight_OI, dbias_O
 

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from spdf_dist import __version__
+from spdf_dist.cli.memory import keep_freed_memory
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_STOPPED, SpdfError
 from spdf_dist.config.suggest import nearest
 
@@ -92,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser(name, module)
     # Overrides may stand behind options too; argparse cannot do that where there are sub-commands.
     args = parser.parse_args(rest) if parser._subparsers else parser.parse_intermixed_args(rest)
+    keep_freed_memory()
     try:
         return int(module.run(args) or 0)
     except SpdfError as error:

@@ -100,10 +100,14 @@ class LinearCrossEntropy(torch.autograd.Function):
                 probability_CV[:, :real] -= smoothing / vocab_size
             probability_CV[row_C, column_C] -= 1 - smoothing
             # Selection, not a product: an ignored token must not pass on a NaN.
-            probability_CV[~counted_C] = 0
+            probability_CV.index_fill_(0, (~counted_C).nonzero().squeeze(1), 0)
             d_logits_CV = probability_CV.to(hidden_ND.dtype)
             d_hidden_ND[begin : begin + chunk] = dense_linear(d_logits_CV, weight_VD.t())
-            d_weight_VD += dense_linear(d_logits_CV.t(), hidden_CD.t())
+            if d_logits_CV.dtype == d_weight_VD.dtype:
+                # Straight into the sum; oneDNN would copy the transposed logits, into a product as large as the sum.
+                d_weight_VD.addmm_(d_logits_CV.t(), hidden_CD)
+            else:
+                d_weight_VD += d_logits_CV.t() @ hidden_CD
         if with_gradients:
             ctx.save_for_backward(d_hidden_ND, d_weight_VD)
             ctx.weight_dtype = weight_VD.dtype
