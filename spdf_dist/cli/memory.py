@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     """Let malloc keep what is freed for the next tensor; returns whether it does.
 
     glibc maps a block above 32 MiB anew, page by page, each time, and gives it back when it is freed. Logits and the
-    embedding's gradient are that large in every step. The process then holds the most that it needed so far, and a tenth
+    embedding's gradient are that large in every step. The process then holds the most that it needed so far and a tenth
     more for want of blocks that fit. Another C library, or a user's own setting, stays as it is.
     """
     if any(name in os.environ for name in USER_SETTINGS):
