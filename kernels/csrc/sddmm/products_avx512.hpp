@@ -1,4 +1,5 @@
-// Products with AVX-512 intrinsics, for an Arithmetic that multiplies and adds chunks of 64 bytes.
+// Products with AVX-512 intrinsics, for an Arithmetic that multiplies and adds chunks of 64 bytes. With kSumsAbreast the sums
+// of a group grow side by side: where an addition takes long, one sum after the other would wait and fill the scheduler.
 #pragma once
 
 #include <immintrin.h>
@@ -64,13 +65,29 @@ struct Avx512Kernel {
     template <int size>
     [[gnu::always_inline]] static inline void group(const uint8_t* columns, const Row& y, const float* x, float* to) {
         __m512 sum[size];
+        if constexpr (Arithmetic::kSumsAbreast) {
+            const float* from[size];
 #pragma GCC unroll 8
-        for (int i = 0; i < size; ++i) {
-            const float* from = x + columns[i] * (vectors * kChunkFloats);
-            sum[i] = _mm512_setzero_ps();
+            for (int i = 0; i < size; ++i) {
+                from[i] = x + columns[i] * (vectors * kChunkFloats);
+                sum[i] = _mm512_setzero_ps();
+            }
 #pragma GCC unroll 8
             for (int t = 0; t < vectors; ++t) {
-                sum[i] = Arithmetic::add_product(sum[i], y.v[t], _mm512_load_ps(from + t * kChunkFloats));
+#pragma GCC unroll 8
+                for (int i = 0; i < size; ++i) {
+                    sum[i] = Arithmetic::add_product(sum[i], y.v[t], _mm512_load_ps(from[i] + t * kChunkFloats));
+                }
+            }
+        } else {
+#pragma GCC unroll 8
+            for (int i = 0; i < size; ++i) {
+                const float* from = x + columns[i] * (vectors * kChunkFloats);
+                sum[i] = _mm512_setzero_ps();
+#pragma GCC unroll 8
+                for (int t = 0; t < vectors; ++t) {
+                    sum[i] = Arithmetic::add_product(sum[i], y.v[t], _mm512_load_ps(from + t * kChunkFloats));
+                }
             }
         }
         const __m256 sums = lane_sums<size>(sum);
