@@ -34,9 +34,8 @@ PROBES = (
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int, out: Path) -> None:
     """Write the tokenizer that lies in ``folder`` to the model folder ``out``; ``max_length`` is in tokens."""
-    for name, theirs in RENAMED.items():
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, out / theirs)
+    for name in (SENTENCEPIECE_FILE,) if isinstance(tokenizer, SentencePieceTokenizer) else GPT2_FILES:
+        shutil.copyfile(folder / name, out / RENAMED[name])
     config: dict[str, Any] = {"model_max_length": max_length, "add_prefix_space": False}
     if isinstance(tokenizer, SentencePieceTokenizer):
         end = tokenizer.processor.id_to_piece(tokenizer.eod_id)

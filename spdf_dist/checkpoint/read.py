@@ -6,6 +6,7 @@ that hold its slices. torch is imported when a tensor is asked for: `spdf inspec
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from spdf_dist.checkpoint.manifest import (
 from spdf_dist.checkpoint.packed_masks import unpack
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig
+from spdf_dist.data.tokenizer import SENTENCEPIECE_FILE
 from spdf_dist.sparsity.masks import BoolArray, mask_digest
 
 if TYPE_CHECKING:
@@ -69,17 +71,28 @@ class Checkpoint:
             if tensor.sparse and (tensor.name not in self.manifest.masks or MASKS not in self.manifest.files):
                 raise UserError(f"{self.path}: the masks are missing: {tensor.name} is sparse and has none")
 
-    @property
+    @functools.cached_property
     def tokenizer_dir(self) -> Path | None:
-        """The folder with the tokenizer's files (``spdf_dist.data.tokenizer.load_tokenizer`` takes it), or None."""
+        """The folder with the tokenizer's files (``spdf_dist.data.tokenizer.load_tokenizer`` takes it), or None.
+
+        Raises UserError when one of them is damaged, or a file that was put beside them would be taken instead.
+        """
         folder = self.path / TOKENIZER
-        return folder if folder.is_dir() else None
+        listed = [name for name in self.manifest.files if name.startswith(f"{TOKENIZER}/")]
+        for name in listed:
+            self.files.check(name)
+        # A folder is taken for SentencePiece's when it holds this file, whatever else lies there.
+        if listed and f"{TOKENIZER}/{SENTENCEPIECE_FILE}" not in listed and (folder / SENTENCEPIECE_FILE).exists():
+            raise UserError(f"{folder / SENTENCEPIECE_FILE} is no part of the checkpoint: remove it")
+        return folder if listed else None
 
     @property
     def config_yaml(self) -> str:
-        """The resolved config of the run that saved it; empty when it has none."""
-        path = self.path / CONFIG
-        return path.read_text(encoding="utf-8") if path.is_file() else ""
+        """The resolved config of the run that saved it; empty when it has none. Raises UserError when it is damaged."""
+        if CONFIG not in self.manifest.files:
+            return ""
+        self.files.check(CONFIG)
+        return (self.path / CONFIG).read_text(encoding="utf-8")
 
     def verify(self) -> None:
         """Read every file and raise UserError naming the first that is damaged."""

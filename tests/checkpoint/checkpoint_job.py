@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from spdf_dist.checkpoint.manifest import KINDS, Kind, global_shapes
-from spdf_dist.checkpoint.write import CheckpointWriter
+from spdf_dist.checkpoint.write import CheckpointWriter, single_writer
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.parallel.layout import Piece
 from spdf_dist.sparsity.masks import BoolArray, RandomMasks
@@ -167,3 +168,26 @@ def save(
         )
 
     return run_ranks(ranks, work)
+
+
+def write_gpt2_tokenizer(folder: Path) -> Path:
+    """A byte-level tokenizer of a few merges, in GPT-2's two files; the folder."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    merges = ["t h", "th e", "Ġ the", "i n", "Ġ in", "e r"]
+    entries = sorted(ByteLevel.alphabet()) + [merge.replace(" ", "") for merge in merges] + ["<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "encoder.json").write_text(json.dumps({entry: i for i, entry in enumerate(entries)}))
+    (folder / "vocab.bpe").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    return folder
+
+
+def save_with_tokenizer(folder: Path, tokenizer: Path) -> Path:
+    """Write a dense checkpoint that carries a tokenizer; its folder."""
+    return single_writer(folder, 5).write(
+        responsible(0, 1, {}, {"model": make_tensors({})["model"]}),
+        masks=None,
+        config_yaml="seed: 1\n",
+        tokenizer=tokenizer,
+        manifest=manifest_of(None),
+    )

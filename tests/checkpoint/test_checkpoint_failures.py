@@ -15,14 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_job import SPARSE, make_tensors, manifest_of, masks_of, responsible, save
+from checkpoint_job import (
+    SPARSE,
+    make_tensors,
+    manifest_of,
+    masks_of,
+    responsible,
+    save,
+    save_with_tokenizer,
+    write_gpt2_tokenizer,
+)
 
 from spdf_dist.checkpoint import write
+from spdf_dist.checkpoint.densify import densify
 from spdf_dist.checkpoint.find import damaged
 from spdf_dist.checkpoint.manifest import MASKS
 from spdf_dist.checkpoint.read import Checkpoint, is_whole, latest, resolve
 from spdf_dist.checkpoint.stream import SafetensorsStream
 from spdf_dist.checkpoint.write import check_cover, delete, prune, single_writer
+from spdf_dist.cli.main import main
 from spdf_dist.config.errors import SpdfError, UserError
 
 
@@ -268,6 +279,33 @@ def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
     os.truncate(tmp_path / "step_5" / "optim-00001.safetensors", 1000)
     with pytest.raises(UserError, match=r"optim-00001\.safetensors is damaged: 1000 bytes instead of"):
         Checkpoint(tmp_path / "step_5")
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("densify", "tokenizer/vocab.bpe"), ("export-hf", "tokenizer/vocab.bpe"), ("densify", "config.yaml")],
+)
+def test_a_damaged_tokenizer_or_config_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, name: str
+) -> None:
+    source = save_with_tokenizer(tmp_path / "a", write_gpt2_tokenizer(tmp_path / "t"))
+    flip(source / name)
+    assert main([command, str(source), str(tmp_path / "out")]) == 2
+    assert f"{source / name} is damaged: its SHA-256 is not the manifest's" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "t"]
+
+
+def test_files_beside_a_tokenizer_are_left_out(tmp_path: Path) -> None:
+    source = save_with_tokenizer(tmp_path / "a", write_gpt2_tokenizer(tmp_path / "t"))
+    (source / "tokenizer" / "notes.txt").write_text("not the checkpoint's")
+    densify(source, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out" / "tokenizer").iterdir()) == ["encoder.json", "vocab.bpe"]
+    (source / "tokenizer" / "tokenizer.model").write_text("it would be taken first")
+    with pytest.raises(UserError, match=r"tokenizer\.model is no part of the checkpoint: remove it"):
+        densify(source, tmp_path / "other")
+    (bare,) = save(tmp_path / "b", 5)
+    write_gpt2_tokenizer(bare / "tokenizer")
+    assert Checkpoint(bare).tokenizer_dir is None
 
 
 def test_missing_masks(tmp_path: Path) -> None:

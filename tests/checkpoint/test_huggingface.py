@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoint_job import MODEL, SPARSE, make_tensors, masks_of, save
+from checkpoint_job import MODEL, SPARSE, make_tensors, masks_of, save, save_with_tokenizer
 from safetensors.torch import load_file, save_file
 
 from spdf_dist.checkpoint.hf_export import export_hf
@@ -177,21 +177,6 @@ def test_wrong_folders(tmp_path: Path) -> None:
         import_hf(tmp_path / "hf", tmp_path / "out")
 
 
-def save_with_tokenizer(tmp_path: Path, tokenizer: Path) -> Path:
-    """A checkpoint that carries a tokenizer."""
-    from checkpoint_job import manifest_of, responsible
-
-    from spdf_dist.checkpoint.write import single_writer
-
-    return single_writer(tmp_path / "ck", 5).write(
-        responsible(0, 1, {}, {"model": make_tensors({})["model"]}),
-        masks=None,
-        config_yaml="",
-        tokenizer=tokenizer,
-        manifest=manifest_of(None),
-    )
-
-
 TEXT = "The Eagle is a coffee shop.\n  It serves  Indian food — £20-25, naïve 日本 🙂.\n\nname[The Eagle]"
 
 
@@ -199,7 +184,7 @@ def test_sentencepiece_goes_along(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     train_sentencepiece([Path(os.__file__).read_text()], 500, tmp_path / "t.model")
-    folder = save_with_tokenizer(tmp_path, tmp_path / "t.model")
+    folder = save_with_tokenizer(tmp_path / "ck", tmp_path / "t.model")
     export_hf(folder, tmp_path / "hf")
     ours = load_tokenizer(folder / "tokenizer")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
@@ -217,7 +202,7 @@ def test_sentencepiece_goes_along(tmp_path: Path) -> None:
 def test_gpt2_vocabulary_goes_along(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    folder = save_with_tokenizer(tmp_path, Path(os.environ["SPDF_DATA"]) / "gpt2_vocab")
+    folder = save_with_tokenizer(tmp_path / "ck", Path(os.environ["SPDF_DATA"]) / "gpt2_vocab")
     export_hf(folder, tmp_path / "hf")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert theirs.encode("Hello world") == [15496, 995]
