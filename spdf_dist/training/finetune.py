@@ -38,7 +38,7 @@ from spdf_dist.training.setup import (
     start,
     weight_dtype,
 )
-from spdf_dist.training.state import load_moments, load_weights, save_state
+from spdf_dist.training.state import load_moments, load_training_state, load_weights, save_state
 from spdf_dist.training.stop import StopRequest
 from spdf_dist.training.task_batches import TaskBatches
 
@@ -70,7 +70,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
                 print(f"finetune: {folder.path} is complete already")
             return
         checkpoint = newest_checkpoint(folder, groups)
-        state = TrainingState(**checkpoint.manifest.state) if checkpoint else TrainingState()
+        state = load_training_state(checkpoint) if checkpoint else TrainingState()
 
         tokens = config.training.micro_batch_size * min(task.max_length, model_config.seq_length)
         execution = decide(config.sparsity.execution, model_config, masks, groups, folder, tokens, weight_dtype(config))

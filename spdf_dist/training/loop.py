@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import deque
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spdf_dist.config.errors import SpdfError, Stopped
+from spdf_dist.config.errors import NonFiniteError, SpdfError, Stopped, UserError
 from spdf_dist.training.batches import Source
 from spdf_dist.training.callbacks import Callback, StepMetrics
 from spdf_dist.training.engine import Engine
@@ -30,6 +31,8 @@ class TrainingState:
     best_val_loss: float | None = None
     best_step: int = 0
     validations_without_gain: int = 0
+    validation_due: bool = False
+    """A stop came before or within the validation of ``step``: the run goes on with it."""
 
 
 @dataclass
@@ -38,7 +41,8 @@ class Loop:
 
     ``save(state)`` writes a checkpoint, collectively. ``patience`` ends the run after so many validations without a
     better loss (0: never); ``keep_best`` also saves whenever the validation loss is the
-    best so far. ``peak_flops`` is the dense peak of all ranks' devices, None where it is not known.
+    best so far, and then ``best_step`` is always one that was saved. ``peak_flops`` is the dense peak of all ranks'
+    devices, None where it is not known.
     """
 
     engine: Engine
@@ -52,29 +56,40 @@ class Loop:
     keep_best: bool = False
     skip_loss_spike: float = 0.0
     peak_flops: float | None = None
+    saved_best: tuple[float | None, int] = field(init=False, default=(None, 0))
+    """``best_val_loss`` and ``best_step`` of the newest checkpoint."""
 
     def run(self) -> None:
         """Train to the end. Raises Stopped after saving when a signal came, NonFiniteError, SpdfError."""
-        saved = self.state.step
-        recent = deque(self.state.recent_losses, maxlen=SPIKE_WINDOW)
+        state = self.state
+        recent = deque(state.recent_losses, maxlen=SPIKE_WINDOW)
+        self.saved_best = (state.best_val_loss, state.best_step)
         try:
-            while self.state.step < self.source.total_steps and not self.out_of_patience():
-                stop = self.train_step(recent)
-                step = self.state.step
-                if not stop and self.source.validates_after(step):
+            while not self.is_over():
+                stop = False
+                if not state.validation_due:
+                    stop = self.train_step(recent)
+                    state.validation_due = self.source.validates_after(state.step)
+                if state.validation_due and not stop:
                     stop = self.validate()
-                last = step == self.source.total_steps or self.out_of_patience()
-                best = self.keep_best and self.state.best_step == step
-                if stop or last or best or step % self.checkpoint_interval == 0:
-                    self.state.recent_losses = list(recent)
-                    saved = self.checkpoint(saved, final=stop or last)
-                if stop and not last:
-                    raise Stopped(
-                        f"stopped at step {step} of {self.source.total_steps} after saving; run it again to go on"
-                    )
+                state.recent_losses = list(recent)
+                over = self.is_over()
+                best = self.keep_best and state.best_step == state.step
+                if stop or over or best or state.step % self.checkpoint_interval == 0:
+                    self.checkpoint(final=stop or over)
+                if stop and not over:
+                    where = f"at step {state.step} of {self.source.total_steps}"
+                    before = ", before its validation," if state.validation_due else ""
+                    raise Stopped(f"stopped {where}{before} after saving; run it again to go on")
         finally:
             for callback in self.callbacks:
                 callback.on_end()
+
+    def is_over(self) -> bool:
+        """Whether the last step is done and validated, or validation has not got better for long enough."""
+        state = self.state
+        impatient = self.patience > 0 and state.validations_without_gain >= self.patience
+        return not state.validation_due and (state.step == self.source.total_steps or impatient)
 
     def train_step(self, recent: deque[float]) -> bool:
         """One optimizer step; returns whether the ranks agreed to stop."""
@@ -117,33 +132,44 @@ class Loop:
         return result.stop
 
     def validate(self) -> bool:
-        """The validation loss; returns whether a stop came in the middle, and then records nothing."""
+        """The validation loss; returns whether a stop came in the middle: then nothing is recorded and it stays due."""
         result = self.engine.evaluate(self.source.validation(), lambda: self.stop.requested)
         if result is None:
             return True
         loss, _tokens = result
         state = self.state
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"the validation loss of step {state.step} is {loss}")
         if state.best_val_loss is None or loss < state.best_val_loss:
             state.best_val_loss, state.best_step, state.validations_without_gain = loss, state.step, 0
         else:
             state.validations_without_gain += 1
+        state.validation_due = False
         for callback in self.callbacks:
             callback.on_validation(state.step, loss)
         return False
 
-    def out_of_patience(self) -> bool:
-        """Whether validation has stopped getting better for long enough."""
-        return self.patience > 0 and self.state.validations_without_gain >= self.patience
-
-    def checkpoint(self, saved: int, *, final: bool) -> int:
-        """Save the current step and return it; on failure in mid-run say so and return the last saved step."""
+    def checkpoint(self, *, final: bool) -> None:
+        """Save the current step. A failure in mid-run is survived, and the best that is on the disk stays the best."""
+        state = self.state
         try:
-            self.save(self.state)
+            self.save(state)
         except SpdfError as error:
-            if final:
+            # A mistake will be there at the next interval too; the rank that knows of it tells the others.
+            mistake = self.engine.groups.largest(float(isinstance(error, UserError)))
+            if final or mistake:
                 raise
             # Training goes on: the last good checkpoint stays, and the disk may have room at the next interval.
+            notes = [f"WARNING: {error}"]
+            if self.keep_best and state.best_step == state.step:
+                lost, (state.best_val_loss, state.best_step) = state.best_val_loss, self.saved_best
+                kept = f"step {state.best_step}'s ({state.best_val_loss:.4f})" if state.best_step else "none so far"
+                notes.append(
+                    f"WARNING: step {state.step} had the best validation loss ({lost:.4f}) and is lost; "
+                    f"the best that is kept is {kept}"
+                )
             for callback in self.callbacks:
-                callback.on_note(f"WARNING: {error}")
-            return saved
-        return self.state.step
+                for note in notes:
+                    callback.on_note(note)
+        else:
+            self.saved_best = (state.best_val_loss, state.best_step)

@@ -27,7 +27,7 @@ from spdf_dist.training.setup import (
     start,
     weight_dtype,
 )
-from spdf_dist.training.state import load_moments, load_weights, save_state
+from spdf_dist.training.state import load_moments, load_training_state, load_weights, save_state
 from spdf_dist.training.stop import StopRequest
 
 
@@ -44,7 +44,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
         checkpoint = newest_checkpoint(folder, groups)
         if checkpoint is not None:
             checkpoint.check_model(config.model)
-        state = TrainingState(**checkpoint.manifest.state) if checkpoint else TrainingState()
+        state = load_training_state(checkpoint) if checkpoint else TrainingState()
 
         masks = PackedMasks.pack(RandomMasks(config.model, config.sparsity))
         tokens = config.training.micro_batch_size * config.model.seq_length

@@ -78,8 +78,8 @@ class RunFolder:
         elif self.path.exists() and any(p.name not in ("logs", ".lock") for p in self.path.iterdir()):
             raise UserError(f"run_dir: {self.path} is not empty and holds no run; choose another run_dir")
 
-    def cut_metrics(self, step: int) -> None:
-        """Drop metrics lines past ``step``, and a last line that a kill cut short."""
+    def cut_metrics(self, step: int, *, validated: bool = True) -> None:
+        """Drop metrics lines past ``step``, its validation line when that will be made again, and a line cut short."""
         if not self.metrics.exists():
             return
         kept = []
@@ -89,7 +89,8 @@ class RunFolder:
                     record = json.loads(line)
                 except ValueError:
                     continue
-                if line.endswith("\n") and record["step"] <= step:
+                past = record["step"] > step or (record["step"] == step and "val_loss" in record and not validated)
+                if line.endswith("\n") and not past:
                     kept.append(line)
         write_text(self.metrics, "".join(kept))
 

@@ -103,7 +103,7 @@ def reporting(
     """Rank 0's metrics file, cut back to the step that the run goes on from, TensorBoard and progress line."""
     if groups.rank != 0:
         return []
-    folder.cut_metrics(state.step)
+    folder.cut_metrics(state.step, validated=not state.validation_due)
     progress = Progress(name, state.step, total_steps)
     if state.step:
         progress.on_note(f"continues from step {state.step} of {total_steps}")

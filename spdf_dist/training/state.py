@@ -12,10 +12,12 @@ from spdf_dist.checkpoint.manifest import Kind
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import CheckpointWriter
-from spdf_dist.config.load import to_tree, to_yaml
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.load import build, to_tree, to_yaml
 from spdf_dist.config.schema import AnyConfig, ModelConfig, SparsityConfig
 from spdf_dist.parallel.layout import Piece, join_pieces, pieces_of, split_pieces
 from spdf_dist.training.engine import MOMENTS, Engine
+from spdf_dist.training.loop import TrainingState
 
 
 def state_pieces(engine: Engine) -> Iterator[tuple[Kind, Piece, Tensor]]:
@@ -67,6 +69,17 @@ def save_state(
     return writer.write(
         state_pieces(engine), masks=masks, config_yaml=to_yaml(config), tokenizer=tokenizer, manifest=manifest
     )
+
+
+def load_training_state(checkpoint: Checkpoint) -> TrainingState:
+    """What the loop goes on from; a field that an older checkpoint lacks has its default. Raises UserError."""
+    try:
+        state: TrainingState = build(TrainingState, checkpoint.manifest.state, "state")
+    except UserError as error:
+        raise UserError(f"{checkpoint.path}: its training state is not understood: {error}") from None
+    if state.step != checkpoint.step:
+        raise UserError(f"{checkpoint.path}: its training state is of step {state.step}, not {checkpoint.step}")
+    return state
 
 
 def load_weights(engine: Engine, checkpoint: Checkpoint) -> None:
