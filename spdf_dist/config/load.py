@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -30,6 +31,29 @@ IDENTITY_EXEMPT = (
     "validation.batches",
 )
 """Keys that may differ when a run continues: they change where and how, not what is computed."""
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML without what 1.1 reads into plain words: 2:4 is no number of base 60, 010 not octal, 2024-01-02 no date."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+PlainLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(0|[1-9][0-9_]*)?\.[0-9_]+([eE][-+]?[0-9]+)?$"), list("-+.0123456789")
+)
+
+
+def read_yaml(text: str) -> Any:
+    """The value of a YAML document. Raises yaml.YAMLError."""
+    try:
+        return yaml.load(text, PlainLoader)
+    except ValueError as error:  # an explicit tag on a value that is none of its kind
+        raise yaml.YAMLError(str(error)) from None
 
 
 def load_config(kind: type[T], source: str, overrides: Sequence[str] = ()) -> T:
@@ -78,7 +102,7 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UserError(f"{path}: base: goes round in a circle")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -102,9 +126,11 @@ def parse_override(text: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise UserError(f"'{text}' is no override: write key.sub=value")
     try:
-        leaf = yaml.safe_load(value) if value.strip() else None
+        leaf = read_yaml(value) if value.strip() else None
     except yaml.YAMLError:
         leaf = value
+    if isinstance(leaf, int | float) and not isinstance(leaf, bool) and str(leaf) != value.strip():
+        leaf = value.strip()  # as written, for a key that takes text: run_dir=1.10
     for part in reversed(key.strip().split(".")):
         leaf = {part: leaf}
     return typing.cast(dict[str, Any], leaf)
@@ -157,7 +183,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return [convert(item, v, f"{where}[{i}]") for i, v in enumerate(values)]
     if origin is dict:
         if isinstance(value, dict):
-            return value
+            return numbers(value)
         raise UserError(f"config key '{where}': expected keys and values, got {value!r}")
     if hint is bool:
         if isinstance(value, bool):
@@ -176,6 +202,18 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         if hint is int and number == number and abs(number) != float("inf") and number == int(number):
             return value if isinstance(value, int) else int(number)
     raise UserError(f"config key '{where}': expected {describe(hint)}, got {value!r}")
+
+
+def numbers(value: Any) -> Any:
+    """Values of keys without a type: text that is a number as people write it, as 1e-3, is that number."""
+    if isinstance(value, dict):
+        return {key: numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [numbers(item) for item in value]
+    if isinstance(value, str) and re.fullmatch(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?", value):
+        number = float(value.replace("_", ""))
+        return int(number) if value.lstrip("-+").replace("_", "").isdigit() else number
+    return value
 
 
 def describe(hint: Any) -> str:

@@ -52,9 +52,10 @@ def load(checkpoint: Path, tokenizer: Path | None, device: str) -> Loaded:
     if folder is None:
         raise UserError(f"{checkpoint} keeps no tokenizer; name it with --tokenizer")
     words = load_tokenizer(folder)
-    if words.vocab_size != dense.model.vocab_size:
+    # A model may have more, as 50,304 for GPT-2's 50,257: no text has them, and none is generated.
+    if words.vocab_size > dense.model.vocab_size:
         raise UserError(
             f"the tokenizer {folder} has {words.vocab_size} words, the model of {checkpoint} {dense.model.vocab_size};"
             " give the one it was trained with"
         )
-    return Loaded(Decoder(dense.model, dense.weights, device), words, dense.step)
+    return Loaded(Decoder(dense.model, dense.weights, device, words=words.vocab_size), words, dense.step)

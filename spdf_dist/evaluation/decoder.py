@@ -99,6 +99,7 @@ class Decoder:
         weights: every global tensor, dense (names in ``spdf_dist.parallel.layout``).
         device: where to compute.
         dtype: in which precision.
+        words: how many of the model's words may be generated, from the first; None: all.
 
     Raises:
         KeyError: a weight is missing.
@@ -110,11 +111,13 @@ class Decoder:
         weights: Mapping[str, Tensor],
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        words: int | None = None,
     ) -> None:
         def get(name: str) -> Tensor:
             return weights[name].to(device=device, dtype=dtype)
 
         self.model = model
+        self.words = words
         self.device = torch.device(device)
         self.heads = model.num_attention_heads
         self.words_Vd = get("embedding.word")
@@ -158,7 +161,7 @@ class Decoder:
         prompt_kv: list[tuple[Tensor, Tensor]] = []
         hidden_NPd = self._read(tokens_NP, prompt_kv)
         last_Nd = hidden_NPd[torch.arange(len(prompts), device=self.device), lengths_N - 1]
-        return Cache(lengths_N, prompt_kv, beams, max_steps), self._output(last_Nd)
+        return Cache(lengths_N, prompt_kv, beams, max_steps), self._next(last_Nd)
 
     @torch.inference_mode()
     def step(self, tokens_NB: Tensor, cache: Cache) -> Tensor:
@@ -177,7 +180,7 @@ class Decoder:
             mixed = F.scaled_dot_product_attention(q, keys[:, :, seen], values[:, :, seen], attn_mask=bias_N1BK)
             x_NBd = x_NBd + F.linear(mixed.transpose(1, 2).reshape(inputs, beams, -1), *layer.project)
             x_NBd = self._mlp(layer, x_NBd)
-        return self._output(x_NBd)
+        return self._next(x_NBd)
 
     def _read(self, tokens_NT: Tensor, keys_values: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Hidden states [N, T, d] of whole sequences; every layer's keys and values are appended to the list."""
@@ -202,6 +205,12 @@ class Decoder:
 
     def _normalize(self, x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], *norm, eps=NORM_EPS)
+
+    def _next(self, x: Tensor) -> Tensor:
+        logits = self._output(x)
+        if self.words is not None:
+            logits[..., self.words :] = -torch.inf
+        return logits
 
     def _output(self, x: Tensor) -> Tensor:
         return F.linear(self._normalize(x, self.norm), self.words_Vd).float()

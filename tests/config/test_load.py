@@ -25,6 +25,26 @@ def test_numbers_base_files_and_overrides(tmp_path):
     assert load_config(PretrainConfig, write(tmp_path, to_yaml(config), "again.yaml")) == config
 
 
+@pytest.mark.parametrize("text", ["1.10", "007", "12:30", "1_000", "2024-01-02", "2024-13-45", "0x_", "1e3"])
+def test_text_stays_as_it_was_written(tmp_path, text):
+    path = write(tmp_path, "")
+    assert load_config(PretrainConfig, path, [f"run_dir={text}"]).run_dir == text
+    quoted = to_yaml(load_config(PretrainConfig, path, [f"run_dir={text}"]))
+    assert load_config(PretrainConfig, write(tmp_path, quoted)).run_dir == text
+
+
+def test_words_that_yaml_1_1_takes_for_numbers(tmp_path):
+    path = write(
+        tmp_path, "sparsity: {pattern: 2:4, level: 0.5}\nrun_dir: 2024-13-45\nseed: 1_000\ntraining: {lr: 2.5e-4}\n"
+    )
+    config = load_config(PretrainConfig, path)
+    assert config.sparsity.pattern == "2:4" and config.run_dir == "2024-13-45"
+    assert config.seed == 1000 and config.training.lr == 2.5e-4
+    assert load_config(PretrainConfig, path, ["sparsity.pattern=1:2"]).sparsity.pattern == "1:2"
+    settings = load_config(PretrainConfig, path, ["deepspeed={a: 1e-3, b: [10, 0.10], c: auto}"]).deepspeed
+    assert settings == {"a": 1e-3, "b": [10, 0.1], "c": "auto"}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -138,3 +138,13 @@ def test_prompt_that_does_not_fit_is_refused(models: tuple[Decoder, Any], prompt
     decoder, _ = models
     with pytest.raises(ValueError, match=f"prompt 1 has {len(prompt)} tokens"):
         generate(decoder, [[1], prompt], ENDS, GenerationSettings(max_new_tokens=10))
+
+
+def test_words_that_the_tokenizer_lacks_are_never_generated() -> None:
+    weights = random_weights(MODEL, seed=3)
+    weights["embedding.word"][50:] *= 100  # the likeliest by far
+    for beams in (1, 3):
+        settings = GenerationSettings(max_new_tokens=8, beams=beams)
+        limited = Decoder(MODEL, weights, words=50)
+        assert max(max(out) for out in generate(limited, [[1, 2], [3]], (49,), settings)) < 50
+        assert max(max(out) for out in generate(make_decoder(MODEL, weights), [[1, 2], [3]], (49,), settings)) >= 50
