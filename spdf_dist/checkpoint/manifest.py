@@ -7,7 +7,9 @@ is there with its size; nothing is read from names. The format is described in d
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -15,6 +17,7 @@ from typing import Any, Literal
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
+from spdf_dist.config.validate import validate_model
 
 FORMAT = "spdf-checkpoint"
 VERSION = 1
@@ -113,7 +116,7 @@ def is_manifest(path: Path) -> bool:
     """Whether ``path`` is a file that claims to be a checkpoint's manifest (a run folder may hold others)."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(tree, dict) and tree.get("format") == FORMAT
 
@@ -130,7 +133,7 @@ def read_manifest(folder: Path) -> Manifest:
         tree = json.loads(content)
     except OSError as error:
         raise UserError(f"{folder} is no whole checkpoint: {MANIFEST} cannot be read ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: it is no JSON; take another checkpoint") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint's manifest: its format is not '{FORMAT}'")
@@ -141,26 +144,28 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         return parse(tree, hashlib.sha256(content).hexdigest())
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+    except (ValueError, UserError) as error:
+        raise UserError(f"{path} is damaged: {error}; take another checkpoint") from None
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is damaged: {what}; take another checkpoint") from None
 
 
 def parse(tree: dict[str, Any], sha256: str) -> Manifest:
-    """A manifest's JSON as typed data."""
+    """A manifest's JSON as typed data. Raises UserError or an exception of Python's own for anything else."""
     sparsity = tree["sparsity"]
-    files = {safe_name(name): StoredFile(int(f["bytes"]), str(f["sha256"])) for name, f in tree["files"].items()}
     manifest = Manifest(
-        step=int(tree["step"]),
-        consumed_tokens=int(tree["consumed_tokens"]),
+        step=count(tree["step"]),
+        consumed_tokens=count(tree["consumed_tokens"]),
         kind=str(tree["kind"]),
         model=build(ModelConfig, tree["model"], "model"),
         sparsity=None if sparsity is None else build(SparsityConfig, sparsity, "sparsity"),
         tensors={name: parse_tensor(name, tensor) for name, tensor in tree["tensors"].items()},
         masks={
-            name: StoredMask((int(m["shape"][0]), int(m["shape"][1])), int(m["kept"]), str(m["sha256"]))
+            name: StoredMask((count(m["shape"][0]), count(m["shape"][1])), count(m["kept"]), str(m["sha256"]))
             for name, m in tree["masks"].items()
         },
-        files=files,
+        files={safe_name(name): StoredFile(count(f["bytes"]), str(f["sha256"])) for name, f in tree["files"].items()},
         optimizer=tree["optimizer"],
         state=tree["state"],
         rank_state=tree["rank_state"],
@@ -168,29 +173,78 @@ def parse(tree: dict[str, Any], sha256: str) -> Manifest:
         sha256=sha256,
         tree=tree,
     )
-    for tensor in manifest.tensors.values():
-        for slices in tensor.slices.values():
-            for part in slices:
-                if part.file not in files:
-                    raise ValueError(f"{tensor.name} lies in {part.file}, which is not listed")
+    check(manifest)
     return manifest
+
+
+def check(manifest: Manifest) -> None:
+    """Raise UserError or ValueError unless the parts of a manifest fit each other."""
+    validate_model(manifest.model)
+    for key in ("optimizer", "state", "source"):
+        if not isinstance(manifest.tree[key], dict if key == "state" else dict | None):
+            raise ValueError(f"{key} is no object")
+    if not isinstance(manifest.rank_state, list):
+        raise ValueError("rank_state is no list")
+    for name, mask in manifest.masks.items():
+        if mask.shape != manifest.tensors[name].shape:
+            raise ValueError(f"the mask of {name} has another shape than {name}")
+    stored = {kind for tensor in manifest.tensors.values() for kind in tensor.slices}
+    for tensor in manifest.tensors.values():
+        for kind in KINDS:
+            if kind in stored or kind == "model":
+                check_cover(f"{kind} of {tensor.name}", tensor.shape, tensor.slices.get(kind, ()))
+        for part in itertools.chain(*tensor.slices.values()):
+            if part.file not in manifest.files:
+                raise ValueError(f"{tensor.name} lies in {part.file}, which is not listed")
 
 
 def parse_tensor(name: str, tree: dict[str, Any]) -> StoredTensor:
     """One entry of ``tensors``."""
-    slices: dict[Kind, tuple[Slice, ...]] = {
-        kind: tuple(Slice(s["file"], s["dim"], int(s["start"]), int(s["stop"])) for s in tree["slices"][kind])
-        for kind in KINDS
-        if kind in tree["slices"]
-    }
-    pruned = {kind: int(tree["pruned_nonzero"].get(kind, 0)) for kind in slices}
-    return StoredTensor(name, tuple(int(n) for n in tree["shape"]), bool(tree["sparse"]), slices, pruned)
+    slices = {kind: tuple(map(parse_slice, tree["slices"][kind])) for kind in KINDS if kind in tree["slices"]}
+    pruned = {kind: count(tree["pruned_nonzero"].get(kind, 0)) for kind in slices}
+    if not isinstance(tree["sparse"], bool):
+        raise ValueError(f"sparse of {name} is neither true nor false")
+    return StoredTensor(name, tuple(map(count, tree["shape"])), tree["sparse"], slices, pruned)
+
+
+def parse_slice(tree: dict[str, Any]) -> Slice:
+    """One entry of a tensor's ``slices``."""
+    dim = None if tree["dim"] is None else count(tree["dim"])
+    return Slice(str(tree["file"]), dim, count(tree["start"]), count(tree["stop"]))
+
+
+def count(value: Any) -> int:
+    """``value``, when it is an integer and not negative."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} stands where a count belongs")
+    return value
+
+
+def check_cover(what: str, shape: tuple[int, ...], parts: Sequence[Slice]) -> None:
+    """Raise ValueError unless the slices, in rising order, are the whole tensor, once."""
+    dims = {part.dim for part in parts}
+    if len(dims) > 1:
+        raise ValueError(f"{what} is cut along different dimensions")
+    dim = parts[0].dim if parts else 0
+    if dim is None:
+        if len(parts) != 1:
+            raise ValueError(f"{what} is written by {len(parts)} ranks")
+        return
+    if dim >= len(shape):
+        raise ValueError(f"{what} is cut along dimension {dim} of {len(shape)}")
+    at = 0
+    for part in parts:
+        if part.start != at:
+            raise ValueError(f"{what}: slices end at {at} and begin at {part.start}")
+        at = part.stop
+    if at != shape[dim]:
+        raise ValueError(f"{what} is not whole: its slices end at {at} of shape {shape}")
 
 
 def safe_name(name: str) -> str:
     """``name``, when it stays inside the folder that it is relative to."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
         raise ValueError(f"file name {name!r} leaves the checkpoint")
     return name
 

@@ -130,10 +130,7 @@ class Checkpoint:
         """What is stored of a tensor, slice by slice: [kept] of a sparse one, counted against the mask."""
         tensor = self._tensor(name, kind)
         for part in tensor.slices[kind]:
-            if tensor.sparse:
-                yield self._values(tensor, kind, part)
-            else:
-                yield self.files.read(part.file, key_of(name, kind))
+            yield self._values(tensor, kind, part) if tensor.sparse else self._dense(tensor, kind, part)
 
     def read(self, name: str, kind: Kind = "model") -> Tensor:
         """``read_array`` as a tensor on the CPU."""
@@ -200,6 +197,15 @@ class Checkpoint:
             raise UserError(f"{self.path / part.file} is damaged: {tensor.name} has {values.shape} values, not {kept}")
         return values
 
+    def _dense(
+        self, tensor: StoredTensor, kind: Kind, part: Slice, take: tuple[slice, ...] | None = None
+    ) -> FloatArray:
+        """One slice of a dense tensor, or a part of it; its shape in the file is checked against the manifest."""
+        shape = list(tensor.shape)
+        if part.dim is not None:
+            shape[part.dim] = part.stop - part.start
+        return self.files.read(part.file, key_of(tensor.name, kind), take, shape)
+
     def _assemble(self, tensor: StoredTensor, kind: Kind, dim: int | None, start: int, stop: int) -> FloatArray:
         """Entries [start, stop) along ``dim`` (None: all) of a tensor, from the slices that meet them."""
         shape = list(tensor.shape)
@@ -223,7 +229,7 @@ class Checkpoint:
                 if common != held:
                     out[into] = block[take]
             else:
-                out[into] = self.files.read(part.file, key_of(tensor.name, kind), take)
+                out[into] = self._dense(tensor, kind, part, take)
         return out
 
 
@@ -250,13 +256,17 @@ class StoredFiles:
         if found != self.digests[name]:
             raise UserError(f"{path} is damaged: its SHA-256 is not the manifest's; take another checkpoint")
 
-    def read(self, name: str, key: str, index: tuple[slice, ...] | None = None) -> NDArray[Any]:
-        """An array of a file, or a part of it."""
+    def read(
+        self, name: str, key: str, index: tuple[slice, ...] | None = None, shape: list[int] | None = None
+    ) -> NDArray[Any]:
+        """An array of a file, or a part of it; ``shape`` is what the whole of it must have."""
         try:
             if name not in self.mapped:
                 self.check(name)
                 self.mapped[name] = safe_open(self.folder / name, framework="np")
             file = self.mapped[name]
+            if shape is not None and file.get_slice(key).get_shape() != shape:
+                raise UserError(f"{self.folder / name} is damaged: {key} has another shape than in the manifest")
             return np.asarray(file.get_tensor(key) if index is None else file.get_slice(key)[index])
         except (SafetensorError, OSError) as error:
             raise UserError(f"{self.folder / name} is damaged: {key}: {error}") from None
@@ -279,7 +289,7 @@ class StoredMasks(Mapping[str, BoolArray]):
         if bits.dtype != np.uint8 or bits.size != -(-fact.shape[0] * fact.shape[1] // 8):
             raise UserError(f"{self.path / MASKS} is damaged: {name} has {bits.size} bytes of {bits.dtype}")
         mask = unpack(bits, fact.shape)
-        if mask_digest(mask) != fact.sha256:
+        if mask_digest(mask) != fact.sha256 or int(mask.sum()) != fact.kept:
             raise UserError(f"{self.path / MASKS}: the mask of {name} does not match its digest in the manifest")
         mask.flags.writeable = False
         self.last = (name, mask)

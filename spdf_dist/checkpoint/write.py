@@ -28,6 +28,8 @@ from spdf_dist.checkpoint.manifest import (
     TOKENIZER,
     VERSION,
     Kind,
+    Slice,
+    check_cover,
     file_digest,
     global_shapes,
     key_of,
@@ -327,26 +329,8 @@ def collect_tensors(reports: list[Any], model: ModelConfig, masks: PackedMasks) 
         for kind in kinds:
             parts = tensor["slices"].setdefault(kind, [])
             parts.sort(key=lambda part: part["start"])
-            check_cover(f"{kind} of {name}", shapes[name], parts)
+            check_cover(f"{kind} of {name}", shapes[name], [Slice(**part) for part in parts])
     return tensors
-
-
-def check_cover(what: str, shape: tuple[int, ...], parts: list[dict[str, Any]]) -> None:
-    """Raise ValueError unless the slices are the whole tensor, once."""
-    dims = {part["dim"] for part in parts}
-    if len(dims) > 1:
-        raise ValueError(f"{what} is cut along different dimensions")
-    if dims == {None} and len(parts) != 1:
-        raise ValueError(f"{what} is written by {len(parts)} ranks")
-    if dims == {None}:
-        return
-    at = 0
-    for part in parts:
-        if part["start"] != at:
-            raise ValueError(f"{what}: slices end at {at} and begin at {part['start']}")
-        at = part["stop"]
-    if not parts or at != shape[parts[0]["dim"]]:
-        raise ValueError(f"{what} is not whole: its slices end at {at} of shape {shape}")
 
 
 def describe(error: Exception | None) -> str | None:

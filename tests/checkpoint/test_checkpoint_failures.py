@@ -29,10 +29,10 @@ from checkpoint_job import (
 from spdf_dist.checkpoint import write
 from spdf_dist.checkpoint.densify import densify
 from spdf_dist.checkpoint.find import damaged
-from spdf_dist.checkpoint.manifest import MASKS
+from spdf_dist.checkpoint.manifest import MASKS, Slice, check_cover
 from spdf_dist.checkpoint.read import Checkpoint, is_whole, latest, resolve
 from spdf_dist.checkpoint.stream import SafetensorsStream
-from spdf_dist.checkpoint.write import check_cover, delete, prune, single_writer
+from spdf_dist.checkpoint.write import delete, prune, single_writer
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import SpdfError, UserError
 
@@ -344,15 +344,15 @@ def test_values_and_masks_of_different_checkpoints(tmp_path: Path) -> None:
         ([], "not whole"),
         ([(None, 0, 8), (None, 0, 8)], "is written by 2 ranks"),
         ([(None, 0, 8), (0, 0, 8)], "along different dimensions"),
+        ([(2, 0, 8)], "cut along dimension 2 of 2"),
         ([(0, 0, 4), (0, 3, 8)], "slices end at 4 and begin at 3"),
         ([(0, 0, 4), (0, 5, 8)], "slices end at 4 and begin at 5"),
         ([(0, 0, 4), (0, 4, 7)], "its slices end at 7"),
     ],
 )
 def test_slices_that_are_not_the_tensor(parts: list[tuple[int | None, int, int]], message: str) -> None:
-    slices = [{"file": "f", "dim": dim, "start": start, "stop": stop} for dim, start, stop in parts]
     with pytest.raises(ValueError, match=message):
-        check_cover("model of x", (8, 8), slices)
+        check_cover("model of x", (8, 8), [Slice("f", *part) for part in parts])
 
 
 @pytest.mark.parametrize(
@@ -362,13 +362,72 @@ def test_slices_that_are_not_the_tensor(parts: list[tuple[int | None, int, int]]
         (lambda tree: tree.pop("tensors"), "damaged: KeyError: 'tensors'"),
         (lambda tree: tree["tensors"].pop("ln_f.bias"), "its tensors are not those of its model"),
         (lambda tree: tree["files"].update({"../../etc/passwd": {"bytes": 1, "sha256": ""}}), "leaves the checkpoint"),
+        (
+            lambda tree: tree["tensors"]["layers.0.b_Q"]["slices"].update(model=[]),
+            r"model of layers\.0\.b_Q is not whole",
+        ),
+        (lambda tree: tree["tensors"]["ln_f.bias"]["slices"].clear(), r"of ln_f\.bias is not whole"),
+        (lambda tree: tree["tensors"]["ln_f.bias"]["slices"].pop("exp_avg"), r"exp_avg of ln_f\.bias is not whole"),
+        (lambda tree: first_slice(tree).update(dim="x"), "'x' stands where a count belongs"),
+        (lambda tree: first_slice(tree).update(dim=2), "cut along dimension 2 of 2"),
+        (lambda tree: first_slice(tree).update(dim=[]), r"\[\] stands where a count belongs"),
+        (lambda tree: first_slice(tree).update(start=-1), "-1 stands where a count belongs"),
+        (lambda tree: first_slice(tree).update(stop=7), "its slices end at 7"),
+        (lambda tree: first_slice(tree).pop("file"), "KeyError: 'file'"),
+        (lambda tree: tree["tensors"]["ln_f.bias"].update(slices=[]), "damaged: "),
+        (lambda tree: tree["tensors"]["ln_f.bias"].update(sparse=0), "neither true nor false"),
+        (lambda tree: tree["masks"]["layers.0.W_Q"].update(shape=[4]), "damaged: IndexError"),
+        (
+            lambda tree: tree["masks"]["layers.0.W_Q"].update(shape=[4, 16]),
+            r"the mask of layers\.0\.W_Q has another shape",
+        ),
+        (lambda tree: tree["model"].update(num_attention_heads=3), "8 is not divisible by model.num_attention_heads 3"),
+        (lambda tree: tree.update(state=[]), "state is no object"),
+        (lambda tree: tree.update(step=float("inf")), "inf stands where a count belongs"),
     ],
 )
 def test_a_manifest_that_cannot_be_used(tmp_path: Path, change: Callable[[Any], object], message: str) -> None:
     save(tmp_path, 5)
     edit(tmp_path / "step_5", change)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as raised:
         Checkpoint(tmp_path / "step_5")
+    assert "\n" not in str(raised.value)
+
+
+def first_slice(tree: dict[str, Any]) -> dict[str, Any]:
+    """Of a tensor with two dimensions."""
+    found: dict[str, Any] = tree["tensors"]["embedding.word"]["slices"]["model"][0]
+    return found
+
+
+def test_a_manifest_that_is_no_json(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    for content in ("[" * 100_000, "{"):
+        (tmp_path / "step_5" / "manifest.json").write_text(content)
+        with pytest.raises(UserError, match="it is no JSON"):
+            Checkpoint(tmp_path / "step_5")
+
+
+def test_slices_of_other_sizes_than_the_file_holds(tmp_path: Path) -> None:
+    """They still cover the tensor."""
+    (folder, _) = save(tmp_path, 5, 2)
+
+    def move_the_cut(tree: dict[str, Any]) -> None:
+        first, second = tree["tensors"]["layers.0.b_Q"]["slices"]["model"]
+        first["stop"] = second["start"] = 3
+
+    edit(folder, move_the_cut)
+    with pytest.raises(UserError, match=r"model-00000\.safetensors is damaged: layers\.0\.b_Q has another shape"):
+        Checkpoint(folder).read("layers.0.b_Q")
+    with pytest.raises(UserError, match=r"layers\.0\.b_Q has another shape"):
+        list(Checkpoint(folder).read_values("layers.0.b_Q"))
+
+
+def test_a_count_of_kept_entries_that_is_not_the_masks(tmp_path: Path) -> None:
+    (folder,) = save(tmp_path, 5)
+    edit(folder, lambda tree: tree["masks"]["layers.0.W_Q"].update(kept=17))
+    with pytest.raises(UserError, match=r"mask of layers\.0\.W_Q does not match"):
+        Checkpoint(folder).read("layers.0.W_Q")
 
 
 def without(name: str) -> Any:
