@@ -27,13 +27,22 @@ def dense_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     less than 16 tokens, torch.nn.functional.linear. Errors are those of torch.nn.functional.linear.
     """
     tokens = x.shape[:-1].numel()
-    fits = (
-        weight.dtype == x.dtype and weight.device == x.device and weight.dim() == 2 and x.shape[-1:] == weight.shape[1:]
-    )
-    if not takes_onednn(x) or not fits or tokens < _FEW_TOKENS:
+    if not takes_onednn(x) or tokens < _FEW_TOKENS or not _fits(x, weight, bias):
         return torch.nn.functional.linear(x, weight, bias)
     y_TO = onednn_linear(x.reshape(tokens, x.shape[-1]), weight, bias)
     return y_TO.view(*x.shape[:-1], weight.shape[0])
+
+
+def _fits(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether the shapes are the plain ones; empty weights, broadcast biases and errors are left to torch."""
+    return (
+        weight.dtype == x.dtype
+        and weight.device == x.device
+        and weight.dim() == 2
+        and weight.numel() > 0
+        and x.shape[-1:] == weight.shape[1:]
+        and (bias is None or (bias.dtype == x.dtype and bias.device == x.device and bias.shape == weight.shape[:1]))
+    )
 
 
 def takes_onednn(x: torch.Tensor) -> bool:
@@ -44,6 +53,8 @@ def takes_onednn(x: torch.Tensor) -> bool:
 @torch.library.custom_op("spdf::onednn_linear", mutates_args=())
 def onednn_linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
     """y [T, O] = x weight^T + bias, float32, through oneDNN; operands may be transposed views."""
+    if bias_O is not None:
+        bias_O = bias_O.contiguous()  # oneDNN reads it as dense whatever its strides are
     return torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
 
 

@@ -97,3 +97,29 @@ def test_dense_linear(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 def test_dense_linear_with_wrong_shapes_raises_like_torch() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         dense_linear(torch.zeros(40, 17), torch.zeros(11, 16))
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [torch.arange(12.0)[::2], torch.arange(12.0)[6:], torch.ones(1).expand(6), torch.tensor(2.0), torch.ones(1)]
+    + [torch.arange(6.0).view(1, 6), torch.arange(120.0).view(20, 6)],
+    ids=["strided", "offset", "expanded", "0-d", "one", "row", "matrix"],
+)
+def test_dense_linear_with_a_bias_that_is_not_dense(bias: torch.Tensor) -> None:
+    x, weight = (random_tensor(*shape, dtype=torch.float32, seed=0) for shape in [(20, 4), (6, 4)])
+    torch.testing.assert_close(dense_linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("shape", [(6, 0), (0, 4), (0, 0), (9, 1100), (1100, 9)])  # over 1,024 inputs dW is oneDNN's
+def test_dense_linear_of_empty_and_wide_weights(shape: tuple[int, int]) -> None:
+    tensors = [
+        random_tensor(*size, dtype=torch.float32, seed=seed).requires_grad_()
+        for seed, size in enumerate([(20, shape[1]), shape, shape[:1]])
+    ]
+    dy = random_tensor(20, shape[0], dtype=torch.float32, seed=3)
+    gradients = []
+    for linear in (dense_linear, torch.nn.functional.linear):
+        y = linear(*tensors)
+        gradients.append((y, *torch.autograd.grad(y, tensors, dy)))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)  # 1,100 terms, summed in another order
