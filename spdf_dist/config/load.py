@@ -36,7 +36,7 @@ IDENTITY_EXEMPT = (
 class PlainLoader(yaml.SafeLoader):
     """YAML without what 1.1 reads into plain words: 2:4 is no number of base 60, 010 not octal, 2024-01-02 no date."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

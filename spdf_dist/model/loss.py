@@ -115,6 +115,8 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph: the gradients are numbers by now, and would count as constants
+            raise RuntimeError("linear_cross_entropy has no second derivative")
         d_hidden_ND, d_weight_VD = ctx.saved_tensors
         scale = gradients[0]
         d_weight = (d_weight_VD * scale).to(ctx.weight_dtype)

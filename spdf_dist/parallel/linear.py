@@ -10,7 +10,7 @@ stay zero; `compressed` holds the 1-D vector of kept values, so that gradient, m
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +122,13 @@ class ParallelLinear(nn.Module):
             element += kept
         self.weight.pieces = tuple(weight_pieces)  # type: ignore[attr-defined]
         self.bias.pieces = tuple(bias_pieces)  # type: ignore[attr-defined]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParallelLinear:
+        """Moves (``to``, ``cuda``): the pattern is no tensor of the module, and follows the weight."""
+        super()._apply(fn, recurse)
+        if self.pattern is not None and self.pattern.device != self.weight.device:
+            self.pattern = SparsityPattern.from_mask(self.pattern.mask().to(self.weight.device))
+        return self
 
     def mask_rows(self, row: int, count: int) -> Tensor:
         """The mask, bool, of ``count`` stored rows from ``row`` on."""

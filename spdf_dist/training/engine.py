@@ -32,6 +32,15 @@ from spdf_dist.parallel.layout import pieces_of
 
 MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
 
+OWN_SETTINGS = {
+    "optimizer": "training.lr, beta1, beta2, eps and weight_decay",
+    "scheduler": "training.warmup_tokens and min_lr_ratio",
+    "train_batch_size": "training.global_batch_size",
+    "fp16": "training.precision (fp32 or bf16)",
+    "amp": "training.precision (fp32 or bf16)",
+}
+"""DeepSpeed's keys for what the config says already; it would ignore some and stumble over others."""
+
 NORM_ROW = 1024
 """Elements whose squares are summed in fp32; see `sum_of_squares`."""
 
@@ -97,6 +106,11 @@ def deepspeed_settings(config: AnyConfig, data_size: int) -> dict[str, Any]:
             user = json.loads(Path(user).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"deepspeed: cannot read {config.deepspeed}: {error}") from None
+    if not isinstance(user, dict | None):
+        raise UserError(f"deepspeed: expected keys and values, got a {type(user).__name__}")
+    for key, instead in OWN_SETTINGS.items():
+        if key in (user or {}):
+            raise UserError(f"deepspeed.{key}: set {instead} instead")
     merge_settings(ours, user or {}, "deepspeed")
     return ours
 
@@ -145,10 +159,15 @@ class Engine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if not deepspeed.comm.is_initialized():
             deepspeed.init_distributed(verbose=False)
-        with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory reports
-            self.deepspeed, *_ = deepspeed.initialize(
-                model=model, optimizer=optimizer, config=deepspeed_settings(config, groups.data_size), mpu=Mpu()
-            )
+        settings = deepspeed_settings(config, groups.data_size)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory reports
+                self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=Mpu())
+        except Exception as error:  # it has many kinds for settings that it does not know or that do not go together
+            if not config.deepspeed:
+                raise
+            what = " ".join(str(error).split())[:300]
+            raise UserError(f"deepspeed: its settings are not accepted: {type(error).__name__}: {what}") from None
         self.adamw: torch.optim.AdamW = self.deepspeed.basic_optimizer
         # DeepSpeed links parameters to their moments after the first group's first update, when the second group has
         # none yet; with the state in place from the start every group is linked.

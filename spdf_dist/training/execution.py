@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from spdf_kernels import Comparison, SparsityPattern, compare
+from spdf_kernels import Comparison, SparsityPattern, compare, describe
 from spdf_kernels.choose import CRITERION
+from spdf_kernels.state import forced_backend
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig
@@ -16,6 +17,7 @@ from spdf_dist.model.gpt import LINEARS, layer_linears
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.sparsity.masks import BoolArray
 from spdf_dist.training.run_folder import RunFolder
+from spdf_dist.training.setup import on_rank_zero
 
 
 def sparse_places(model: ModelConfig, masks: Mapping[str, BoolArray]) -> list[str]:
@@ -31,6 +33,7 @@ def decide(
     folder: RunFolder,
     tokens: int,
     dtype: torch.dtype,
+    code_budget_mb: int,
 ) -> dict[str, str]:
     """`masked` or `compressed` for each sparse product of a layer, the same on every rank.
 
@@ -41,45 +44,88 @@ def decide(
     places = sparse_places(model, masks)
     if not places:
         return {}
-    decided = None
-    measured: dict[str, dict[str, Any]] = {}
-    if groups.rank == 0:
-        known = folder.read_json(folder.execution.name)
+    layers: dict[str, str] = {}
+
+    def on_one_rank() -> None:
+        measured: dict[str, dict[str, Any]] = {}
         if wanted != "auto":
-            decided = ({place: wanted for place in places}, "set by sparsity.execution")
-        elif known is not None and set(known.get("layers", {})) == set(places):
-            decided = (known["layers"], known["reason"])
-            measured = known.get("measured", {})
+            chosen, reason = dict.fromkeys(places, wanted), "set by sparsity.execution"
         elif groups.device.type == "cuda":
-            decided = ({place: "masked" for place in places}, "CUDA: masked until GPU kernels exist")
+            chosen, reason = dict.fromkeys(places, "masked"), "CUDA: masked until GPU kernels exist"
+        elif (known := recorded(folder, places)) is not None:
+            chosen, reason, measured = known
         else:
-            found = {place: compared(model, place, masks, groups, tokens, dtype) for place in places}
-            layers: dict[str, str] = {place: comparison.execution for place, comparison in found.items()}
+            patterns = {place: local_pattern(model, place, masks, groups) for place in places}
+            found, how = measure(patterns, model.num_layers, tokens, dtype, code_budget_mb)
+            chosen = {place: comparison.execution for place, comparison in found.items()}
             measured = {place: comparison._asdict() for place, comparison in found.items()}
-            decided = (layers, f"measured on rank 0 with {torch.get_num_threads()} threads: {CRITERION}")
-        record = {"schema_version": 1, "layers": decided[0], "reason": decided[1], "measured": measured}
+            reason = f"measured on rank 0 with {torch.get_num_threads()} threads: {CRITERION}{how}"
+        record = {"schema_version": 1, "layers": chosen, "reason": reason, "measured": measured}
         folder.write_json(folder.execution.name, record)
-    layers, _reason = groups.broadcast(decided)
-    if any(value not in ("masked", "compressed") for value in layers.values()):
+        layers.update(chosen)
+
+    on_rank_zero(groups, on_one_rank)
+    return dict(groups.broadcast(layers))
+
+
+def recorded(folder: RunFolder, places: Collection[str]) -> tuple[dict[str, str], str, dict[str, Any]] | None:
+    """Layers, reason and measurements of ``execution.json``; None where there is none for these products.
+
+    Raises UserError for a file that ``decide`` did not write.
+    """
+    known = folder.read_json(folder.execution.name)
+    if known is None:
+        return None
+    layers, reason, measured = known.get("layers"), known.get("reason", ""), known.get("measured", {})
+    if not (
+        isinstance(layers, dict)
+        and all(value in ("masked", "compressed") for value in layers.values())
+        and isinstance(reason, str)
+        and isinstance(measured, dict)
+    ):
         raise UserError(f"{folder.execution}: executions must be masked or compressed; delete the file to decide anew")
-    return dict(layers)
+    return (layers, reason, measured) if set(layers) == set(places) else None
 
 
-def compared(
-    model: ModelConfig,
-    place: str,
-    masks: Mapping[str, BoolArray],
-    groups: Groups,
-    tokens: int,
-    dtype: torch.dtype,
-) -> Comparison:
-    """The faster execution of one product of the first layer on this rank's slice, and its measurement."""
-    linears = layer_linears(model, 0, place)
+def measure(
+    patterns: Mapping[str, SparsityPattern], num_layers: int, tokens: int, dtype: torch.dtype, code_budget_mb: int
+) -> tuple[dict[str, Comparison], str]:
+    """The comparison of each product, and what to add to the criterion.
+
+    One product is measured alone, but all layers share the budget for generated code. Where theirs together goes
+    beyond it, a product is compressed if it is not slower on compressed rows either, or if its code is sure to fit:
+    the fastest first, after the code of those.
+    """
+    found = {place: compare(pattern, tokens, dtype) for place, pattern in patterns.items()}
+    code = {
+        place: num_layers * describe(patterns[place], dtype).code_bytes
+        for place, comparison in found.items()
+        if comparison.execution == "compressed"
+    }
+    left = code_budget_mb * 2**20
+    if sum(code.values()) <= left:
+        return found, ""
+    with forced_backend("avx512"):
+        on_rows = {place: compare(patterns[place], tokens, dtype) for place in code}
+    left -= sum(size for place, size in code.items() if on_rows[place].execution == "compressed")
+    for place in sorted(code, key=lambda place: -(found[place].speedup or 0)):
+        if on_rows[place].execution == "masked" and code[place] <= left:
+            left -= code[place]
+        else:
+            found[place] = on_rows[place]
+    needed = sum(code.values()) / 2**20
+    return (
+        found,
+        f"; without code where it is not sure to fit: {needed:.0f} MiB of kernels.code_budget_mb {code_budget_mb}",
+    )
+
+
+def local_pattern(model: ModelConfig, place: str, masks: Mapping[str, BoolArray], groups: Groups) -> SparsityPattern:
+    """This rank's slice of one product of the first layer."""
     dim = 0 if place in ("qkv", "expand") else 1
     parts = []
-    for linear in linears:
+    for linear in layer_linears(model, 0, place):
         shape = (linear.out_features, linear.in_features)
         mask = masks[linear.weight] if linear.weight in masks else np.ones(shape, bool)
         parts.append(np.split(mask, groups.tensor_size, axis=dim)[groups.tensor_rank])
-    pattern = SparsityPattern.from_mask(torch.from_numpy(np.concatenate(parts)))
-    return compare(pattern, tokens, dtype)
+    return SparsityPattern.from_mask(torch.from_numpy(np.concatenate(parts)))

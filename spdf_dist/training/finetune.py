@@ -7,17 +7,19 @@ an old step count would give the reactivated weights a first update of several t
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from spdf_dist.checkpoint.find import latest, whole_checkpoints
+from spdf_dist.checkpoint.densify import reactivated_count
+from spdf_dist.checkpoint.find import whole_checkpoints
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
-from spdf_dist.checkpoint.write import delete, prune
-from spdf_dist.config.errors import UserError
+from spdf_dist.checkpoint.write import delete
+from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.schema import FinetuneConfig
 from spdf_dist.config.validate import validate_tensor_parallel
 from spdf_dist.data.tokenizer import load_tokenizer
@@ -28,12 +30,14 @@ from spdf_dist.parallel.ranks import Ranks
 from spdf_dist.training.engine import Engine
 from spdf_dist.training.execution import decide
 from spdf_dist.training.loop import Loop, TrainingState
-from spdf_dist.training.run_folder import RunFolder
+from spdf_dist.training.run_folder import RunFolder, writing
 from spdf_dist.training.setup import (
     build_model,
+    check_tokenizer,
     newest_checkpoint,
     on_rank_zero,
     peak_flops,
+    prune_checkpoints,
     reporting,
     start,
     weight_dtype,
@@ -57,6 +61,9 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
         if origin.tokenizer_dir is None:
             raise UserError(f"finetune.checkpoint: {origin.path} holds no tokenizer")
         tokenizer = load_tokenizer(origin.tokenizer_dir)
+        check_tokenizer(tokenizer, origin.model, f"finetune.checkpoint: the tokenizer of {origin.path}")
+        if task.keep_mask and len(origin.masks) and not any(t.sparse for t in origin.manifest.tensors.values()):
+            raise UserError(f"finetune.keep_mask: {origin.path} was made dense: start from the sparse checkpoint")
         model_config = replace(origin.model, dropout=task.dropout)
         validate_tensor_parallel(model_config, groups.tensor_size)
         origin_masks = PackedMasks.pack(origin.masks)
@@ -64,27 +71,34 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
         sparsity = origin.sparsity if task.keep_mask else None
         source = TaskBatches(config, model_config, sparsity, tokenizer, groups)
 
+        # Everything before this line checks: a mistake must not leave a run behind.
         on_rank_zero(groups, lambda: folder.open(config))
         if groups.broadcast(folder.result.exists() if groups.rank == 0 else None):
             if groups.rank == 0:
                 print(f"finetune: {folder.path} is complete already")
             return
+        on_rank_zero(groups, lambda: folder.keep_tokenizer(tokenizer))
         checkpoint = newest_checkpoint(folder, groups)
         state = load_training_state(checkpoint) if checkpoint else TrainingState()
 
         tokens = config.training.micro_batch_size * min(task.max_length, model_config.seq_length)
-        execution = decide(config.sparsity.execution, model_config, masks, groups, folder, tokens, weight_dtype(config))
+        execution = decide(
+            config.sparsity.execution,
+            model_config,
+            masks,
+            groups,
+            folder,
+            tokens,
+            weight_dtype(config),
+            config.kernels.code_budget_mb,
+        )
         model = build_model(config, model_config, groups, masks, execution, task.label_smoothing)
         engine = Engine(model.to(groups.device), config, groups)
         load_weights(engine, checkpoint or origin)
         if checkpoint is not None:
             load_moments(engine, checkpoint)
 
-        reactivated = (
-            0
-            if task.keep_mask
-            else sum(fact.shape[0] * fact.shape[1] - fact.kept for fact in origin_masks.facts.values())
-        )
+        reactivated = 0 if task.keep_mask else reactivated_weights(origin)
         callbacks = reporting("finetune", folder, groups, model, state, source.total_steps)
         if checkpoint is None:
             note = "keeps the mask" if task.keep_mask else f"dense, {reactivated:,} pruned weights reactivated"
@@ -100,13 +114,13 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
                 model=model_config,
                 sparsity=origin.sparsity,
                 masks=origin_masks,
-                tokenizer=origin.tokenizer_dir,
+                tokenizer=folder.tokenizer,
                 kind="finetune",
                 consumed_tokens=source.consumed_tokens(current.step),
                 state=vars(current),
             )
             if groups.rank == 0:
-                prune(folder.checkpoints, config.checkpoint.keep, protect=current.best_step)
+                prune_checkpoints(folder, config.checkpoint.keep, callbacks, protect=current.best_step)
 
         Loop(
             engine=engine,
@@ -120,17 +134,8 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
             keep_best=True,
             peak_flops=peak_flops(config, groups),
         ).run()
-        groups.barrier()
-        if groups.rank == 0 and state.best_step:
-            for path in whole_checkpoints(folder.checkpoints):
-                if Checkpoint(path).step != state.best_step:
-                    delete(path)
-        groups.barrier()
-        norm = None
-        if reactivated:
-            best = latest(folder.checkpoints)
-            assert best is not None
-            norm = reactivated_norm(Checkpoint(best), model, origin_masks, groups)
+        best = Checkpoint(on_rank_zero(groups, lambda: keep_best(folder.checkpoints, state)))
+        norm = reactivated_norm(best, model, origin_masks, groups) if reactivated else None
         if groups.rank == 0:
             facts = {
                 "schema_version": 1,
@@ -146,6 +151,37 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
             }
             folder.write_json("finetune.json", facts)
             folder.write_json(folder.result.name, facts)
+
+
+def keep_best(root: Path, state: TrainingState) -> str:
+    """Delete all checkpoints but the best one and return its path; the newest where nothing was validated.
+
+    Where the best step's is not whole, the best of those that are stays, and ``state`` is set to it. Raises SpdfError
+    when there is none.
+    """
+    found = {checkpoint.step: checkpoint for checkpoint in map(Checkpoint, whole_checkpoints(root))}
+    if not found:
+        raise SpdfError(f"{root} holds no whole checkpoint any more: the model is lost; run it again to train it anew")
+    if (lost := state.best_step) and lost not in found:
+        saved = [load_training_state(checkpoint) for checkpoint in found.values()]
+        were_best = [(s.best_val_loss, s.step) for s in saved if s.best_val_loss is not None and s.best_step == s.step]
+        state.best_val_loss, state.best_step = min(were_best, default=(None, 0))
+        left = f"best that is left, step_{state.best_step}" if state.best_step else f"newest, step_{max(found)}"
+        print(f"finetune: WARNING: step_{lost}, the best, is gone or not whole; the {left}, stays", file=sys.stderr)
+    if not state.best_step:
+        return str(found[max(found)].path)
+    for step, checkpoint in found.items():
+        if step != state.best_step:
+            with writing(checkpoint.path):
+                delete(checkpoint.path)
+    return str(found[state.best_step].path)
+
+
+def reactivated_weights(origin: Checkpoint) -> int:
+    """How many weights a mask had kept at zero up to now; a dense checkpoint carries masks too, as a record."""
+    if origin.manifest.kind == "densified":
+        return int((origin.manifest.source or {}).get("reactivated", 0))
+    return reactivated_count(origin)[0]
 
 
 def reactivated_norm(best: Checkpoint, model: GPT, origin_masks: PackedMasks, groups: Groups) -> float:

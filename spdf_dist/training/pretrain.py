@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from spdf_dist.checkpoint.packed_masks import PackedMasks
-from spdf_dist.checkpoint.write import prune
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture, open_mixture
-from spdf_dist.data.tokenizer import load_tokenizer
+from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.model.initialize import initialize_parameters
 from spdf_dist.parallel.ranks import Ranks
 from spdf_dist.sparsity.masks import RandomMasks
@@ -20,9 +19,11 @@ from spdf_dist.training.loop import Loop, TrainingState
 from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.setup import (
     build_model,
+    check_tokenizer,
     newest_checkpoint,
     on_rank_zero,
     peak_flops,
+    prune_checkpoints,
     reporting,
     start,
     weight_dtype,
@@ -39,16 +40,29 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
     with StopRequest() as stop:
         groups = start(config, ranks)
         folder = RunFolder(config.run_dir)
+        on_rank_zero(groups, lambda: folder.check(config))
+        # What can be wrong is found before the folder is opened: a mistake must not leave a run behind.
         train, validation, tokenizer = open_data(config)
+        masks = PackedMasks.pack(RandomMasks(config.model, config.sparsity))
         on_rank_zero(groups, lambda: folder.open(config))
+        if tokenizer is not None:
+            on_rank_zero(groups, lambda: folder.keep_tokenizer(tokenizer))
         checkpoint = newest_checkpoint(folder, groups)
         if checkpoint is not None:
             checkpoint.check_model(config.model)
         state = load_training_state(checkpoint) if checkpoint else TrainingState()
 
-        masks = PackedMasks.pack(RandomMasks(config.model, config.sparsity))
         tokens = config.training.micro_batch_size * config.model.seq_length
-        execution = decide(config.sparsity.execution, config.model, masks, groups, folder, tokens, weight_dtype(config))
+        execution = decide(
+            config.sparsity.execution,
+            config.model,
+            masks,
+            groups,
+            folder,
+            tokens,
+            weight_dtype(config),
+            config.kernels.code_budget_mb,
+        )
         model = build_model(config, config.model, groups, masks, execution)
         if checkpoint is None:
             initialize_parameters(model, config.model, config.sparsity, config.seed)
@@ -72,13 +86,13 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
                 model=config.model,
                 sparsity=config.sparsity,
                 masks=masks,
-                tokenizer=tokenizer,
+                tokenizer=folder.tokenizer if tokenizer is not None else None,
                 kind="pretrain",
                 consumed_tokens=source.consumed_tokens(current.step),
                 state=vars(current),
             )
             if groups.rank == 0:
-                prune(folder.checkpoints, config.checkpoint.keep)
+                prune_checkpoints(folder, config.checkpoint.keep, callbacks)
 
         if source.total_steps == 0 and checkpoint is None:
             save(state)
@@ -106,7 +120,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
             )
 
 
-def open_data(config: PretrainConfig) -> tuple[Mixture, Mixture | None, Path | None]:
+def open_data(config: PretrainConfig) -> tuple[Mixture, Mixture | None, Tokenizer | None]:
     """Training data, validation data, and the tokenizer to keep with checkpoints. Raises UserError."""
     model = config.model
     train = open_mixture(config.data.train, model.seq_length, config.seed, model.vocab_size)
@@ -114,14 +128,14 @@ def open_data(config: PretrainConfig) -> tuple[Mixture, Mixture | None, Path | N
     if config.data.validation:
         validation = open_mixture(config.data.validation, model.seq_length, config.seed, model.vocab_size)
     if config.data.tokenizer is not None:
-        path: Path | None = Path(config.data.tokenizer)
+        path = Path(config.data.tokenizer)
     else:
-        kept = Path(config.data.train[0].path) / "tokenizer"
-        path = kept if kept.is_dir() else None
+        path = Path(config.data.train[0].path) / "tokenizer"
+        if not path.is_dir():
+            return train, validation, None
+    tokenizer = load_tokenizer(path)
+    check_tokenizer(tokenizer, model, f"data.tokenizer: {path}")
     for data in (train, validation):
-        if path is None or data is None or data.tokenizer_digest is None:
-            continue
-        tokenizer = load_tokenizer(path)
-        if tokenizer.digest != data.tokenizer_digest:
+        if data is not None and data.tokenizer_digest not in (None, tokenizer.digest):
             raise UserError(f"data.tokenizer: {path} is not the tokenizer that the shards were packed with")
-    return train, validation, path
+    return train, validation, tokenizer

@@ -38,3 +38,10 @@ def test_without_gradients_it_is_the_same_sum():
     labels = torch.tensor([0, 8, IGNORED, 3, 3])
     total = linear_cross_entropy(hidden, weight, labels, vocab_start=0, vocab_size=9, group=None)
     torch.testing.assert_close(total, F.cross_entropy(hidden @ weight.T, labels, reduction="sum"))
+
+
+def test_a_second_derivative_is_refused():
+    hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    total = linear_cross_entropy(hidden, weight, torch.tensor([0, 8, 1, 3, 3]), vocab_start=0, vocab_size=9, group=None)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(total, hidden, create_graph=True)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from spdf_kernels import Comparison, SparsityPattern
+from spdf_kernels.backends import Description
 
+from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.sparsity.masks import RandomMasks
-from spdf_dist.training.execution import decide
+from spdf_dist.training import execution
+from spdf_dist.training.execution import decide, measure
 from spdf_dist.training.run_folder import RunFolder
 
 MODEL = ModelConfig(num_layers=1, hidden_size=32, num_attention_heads=2, vocab_size=64)
@@ -19,9 +25,9 @@ PLACES = {"qkv", "projection", "expand", "contract"}
 ALONE = Groups(0, 1, 0, 1, 0, 1, torch.device("cpu"))
 
 
-def decided(folder: Path, wanted: str = "auto") -> dict[str, str]:
+def decided(folder: Path, wanted: str = "auto", groups: Groups = ALONE) -> dict[str, str]:
     masks = RandomMasks(MODEL, SparsityConfig(level=0.5))
-    return decide(wanted, MODEL, masks, ALONE, RunFolder(folder), 16, torch.float32)
+    return decide(wanted, MODEL, masks, groups, RunFolder(folder), 16, torch.float32, 1024)
 
 
 def test_auto_keeps_both_numbers_of_each_product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +57,47 @@ def test_a_run_that_continues_reads_its_choice_and_keeps_the_numbers(tmp_path: P
 def test_the_config_decides(tmp_path: Path) -> None:
     assert decided(tmp_path, "masked") == dict.fromkeys(PLACES, "masked")
     assert json.loads((tmp_path / "execution.json").read_text())["measured"] == {}
+
+
+def test_cuda_is_masked_whatever_a_run_on_the_cpu_recorded(tmp_path: Path) -> None:
+    record = {"schema_version": 1, "layers": dict.fromkeys(sorted(PLACES), "compressed"), "reason": "", "measured": {}}
+    (tmp_path / "execution.json").write_text(json.dumps(record))
+    cuda = dataclasses.replace(ALONE, device=torch.device("cuda"))
+    assert decided(tmp_path, groups=cuda) == dict.fromkeys(PLACES, "masked")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", '{"layers": 5}', '{"layers": {"qkv": "fast"}}', '{"layers": {}, "reason": 3}', "{}"]
+)
+def test_a_record_that_is_damaged_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "execution.json").write_text(content)
+    with pytest.raises(UserError, match=r"execution\.json.*delete"):
+        decided(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("budget_mb", "rows_lead", "expected"),
+    [
+        (400, False, {"a": "compressed", "b": "compressed"}),  # all code fits
+        (250, False, {"a": "masked", "b": "compressed"}),  # of b alone, the faster one; rows would be slower than dense
+        (150, False, {"a": "masked", "b": "masked"}),
+        (1, True, {"a": "compressed", "b": "compressed"}),  # not slower without any code
+    ],
+)
+def test_code_beyond_the_budget_counts_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, budget_mb: int, rows_lead: bool, expected: dict[str, str]
+) -> None:
+    patterns = {name: SparsityPattern.from_mask(torch.ones(4, 4, dtype=torch.bool)) for name in ("a", "b")}
+    speed = {patterns["a"].handle: 1.5, patterns["b"].handle: 2.0}
+
+    def compare(pattern: SparsityPattern, tokens: int, dtype: torch.dtype) -> Comparison:
+        rows = os.environ.get("SPDF_KERNELS_BACKEND") == "avx512"
+        if rows and not rows_lead:
+            return Comparison("masked", "", 0.9)
+        return Comparison("compressed", "", speed[pattern.handle])
+
+    monkeypatch.setattr(execution, "compare", compare)
+    monkeypatch.setattr(execution, "describe", lambda *_: Description("jit", "jit", "avx512", 0, 100 * 2**20))
+    found, how = measure(patterns, 2, 16, torch.float32, budget_mb)
+    assert {name: comparison.execution for name, comparison in found.items()} == expected
+    assert ("code_budget_mb" in how) == (budget_mb < 400)

@@ -1,0 +1,37 @@
+"""A user's own DeepSpeed settings: what the config says already, or DeepSpeed does not take, is one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.training.engine import deepspeed_settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"optimizer": {"type": "Adam"}}, "deepspeed.optimizer: set training.lr"),
+        ({"train_batch_size": 999}, "deepspeed.train_batch_size: set training.global_batch_size"),
+        ({"fp16": {"enabled": True}}, "deepspeed.fp16: set training.precision"),
+        ({"gradient_clipping": 0.5}, "deepspeed.gradient_clipping: 0.5 conflicts"),
+        ("settings.json", "expected keys and values"),
+    ],
+)
+def test_what_the_config_says_already(settings: Any, words: str, tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.json").write_text("[1, 2]")
+    config = dataclasses.replace(PretrainConfig(), deepspeed=settings)
+    with pytest.raises(UserError, match=words):
+        deepspeed_settings(config, 1)
+
+
+def test_other_settings_are_merged() -> None:
+    settings = {"zero_optimization": {"reduce_bucket_size": 1000}}
+    config = dataclasses.replace(PretrainConfig(), deepspeed=settings)
+    merged = deepspeed_settings(config, 1)
+    assert merged["zero_optimization"] == {"stage": config.parallel.zero_stage, "reduce_bucket_size": 1000}
