@@ -161,12 +161,15 @@ def dense_products(operation: str, x: torch.Tensor, dy: torch.Tensor, weight: to
     return found
 
 
-def sparse_products(x: torch.Tensor, dy: torch.Tensor, values: torch.Tensor, handle: int) -> dict[str, Product]:
+def sparse_products(
+    x: torch.Tensor, dy: torch.Tensor, values: torch.Tensor, pattern: SparsityPattern
+) -> dict[str, Product]:
     """The kernels' products by operation, row-major in and out."""
+    out_features, in_features = pattern.shape
     return {
-        "forward": lambda: ops.spmm(x, values, None, handle),
-        "dx": lambda: ops.spmm_transposed(dy, values, handle),
-        "dw": lambda: ops.sddmm(dy, x, handle),
+        "forward": lambda: ops.spmm(x, values, None, pattern.handle, out_features),
+        "dx": lambda: ops.spmm_transposed(dy, values, pattern.handle, in_features),
+        "dw": lambda: ops.sddmm(dy, x, pattern.handle, pattern.nnz),
     }
 
 
@@ -280,7 +283,7 @@ def measure_gemm(
     with thread_count(threads):
         description = backends.describe(pattern)
         backend = {"forward": description.forward, "dx": description.grad_input, "dw": description.grad_values}
-        sparse = sparse_products(x, dy, values, pattern.handle)
+        sparse = sparse_products(x, dy, values, pattern)
         packed = packed_products(x, dy, values, pattern)
         flops = 2.0 * tokens * pattern.nnz
         for operation in operations:

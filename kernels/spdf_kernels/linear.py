@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from spdf_kernels import ops
+from spdf_kernels.native import DTYPES
 from spdf_kernels.pattern import SparsityPattern
-
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 def sparse_linear(
@@ -35,9 +34,9 @@ def sparse_linear(
         if bias.dim() != 1 or bias.shape[0] != out_features:
             raise ValueError(f"bias must have shape [{out_features}] for {pattern!r}, not {list(bias.shape)}")
     if x.dim() == 2:
-        return ops.spmm(x, values, bias, pattern.handle)
+        return ops.spmm(x, values, bias, pattern.handle, out_features)
     tokens = x.shape[:-1].numel()
-    y = ops.spmm(x.reshape(tokens, in_features), values, bias, pattern.handle)
+    y = ops.spmm(x.reshape(tokens, in_features), values, bias, pattern.handle, out_features)
     return y.view(*x.shape[:-1], out_features)
 
 

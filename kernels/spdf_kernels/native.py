@@ -15,6 +15,7 @@ from spdf_kernels.pattern import SparsityPattern
 
 LIBRARY = Path(__file__).with_name("libspdf_kernels.so")
 BACKENDS = {"portable": 0, "avx512": 1, "jit": 2}
+DTYPES = (torch.float32, torch.bfloat16)
 _NO_MEMORY = 1
 
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernels_reference import random_pattern
+from kernels_reference import BACKENDS, random_pattern
 from spdf_kernels import SparsityPattern, available_backends, set_code_budget_mb, sparse_linear
 
 PATTERN = random_pattern(6, 8, 0.5, seed=0)
@@ -31,6 +31,46 @@ X, VALUES, BIAS = torch.zeros(3, 8), torch.zeros(PATTERN.nnz), torch.zeros(6)
 def test_wrong_tensors(x: object, values: object, bias: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         sparse_linear(x, values, PATTERN, bias)  # type: ignore[arg-type]
+
+
+DY, K = torch.zeros(3, 6), PATTERN.nnz
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("operator", "operands", "error"),
+    [
+        ("spmm", (torch.zeros(3, 7), VALUES, None, 6), ValueError),
+        ("spmm", (torch.zeros(8), VALUES, None, 6), ValueError),
+        ("spmm", (torch.zeros(3, 8, 1), VALUES, None, 6), ValueError),
+        ("spmm", (X, VALUES[1:], None, 6), ValueError),
+        ("spmm", (X, VALUES, BIAS[1:], 6), ValueError),
+        ("spmm", (X, VALUES, None, 7), ValueError),
+        ("spmm", (X.double(), VALUES.double(), None, 6), TypeError),
+        ("spmm", (X.bfloat16(), VALUES, None, 6), TypeError),
+        ("spmm", (X, VALUES, BIAS.bfloat16(), 6), TypeError),
+        ("spmm_transposed", (X, VALUES, 8), ValueError),
+        ("spmm_transposed", (DY, VALUES[1:], 8), ValueError),
+        ("spmm_transposed", (DY, VALUES, 9), ValueError),
+        ("spmm_transposed", (DY, VALUES.bfloat16(), 8), TypeError),
+        ("sddmm", (DY[1:], X, K), ValueError),
+        ("sddmm", (DY, X[:, :1], K), ValueError),
+        ("sddmm", (DY[:, 1:], X, K), ValueError),
+        ("sddmm", (torch.zeros(()), torch.zeros(()), K), ValueError),
+        ("sddmm", (DY, X, K + 1), ValueError),
+        ("sddmm", (DY.bfloat16(), X, K), TypeError),
+    ],
+)
+def test_operators_refuse_what_their_kernels_would_read_beyond(
+    operator: str,
+    operands: tuple[object, ...],
+    error: type[Exception],
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SPDF_KERNELS_BACKEND", backend)
+    with pytest.raises(error, match="operands"):
+        getattr(torch.ops.spdf, operator)(*operands[:-1], PATTERN.handle, operands[-1])
 
 
 def test_mask_instead_of_a_pattern() -> None:

@@ -5,8 +5,9 @@ import weakref
 
 import pytest
 import torch
-from kernels_reference import random_pattern, random_tensor
+from kernels_reference import BACKENDS, random_pattern, random_tensor
 from spdf_kernels import SparsityPattern, dense_linear, sparse_linear
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,16 +23,25 @@ def case() -> Case:
     return pattern, x, values, bias
 
 
-@pytest.mark.parametrize("backend", ["torch", "portable"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(case: Case, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPDF_KERNELS_BACKEND", backend)
     pattern, x, values, bias = case
     dy = random_tensor(18, 24, dtype=torch.float32, seed=4).requires_grad_()
-    torch.library.opcheck(torch.ops.spdf.spmm, (x, values, bias, pattern.handle))
-    torch.library.opcheck(torch.ops.spdf.spmm, (x, values, None, pattern.handle))
-    torch.library.opcheck(torch.ops.spdf.spmm_transposed, (dy, values, pattern.handle))
-    torch.library.opcheck(torch.ops.spdf.sddmm, (dy, x, pattern.handle))
+    torch.library.opcheck(torch.ops.spdf.spmm, (x, values, bias, pattern.handle, 24))
+    torch.library.opcheck(torch.ops.spdf.spmm, (x, values, None, pattern.handle, 24))
+    torch.library.opcheck(torch.ops.spdf.spmm_transposed, (dy, values, pattern.handle, 40))
+    torch.library.opcheck(torch.ops.spdf.sddmm, (dy, x, pattern.handle, pattern.nnz))
     torch.library.opcheck(torch.ops.spdf.onednn_linear, (x, values[:80].view(2, 40), None))
+
+
+def test_sizes_of_results_do_not_depend_on_the_handle() -> None:
+    """A compiled graph cached on disk meets other patterns under its handles in the next process."""
+    with FakeTensorMode():
+        x, values, dy = torch.zeros(18, 40), torch.zeros(7), torch.zeros(18, 24)
+        assert torch.ops.spdf.spmm(x, values, None, 0, 24).shape == (18, 24)
+        assert torch.ops.spdf.spmm_transposed(dy, values, 0, 40).shape == (18, 40)
+        assert torch.ops.spdf.sddmm(dy, x, 0, 7).shape == (7,)
 
 
 def test_gradients_equal_those_of_the_dense_layer(case: Case) -> None:
@@ -92,7 +102,7 @@ def test_backward_keeps_the_pattern_alive(case: Case) -> None:
 def test_a_dead_handle_is_an_error(case: Case) -> None:
     _, x, values, _ = case
     with pytest.raises(ValueError, match="no living SparsityPattern"):
-        torch.ops.spdf.spmm(x.detach(), values.detach(), None, 0)
+        torch.ops.spdf.spmm(x.detach(), values.detach(), None, 0, 24)
 
 
 def test_no_dense_weight_is_kept_for_backward(case: Case) -> None:
