@@ -12,6 +12,7 @@ from pathlib import Path
 
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.suggest import nearest
+from spdf_dist.data.placing import made
 
 TIMEOUT_SECONDS = 30
 BLOCK_BYTES = 1 << 20
@@ -90,8 +91,7 @@ def fetch(name: str, out: str) -> list[Path]:
         raise UserError(PILE)
     if name not in SOURCES:
         raise UserError(f"unknown data set '{name}'{nearest(name, [*SOURCES, 'pile'])}")
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made(Path(out))
     paths = []
     for source in SOURCES[name]:
         try:
@@ -122,7 +122,11 @@ def fetch_file(source: Source, target: Path) -> Path:
 
 
 def download(url: str, part: Path) -> None:
-    """Append to ``part`` what of ``url`` it lacks, with a progress bar on standard error."""
+    """Append to ``part`` what of ``url`` it lacks, with a progress bar on standard error.
+
+    Raises:
+        ConnectionError: fewer bytes came than were announced; they are kept.
+    """
     from tqdm import tqdm
 
     have = part.stat().st_size if part.exists() else 0
@@ -137,6 +141,7 @@ def download(url: str, part: Path) -> None:
         if answer.status != 206:  # the server sends the file from its start
             have = 0
         length = int(answer.headers.get("Content-Length", 0))
+        got = 0
         with (
             part.open("ab" if have else "wb") as file,
             tqdm(total=have + length, initial=have, unit="B", unit_scale=True, desc=part.stem, file=sys.stderr) as bar,
@@ -144,6 +149,12 @@ def download(url: str, part: Path) -> None:
             while block := answer.read(BLOCK_BYTES):
                 file.write(block)
                 bar.update(len(block))
+                got += len(block)
+    # A peer that hangs up looks like the end of the file: read() with a size does not raise.
+    if got < length:
+        raise ConnectionError(
+            f"ended early, {have + got} of {have + length} bytes; the same command goes on from there"
+        )
 
 
 def matches(path: Path, digest: str) -> bool:

@@ -8,10 +8,28 @@ from pathlib import Path
 from spdf_dist.config.errors import UserError
 
 
+def made(folder: Path) -> Path:
+    """``folder``, made when missing.
+
+    Raises:
+        UserError: a file is in its place, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UserError(f"{folder} is a file, and a folder is needed there; name another") from error
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made: {error.strerror}; name another") from error
+    return folder
+
+
 def aside_of(target: Path) -> Path:
-    """Where to write ``target`` until it is whole; its folder is made."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target.with_name(f".{target.name}.tmp")
+    """Where to write ``target`` until it is whole; its folder is made.
+
+    Raises:
+        UserError: the folder cannot be made.
+    """
+    return made(target.parent) / f".{target.name}.tmp"
 
 
 def place(aside: Path, target: Path) -> None:

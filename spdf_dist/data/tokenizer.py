@@ -64,6 +64,8 @@ class SentencePieceTokenizer(Tokenizer):
 
         self.path = path
         content = path.read_bytes()
+        if not content:  # SentencePiece would write a line of its log first
+            raise UserError(f"{path} is empty; train a tokenizer with `spdf data tokenizer train`")
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=content)
             self.vocab_size = int(self.processor.vocab_size())

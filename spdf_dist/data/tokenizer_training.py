@@ -28,13 +28,18 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, out: str | Path) 
 
     Raises:
         UserError: ``vocab_size`` does not suit the text, there is no text, or ``out`` exists with other
-            content.
+            content or cannot be written.
     """
     import sentencepiece
 
     out = Path(out)
     if out.suffix != ".model":
         raise UserError(f"--out {out}: a SentencePiece model's name ends in .model")
+    if vocab_size < 1:
+        raise UserError(
+            f"--vocab-size {vocab_size}: must be positive, and hold the 256 bytes and the text's characters"
+        )
+    aside = aside_of(out)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -60,7 +65,6 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, out: str | Path) 
         )
     except (RuntimeError, OSError) as error:
         raise UserError(explain(str(error), vocab_size)) from error
-    aside = aside_of(out)
     with aside.open("wb") as file:
         file.write(model.getvalue())
         file.flush()

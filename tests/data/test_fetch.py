@@ -15,6 +15,7 @@ CONTENT = bytes(range(256)) * 40
 
 class Server(BaseHTTPRequestHandler):
     ranges: list[str | None]
+    at_most: int | None
 
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
@@ -26,7 +27,7 @@ class Server(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(CONTENT) - start))
         self.end_headers()
-        self.wfile.write(CONTENT[start:])
+        self.wfile.write(CONTENT[start:][: type(self).at_most])
 
     def log_message(self, *_: object) -> None:
         pass
@@ -36,6 +37,7 @@ class Server(BaseHTTPRequestHandler):
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("no_proxy", "*")
     Server.ranges = []
+    Server.at_most = None
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -69,6 +71,19 @@ def test_a_broken_download_goes_on(
     assert fetch("set", str(tmp_path))[0].read_bytes() == CONTENT
     assert Server.ranges == [f"bytes={have}-"]
     assert not (tmp_path / "a.bin.part").exists()
+
+
+def test_a_server_that_hangs_up_early_leaves_what_came(
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch, f"{address}/ranged/a.bin")
+    Server.at_most = 3000
+    with pytest.raises(UserError, match="ended early, 3000 of 10240 bytes"):
+        fetch("set", str(tmp_path))
+    assert (tmp_path / "a.bin.part").read_bytes() == CONTENT[:3000]
+    Server.at_most = None
+    assert fetch("set", str(tmp_path))[0].read_bytes() == CONTENT
+    assert Server.ranges == [None, "bytes=3000-"]
 
 
 def test_other_content_is_refused(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,3 +131,32 @@ def test_wrong_tokenizers_are_user_errors(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
     with pytest.raises(UserError, match="is no tokenizer"):
         load_tokenizer(write_jsonl(tmp_path / "x.jsonl", ["x"]))
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["tokenizer", "train", "--vocab-size", "330", "--out", "FILE/x.model", "--input", "TEXT"], "FILE is a file"),
+        (["tokenizer", "train", "--vocab-size", "330", "--out", "/dev/null/a/x.model", "--input", "TEXT"], "/dev/null"),
+        (["tokenizer", "train", "--vocab-size", "0", "--out", "x.model", "--input", "TEXT"], "--vocab-size 0"),
+        (["tokenizer", "train", "--vocab-size", "-5", "--out", "x.model", "--input", "TEXT"], "--vocab-size -5"),
+        (["fetch", "e2e", "--out", "FILE"], "FILE is a file"),
+        (["synthetic-e2e", "--seed", "1", "--out", "FILE"], "FILE is a file"),
+        (["pack", "--tokenizer", "FILE", "--out", "packed", "--input", "TEXT"], "FILE is empty"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    command: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "empty.model"
+    file.write_bytes(b"")
+    text = write_jsonl(tmp_path / "a.jsonl", [story(1)])
+    command = [word.replace("FILE", file.name).replace("TEXT", text.name) for word in command]
+    assert main(["data", *command]) == 2
+    error = capfd.readouterr().err
+    assert words.replace("FILE", file.name) in error and error.count("\n") == 1
