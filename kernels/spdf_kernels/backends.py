@@ -47,14 +47,14 @@ def _available() -> dict[str, str | None]:
     return _known
 
 
-def set_code_budget_mb(megabytes: int) -> None:
+def set_code_budget_mb(megabytes: float) -> None:
     """Allows this process `megabytes` (2^20 bytes) of generated code over all patterns; further ones run on avx512.
 
-    Counts for patterns whose code is not yet built. Raises ValueError for a negative number.
+    Counts for patterns whose code is not yet built. Raises ValueError for what is not a number or negative.
     """
-    if megabytes < 0:
-        raise ValueError(f"the code budget must not be negative: {megabytes} MiB")
-    native.set_code_budget(megabytes * 2**20)
+    if not isinstance(megabytes, int | float) or not megabytes >= 0:
+        raise ValueError(f"the code budget must be a number that is not negative, not {megabytes!r} MiB")
+    native.set_code_budget(int(min(megabytes * 2**20, 2**62)))
 
 
 class Description(NamedTuple):
@@ -70,8 +70,10 @@ class Description(NamedTuple):
 def describe(pattern: SparsityPattern, dtype: torch.dtype = torch.float32) -> Description:
     """Prepares all products of a pattern for tensors of `dtype`; tells the back end of each, and the bytes they hold.
 
-    The mask's own bits count as indices.
+    The mask's own bits count as indices. Raises TypeError for another dtype than float32 and bfloat16.
     """
+    if dtype not in native.DTYPES:
+        raise TypeError(f"products are of float32 or bfloat16, not {dtype}")
     backend = backend_for(pattern)
     bits = pattern.bits.numel()
     if backend == "torch":

@@ -281,7 +281,7 @@ def measure_gemm(
     values = pattern.compress(weight)
     results = []
     with thread_count(threads):
-        description = backends.describe(pattern)
+        description = backends.describe(pattern, dtype)
         backend = {"forward": description.forward, "dx": description.grad_input, "dw": description.grad_values}
         sparse = sparse_products(x, dy, values, pattern)
         packed = packed_products(x, dy, values, pattern)
@@ -348,10 +348,10 @@ def _name(dtype: torch.dtype) -> str:
     return "bf16" if dtype == torch.bfloat16 else "fp32"
 
 
-def measure_state(shape: tuple[int, int], sparsity: float) -> dict[str, Any]:
-    """Time to prepare a pattern, and bytes of model state a weight of W (dense: 16), by path."""
+def measure_state(shape: tuple[int, int], sparsity: float, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Time to prepare a pattern for `dtype`, and bytes of model state a weight of W (dense: 16), by path."""
     measured: dict[str, Any] = {"out": shape[0], "in": shape[1], "sparsity": sparsity}
-    for path, state in model_state(random_mask(shape, sparsity)).items():
+    for path, state in model_state(random_mask(shape, sparsity), dtype).items():
         if isinstance(state, str):
             measured[path] = {"missing": state}
             continue

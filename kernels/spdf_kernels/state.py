@@ -56,10 +56,11 @@ States = Mapping[str, PathState | str]
 """By name in PATHS; text instead of a state is why this machine lacks the path."""
 
 
-def model_state(mask: torch.Tensor) -> dict[str, PathState | str]:
+def model_state(mask: torch.Tensor, dtype: torch.dtype = torch.float32) -> dict[str, PathState | str]:
     """States of a weight with this bool mask [out, in]: `compact` by compressed rows, `generated` by machine code.
 
-    Prepares a pattern for each path and lets it go.
+    Indices and code are those of products of `dtype`, float32 or bfloat16. Prepares a pattern for each path and
+    lets it go.
     """
     there = backends.available_backends()
     found: dict[str, PathState | str] = {}
@@ -71,7 +72,7 @@ def model_state(mask: torch.Tensor) -> dict[str, PathState | str]:
         with forced_backend(backend):
             start = time.perf_counter()
             pattern = SparsityPattern.from_mask(mask)
-            description = backends.describe(pattern)
+            description = backends.describe(pattern, dtype)
             seconds = time.perf_counter() - start
         names = (description.forward, description.grad_input, description.grad_values)
         found[path] = PathState(

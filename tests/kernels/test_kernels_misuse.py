@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kernels_reference import BACKENDS, random_pattern
-from spdf_kernels import SparsityPattern, available_backends, set_code_budget_mb, sparse_linear
+from spdf_kernels import SparsityPattern, available_backends, describe, set_code_budget_mb, sparse_linear
 
 PATTERN = random_pattern(6, 8, 0.5, seed=0)
 X, VALUES, BIAS = torch.zeros(3, 8), torch.zeros(PATTERN.nnz), torch.zeros(6)
@@ -97,6 +97,26 @@ def test_backend_that_this_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> Non
         sparse_linear(X, VALUES, PATTERN)
 
 
-def test_negative_code_budget() -> None:
+@pytest.mark.parametrize("budget", [-1, -0.5, float("nan"), "8", None])
+def test_wrong_code_budget(budget: float) -> None:
     with pytest.raises(ValueError, match="negative"):
-        set_code_budget_mb(-1)
+        set_code_budget_mb(budget)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "size"), [(0.5, 2**19), (2**42, 2**62), (2**43, 2**62), (10**30, 2**62), (float("inf"), 2**62)]
+)
+def test_code_budgets_are_whole_bytes_that_fit_64_bits(
+    megabytes: float, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    monkeypatch.setattr("spdf_kernels.native.set_code_budget", given.append)
+    set_code_budget_mb(megabytes)
+    assert given == [size] and isinstance(given[0], int)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_description_of_another_dtype(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPDF_KERNELS_BACKEND", backend)
+    with pytest.raises(TypeError, match="float32 or bfloat16, not"):
+        describe(PATTERN, torch.float64)

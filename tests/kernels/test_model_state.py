@@ -3,7 +3,8 @@
 import pytest
 import torch
 from kernels_reference import BACKENDS
-from spdf_kernels import SparsityPattern, available_backends, describe
+from spdf_kernels import Description, SparsityPattern, available_backends, describe
+from spdf_kernels.bench import measure_gemm, measure_state
 from spdf_kernels.state import BYTES_OF_ENTRY, PathState, model_state, total_state
 
 
@@ -30,6 +31,21 @@ def test_each_path_says_what_describe_says(monkeypatch: pytest.MonkeyPatch) -> N
         assert state.bytes == BYTES_OF_ENTRY * pattern.nnz + state.index_bytes + state.code_bytes
         assert state.facts()["of_dense"] == state.bytes / (16 * 96 * 200)
         assert state.prepare_s > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_measurements_describe_products_of_their_own_dtype(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything else names another back end where the code budget ends, and builds code that nothing runs."""
+    seen: list[torch.dtype] = []
+
+    def recorded(pattern: SparsityPattern, dtype: torch.dtype = torch.float32) -> Description:
+        seen.append(dtype)
+        return describe(pattern, dtype)
+
+    monkeypatch.setattr("spdf_kernels.backends.describe", recorded)
+    measure_state((32, 64), 0.5, dtype)
+    measure_gemm((32, 64), 0.5, 16, 1, dtype, 1, None, peers=False, operations=("dw",))
+    assert set(seen) == {dtype}
 
 
 def test_a_machine_without_avx512_says_so_and_measures_the_portable_path(monkeypatch: pytest.MonkeyPatch) -> None:
