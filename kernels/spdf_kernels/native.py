@@ -6,6 +6,7 @@ torch is imported first, so that the library finds torch's OpenMP runtime loaded
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from pathlib import Path
 
@@ -184,14 +185,23 @@ def _loaded() -> ctypes.CDLL:
     return _library
 
 
+_making = threading.Lock()  # ctypes lets other threads run while the library builds a structure
+
+
 def _structure(pattern: SparsityPattern) -> int:
     """The library's own structure of a pattern; made at the first call, freed with the pattern."""
     structure = pattern.prepared.get("native")
-    if structure is None:
-        library = _loaded()
-        structure = library.spdf_pattern_new(pattern.bits.data_ptr(), *pattern.shape, pattern.nnz)
-        if not structure:
-            raise MemoryError(f"no memory for the structure of {pattern!r}")
-        pattern.prepared["native"] = structure
-        weakref.finalize(pattern, library.spdf_pattern_free, structure).atexit = False
+    return _made_structure(pattern) if structure is None else structure
+
+
+def _made_structure(pattern: SparsityPattern) -> int:
+    library = _loaded()
+    with _making:
+        structure = pattern.prepared.get("native")
+        if structure is None:
+            structure = library.spdf_pattern_new(pattern.bits.data_ptr(), *pattern.shape, pattern.nnz)
+            if not structure:
+                raise MemoryError(f"no memory for the structure of {pattern!r}")
+            pattern.prepared["native"] = structure
+            weakref.finalize(pattern, library.spdf_pattern_free, structure).atexit = False
     return structure

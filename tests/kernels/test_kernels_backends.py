@@ -1,11 +1,13 @@
 """Choice of the back end, its description, the budget of generated code, threads, the dense product."""
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from kernels_reference import BACKENDS, random_pattern, random_tensor
-from spdf_kernels import available_backends, dense_linear, describe, set_code_budget_mb, sparse_linear
+from spdf_kernels import available_backends, dense_linear, describe, native, set_code_budget_mb, sparse_linear
 
 NATIVE = [name for name in BACKENDS if name != "torch"]
 needs_jit = pytest.mark.skipif("jit" not in BACKENDS, reason=f"no generated code: {available_backends()['jit']}")
@@ -78,6 +80,25 @@ def test_bits_do_not_depend_on_threads(backend: str, tokens: int, monkeypatch: p
         results.append((y, *torch.autograd.grad(y.square().sum(), (x, values))))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.skipif(not NATIVE, reason="no native back end")
+def test_threads_that_use_a_pattern_for_the_first_time_share_one_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    library, made = native._loaded(), []
+
+    class SlowLibrary:
+        spdf_pattern_free = library.spdf_pattern_free
+
+        def spdf_pattern_new(self, *arguments: int) -> int:
+            time.sleep(0.1)
+            made.append(library.spdf_pattern_new(*arguments))
+            return made[-1]
+
+    monkeypatch.setattr(native, "_loaded", SlowLibrary)
+    pattern = random_pattern(20, 30, 0.5, seed=0)
+    with ThreadPoolExecutor(3) as pool:
+        structures = list(pool.map(native._structure, [pattern] * 3))
+    assert structures == 3 * made
 
 
 @pytest.mark.parametrize("shape", [(17,), (0, 17), (3, 17), (40, 17), (3, 9, 17)])
