@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -58,6 +60,17 @@ def test_webnlg_xml_and_json_agree(real: Path, split: str, file: str, count: int
     assert len(of_json) == count and of_json[-1].group + 1 == inputs
     pairs = [Counter((example.context, example.target) for example in examples) for examples in (of_json, of_xml)]
     assert pairs[0] == pairs[1]
+
+
+def test_webnlg_s_own_folders_are_read_as_its_archive_is(real: Path, tmp_path: Path) -> None:
+    with tarfile.open(real / "webnlg" / "webnlg_challenge_2017.xml.tar.gz") as archive:
+        archive.extractall(tmp_path, [m for m in archive if "/test/" in m.name or "Airport" in m.name])
+    (test,) = tmp_path.rglob("test")
+    for split, count in (("test", 4_928), ("test_seen", 2_495), ("test_unseen", 2_433)):
+        assert len(load_task("webnlg", test, split)) == count
+    with pytest.raises(UserError, match="holds no example"):
+        load_task("webnlg", test.parent / "train", "test")
+    assert load_task("webnlg", test.parent / "train", "train") == load_task("webnlg", test.parent, "train")
 
 
 def test_dart_counts(real: Path) -> None:
@@ -171,6 +184,47 @@ def test_mistakes_in_files_are_named(tmp_path: Path, task: str, name: str, conte
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         load_task(task, path, "train")
+
+
+TRIPLE = '{"subject": "s", "property": "p", "object": %s}'
+WEBNLG = '{"entries": [{"1": {"category": %s, "modifiedtripleset": [%s], "lexicalisations": []}}]}'
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content", "message"),
+    [
+        ("e2e", "x.csv", b'mr,ref\nname[A],a\nname[B],"open\nname[C],c\n', "begins in line 3 is not CSV"),
+        ("e2e", "x.csv", b'mr,ref\nname[A],"a"b\n', "begins in line 2 is not CSV"),
+        ("e2e", "x.csv.gz", gzip.compress(b"mr,ref\n" * 99)[:12] + b"\xff" * 40, "cannot be read"),
+        ("e2e", "x.csv.zst", b"x", "unpack it"),
+        ("dart", "x.xml", b'<?xml version="1.0" encoding="foo"?><a/>', "not XML"),
+        ("dart", "x.xml", b'<?xml version="1.0" encoding="gb2312"?><a/>', "not XML"),
+        ("dart", "x.json", b"[" * 200_000, "nested too deeply"),
+        ("dart", "x.json", b"[" + b"1" * 5000 + b"]", "not a task's JSON"),
+        ("dart", "x.json", b'[{"tripleset": [], "annotations": []}, 5]', "entry 2"),
+        ("dart", "x.json", b'[{"tripleset": [], "annotations": [{"text": "\\ud800"}]}]', "unpaired surrogate"),
+        ("webnlg", "x.json", (WEBNLG % ('"Food"', TRIPLE % 5)).encode(), "entry 1, .*5 instead of a text"),
+        ("webnlg", "x.json", (WEBNLG % ('"Food"', TRIPLE % "null")).encode(), "entry 1, .*None instead of a text"),
+        ("webnlg", "x.json", (WEBNLG % ("[1]", TRIPLE % '"o"')).encode(), r"entry 1, .*\[1\] instead of a text"),
+        ("webnlg", "x.tar.gz", gzip.compress(b"x" * 9999)[:12] + b"\xff" * 40, "cannot be read"),
+    ],
+)
+def test_damaged_files_are_one_line(tmp_path: Path, task: str, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        load_task(task, path, "test")
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_csv_lines_end_at_line_ends_alone(tmp_path: Path) -> None:
+    path = tmp_path / "X.CSV.GZ"
+    text = 'mr,ref\r\nname[A],one\u2028two\x85three\x0cfour\r\nname[B],"five\nsix"\r\n'
+    path.write_bytes(gzip.compress(text.encode()))
+    examples = load_task("e2e", path, "train")
+    assert [example.target for example in examples] == ["one two three four", "five six"]
+    with pytest.raises(UserError, match="is a folder"):
+        load_task("e2e", tmp_path, "train")
 
 
 def test_unknown_names_are_answered_with_the_nearest(tmp_path: Path) -> None:

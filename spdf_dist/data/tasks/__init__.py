@@ -42,4 +42,9 @@ def load_task(name: str, path: str | Path, split: str) -> list[Example]:
     examples = task.load(Path(path), split)
     if not examples:
         raise UserError(f"{path} holds no example of {name}'s split {split}")
+    for example in examples:
+        try:
+            (example.context + example.target).encode()
+        except UnicodeEncodeError as error:  # "\ud800" in a JSON file
+            raise UserError(f"{path}: an unpaired surrogate in the text {example.target!r:.60}") from error
     return examples

@@ -28,12 +28,15 @@ def load(path: Path, split: str) -> list[Example]:
 def json_pairs(path: Path) -> list[tuple[str, str]]:
     """(context, text) of every annotation."""
     pairs = []
+    where = 0
+    content = read_json(path)
     try:
-        for entry in read_json(path):
+        for number, entry in enumerate(content, start=1):
+            where = number
             context = linearize((s, r.lower(), o) for s, r, o in entry["tripleset"])
             pairs += [(context, annotation["text"].strip()) for annotation in entry["annotations"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is not DART's JSON form: {error!r}") from error
+        raise UserError(f"{path} is not DART's JSON form: entry {where}: {error!r}") from error
     return pairs
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,18 @@ def read_bytes(path: Path) -> bytes:
     """The content of ``path``, unpacked when its name ends in .gz.
 
     Raises:
-        UserError: no such file, or not a gzip file in spite of its name.
+        UserError: no such file, a damaged one, or not a gzip file in spite of its name.
     """
+    if path.is_dir():
+        raise UserError(f"the task file {path} is a folder; name the file in it")
+    if path.suffix.lower() == ".zst":
+        raise UserError(f"{path}: a task's file is read as it is or as .gz; unpack it (`zstd -d`)")
     if not path.is_file():
         raise UserError(f"the task file {path} {MISSING}")
     try:
         content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError) as error:
+        return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
@@ -47,16 +53,20 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and row of each record; column names in lower case.
 
     Raises:
-        UserError: no header, or a row whose number of fields is not the header's.
+        UserError: no header, a row whose number of fields is not the header's, or quotes that do not match.
     """
     # Articles of Curation Corpus are longer than csv's own limit of 128 KiB a field.
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(read_text(path).splitlines(keepends=True))
+    # Strict: else a quote that is never closed takes the rest of the file into its field.
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    begun = 1
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         if not header:
             raise UserError(f"{path} is empty; expected a CSV file with a header line")
+        begun = reader.line_num + 1
         for row in reader:
+            begun = reader.line_num + 1
             if not row:
                 continue
             if len(row) != len(header):
@@ -66,7 +76,9 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 )
             yield reader.line_num, dict(zip(header, row, strict=True))
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+        raise UserError(
+            f"{path}: the record that begins in line {begun} is not CSV ({error}); does a quote lack its partner?"
+        ) from error
 
 
 def read_json(path: Path) -> Any:
@@ -79,6 +91,10 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: nested too deeply to be a task's JSON") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise UserError(f"{path}: not a task's JSON ({error})") from error
 
 
 def parse_xml(content: bytes, name: str) -> ElementTree.Element:
@@ -89,7 +105,7 @@ def parse_xml(content: bytes, name: str) -> ElementTree.Element:
     """
     try:
         return ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: encodings it cannot read
         raise UserError(f"{name}: not XML ({error})") from error
 
 

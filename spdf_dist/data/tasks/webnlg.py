@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks.example import Example, Task, number_groups
@@ -69,7 +71,8 @@ def read_entries(path: Path, part: str) -> Iterator[Entry]:
     """The entries of whatever ``path`` is."""
     if path.is_dir():
         for name in sorted(path.rglob("*.xml")):
-            if belongs(name.relative_to(path).parts, part):
+            # With the folder's own name: it may be the challenge's train, dev or test.
+            if belongs((path.resolve().name, *name.relative_to(path).parts), part):
                 yield from xml_entries(read_bytes(name), str(name))
     elif kind(path) == ".json":
         yield from json_entries(path)
@@ -83,10 +86,10 @@ def read_entries(path: Path, part: str) -> Iterator[Entry]:
 
 def belongs(parts: tuple[str, ...], part: str) -> bool:
     """Whether a file of the challenge's folder is one of the part's; other folders are taken whole."""
-    folders = set(FOLDERS.values()) & set(parts[:-1])
-    if part == "test" and "test" in folders:
+    folder = next((name for name in reversed(parts[:-1]) if name in FOLDERS.values()), None)
+    if part == "test" and folder == "test":
         return parts[-1] == TEST_XML
-    return not folders or FOLDERS[part] in folders
+    return folder in (None, FOLDERS[part])
 
 
 def archive_entries(path: Path, part: str) -> Iterator[Entry]:
@@ -101,7 +104,7 @@ def archive_entries(path: Path, part: str) -> Iterator[Entry]:
                 source = archive.extractfile(member)
                 if source is not None and belongs(tuple(member.name.split("/")), part):
                     yield from xml_entries(source.read(), f"{path}:{member.name}")
-    except (OSError, EOFError, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
@@ -118,14 +121,31 @@ def xml_entries(content: bytes, name: str) -> Iterator[Entry]:
 
 def json_entries(path: Path) -> Iterator[Entry]:
     """The entries of LoRA's JSON form: ``{"entries": [{"1": {...}}, ...]}``."""
+    content = read_json(path)
+    where = "the file"
     try:
-        for numbered in read_json(path)["entries"]:
-            for entry in numbered.values():
-                triples = [(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]]
-                texts = [(text["comment"], text["lex"].strip()) for text in entry["lexicalisations"]]
-                yield Entry(entry["category"], triples, texts)
+        for numbered in content["entries"]:
+            for name, entry in numbered.items():
+                where = f"entry {name}"
+                yield json_entry(entry)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not WebNLG's JSON form: {error!r} is missing or of another type") from error
+        raise UserError(
+            f"{path} is not WebNLG's JSON form: in {where}, {error!r} is missing or of another type"
+        ) from error
+
+
+def json_entry(entry: Any) -> Entry:
+    """One entry of LoRA's JSON form.
+
+    Raises:
+        KeyError, TypeError, AttributeError: something is missing or of another type.
+    """
+    triples = [(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]]
+    texts = [(text["comment"], text["lex"].strip()) for text in entry["lexicalisations"]]
+    for value in (entry["category"], *(part for triple in triples for part in triple)):
+        if not isinstance(value, str):
+            raise TypeError(f"{value!r:.40} instead of a text")
+    return Entry(entry["category"], triples, texts)
 
 
 TASK = Task(name="webnlg", splits=SPLITS, load=load, finish=finish, reference_files=REFERENCE_FILES)
