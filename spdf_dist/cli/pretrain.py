@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import load_config, to_yaml
 from spdf_dist.config.schema import PretrainConfig
 
@@ -26,6 +27,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.json and not args.dry_run:
+        raise UserError("--json goes with --dry-run: training answers with a run folder")
     config = load_config(PretrainConfig, args.config, args.overrides)
     if args.dry_run:
         from spdf_dist.accounting.plan import plan, plan_text

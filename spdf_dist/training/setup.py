@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,15 +13,18 @@ from spdf_kernels import set_code_budget_mb
 from spdf_dist.accounting.hardware import recognise_gpu
 from spdf_dist.checkpoint.find import damaged, latest
 from spdf_dist.checkpoint.read import Checkpoint
-from spdf_dist.config.errors import UserError
+from spdf_dist.checkpoint.write import prune
+from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.schema import AnyConfig, ModelConfig
 from spdf_dist.config.validate import validate_batch
+from spdf_dist.data.tokenizer import Tokenizer
 from spdf_dist.model.gpt import GPT, Execution, build_gpt, sparse_linears
 from spdf_dist.parallel.groups import Groups, initialize
 from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.parallel.ranks import Ranks
 from spdf_dist.sparsity.masks import BoolArray
 from spdf_dist.training.callbacks import Callback, MetricsFile, Progress, TensorBoard
+from spdf_dist.training.engine import deepspeed_settings
 from spdf_dist.training.loop import TrainingState
 from spdf_dist.training.run_folder import RunFolder
 
@@ -36,20 +39,23 @@ def start(config: AnyConfig, ranks: Ranks) -> Groups:
     set_code_budget_mb(config.kernels.code_budget_mb)
     groups = initialize(ranks, config.parallel.tensor, config.parallel.data, config.device)
     validate_batch(config, groups.data_size)
+    deepspeed_settings(config, groups.data_size)  # what conflicts is said before anything is written
     return groups
 
 
-def on_rank_zero(groups: Groups, action: Any) -> None:
-    """Run ``action`` on rank 0; its UserError is raised on every rank."""
-    message = None
+def on_rank_zero(groups: Groups, action: Callable[[], Any]) -> Any:
+    """What ``action`` returns on rank 0 (JSON-able), on every rank; its SpdfError is raised on every rank too."""
+    answer = message = None
+    mistake = False
     if groups.rank == 0:
         try:
-            action()
-        except UserError as error:
-            message = str(error)
-    message = groups.broadcast(message)
+            answer = action()
+        except SpdfError as error:
+            message, mistake = str(error), isinstance(error, UserError)
+    answer, message, mistake = groups.broadcast((answer, message, mistake))
     if message is not None:
-        raise UserError(message)
+        raise UserError(message) if mistake else SpdfError(message)
+    return answer
 
 
 def newest_checkpoint(folder: RunFolder, groups: Groups) -> Checkpoint | None:
@@ -70,6 +76,12 @@ def newest_checkpoint(folder: RunFolder, groups: Groups) -> Checkpoint | None:
     if error is not None:
         raise UserError(error)
     return Checkpoint(found) if found else None
+
+
+def check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, where: str) -> None:
+    """Raise UserError when a tokenizer has ids that the model does not know."""
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(f"{where} has {tokenizer.vocab_size} ids, more than the model's vocab_size {model.vocab_size}")
 
 
 def weight_dtype(config: AnyConfig) -> torch.dtype:
@@ -101,13 +113,22 @@ def reporting(
     name: str, folder: RunFolder, groups: Groups, model: GPT, state: TrainingState, total_steps: int
 ) -> list[Callback]:
     """Rank 0's metrics file, cut back to the step that the run goes on from, TensorBoard and progress line."""
+    on_rank_zero(groups, lambda: folder.cut_metrics(state.step, validated=not state.validation_due))
     if groups.rank != 0:
         return []
-    folder.cut_metrics(state.step, validated=not state.validation_due)
     progress = Progress(name, state.step, total_steps)
     if state.step:
         progress.on_note(f"continues from step {state.step} of {total_steps}")
     return [MetricsFile(folder), TensorBoard(folder, state.step, sparsity_by_group(model)), progress]
+
+
+def prune_checkpoints(folder: RunFolder, keep: int, callbacks: Sequence[Callback], protect: int | None = None) -> None:
+    """Delete old checkpoints, on rank 0; one that cannot be deleted is no reason to stop."""
+    try:
+        prune(folder.checkpoints, keep, protect)
+    except OSError as error:
+        for callback in callbacks:
+            callback.on_note(f"WARNING: an old checkpoint was not deleted: {error}")
 
 
 def sparsity_by_group(model: GPT) -> dict[str, float]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from spdf_command import run_spdf
+
+from spdf_dist.data.tokenizer_training import train_sentencepiece
 
 
 def refuse(tmp_path: Path, *arguments: object, **environment: str) -> str:
@@ -33,6 +37,9 @@ def refuse(tmp_path: Path, *arguments: object, **environment: str) -> str:
         ("training.warmup_tokens=6144", "leaves nothing"),
         ("training.micro_batch_size=3 parallel.data=1", "not divisible"),
         ("sparsity.pattern=blocks", "block:B or N:M"),
+        ("sparsity.pattern=block:7", "does not divide into blocks of 7"),
+        ("deepspeed.gradient_clipping=0.5", "conflicts with 1.0"),
+        ("--json", "--json goes with --dry-run"),
         ("data.train=nowhere", "nowhere"),
         ("model.vocab_size=200", "vocab"),
         ("model.seq_length=16", "32"),
@@ -59,10 +66,21 @@ def test_missing_and_damaged_shards_and_another_tokenizer(tiny_config, tiny_data
     shard.unlink()
     assert shard.name in refuse(tmp_path, tiny_config, f"data.train={data}")
     other = tmp_path / "other.model"
-    from spdf_dist.data.tokenizer_training import train_sentencepiece
-
     train_sentencepiece(["quite another text, with other words in it, again and again"] * 9, 290, other)
     assert "not the tokenizer" in refuse(tmp_path, tiny_config, f"data.tokenizer={other}")
+
+
+def test_a_tokenizer_for_megatron_data_is_looked_at_before_the_run(tiny_config, tiny_data, tmp_path):
+    stream = np.arange(3000, dtype="<u2") % 300
+    (tmp_path / "text.bin").write_bytes(stream.tobytes())
+    header = struct.pack("<9sQBQQ", b"MMIDIDX\0\0", 1, 8, 1, 2)
+    index = np.array([len(stream)], "<i4").tobytes() + np.array([0, 0, 1], "<i8").tobytes()
+    (tmp_path / "text.idx").write_bytes(header + index)
+    other = tmp_path / "other.model"
+    train_sentencepiece(["quite another text, with other words in it, again and again"] * 9, 310, other)
+    megatron = (tiny_config, f"data.train={tmp_path / 'text'}", "data.validation=[]")
+    assert "nowhere.model does not exist" in refuse(tmp_path, *megatron, "data.tokenizer=nowhere.model")
+    assert "has 310 ids" in refuse(tmp_path, *megatron, f"data.tokenizer={other}")
 
 
 def test_a_folder_that_holds_another_run_is_left_alone(tiny_config, tmp_path):

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from spdf_command import read_metrics, run_spdf
+
+from spdf_dist.checkpoint.densify import densify
+from spdf_dist.checkpoint.manifest import global_shapes
+from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.checkpoint.write import single_writer, whole
+from spdf_dist.config.errors import SpdfError
+from spdf_dist.config.schema import ModelConfig
+from spdf_dist.training.finetune import keep_best, reactivated_weights
+from spdf_dist.training.loop import TrainingState
+
+SMALL = ModelConfig(num_layers=1, hidden_size=4, num_attention_heads=1, seq_length=2, vocab_size=3)
 
 PRUNED = 2 * 12 * 32 * 32 * 3 // 4
 """Of two layers with 12 d^2 linear weights each, at 75%."""
@@ -34,7 +48,10 @@ def task_files(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "train.csv", folder / "validation.csv"
 
 
-def finetune(run: Path, sparse_run: Path, task_files: tuple[Path, Path], *overrides: str, code: int = 0) -> str:
+def finetune(
+    run: Path, sparse_run: Path, task_files: tuple[Path, Path], *overrides: str, code: int = 0, output: bool = False
+) -> str:
+    """Run `spdf finetune` and return its stderr, or its output."""
     config = run.parent / f"{run.name}.yaml"
     config.write_text(
         f"""
@@ -46,12 +63,18 @@ training: {{global_batch_size: 8, micro_batch_size: 2, lr: 3e-3}}
     )
     done = run_spdf("finetune", config, f"run_dir={run}", *overrides)
     assert done.returncode == code, done.stderr
-    return done.stderr
+    return done.stdout if output else done.stderr
 
 
-def test_pruned_weights_wake_up_and_the_best_checkpoint_stays(sparse_run, task_files, tmp_path):
-    run = tmp_path / "run"
-    log = finetune(run, sparse_run, task_files)
+@pytest.fixture(scope="module")
+def finetuned(sparse_run, task_files, tmp_path_factory) -> tuple[Path, str]:
+    """A fine-tuned run and what it said."""
+    run = tmp_path_factory.mktemp("finetuned") / "run"
+    return run, finetune(run, sparse_run, task_files)
+
+
+def test_pruned_weights_wake_up_and_the_best_checkpoint_stays(finetuned):
+    run, log = finetuned
     assert f"{PRUNED:,} pruned weights reactivated" in log
     facts = json.loads((run / "finetune.json").read_text())
     assert facts["reactivated"] == PRUNED and facts["reactivated_norm"] > 0
@@ -75,6 +98,61 @@ def test_the_loss_is_per_target_token_at_any_data_parallelism(sparse_run, task_f
         assert [x[key] for x in one if key in x] == pytest.approx([x[key] for x in two if key in x], rel=1e-4)
 
 
+def test_only_weights_that_a_mask_kept_at_zero_are_reactivated(sparse_run, finetuned, tmp_path):
+    dense = densify(sparse_run, tmp_path / "dense").path
+    again = densify(finetuned[0], tmp_path / "again").path
+    counts = [reactivated_weights(Checkpoint(path)) for path in (sparse_run, dense, finetuned[0], again)]
+    assert counts == [PRUNED, PRUNED, 0, 0]
+
+
+def test_the_best_step_s_save_fails_and_the_best_that_was_saved_stays(sparse_run, task_files, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "step_3.tmp").write_text("in the way of the checkpoint, and of pruning")
+    rising = ("training.lr=0.15", "finetune.warmup_steps=5")
+    (run / "config.yaml").write_text(finetune(run, sparse_run, task_files, *rising, "--dry-run", output=True))
+    log = finetune(run, sparse_run, task_files, *rising)
+    losses = {line["step"]: line["val_loss"] for line in read_metrics(run) if "val_loss" in line}
+    assert losses[3] < losses[6]
+    assert "step 3 had the best validation loss" in log and "is lost; the best that is kept is none so far" in log
+    assert "an old checkpoint was not deleted" in log and "Traceback" not in log
+    facts = json.loads((run / "finetune.json").read_text())
+    assert (facts["best_step"], facts["best_val_loss"]) == (6, losses[6])
+    assert Checkpoint(run).step == 6
+
+
+def checkpoint_of(root: Path, step: int, loss: float | None, best_step: int) -> None:
+    """A whole checkpoint with a training state."""
+    state = vars(TrainingState(step=step, best_val_loss=loss, best_step=best_step))
+    single_writer(root / f"step_{step}", step).write(
+        (
+            ("model", whole(name, torch.zeros(shape)), torch.zeros(shape))
+            for name, shape in global_shapes(SMALL).items()
+        ),
+        masks=None,
+        config_yaml="",
+        tokenizer=None,
+        manifest={"kind": "finetune", "model": asdict(SMALL), "sparsity": None, "state": state},
+    )
+
+
+def test_nothing_is_deleted_for_a_best_checkpoint_that_is_gone(tmp_path, capsys):
+    for step, loss, best_step in ((2, 5.0, 2), (4, 4.0, 4), (5, 4.0, 4), (6, 3.0, 6), (7, 3.0, 6)):
+        checkpoint_of(tmp_path, step, loss, best_step)
+    shutil.rmtree(tmp_path / "step_6")
+    shutil.copytree(tmp_path, tmp_path / "unknown", ignore=shutil.ignore_patterns("step_2", "step_4"))
+    state = TrainingState(step=7, best_val_loss=3.0, best_step=6)
+    assert keep_best(tmp_path / "unknown", replace(state)) == str(tmp_path / "unknown" / "step_7")
+    assert sorted(path.name for path in (tmp_path / "unknown").iterdir()) == ["step_5", "step_7"]
+    assert "the newest, step_7, stays" in capsys.readouterr().err
+    assert keep_best(tmp_path, state) == str(tmp_path / "step_4")
+    assert (state.best_step, state.best_val_loss) == (4, 4.0)
+    assert "step_6, the best, is gone or not whole; the best that is left, step_4, stays" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_4"]
+    with pytest.raises(SpdfError, match="holds no whole checkpoint any more"):
+        keep_best(tmp_path / "nowhere", state)
+
+
 def test_a_kept_mask_stays_and_max_steps_ends_the_schedule(sparse_run, task_files, tmp_path):
     run = tmp_path / "run"
     short = ("finetune.max_steps=4", "finetune.warmup_steps=1")
@@ -89,7 +167,9 @@ def test_a_kept_mask_stays_and_max_steps_ends_the_schedule(sparse_run, task_file
 
 
 def test_wrong_input_is_one_line(sparse_run, task_files, tmp_path):
+    dense = densify(sparse_run, tmp_path / "dense").path
     for overrides, words in (
+        ((f"finetune.checkpoint={dense}", "finetune.keep_mask=true"), "was made dense"),
         (("finetune.checkpoint=nowhere",), "nowhere"),
         (("finetune.train=nowhere.csv",), "nowhere.csv"),
         (("finetune.task=e3e",), "e2e"),

@@ -1,0 +1,115 @@
+"""A run's folder: whose it is, what a broken-off start leaves, and what a full disk or a damaged file says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from spdf_dist.config.errors import SpdfError, UserError
+from spdf_dist.config.schema import PretrainConfig, TrainingConfig
+from spdf_dist.training.run_folder import RunFolder
+
+OLD = PretrainConfig()
+NEW = dataclasses.replace(OLD, training=TrainingConfig(lr=1e-3))
+
+
+def begun(path: Path) -> Path:
+    """A run that was started and did nothing yet."""
+    RunFolder(path).open(OLD)
+    (path / "execution.json").write_text('{"layers": {}}')
+    (path / "tensorboard" / "events").write_text("")
+    return path
+
+
+def test_a_run_that_did_nothing_gives_way_to_the_corrected_one(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    (run / "checkpoints" / "step_1.tmp").mkdir()
+    RunFolder(run).open(NEW)
+    assert "lr: 0.001" in (run / "config.yaml").read_text()
+    assert not (run / "execution.json").exists() and not list((run / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("what", ["checkpoints/step_1", "metrics.jsonl", "result.json"])
+def test_a_run_that_did_something_stays(what: str, tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    (run / what).mkdir() if "step" in what else (run / what).write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match=r"holds another run \(training.lr: 0.0006 -> 0.001\)"):
+        RunFolder(run).open(NEW)
+    assert (run / "execution.json").exists() and "lr: 0.0006" in (run / "config.yaml").read_text()
+    RunFolder(run).open(OLD)
+
+
+def test_a_person_s_own_config_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("training: {lr: 1e-3}\n")
+    with pytest.raises(UserError, match="holds another run"):
+        RunFolder(tmp_path).open(OLD)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_what_a_start_leaves_that_was_killed_before_its_config_is_taken(tmp_path: Path) -> None:
+    for name in ("checkpoints", "logs", "tensorboard"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".lock").touch()
+    (tmp_path / "config.yaml.tmp").write_text("mod")
+    RunFolder(tmp_path).open(OLD)
+    (tmp_path / "config.yaml").unlink()
+    (tmp_path / "checkpoints" / "step_3").mkdir()
+    with pytest.raises(UserError, match="not empty and holds no run"):
+        RunFolder(tmp_path).open(OLD)
+
+
+def test_the_config_is_the_first_thing_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Path.mkdir
+
+    def killed(path: Path, *arguments: int, **more: bool) -> None:
+        if path.name == "checkpoints":
+            raise KeyboardInterrupt
+        made(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "mkdir", killed)
+    with pytest.raises(KeyboardInterrupt):
+        RunFolder(tmp_path / "run").open(OLD)
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a: 2024-13-45", b"a: [", b"a: *b"])
+def test_a_config_that_cannot_be_read_is_a_line(content: bytes, tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    (run / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"config.yaml cannot be read") as error:
+        RunFolder(run).open(OLD)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("line", ["5", "{}", '{"step": "x"}', "[1]"])
+def test_a_line_that_is_no_metrics_line_is_named(line: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(UserError, match="line 2 is no metrics line") as error:
+        folder.cut_metrics(1)
+    assert "\n" not in str(error.value)
+
+
+def test_metrics_are_cut_to_the_step_that_a_run_goes_on_from(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    lines = [{"step": 1}, {"step": 2}, {"step": 2, "val_loss": 1.0}, {"step": 3}]
+    content = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 1'
+    for validated, kept in ((True, lines[:3]), (False, lines[:2])):
+        folder.metrics.write_text(content)
+        folder.cut_metrics(2, validated=validated)
+        assert list(map(json.loads, folder.metrics.read_text().splitlines())) == kept
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_a_line(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    folder = RunFolder(run)
+    (run / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(SpdfError, match=r"metrics.jsonl cannot be written: No space left on device"):
+        folder.append_metrics({"step": 1})
+    (run / "config.yaml.tmp").symlink_to("/dev/full")
+    with pytest.raises(SpdfError, match=r"config.yaml cannot be written: No space left on device"):
+        folder.open(OLD)
