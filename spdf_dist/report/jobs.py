@@ -25,6 +25,8 @@ class WorkflowJob:
     """Empty when the job exists once for all variants."""
     cell: dict[str, str]
     needs: tuple[str, ...]
+    arguments: tuple[str, ...] = ()
+    """Of its command."""
 
     @property
     def folder(self) -> Path:
@@ -58,6 +60,7 @@ def read_job(root: Path, job_id: str) -> WorkflowJob | None:
         variant=str(spec.get("variant") or ""),
         cell=dict(spec.get("cell") or {}),
         needs=tuple(spec.get("needs") or ()),
+        arguments=tuple(map(str, spec.get("arguments") or ())),
     )
 
 
@@ -87,6 +90,27 @@ def ancestors(job: WorkflowJob) -> Iterator[WorkflowJob]:
         yield parent
         choice = read_object(parent.folder / "out" / "choice.json") if parent.kind == "select" else {}
         queue += [str(choice["job"])] if "job" in choice else parent.needs
+
+
+def trained_by(job: WorkflowJob) -> WorkflowJob | None:
+    """The training job that a job is or, nearest first, rests on."""
+    return next((below for below in (job, *ancestors(job)) if below.kind in ("finetune", "pretrain")), None)
+
+
+def chosen_by(job: WorkflowJob) -> str | None:
+    """The job that a `select` job chose; None while it has not."""
+    choice = read_object(job.folder / "out" / "choice.json").get("job")
+    return None if choice is None else str(choice)
+
+
+def split_named(job: WorkflowJob) -> str | None:
+    """The split of the data behind a score: that of the nearest command with a ``--split``; None without any."""
+    for below in (job, *ancestors(job)):
+        if "--split" in below.arguments[:-1]:
+            return below.arguments[below.arguments.index("--split") + 1]
+        if below.kind in ("finetune", "pretrain"):
+            break
+    return None
 
 
 def all_jobs(root: Path) -> list[WorkflowJob]:

@@ -124,7 +124,7 @@ def our_scores(study: Study, task: str, model: str, level: float) -> list[Score]
         and score.model == model
         and score.level == level
         and not score.synthetic
-        and (task != "webnlg" or score.split == "seen")
+        and score.split == ("seen" if task == "webnlg" else "")
     ]
     return selected(found)
 

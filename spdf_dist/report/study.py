@@ -16,7 +16,17 @@ from typing import Any
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import flatten
 from spdf_dist.report.bench import is_gemm_bench
-from spdf_dist.report.jobs import WorkflowJob, all_jobs, ancestors, job_of, read_object
+from spdf_dist.report.jobs import (
+    WorkflowJob,
+    all_jobs,
+    ancestors,
+    chosen_by,
+    job_of,
+    read_job,
+    read_object,
+    split_named,
+    trained_by,
+)
 from spdf_dist.report.published import paper_model
 from spdf_dist.report.runs import Run, is_run, read_run
 from spdf_dist.report.scores import METRIC_NAMES, Score
@@ -49,6 +59,9 @@ class Study:
 
     kept: list[Path] = field(default_factory=list)
     """Folders with the rows of an evidence study from before."""
+
+    candidates: dict[Path, set[str]] = field(default_factory=dict)
+    """By workflow: the jobs whose results a `select` job compares."""
 
     @property
     def pretraining(self) -> list[Run]:
@@ -161,18 +174,40 @@ def link_parents(study: Study) -> None:
 
 
 def leave_rejected(study: Study) -> None:
-    """Mark the runs that a `select` job left, and those of a sweep from which nothing went on but a number."""
+    """Mark the runs that a `select` job left, and those from which nothing went on but a number.
+
+    The candidates are the training runs behind what the job needs, be that their validation scores or the runs.
+    """
     parents = {run.parent.path.resolve() for run in study.runs if run.parent is not None}
     by_path = {run.path.resolve(): run for run in study.runs}
     for root in study.workflows:
-        for job in all_jobs(root):
-            if job.kind != "select":
+        jobs = all_jobs(root)
+        for select in (job for job in jobs if job.kind == "select"):
+            chosen = chosen_by(select)
+            if chosen is None:
                 continue
-            chosen = read_object(job.folder / "out" / "choice.json").get("job")
-            for need in job.needs:
-                run = by_path.get((root / "jobs" / need / "run").resolve())
-                if run is not None and chosen is not None:
-                    run.rejected = run.path.resolve() not in parents if not run.is_finetuning else need != chosen
+            fresh = begun_anew(select, jobs, by_path)
+            for need in candidates_of(select):
+                job = trained_by(need)
+                run = by_path.get((job.folder / "run").resolve()) if job else None
+                if run is not None:
+                    left = fresh or need.id != chosen
+                    run.rejected = left if run.is_finetuning else run.path.resolve() not in parents
+
+
+def candidates_of(select: WorkflowJob) -> list[WorkflowJob]:
+    """What a `select` job chooses among."""
+    return [job for need in select.needs if (job := read_job(select.root, need)) is not None]
+
+
+def begun_anew(select: WorkflowJob, jobs: list[WorkflowJob], runs: dict[Path, Run]) -> bool:
+    """Whether only new fine-tuning runs went on from a choice: then its candidate is not one of them."""
+    after = [job for job in jobs if select.id in job.needs]
+    return (
+        bool(after)
+        and all(job.kind == "finetune" for job in after)
+        and any((job.folder / "run").resolve() in runs for job in after)
+    )
 
 
 def origin_folders(run: Run) -> Iterator[Path]:
@@ -208,7 +243,11 @@ def read_result(study: Study, path: Path) -> None:
     if not known:
         return
     job = job_of(path)
+    if job is not None and is_candidate(study, job):
+        return
     run = owner(study, path, job)
+    if run is not None and run.rejected:
+        return
     task = str(content.get("task") or ((run.tree.get("finetune") or {}).get("task") if run else "") or "text")
     generated = job is not None and any(parent.kind.startswith("synthetic") for parent in ancestors(job))
     study.scores.append(
@@ -219,7 +258,7 @@ def read_result(study: Study, path: Path) -> None:
             size=run.size() if run else "",
             seed=run.seed if run else 0,
             metrics=known,
-            split=str(content.get("split") or (split_of(job, task) if job else "")),
+            split=split_of(content, job, task),
             synthetic=generated or is_synthetic(content) or (run is not None and run.synthetic),
             settings=settings_of(run) if run else "",
             validation_loss=run.best_validation if run else None,
@@ -230,10 +269,25 @@ def read_result(study: Study, path: Path) -> None:
     )
 
 
-def split_of(job: WorkflowJob, task: str) -> str:
-    """What the evaluation's name says beyond 'evaluate' and its task: 'validation' of 'evaluate-validation'."""
+def is_candidate(study: Study, job: WorkflowJob) -> bool:
+    """Whether a `select` job chooses by this job's scores: they are of validation data, not results."""
+    if job.root not in study.candidates:
+        selects = [other for other in all_jobs(job.root) if other.kind == "select"]
+        study.candidates[job.root] = {need for select in selects for need in select.needs}
+    return job.id in study.candidates[job.root]
+
+
+def split_of(content: dict[str, Any], job: WorkflowJob | None, task: str) -> str:
+    """The split that was scored, in the words of tables: empty for the test set, 'seen', 'all', 'validation', ....
+
+    By the file, else by the job that wrote the outputs, else by what the evaluation's name says beyond its kind.
+    """
+    named = str(content.get("split") or (split_named(job) if job else None) or "")
+    if named:
+        words = {"test": "all" if task == "webnlg" else "", "test_seen": "seen", "test_unseen": "unseen"}
+        return words.get(named, named)
     usual = ("evaluate", "score", "scores", "perplexity", "test", task)
-    return " ".join(word for word in re.split("[-_]", job.name) if word not in usual)
+    return " ".join(word for word in re.split("[-_]", job.name) if word not in usual) if job else ""
 
 
 def owner(study: Study, path: Path, job: WorkflowJob | None) -> Run | None:

@@ -116,6 +116,7 @@ def write_job(
     *,
     cell: dict[str, str] | None = None,
     config: dict[str, Any] | None = None,
+    arguments: list[str] | None = None,
     done: bool = True,
 ) -> Path:
     """What the launcher leaves of a job; returns its folder."""
@@ -131,6 +132,7 @@ def write_job(
             "cell": cell or {},
             "needs": needs,
             "config": config,
+            "arguments": arguments or [],
         },
     )
     if not done:
@@ -234,3 +236,40 @@ def write_study(root: Path, bleu: dict[str, list[float]], planned: int = 3) -> P
                     evaluate / "out" / "scores.json", {"schema_version": 1, "task": "e2e", "bleu": scores[seed - 1]}
                 )
     return root
+
+
+CHAIN_CELLS = ((1e-4, 0.0, 0.65), (5e-5, 0.1, 0.70))
+"""Learning rate, how much the loss is above the best, validation BLEU: the second is chosen."""
+
+
+def write_chain(root: Path) -> Path:
+    """A chain as the shipped paper workflows: candidates scored on validation data, fresh seeds on the test set."""
+    for variant, level in (("dense", 0.0), ("s75", 0.75)):
+        pretrain = write_job(root, f"pretrain/{variant}", "pretrain", [], variant)
+        config = pretrain_run(pretrain / "run", level, steps=3)
+        write_job(root, f"densified/{variant}", "densify", [f"pretrain/{variant}"], variant)
+        candidates = []
+        for lr, gap, bleu in CHAIN_CELLS:
+            where = f"{variant}/lr={lr:g}"
+            cell = {"training.lr": f"{lr:g}"}
+            tuned = write_job(root, f"finetune/{where}", "finetune", [f"densified/{variant}"], variant, cell=cell)
+            finetune_run(tuned / "run", pretrain / "run", "e2e/trainset.csv", config, gap=gap, lr=lr, seed=1234)
+            write_outputs(root, "validate", "score", where, f"finetune/{where}", "validation", bleu)
+            candidates.append(f"score/{where}")
+        best = write_job(root, f"select/{variant}", "select", candidates, variant)
+        write_json(best / "out" / "choice.json", {"schema_version": 1, "job": candidates[1]})
+        for seed in (1, 2, 3):
+            where = f"{variant}/seed={seed}"
+            needs = [f"densified/{variant}", f"select/{variant}"]
+            final = write_job(root, f"final/{where}", "finetune", needs, variant, cell={"seed": str(seed)})
+            finetune_run(final / "run", pretrain / "run", "e2e/trainset.csv", config, gap=0.1, lr=5e-5, seed=seed)
+            write_outputs(root, "generate", "evaluate", where, f"final/{where}", "test", 0.5 + 0.01 * seed)
+    return root
+
+
+def write_outputs(root: Path, generate: str, evaluate: str, where: str, tuned: str, split: str, bleu: float) -> None:
+    """The outputs of one fine-tuned model and their score."""
+    variant = where.partition("/")[0]
+    write_job(root, f"{generate}/{where}", "generate", [tuned], variant, arguments=["generate", "--split", split])
+    folder = write_job(root, f"{evaluate}/{where}", "evaluate", [f"{generate}/{where}"], variant)
+    write_json(folder / "out" / "scores.json", {"schema_version": 1, "task": "e2e", "bleu": bleu})

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from made_up_runs import STEPS, VARIANTS, finetune_run, pretrain_run, write_job, write_json
+from made_up_runs import STEPS, VARIANTS, finetune_run, pretrain_run, write_chain, write_job, write_json
 
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
@@ -138,6 +138,27 @@ def test_a_select_job_leads_to_what_it_chose(tmp_path: Path) -> None:
     assert [parent.id for parent in ancestors(job)] == ["select/dense", "finetune/dense/lr=1e-3"]
     assert {job.id for job in all_jobs(root)} == {*needs, "select/dense", "evaluate/dense"}
     assert job_of(select / "out" / "choice.json") == read_job(root, "select/dense")
+
+
+def test_validation_scores_that_select_are_no_results(tmp_path: Path) -> None:
+    """The chain of the shipped paper workflows: the chosen settings are `select`'s, the scores are the test set's."""
+    study = read_study([write_chain(tmp_path / "flow")])
+    assert sorted({score.metrics["bleu"] for score in study.scores}) == [0.51, 0.52, 0.53]
+    assert {score.split for score in study.scores} == {""}
+    (table,) = score_tables(study)
+    assert [row[1].partition("\n")[0] for row in table.rows] == ["0.5200 ± 0.0100 (3)"] * 2
+    assert {run.path.parts[-4] for run in study.finetuning} == {"final"}  # three seeds of one setting, no candidate
+    assert all(run.tree["training"]["lr"] == 5e-5 for run in study.finetuning)
+
+
+def test_the_split_is_that_of_the_outputs(tmp_path: Path) -> None:
+    root = tmp_path / "flow"
+    splits = {"a": "test_seen", "b": "test_unseen", "c": "test", "d": "validation"}
+    for name, split in splits.items():
+        write_job(root, f"generate-{name}/dense", "generate", [], "dense", arguments=["generate", "--split", split])
+        folder = write_job(root, f"evaluate-{name}/dense", "evaluate", [f"generate-{name}/dense"], "dense")
+        write_json(folder / "out" / "scores.json", {"schema_version": 1, "task": "webnlg", "bleu": 50.0})
+    assert [score.split for score in read_study([root]).scores] == ["seen", "unseen", "all", "validation"]
 
 
 def test_plain_run_folders_are_named_by_their_config(tmp_path: Path) -> None:
