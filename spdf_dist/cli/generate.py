@@ -7,15 +7,22 @@ of LoRA's E2E recipe; --greedy and --sample choose otherwise."""
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from spdf_dist.data.tasks import Example, Task
     from spdf_dist.evaluation.generation import GenerationSettings
 
 HELP = "generate text from a checkpoint"
+
+LOWEST_TEMPERATURE = 1e-6
+"""Logits divided by less may overflow."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     choice = how.add_mutually_exclusive_group()
     choice.add_argument("--greedy", action="store_true", help="take the likeliest token, without beams")
     choice.add_argument("--sample", action="store_true", help="draw tokens, without beams")
-    how.add_argument("--temperature", type=float, default=1.0, metavar="X", help="with --sample (1.0)")
+    how.add_argument("--temperature", type=float, default=1.0, metavar="X", help="with --sample, 1e-6 or more (1.0)")
     how.add_argument("--top-k", type=natural, default=0, metavar="N", help="with --sample: the N likeliest; 0 is all")
     how.add_argument(
         "--top-p", type=float, default=1.0, metavar="X", help="with --sample: the likeliest with sum X (1.0)"
@@ -88,8 +95,18 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"{', '.join(missing)} missing: give --task, --input and --out, or --prompt")
     elif args.task or args.input or args.out or args.references_out:
         raise UserError("--prompt prints its continuation; it takes no --task, --input, --out or --references-out")
-    if args.temperature <= 0:
-        raise UserError(f"--temperature {args.temperature}: must be above 0 (--greedy is its limit)")
+    else:
+        try:
+            args.prompt.encode()
+        except UnicodeEncodeError as error:  # Python keeps bytes of the command line that are no UTF-8 as surrogates
+            raise UserError(f"--prompt is not UTF-8 (character {error.start})") from error
+    if not LOWEST_TEMPERATURE <= args.temperature < math.inf:
+        raise UserError(
+            f"--temperature {args.temperature}: must be finite and at least {LOWEST_TEMPERATURE:g}"
+            " (--greedy is the limit of a low one)"
+        )
+    if not math.isfinite(args.length_penalty):
+        raise UserError(f"--length-penalty {args.length_penalty}: must be a finite number")
     if not 0 < args.top_p <= 1:
         raise UserError(f"--top-p {args.top_p}: must be in (0, 1]")
 
@@ -115,7 +132,11 @@ def run_task(args: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
+    from spdf_dist.config.errors import SpdfError
     from spdf_dist.data.tasks.write import write_lines, write_references
+
+    check_places(args, task, examples)
+
     from spdf_dist.evaluation.checkpoint import load
     from spdf_dist.evaluation.task_generation import generate_task
 
@@ -124,15 +145,36 @@ def run_task(args: argparse.Namespace) -> None:
     with tqdm(total=len(distinct_contexts(examples)), unit="input", file=sys.stderr) as bar:
         hypotheses = generate_task(loaded, task, examples, settings(args), args.batch_size, bar.update)
     seconds = time.perf_counter() - started
-    if args.references_out is not None:
-        write_references(task, examples, args.references_out)
-    write_lines(args.out, hypotheses.texts)
+    try:
+        write_lines(args.out, hypotheses.texts)  # first: they took the time
+        if args.references_out is not None:
+            write_references(task, examples, args.references_out)
+    except OSError as error:
+        raise SpdfError(f"{error.filename or args.out} cannot be written: {error.strerror}") from error
     notes = [f"{len(hypotheses.texts)} inputs in {seconds:.1f} s"]
     if hypotheses.cut_prompts:
         notes.append(f"{hypotheses.cut_prompts} inputs too long for the model, their ends cut")
     if hypotheses.unfinished:
         notes.append(f"{hypotheses.unfinished} texts cut off at the limit")
     print(f"{args.out}: {'; '.join(notes)}", file=sys.stderr)
+
+
+def check_places(args: argparse.Namespace, task: Task, examples: Sequence[Example]) -> None:
+    """What would keep the outputs from being written, before the model is loaded. Raises UserError."""
+    from spdf_dist.config.errors import UserError
+    from spdf_dist.data.tasks.write import check_place, reference_groups, reference_paths
+
+    check_place(args.out)
+    if args.references_out is None:
+        return
+    for path in reference_paths(task, args.references_out):
+        check_place(path)
+        if path.resolve() == args.out.resolve():
+            raise UserError(f"--out and --references-out would both write {path}")
+    try:
+        reference_groups(task, examples)
+    except UserError as error:
+        raise UserError(f"--references-out: {args.input}: {error}") from error
 
 
 def run_prompt(args: argparse.Namespace) -> None:

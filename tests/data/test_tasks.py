@@ -157,7 +157,7 @@ def test_reference_files_as_lora_writes_them(tmp_path: Path) -> None:
     assert [file.name for file in files] == [f"reference{number}" for number in range(6)]
     assert files[5].read_text() == "text 5 of it ' s one .\nonly a - b .\n"
     csv = tmp_path / "e2e.csv"
-    csv.write_text('mr,ref\nname[A],One.\nname[A],Two.\nname[B],"Three, four."\n')
+    csv.write_text('mr,ref\nname[A],One.\nname[A],\nname[A],Two.\nname[B],"Three, four."\n')
     (file,) = write_references(find_task("e2e"), load_task("e2e", csv, "test"), tmp_path / "refs.txt")
     assert file.read_text() == "One .\nTwo .\n\nThree , four .\n\n"
 

@@ -64,6 +64,11 @@ def test_greedy_prompt_is_what_transformers_continues(checkpoint: Path, capsys: 
         (["--prompt", "x", "--out", "y"], "takes no --task"),
         (["--prompt", "x", "--sample", "--top-p", "0"], "--top-p 0.0"),
         (["--prompt", "The Mill " * 80], "context window 64"),
+        (["--prompt", "x", "--sample", "--temperature", "nan"], "--temperature nan"),
+        (["--prompt", "x", "--sample", "--temperature", "inf"], "--temperature inf"),
+        (["--prompt", "x", "--sample", "--temperature", "1e-320"], "at least 1e-06"),
+        (["--prompt", "x", "--length-penalty", "nan"], "--length-penalty nan"),
+        (["--prompt", "caf\udce9"], "--prompt is not UTF-8 (character 3)"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -72,6 +77,63 @@ def test_mistakes_are_one_line(
     assert main(["generate", str(checkpoint), *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "out", "references", "message"),
+    [
+        ("e2e", ".", None, "is a folder"),
+        ("e2e", "e2e.csv/hyps", None, "e2e.csv is a file, not a folder"),
+        ("e2e", "h" * 300, None, "cannot be written"),
+        ("e2e", "hyps", ".", "is a folder"),
+        ("e2e", "same", "same", "would both write same"),
+        ("dart", "refs/reference0", "refs", "would both write refs/reference0"),
+        ("dart", "hyps", "e2e.csv", "e2e.csv is a file, not a folder"),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_named_before_decoding(
+    e2e_csv: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    task: str,
+    out: str,
+    references: str | None,
+    message: str,
+) -> None:
+    monkeypatch.chdir(e2e_csv.parent)
+    Path("dart.json").write_text('[{"tripleset": [["s", "r", "o"]], "annotations": [{"text": "x"}]}]')
+    source = "e2e.csv" if task == "e2e" else "dart.json"
+    arguments = ["generate", "no-checkpoint", "--task", task, "--input", source, "--out", out]
+    assert main([*arguments, *(["--references-out", references] if references else [])]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert sorted(path.name for path in Path().iterdir()) == ["dart.json", "e2e.csv"]
+
+
+@pytest.mark.parametrize("csv", ["mr\nname[A]\n", 'mr,ref\nname[B],x\nname[A],""\n'])
+def test_references_of_a_file_that_lacks_them(tmp_path: Path, capsys: pytest.CaptureFixture[str], csv: str) -> None:
+    source = tmp_path / "x.csv"
+    source.write_text(csv)
+    arguments = ["--task", "e2e", "--input", str(source), "--out", str(tmp_path / "hyps")]
+    assert main(["generate", "no-checkpoint", *arguments, "--references-out", str(tmp_path / "refs")]) == 2
+    assert "the input 'name : A' has no reference" in capsys.readouterr().err
+
+
+def test_hypotheses_are_kept_when_references_cannot_be_written(
+    checkpoint: Path, e2e_csv: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from spdf_dist.data.tasks import write
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "refs.txt")
+
+    monkeypatch.setattr(write, "write_references", full)
+    out = e2e_csv.with_name("hyps.txt")
+    arguments = ["generate", str(checkpoint), "--task", "e2e", "--input", str(e2e_csv), "--out", str(out), "--greedy"]
+    arguments += ["--max-new-tokens", "2", "--references-out", str(e2e_csv.with_name("refs.txt"))]
+    assert main(arguments) == 1
+    assert capsys.readouterr().err.endswith("refs.txt cannot be written: No space left on device\n")
+    assert out.read_text().count("\n") == 2
 
 
 def test_other_tokenizer_is_refused(checkpoint: Path, spdf_data: Path, capsys: pytest.CaptureFixture[str]) -> None:

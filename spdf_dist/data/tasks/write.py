@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from spdf_dist.data.tasks.example import Example, Task, references
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.tasks.example import Example, Task, distinct_contexts, references
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -20,17 +21,61 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     aside.replace(path)
 
 
+def reference_groups(task: Task, examples: Sequence[Example]) -> list[list[str]]:
+    """The references of each input as they are written.
+
+    Where a blank line divides the inputs, empty references are left out; the lines of N files stay where they are.
+
+    Raises:
+        UserError: an input has no reference.
+    """
+    groups = []
+    for context, targets in zip(distinct_contexts(examples), references(examples), strict=True):
+        texts = [task.finish(text) for text in targets]
+        filled = [text for text in texts if text.strip()]
+        if not filled:
+            raise UserError(f"the input '{context:.80}' has no reference text to write")
+        groups.append(texts if task.reference_files else filled)
+    return groups
+
+
+def reference_paths(task: Task, path: Path) -> list[Path]:
+    """The files that :func:`write_references` writes."""
+    return [path / f"reference{number}" for number in range(task.reference_files)] or [path]
+
+
+def check_place(path: Path) -> None:
+    """Whether a file can be written at ``path``, as far as can be told without writing.
+
+    Raises:
+        UserError: a folder is there, or what is to be its folder is a file or is not writable.
+    """
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name a file to write")
+        above = next(parent for parent in path.absolute().parents if parent.exists())
+    except OSError as error:  # a name that is too long
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    if not above.is_dir():
+        raise UserError(f"{path} cannot be written: {above} is a file, not a folder")
+    if not os.access(above, os.W_OK):
+        raise UserError(f"{path} cannot be written: no permission to write in {above}")
+
+
 def write_references(task: Task, examples: Sequence[Example], path: Path) -> list[Path]:
     """Write the references of ``examples``, one group an input, and return the files.
 
     E2E and Curation: the file ``path``, a blank line after each input. WebNLG and DART: ``path`` is a folder with
     ``reference0`` to ``reference5``.
+
+    Raises:
+        UserError: an input has no reference.
     """
-    groups = [[task.finish(text) for text in texts] for texts in references(examples)]
+    groups = reference_groups(task, examples)
+    files = reference_paths(task, path)
     if task.reference_files == 0:
         write_lines(path, (line for texts in groups for line in (*texts, "")))
-        return [path]
-    files = [path / f"reference{number}" for number in range(task.reference_files)]
+        return files
     for number, file in enumerate(files):
         write_lines(file, (texts[number] if number < len(texts) else texts[0] for texts in groups))
     return files
