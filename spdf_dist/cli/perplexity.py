@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
         "step": step,
         "tokens": total.tokens,
         "words": total.words,
-        "loss": total.loss,
-        "perplexity": total.per_token,
-        "perplexity_per_word": total.per_word if total.words else None,
+        "loss": finite(total.loss),
+        "perplexity": finite(total.per_token),
+        "perplexity_per_word": finite(total.per_word),
         "unusable_lines": len(problems),
     }
-    result = {name: value for name, value in result.items() if value is not None or name.startswith("perplexity")}
+    result = {name: value for name, value in result.items() if value is not None or name not in ("task", "split")}
     if args.json:
         print(json.dumps(result))
     else:
@@ -64,6 +65,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"  perplexity per token  {total.per_token:.3f}")
         print(f"  perplexity per word   {total.per_word:.3f}")
     return 1 if problems else 0
+
+
+def finite(value: float) -> float | None:
+    """``value``, or None where it is infinite or no number, which JSON does not have."""
+    return value if math.isfinite(value) else None
 
 
 def measure(

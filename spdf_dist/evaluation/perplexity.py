@@ -41,15 +41,21 @@ class Likelihood:
 
     @property
     def per_token(self) -> float:
-        return math.exp(self.loss)
+        """Infinite where a token costs more nats than a float can raise e to."""
+        return exp(self.loss)
 
     @property
     def per_word(self) -> float:
-        """Comparable between tokenizers; infinite where a word costs more nats than a float can raise e to."""
-        try:
-            return math.exp(self.nats / self.words) if self.words else math.inf
-        except OverflowError:
-            return math.inf
+        """Comparable between tokenizers; infinite without words, and as ``per_token``."""
+        return exp(self.nats / self.words) if self.words else math.inf
+
+
+def exp(value: float) -> float:
+    """e to the ``value``; infinite where that is no float."""
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 Part = tuple[list[int], int]
@@ -57,9 +63,13 @@ Part = tuple[list[int], int]
 
 
 def text_stream(paths: Sequence[Path], tokenizer: Tokenizer, report: Callable[[Problem], None]) -> Iterator[Part]:
-    """The documents of text files as packing joins them, after a first end-of-document token."""
+    """The documents of text files as packing joins them, after a first end-of-document token: without the empty ones."""
     yield [tokenizer.eod_id], 0
+    inside = False  # a document whose parts came before: an empty part may end it
     for document in documents(paths, report):
+        if not document.text and not inside:
+            continue
+        inside = not document.ends
         ids = tokenizer.encode(document.text)
         yield ids + [tokenizer.eod_id] * document.ends, len(document.text.split())
 

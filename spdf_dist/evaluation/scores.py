@@ -79,6 +79,8 @@ def webnlg_chrf(outputs: Outputs) -> float:
         for hypothesis, texts in zip(outputs.hypotheses, outputs.references, strict=True)
     ]
     pairs = [(hypothesis, texts) for hypothesis, texts in pairs if texts]
+    if not pairs:
+        raise ValueError("every reference is empty")
     most = max(len(texts) for _, texts in pairs)
     streams = [[texts[at] if at < len(texts) else None for _, texts in pairs] for at in range(most)]
     scorer = CHRF(word_order=2, eps_smoothing=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import sys
 from collections.abc import Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -37,13 +39,16 @@ def read_parallel(hypotheses: Path, references: Sequence[Path]) -> tuple[list[st
     """Hypotheses and the references of each, for WebNLG and DART: line i of every file belongs to input i.
 
     A reference line may be empty where an input has fewer references than there are files. The newline at the end of a
-    file ends its last line; only where another reference file has one line more does it begin an empty one.
+    file ends its last line; only where another reference file has one line more does it begin an empty one. So it is
+    with hypotheses that lack one line: the last of them is empty where the file ends in a newline.
 
     Raises:
         UserError: a file is missing or empty, or their numbers of lines differ.
     """
     lines = read_lines(hypotheses)
     columns = [read_lines(path) for path in references]
+    if all(len(column) == len(lines) + 1 for column in columns):
+        lines = complete(hypotheses, lines, len(lines) + 1)
     if any(len(column) == len(lines) for column in columns):
         columns = [complete(path, column, len(lines)) for path, column in zip(references, columns, strict=True)]
     for path, column in zip(references, columns, strict=True):
@@ -108,20 +113,29 @@ def csv_groups(path: Path) -> list[list[str]]:
     """The references of each run of rows with the same ``mr``.
 
     Raises:
-        UserError: a column is missing, or a row is short.
+        UserError: a column or all rows are missing, a row is short, or quotes do not match.
     """
     text = read_text(path)
     for wrong, right in REPAIRS:
         text = text.replace(wrong, right)
-    lines = [line.strip() for line in text.split("\n")]
-    reader = csv.reader([line for line in lines if line], delimiter="\t" if "\t" in lines[0] else ",")
-    header = [name.strip().lower() for name in next(reader)]
+    # newline=None: a lone carriage return ends a line too.
+    lines = [f"{line.strip()}\n" for line in io.StringIO(text, newline=None) if line.strip()]
+    if not lines:
+        raise UserError(f"{path} holds blank lines alone; E2E's references have a header with mr,ref")
+    # Strict: else a quote that is never closed takes the rest of the file into its field.
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(lines, delimiter="\t" if "\t" in lines[0] else ",", strict=True)
+    rows: list[list[str]] = []
+    try:
+        rows += reader
+    except csv.Error as error:
+        raise UserError(f"{path}: row {len(rows) + 1} is not CSV ({error}); does a quote lack its partner?") from error
+    header = [name.strip().lower() for name in rows.pop(0)]
     for column in ("mr", "ref"):
         if column not in header:
             raise UserError(
                 f"{path} has no column '{column}' (it has {', '.join(header)}); E2E's references have mr,ref"
             )
-    rows = list(reader)
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise UserError(f"{path}, row {number}: {len(row)} fields where the header has {len(header)}")

@@ -122,6 +122,11 @@ def test_nothing_in_common_and_nothing_at_all() -> None:
     assert mean_ter([[]], [[["a", "b"]]]) == 1
 
 
+def test_chrf_without_any_reference_text_says_so() -> None:
+    with pytest.raises(ValueError, match="every reference is empty"):
+        scores.webnlg_chrf(scores.Outputs(["a"], [["", " "]]))
+
+
 def test_tokens_of_mteval() -> None:
     text = "It's £20-25, (cheap)&quot; 5.5 a.b end.\u00a0x"
     assert " ".join(lower_tokens(text)) == "it's £20 - 25 , ( cheap ) \" 5.5 a . b end . x"

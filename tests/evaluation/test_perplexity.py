@@ -12,6 +12,7 @@ import torch
 
 from spdf_dist.cli.main import main
 from spdf_dist.evaluation.checkpoint import Loaded, load
+from spdf_dist.evaluation.perplexity import Likelihood
 
 TEXTS = ["The Mill is a pub in riverside. ", "Aromi serves food", "near The Mill, price cheap " * 12]
 
@@ -119,3 +120,28 @@ def test_mistakes_are_one_line(
 ) -> None:
     assert main(["perplexity", str(checkpoint), "--data", *data]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_empty_documents_count_as_little_as_in_packing(
+    checkpoint: Path, jsonl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = measured([str(checkpoint), "--data", str(jsonl)], capsys)
+    empty = json.dumps({"text": ""}) + "\n"
+    jsonl.write_text(empty + jsonl.read_text().replace("\n", f"\n{empty}"))
+    assert measured([str(checkpoint), "--data", str(jsonl)], capsys) == whole
+    text = jsonl.with_suffix(".txt")
+    text.write_text("The Mill\n")
+    assert measured([str(checkpoint), "--data", str(text)], capsys)["words"] == 2
+    jsonl.write_text(empty * 3)
+    assert main(["perplexity", str(checkpoint), "--data", str(jsonl)]) == 2
+    assert "holds no text" in capsys.readouterr().err
+
+
+def test_a_loss_beyond_floats_is_infinite_and_null_in_json(
+    checkpoint: Path, jsonl: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hopeless = Likelihood(nats=710.0, tokens=1, words=1)
+    assert hopeless.per_token == hopeless.per_word == math.inf
+    monkeypatch.setattr("spdf_dist.evaluation.perplexity.stream_likelihood", lambda *_: hopeless)
+    found = measured([str(checkpoint), "--data", str(jsonl)], capsys)
+    assert (found["loss"], found["perplexity"], found["perplexity_per_word"]) == (710.0, None, None)
