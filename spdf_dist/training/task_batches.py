@@ -60,22 +60,22 @@ class TaskBatches:
     def batch(self, step: int) -> GlobalBatch:
         epoch, index = divmod(step - 1, self.steps_per_epoch)
         numbers = self._batches_of(epoch)[index]
-        seed = derive_seed("dropout", self.config.seed, f"{step}/{self.groups.data_rank}")
         return GlobalBatch(
-            list(self._collated(self.examples, numbers, seed)),
+            list(self._collated(self.examples, numbers, step)),
             sum(self.examples[number].target_tokens for number in numbers),
             sum(self._flops[len(self.examples[number].ids)] for number in numbers),
         )
 
-    def _collated(self, examples: Sequence[EncodedExample], numbers: Sequence[int], seed: int) -> Iterator[MicroBatch]:
+    def _collated(self, examples: Sequence[EncodedExample], numbers: Sequence[int], step: int) -> Iterator[MicroBatch]:
         """This rank's share of some examples."""
         size = self.config.training.micro_batch_size
-        parts = micro_batches(numbers, self.groups.data_rank, self.groups.data_size, size)
-        for index, part in enumerate(parts):
+        for index, part in micro_batches(numbers, self.groups.data_rank, self.groups.data_size, size):
             rows = [examples[number] for number in part]
             tokens_BT, labels_BT = collate(rows, max(1, len(rows)), self.pad)
             device = self.groups.device
-            yield MicroBatch(tokens_BT.to(device), labels_BT.to(device), derive_seed("dropout", seed, str(index)) >> 1)
+            # As in pre-training the seed knows samples, not ranks.
+            seed = derive_seed("dropout", self.config.seed, f"{step}/{index}") >> 1
+            yield MicroBatch(tokens_BT.to(device), labels_BT.to(device), seed)
 
     def consumed_tokens(self, step: int) -> int:
         """Target tokens up to and with ``step``; every epoch has the same number."""
@@ -95,6 +95,4 @@ class TaskBatches:
 
     def validation(self) -> Iterator[MicroBatch]:
         numbers = sorted(range(len(self.held_out)), key=lambda n: len(self.held_out[n].ids))
-        size = self.config.training.micro_batch_size * self.groups.data_size
-        for start in range(0, len(numbers), size):
-            yield from self._collated(self.held_out, numbers[start : start + size], 0)
+        return self._collated(self.held_out, numbers, 0)

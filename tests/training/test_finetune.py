@@ -90,9 +90,9 @@ def test_pruned_weights_wake_up_and_the_best_checkpoint_stays(finetuned):
 
 
 @pytest.mark.distributed
-def test_the_loss_is_per_target_token_at_any_data_parallelism(sparse_run, task_files, tmp_path):
-    finetune(tmp_path / "one", sparse_run, task_files)
-    finetune(tmp_path / "two", sparse_run, task_files, "parallel.data=2")
+def test_the_loss_is_per_target_token_at_any_data_parallelism_with_dropout(sparse_run, task_files, tmp_path):
+    finetune(tmp_path / "one", sparse_run, task_files, "finetune.dropout=0.1")
+    finetune(tmp_path / "two", sparse_run, task_files, "finetune.dropout=0.1", "parallel.data=2")
     one, two = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two")
     for key in ("loss", "grad_norm", "val_loss", "consumed_tokens", "model_flops"):
         assert [x[key] for x in one if key in x] == pytest.approx([x[key] for x in two if key in x], rel=1e-4)

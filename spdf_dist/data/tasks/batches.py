@@ -51,11 +51,11 @@ class FinetuneBatches:
         return np.argsort(keys, kind="stable")
 
 
-def micro_batches(batch: Sequence[int], rank: int, ranks: int, micro_batch_size: int) -> list[list[int]]:
-    """What data-parallel rank ``rank`` of ``ranks`` takes of a global batch, in micro-batches.
+def micro_batches(batch: Sequence[int], rank: int, ranks: int, size: int) -> list[tuple[int, list[int]]]:
+    """What data-parallel rank ``rank`` of ``ranks`` takes of a global batch: micro-batches with their numbers in it.
 
-    Every rank gets the same number of micro-batches; those of a batch that is not full may be short or empty.
+    The batch is cut into micro-batches of ``size`` in its order, whatever the ranks, and these are dealt in turn. Every
+    rank gets the same number; the last one of a batch that is not full may be short, and those after it are empty.
     """
-    mine = list(batch[rank::ranks])
-    most = -(-len(batch) // ranks)
-    return [mine[at : at + micro_batch_size] for at in range(0, most, micro_batch_size)]
+    rounds = -(-len(batch) // (size * ranks))
+    return [(number, list(batch[number * size :][:size])) for number in range(rank, rounds * ranks, ranks)]
