@@ -226,8 +226,17 @@ def loss_lines(evidence: Evidence, size: str, column_name: str) -> list[Series]:
         if point.size == size:
             groups.setdefault((point.variant, point.seed), []).append((getattr(point, column_name), point.val_loss))
     colours = variant_colours(sorted({variant for variant, _ in groups}))
+    longest: dict[str, int] = {}  # validations of a whole run
+    for (variant, _), points in groups.items():
+        longest[variant] = max(longest.get(variant, 0), len(points))
     return [
-        Series(variant, colours[variant], [x for x, _ in points], [y for _, y in points])
+        Series(
+            variant,
+            colours[variant],
+            [x for x, _ in points],
+            [y for _, y in points],
+            whole=len(points) == longest[variant],
+        )
         for (variant, _), points in sorted(groups.items())
         if points[-1][0] > 0
     ]

@@ -29,6 +29,8 @@ class Series:
     y: Sequence[float]
     dash: int = 0
     """Index of its line style: 0 is solid."""
+    whole: bool = True
+    """False for a run that has not ended: its end places no label where another's can."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ def label_ends(axes: Axes, series: Sequence[Series]) -> None:
     height = axes.get_window_extent().height
     right = max(line.x[-1] for lines in ends.values() for line in lines)
     column = []
-    for label, lines in ends.items():
+    for label, every in ends.items():
+        lines = [line for line in every if line.whole] or every
         x = sum(line.x[-1] for line in lines) / len(lines)
         y = min(max(sum(line.y[-1] for line in lines) / len(lines), low), high)
         if x < 0.85 * right and len(ends) <= FEW_LABELS:

@@ -23,7 +23,15 @@ from spdf_dist.report.runs import Run, short_count
 from spdf_dist.report.scores import estimate, metric_name
 from spdf_dist.report.study import Study
 from spdf_dist.report.style import variant_colours
-from spdf_dist.report.tables import by_variant, is_dense, metrics_of, ordered, score_groups, task_title
+from spdf_dist.report.tables import (
+    by_variant,
+    dense_baselines,
+    finished,
+    metrics_of,
+    ordered,
+    score_groups,
+    task_title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,6 +83,7 @@ def lines(
             x(run),
             y(run),
             sizes.index(run.size()) if run.size() in sizes else 0,
+            whole=not run.unfinished,
         )
         for run in runs
         if len(y(run)) > 0
@@ -238,19 +247,19 @@ def cost_plots(study: Study) -> list[Plot]:
     colours = colours_of(study)
     tuned = by_variant(study.finetuning)
     groups = by_variant(runs)
-    dense = {
-        size: total_flops(runs, tuned.get((size, name), []))
-        for (size, name), runs in groups.items()
-        if is_dense(runs[0])
-    }
+    baselines = dense_baselines(groups)
     cost, speed = [], []
-    for (size, name), members in groups.items():
+    for (size, name), all_members in groups.items():
+        members = finished(all_members)
         label = run_label(study, members[0])
         after = tuned.get((size, name), [])
         parts = [mean([run.flops[-1] for run in members])] + ([mean_tuning(after)] if mean_tuning(after) else [])
         note = power_label(sum(parts))
-        if dense.get(size) and not is_dense(members[0]):
-            note += f", {sum(parts) / dense[size]:.2f}x dense"
+        base = finished(groups[size, baselines[size]]) if size in baselines else []
+        if members[0].unfinished:
+            note += ", unfinished"
+        elif base and name != baselines[size] and not base[0].unfinished:
+            note += f", {sum(parts) / total_flops(base, tuned.get((size, baselines[size]), [])):.2f}x dense"
         cost.append(Bar(label, colours[label], parts, note))
         speeds = [run.median_speed for run in members if run.median_speed]
         if speeds:

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from spdf_dist.accounting.budget import total_steps
 from spdf_dist.accounting.parameters import linear_nonzeros, total_parameters
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import config_from_tree
@@ -90,6 +91,14 @@ class Run:
         """Whether the model behind it saw no pre-training: the baseline that shows what fine-tuning does alone."""
         origin = self.pretraining
         return origin is not None and origin.config.training.train_tokens == 0
+
+    @property
+    def unfinished(self) -> str:
+        """How far a pre-training run is that has not seen all its tokens; empty for any other."""
+        if self.is_finetuning:
+            return ""
+        planned, here = total_steps(self.config), self.step[-1] if self.step else 0
+        return f"unfinished: {here:,} of {planned:,} steps" if here < planned else ""
 
     @property
     def final_validation(self) -> float | None:

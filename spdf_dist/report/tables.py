@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 
@@ -67,6 +67,24 @@ def by_variant(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
     return groups
 
 
+def finished(runs: Sequence[Run]) -> list[Run]:
+    """The runs that are compared: those that are whole; all, where none is."""
+    return [run for run in runs if not run.unfinished] or list(runs)
+
+
+def dense_baselines(groups: Mapping[tuple[str, str], Sequence[Run]]) -> dict[str, str]:
+    """By size, the name of the dense variant that the others are compared with.
+
+    That called dense, where several are, such as one stopped early; without such a name the one that spent most.
+    """
+    baselines: dict[str, str] = {}
+    for size in dict.fromkeys(size for size, _ in groups):
+        dense = {name: runs for (other, name), runs in groups.items() if other == size and is_dense(runs[0])}
+        if dense:
+            baselines[size] = named_dense(dense) or max(dense, key=lambda name: mean_flops(dense[name]))
+    return baselines
+
+
 def ordered(study: Study, runs: Sequence[Run]) -> list[Run]:
     """Runs by size, then variant (untrained, dense, sparser and sparser), then seed."""
     place = {name: k for k, name in enumerate(study.variants)}
@@ -81,27 +99,29 @@ def summary_table(study: Study) -> Table:
     """One row a variant: model, budget, validation loss, FLOPs, speed and what densifying woke."""
     groups = by_variant(ordered(study, study.pretraining))
     tuned = by_variant(study.finetuning)
-    dense_loss = {size: mean_final(runs) for (size, variant), runs in groups.items() if is_dense(runs[0])}
-    dense_flops = {size: mean_flops(runs) for (size, variant), runs in groups.items() if is_dense(runs[0])}
+    baselines = dense_baselines(groups)
     rows = []
-    for (size, variant), runs in groups.items():
+    for (size, variant), members in groups.items():
+        runs = finished(members)
         first = runs[0]
+        base = finished(groups[size, baselines[size]]) if size in baselines else []
+        compared = bool(base) and variant != baselines[size] and not first.unfinished and not base[0].unfinished
         model = first.config.model
         kept = kept_linear_weights(first) or 0
         loss = estimate([run.final_validation for run in runs])
         loss_text = loss.text() if loss else "–"
-        base_loss, base_flops = dense_loss.get(size), dense_flops.get(size)
-        if loss and base_loss is not None and not is_dense(first) and not first.untrained:
+        base_loss, base_flops = (mean_final(base), mean_flops(base)) if compared else (None, None)
+        if loss and base_loss is not None and not first.untrained:
             loss_text += f"\n{signed(loss.mean - base_loss)} to dense"
         flops = mean_flops(runs)
         flops_text = power_label(flops) if flops else "0"
-        if base_flops and flops and not is_dense(first):
+        if base_flops and flops:
             flops_text += f"\n{flops / base_flops:.3f}x dense"
         speeds = [run.median_speed for run in runs if run.median_speed]
         seconds = [run.seconds[-1] for run in runs if run.seconds]
         rows.append(
             [
-                variant,
+                variant + unfinished_text(members),
                 size,
                 f"{short_count(kept)}\n{kept / linear_parameters(model):.0%} kept",
                 f"{linears_share(model):.0%}",
@@ -111,7 +131,7 @@ def summary_table(study: Study) -> Table:
                 (short_count(mean(speeds)) + execution_text(first)) if speeds else "–",
                 duration(mean(seconds)) if seconds else "–",
                 finetuning_text(tuned.get((size, variant), [])),
-                str(len(runs)),
+                str(len(members)),
             ]
         )
     return Table(
@@ -132,9 +152,18 @@ def summary_table(study: Study) -> Table:
         ],
         rows,
         "Validation loss in nats a token after the last step; with several seeds mean ± sample deviation (number). "
-        "FLOPs are model FLOPs as the paper counts them, without recomputation or multiplied zeros.",
+        "FLOPs are model FLOPs as the paper counts them, without recomputation or multiplied zeros. "
+        "Unfinished runs are neither averaged with finished ones nor compared.",
         study.synthetic,
     )
+
+
+def unfinished_text(runs: Sequence[Run]) -> str:
+    """Which runs of a variant are not whole, as a second line; nothing when all are."""
+    states = [run.unfinished for run in runs if run.unfinished]
+    if not states:
+        return ""
+    return f"\n{states[0]}" if len(runs) == 1 else f"\n{len(states)} of {len(runs)} runs unfinished"
 
 
 def execution_text(run: Run) -> str:
@@ -183,9 +212,15 @@ def score_groups(study: Study) -> dict[tuple[str, str, str], dict[str, list[Scor
     return {key: {name: selected(scores) for name, scores in group.items()} for key, group in groups.items()}
 
 
+def named_dense(names: Iterable[str]) -> str | None:
+    """The name that says dense, a plain one first; None without any."""
+    found = [name for name in names if name.startswith("dense") or name.endswith("-dense")]
+    return min(found, key=lambda name: name != "dense" and not name.endswith("-dense"), default=None)
+
+
 def baseline_of(group: dict[str, list[Score]]) -> str | None:
     """The dense variant of a group of scores."""
-    return next((name for name in group if name.startswith("dense") or name.endswith("-dense")), None)
+    return named_dense(group)
 
 
 def to_dense(ours: Sequence[Score], base: Sequence[Score], metric: str, digits: int) -> str:

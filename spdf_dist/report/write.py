@@ -33,6 +33,8 @@ from spdf_dist.report.tables import (
     baseline_of,
     by_variant,
     curve_rows,
+    dense_baselines,
+    finished,
     is_dense,
     mean_final,
     mean_flops,
@@ -185,13 +187,15 @@ def cards(study: Study) -> list[tuple[str, str]]:
     """The headline: of each sparse variant, largest model first, FLOPs saved, loss and first score against dense."""
     groups = by_variant(ordered(study, study.pretraining)[::-1])
     boxes = []
-    dense = {size: runs for (size, _), runs in groups.items() if is_dense(runs[0])}
-    for (size, name), runs in groups.items():
-        base = dense.get(size)
-        if base is None or is_dense(runs[0]) or runs[0].untrained or not mean_flops(base):
+    baselines = dense_baselines(groups)
+    for (size, name), members in groups.items():
+        if size not in baselines or is_dense(members[0]) or members[0].untrained:
+            continue
+        runs, base = finished(members), finished(groups[size, baselines[size]])
+        if runs[0].unfinished or base[0].unfinished or not mean_flops(base):
             continue
         saved = 1 - mean_flops(runs) / mean_flops(base)
-        which = f"{name}, {size}" if len(dense) > 1 else name
+        which = f"{name}, {size}" if len(baselines) > 1 else name
         boxes.append((f"{saved:.0%}".replace("-", MINUS), f"fewer pre-training FLOPs than dense ({which})"))
         ours, theirs = mean_final(runs), mean_final(base)
         if ours is not None and theirs is not None:

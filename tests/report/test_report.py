@@ -13,14 +13,16 @@ from made_up_runs import STEPS, VARIANTS, finetune_run, pretrain_run, write_chai
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
 from spdf_dist.report.bench import speedup_series
+from spdf_dist.report.figures import line_figure
 from spdf_dist.report.jobs import all_jobs, ancestors, job_of, read_job
 from spdf_dist.report.paper_tables import own_panels
+from spdf_dist.report.plots import cost_plots, lines
 from spdf_dist.report.runs import read_run
 from spdf_dist.report.scores import Score, estimate, paper_scale, selected
-from spdf_dist.report.study import read_study
+from spdf_dist.report.study import Study, read_study
 from spdf_dist.report.style import variant_colours
 from spdf_dist.report.tables import score_tables, summary_table
-from spdf_dist.report.write import write_report
+from spdf_dist.report.write import cards, write_report
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -159,6 +161,50 @@ def test_the_split_is_that_of_the_outputs(tmp_path: Path) -> None:
         folder = write_job(root, f"evaluate-{name}/dense", "evaluate", [f"generate-{name}/dense"], "dense")
         write_json(folder / "out" / "scores.json", {"schema_version": 1, "task": "webnlg", "bleu": 50.0})
     assert [score.split for score in read_study([root]).scores] == ["seen", "unseen", "all", "validation"]
+
+
+def test_the_baseline_is_the_variant_called_dense(tmp_path: Path) -> None:
+    for name, level, steps in (("1m-dense", 0.0, STEPS), ("1m-s75", 0.75, STEPS), ("1m-stopped", 0.0, STEPS // 2)):
+        folder = write_job(tmp_path, f"pretrain/{name}", "pretrain", [], name)
+        pretrain_run(folder / "run", level, steps=steps, gap=level)
+    study = read_study([tmp_path])
+    rows = {row[0]: row for row in summary_table(study).rows}
+    flops = {run.variant(): run.flops[-1] for run in study.pretraining}
+    assert rows["1m-stopped"][6].endswith("0.500x dense") and "dense" not in rows["1m-dense"][6]
+    assert rows["1m-s75"][5].endswith("+0.750 to dense")
+    ratio = flops["1m-s75"] / flops["1m-dense"]
+    assert rows["1m-s75"][6].endswith(f"{ratio:.3f}x dense")
+    assert f"{ratio:.2f}x dense" in notes_of(study) and f"{1 - ratio:.0%}" in dict(cards(study))
+
+
+def notes_of(study: Study) -> str:
+    """What stands behind the bars of the cost figure."""
+    figure = next(plot for plot in cost_plots(study) if plot.name == "flops_spent").draw()
+    return " ".join(text.get_text() for text in figure.axes[0].texts)
+
+
+def test_an_unfinished_run_saves_nothing(tmp_path: Path) -> None:
+    pretrain_run(tmp_path / "dense", 0.0)
+    pretrain_run(tmp_path / "sparse", 0.75)
+    metrics = tmp_path / "sparse" / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:31]), encoding="utf-8")
+    study = read_study([tmp_path])
+    row = summary_table(study).rows[1]
+    assert row[0] == "75% sparse\nunfinished: 30 of 120 steps"
+    assert "dense" not in row[5] + row[6] and "x dense" not in notes_of(study)
+    assert not cards(study)
+
+
+def test_finished_lines_place_the_label(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        pretrain_run(tmp_path / str(seed), 0.75, seed=seed)
+    metrics = tmp_path / "2" / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:10]), encoding="utf-8")
+    study = read_study([tmp_path])
+    figure = line_figure("loss", "x", "y", lines(study, study.pretraining, lambda r: r.tokens, lambda r: r.loss))
+    (label,) = figure.axes[0].texts
+    whole = next(run for run in study.pretraining if not run.unfinished)
+    assert label.xy == (whole.tokens[-1], whole.loss[-1])
 
 
 def test_plain_run_folders_are_named_by_their_config(tmp_path: Path) -> None:
