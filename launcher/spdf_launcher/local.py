@@ -16,8 +16,8 @@ from spdf_launcher.display import Display
 from spdf_launcher.folder import CANCELLED, DONE, is_locked, job_folder, read_json
 from spdf_launcher.journal import Journal
 from spdf_launcher.plan import Job
+from spdf_launcher.prepare import wanted_jobs
 from spdf_launcher.progress import read_progress
-from spdf_launcher.status import exit_code, gather
 
 POLL_SECONDS = 0.25
 
@@ -49,7 +49,7 @@ class LocalRun:
         self.signals = 0
 
     def run(self) -> int:
-        """Run what is wanted; 0 when all of it is done, 75 when stopped by a signal, 1 when something failed."""
+        """Run what is wanted; 0 when all of it is done, 75 when stopped by a signal, else 1."""
         with self.handlers():
             for number, job in enumerate(results_first(self.jobs), 1):
                 self.display.job(number, len(self.jobs), job.id)
@@ -68,8 +68,9 @@ class LocalRun:
                     tries = f"{manifest['attempts']} attempts" if manifest["attempts"] > 1 else ""
                     self.display.end("done", ", ".join(part for part in (tries, manifest["reason"]) if part))
                 else:
-                    self.display.end(status, str(manifest.get("reason") or f"exit code {code}"))
-        return exit_code(gather(self.root), self.jobs)
+                    left = f"ended with exit code {code} and no manifest: see runner.log and job.log in its folder"
+                    self.display.end(status, str(manifest.get("reason") or left))
+        return 1 if wanted_jobs(self.jobs, self.root) else 0
 
     def run_job(self, job: Job) -> int:
         """Start one job's runner, or wait for one that an earlier launcher left; its exit code."""

@@ -15,7 +15,7 @@ from spdf_launcher.kinds import KINDS
 from spdf_launcher.plan import Job, job_from_json
 from spdf_launcher.prepare import PLAN
 from spdf_launcher.progress import Progress, read_progress
-from spdf_launcher.slurm.state import SlurmState, slurm_states
+from spdf_launcher.slurm.state import LOST, SlurmState, slurm_states
 
 WAITING, READY, QUEUED, RUNNING, STOPPED = "waiting", "ready", "queued", "running", "stopped"
 
@@ -81,7 +81,7 @@ def job_state(job: Job, root: Path, slurm: SlurmState | None, before: dict[str, 
     broken = next((before[need] for need in job.needs if before[need].state in (FAILED, CANCELLED)), None)
     if slurm is not None:
         name, reason = slurm.in_words()
-        if name in (CANCELLED, "lost") and broken is not None and not job.joins:
+        if name in (CANCELLED, LOST) and broken is not None and not job.joins:
             name = CANCELLED
             reason = f"{broken.job} {broken.state}" + (f": {broken.reason}" if broken.reason else "")
         return state(name, reason)
@@ -100,7 +100,7 @@ def job_state(job: Job, root: Path, slurm: SlurmState | None, before: dict[str, 
 
 
 def exit_code(states: list[JobState], jobs: list[Job]) -> int:
-    """1 when a job failed or was cancelled and something still lacks it; else 0."""
+    """1 when a job failed, was cancelled or was lost, and something still lacks it; else 0."""
     by_id = {state.job: state for state in states}
     users: dict[str, list[str]] = {job.id: [] for job in jobs}
     for job in jobs:
@@ -108,7 +108,7 @@ def exit_code(states: list[JobState], jobs: list[Job]) -> int:
             users[need].append(job.id)
 
     def lacking(job_id: str) -> bool:
-        bad = by_id[job_id].state in (FAILED, CANCELLED)
+        bad = by_id[job_id].state in (FAILED, CANCELLED, LOST)
         return bad and (not users[job_id] or any(by_id[user].state != DONE and lacking(user) for user in users[job_id]))
 
     return 1 if any(lacking(job.id) for job in jobs) else 0

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from spdf_launcher.journal import Journal
 from spdf_launcher.slurm.state import SlurmState, recover, slurm_states
+from spdf_launcher.slurm.submit import wait_for_end
+from spdf_launcher.status import JobState, read_plan
 
 GRID = """
 jobs:
@@ -157,3 +159,12 @@ def test_a_second_run_leaves_the_queue_alone(bench, slurm: Path) -> None:  # typ
     assert "0 jobs submitted, 8 in the queue already" in said
     assert len([words for words in calls(slurm, "sbatch") if "--parsable" in words]) == count
     assert os.environ["FAKE_SLURM"] == str(slurm)
+
+
+def test_waiting_for_a_job_that_was_lost_is_no_success(bench, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    submit(bench)
+    jobs = read_plan(bench.dir)
+    lost = [JobState(job.id, "lost", "1", 0, None, None) for job in jobs]
+    monkeypatch.setattr("spdf_launcher.slurm.submit.gather", lambda root: lost)
+    assert wait_for_end(jobs, bench.dir) == 1

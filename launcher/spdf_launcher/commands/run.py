@@ -7,7 +7,7 @@ whose inputs have not changed are skipped; after anything at all, the same comma
   --on deepspeed  training through the deepspeed launcher, on one node or on those of --hostfile
   --on slurm      writes batch scripts into DIR/slurm, submits the whole chain and returns
 
-Exit codes: 0 done (slurm: submitted); 1 a job failed; 2 bad input, nothing was started; 75 stopped."""
+Exit codes: 0 done (slurm: submitted); 1 a job is not done; 2 bad input, nothing was started; 75 stopped."""
 
 from __future__ import annotations
 

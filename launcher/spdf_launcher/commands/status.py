@@ -1,6 +1,6 @@
 """One table of a workflow's jobs: state, Slurm id, restarts, progress, and why one waits or failed.
 
-Exit codes: 0; 1 when a job failed for good and the workflow lacks it; 2 when DIR holds no workflow."""
+Exit codes: 0; 1 when a job failed for good or was lost and the workflow lacks it; 2 when DIR holds no workflow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from spdf_launcher.folder import CANCELLED, DONE, FAILED
+from spdf_launcher.slurm.state import LOST
 from spdf_launcher.status import exit_code, gather, read_plan, table
 
 HELP = "show the jobs of a workflow"
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     while True:
         states = gather(root)
         code = exit_code(states, read_plan(root))
-        ended = all(state.state in (DONE, FAILED, CANCELLED) for state in states)
+        ended = all(state.state in (DONE, FAILED, CANCELLED, LOST) for state in states)
         if args.json and (ended or not args.watch):
             print(json.dumps({"schema_version": 1, "dir": str(root), "jobs": [state.to_json() for state in states]}))
         elif not args.json:

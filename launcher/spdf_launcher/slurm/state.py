@@ -34,6 +34,7 @@ LIVE = {
 }
 NEVER = "DependencyNeverSatisfied"
 DEPENDENCY = "Dependency"
+LOST = "lost"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class SlurmState:
                 return "waiting", "waits for the jobs that it needs"
             return name, reason if name == "queued" else None
         if not self.state:
-            return "lost", "Slurm knows it no more: run the same command again"
+            return LOST, "Slurm knows it no more: run the same command again"
         if self.state == "COMPLETED":
             return FAILED, "Slurm says COMPLETED, but there is no manifest"
         return FAILED, f"Slurm: {self.state}" + (f" ({reason})" if reason else "")

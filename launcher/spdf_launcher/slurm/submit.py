@@ -18,14 +18,14 @@ from spdf_launcher.prepare import prepare, require_folder, wanted_jobs
 from spdf_launcher.slurm import commands
 from spdf_launcher.slurm.script import FOLDER, Script, scripts, srun_program, write_scripts
 from spdf_launcher.slurm.state import SlurmState, Submission, recover, slurm_states, submissions
-from spdf_launcher.status import exit_code, gather, table
+from spdf_launcher.status import LOST, gather, table
 from spdf_launcher.workflow import Workflow
 
 WAIT_SECONDS = 2.0
 
 
 def run_on_slurm(workflow: Workflow, jobs: list[Job], root: Path, dry_run: bool, wait: bool) -> int:
-    """Submit what is missing; with ``wait`` stay until all of it has ended. 0, or 1 when a job failed."""
+    """Submit what is missing; with ``wait`` stay until all of it has ended. 0, or 1 when one is not done."""
     found = scripts(jobs, root)
     if dry_run:
         return say_what(workflow, jobs, found, root)
@@ -208,7 +208,7 @@ class Submitter:
 
 
 def wait_for_end(jobs: list[Job], root: Path) -> int:
-    """Show the table whenever it changes, until every job has ended; `spdf status`'s exit code."""
+    """Show the table whenever it changes, until every job has ended; 1 unless all that is wanted is done."""
     shown = ""
     while True:
         states = gather(root)
@@ -216,8 +216,8 @@ def wait_for_end(jobs: list[Job], root: Path) -> int:
         if text != shown:
             print(text, end="\n\n", flush=True)
         shown = text
-        if all(state.state in (DONE, FAILED, CANCELLED, "lost") for state in states):
-            return exit_code(states, jobs)
+        if all(state.state in (DONE, FAILED, CANCELLED, LOST) for state in states):
+            return 1 if wanted_jobs(jobs, root) else 0
         try:
             time.sleep(WAIT_SECONDS)
         except KeyboardInterrupt:
