@@ -9,7 +9,7 @@ from typing import Any
 
 from spdf_launcher.folder import JobFolder, append_line, now, read_lines
 
-START, END, RESET = "start", "end", "reset"
+START, COMMAND, END, RESET = "start", "command", "end", "reset"
 
 
 def newest_checkpoint(run_dir: Path) -> int:
@@ -33,6 +33,8 @@ class History:
     last_start: dict[str, Any] | None
     last_end: dict[str, Any] | None
     """None while an attempt runs, or when its node was lost."""
+    last_command: dict[str, Any] | None
+    """The process of the last attempt's command; None before it has one."""
 
 
 def history(folder: JobFolder) -> History:
@@ -40,17 +42,20 @@ def history(folder: JobFolder) -> History:
     count, failures, at_failure = 0, 0, -2
     start: dict[str, Any] | None = None
     end: dict[str, Any] | None = None
+    command: dict[str, Any] | None = None
     for line in read_lines(folder.attempts):
         if line.get("event") == RESET:
             failures, at_failure = 0, -2
         elif line.get("event") == START:
-            count, start, end = count + 1, line, None
+            count, start, end, command = count + 1, line, None, None
+        elif line.get("event") == COMMAND:
+            command = line
         elif line.get("event") == END:
             end = line
             if line.get("outcome") == "failed":
                 failures = failures + 1 if line.get("checkpoint", -1) <= at_failure else 1
                 at_failure = line.get("checkpoint", -1)
-    return History(count, failures, start, end)
+    return History(count, failures, start, end, command)
 
 
 def record(folder: JobFolder, event: str, **content: Any) -> None:

@@ -7,12 +7,14 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 from spdf_launcher.attempts import history
 from spdf_launcher.folder import CANCELLED, DONE, is_locked, job_folder, now, read_json, write_json
 from spdf_launcher.journal import Journal
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.plan import Job
+from spdf_launcher.process import birth, tell_to_stop
 from spdf_launcher.slurm import commands
 from spdf_launcher.slurm.state import SlurmState, recover, slurm_states
 
@@ -62,15 +64,27 @@ def mark_cancelled(root: Path, job: Job) -> None:
 
 
 def stop(root: Path, job: Job) -> str:
-    """Tell the runner of a running job to stop; what was done, in words."""
-    start = history(job_folder(root, job.id)).last_start
+    """Tell the runner of a running job to stop, or its command when that outlived it; what was done, in words."""
+    folder = job_folder(root, job.id)
+    past = history(folder)
+    start, command = past.last_start, past.last_command
     if start is None:
         return "cancelled as it was starting"
     if start["host"] != socket.gethostname():
         return f"runs on {start['host']}: run `spdf cancel` there"
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(int(start["pid"]), signal.SIGTERM)
-    return "told to save and stop"
+    if runs(start):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(start["pid"]), signal.SIGTERM)
+        return "told to save and stop"
+    if command is not None and runs(command):
+        tell_to_stop(int(command["pid"]), str((read_json(folder.spec) or {}).get("on")))
+        return "its runner is gone; its command was told to save and stop"
+    return f"cancelled; what holds {folder.lock} was not found, so it could not be told"
+
+
+def runs(line: dict[str, Any]) -> bool:
+    """Whether the process that a line of attempts.jsonl names still runs, and not another one with its id."""
+    return line.get("birth") is not None and birth(int(line["pid"])) == line["birth"]
 
 
 def stop_on_slurm(job: Job, state: SlurmState) -> str:

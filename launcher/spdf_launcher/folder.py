@@ -26,6 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from spdf_dist.config.errors import UserError
+
 DONE, FAILED, CANCELLED = "done", "failed", "cancelled"
 """How a manifest says that a job ended."""
 
@@ -137,13 +139,17 @@ def unlock(descriptor: int) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock on ``path``."""
-    if not path.exists():
+    """Whether some process holds the lock on ``path``, which this one need not be allowed to write."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
         return False
-    descriptor = try_lock(path)
-    if descriptor is None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    unlock(descriptor)
+    finally:
+        os.close(descriptor)
     return False
 
 
@@ -200,5 +206,7 @@ class JobFolder:
 
 
 def job_folder(root: Path, job_id: str) -> JobFolder:
-    """The folder of job ``job_id`` in the workflow's folder ``root``."""
+    """The folder of job ``job_id`` in the workflow's folder ``root``; UserError when it would lie outside of that."""
+    if not job_id or Path(job_id).is_absolute() or ".." in Path(job_id).parts:
+        raise UserError(f"'{job_id}' is no name of a job: its folder would lie outside of {root / 'jobs'}")
     return JobFolder(root / "jobs" / job_id)

@@ -17,18 +17,20 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
-from spdf_launcher.attempts import END, START, history, newest_checkpoint, record
+from spdf_launcher.attempts import COMMAND, END, START, history, newest_checkpoint, record
 from spdf_launcher.folder import (
     CANCELLED,
     DONE,
     FAILED,
     digest,
+    is_locked,
     job_folder,
     now,
     read_json,
@@ -40,13 +42,17 @@ from spdf_launcher.folder import (
 )
 from spdf_launcher.kinds import KINDS, OUT
 from spdf_launcher.plan import Job, job_from_json
-from spdf_launcher.process import Signals, outcome_of, run_command, told_code
+from spdf_launcher.process import Signals, birth, outcome_of, run_command, told_code
 from spdf_launcher.rank import EXIT_FILE
 from spdf_launcher.references import substitute
 from spdf_launcher.requeue import requeue_self, slurm_job
 from spdf_launcher.slurm.state import slurm_states
 
 PACKAGES = ("spdf", "torch", "deepspeed", "megatron-core", "numpy", "sentencepiece")
+RUN_LOCK = ".lock"
+"""In a run folder; the trainer holds it while it runs there."""
+LEFT_OVER_SECONDS = 60.0
+"""How long ranks that an earlier attempt left behind are waited for; the trainer refuses a run folder in use."""
 
 
 class Runner:
@@ -147,6 +153,7 @@ class Runner:
 
     def attempt(self) -> tuple[int, list[str]]:
         """Run the command once; its exit code and the command."""
+        self.wait_for_left_over()
         command = self.command()
         exit_file = self.folder.exit_code
         exit_file.unlink(missing_ok=True)
@@ -160,9 +167,13 @@ class Runner:
             attempt=number,
             host=socket.gethostname(),
             pid=os.getpid(),
+            birth=birth(os.getpid()),
             slurm_job_id=slurm_job(),
             checkpoint=newest_checkpoint(self.folder.run_dir) if self.kind.continues else -1,
         )
+        # Whoever cancels writes the manifest and then looks for the line above: one of the two sees the other.
+        if self.folder.status() == CANCELLED:
+            return EXIT_STOPPED, command
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "10", EXIT_FILE: str(exit_file)}
         environment |= self.spec["env"]
         captured = Path(self.folder.path / self.kind.captured) if self.kind.captured else None
@@ -197,7 +208,19 @@ class Runner:
             errors=errors,
             on=self.spec["on"],
             keep_open=(self.lock,),
+            started=lambda pid: record(self.folder, COMMAND, pid=pid, birth=birth(pid)),
         )
+
+    def wait_for_left_over(self) -> None:
+        """Until no rank of an earlier attempt is left in the run folder, or for so long as that may take."""
+        lock, end = self.folder.run_dir / RUN_LOCK, time.monotonic() + LEFT_OVER_SECONDS
+        if not is_locked(lock):
+            return
+        text = f"an earlier attempt still runs in {lock.parent}: waiting for its end, {LEFT_OVER_SECONDS:g} s at most"
+        with self.folder.log.open("a", encoding="utf-8") as log:
+            log.write(f"spdf job: {text}\n")
+        while is_locked(lock) and time.monotonic() < end and not self.signals.got:
+            self.signals.pause(0.5)
 
     def check_outputs(self) -> int:
         """0 when everything that the job makes is there; else 1, and a line in the log."""

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -59,12 +59,14 @@ def run_command(
     errors: int,
     on: str,
     keep_open: Sequence[int] = (),
+    started: Callable[[int], None] = lambda pid: None,
 ) -> int:
     """Run ``command`` and return its exit code, 128 + n when it died of signal n.
 
     ``output`` and ``errors`` are file descriptors. How signals go on depends on ``on``: `local`: as SIGTERM. `slurm`:
     SIGUSR1 alone, which srun hands to the ranks; SIGTERM they get from Slurm itself. `deepspeed`: as SIGTERM to the
     ranks, past their launcher, which would end them after 30 seconds; ranks on other hosts hear it from that launcher.
+    ``started`` hears the id of the command's process.
     """
     try:
         process = subprocess.Popen(
@@ -80,6 +82,7 @@ def run_command(
     except OSError as error:
         os.write(errors, f"{command[0]}: {error.strerror}\n".encode())
         return EXIT_BAD_INPUT
+    started(process.pid)
     passed, deadline = 0, float("inf")
     while process.poll() is None:
         while passed < len(signals.got):
@@ -87,9 +90,7 @@ def run_command(
                 if signals.got[passed] == signal.SIGUSR1:
                     process.send_signal(signal.SIGUSR1)
             else:
-                for pid in (ranks_below(process.pid) if on == "deepspeed" else []) or [process.pid]:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGTERM)
+                tell_to_stop(process.pid, on)
             passed += 1
             if passed == 2:
                 deadline = time.monotonic() + KILL_SECONDS
@@ -97,6 +98,22 @@ def run_command(
             os.killpg(process.pid, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def tell_to_stop(command: int, on: str) -> None:
+    """Send SIGTERM to a running command: to its ranks where the deepspeed launcher is between, else to itself."""
+    for pid in (ranks_below(command) if on == "deepspeed" else []) or [command]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
+def birth(pid: int) -> int | None:
+    """When a process of this machine started, in clock ticks since boot: ids are used again. None: it does not run."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def ranks_below(session: int) -> list[int]:

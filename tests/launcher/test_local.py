@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from spdf_launcher.cancel import cancel
+from spdf_launcher.process import birth
+from spdf_launcher.status import read_plan
 
 SMALL = """
 jobs:
@@ -157,6 +163,36 @@ def test_runner_killed_waits_for_its_command_and_goes_on(bench) -> None:  # type
     assert bench.manifest("pretrain")["attempts"] == 2
 
 
+def test_a_runner_that_left_no_manifest_is_no_success(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": ["slow"]}
+    process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local")
+    metrics = bench.dir / "jobs/pretrain/run/metrics.jsonl"
+    wait_for(metrics.exists)
+    os.kill(json.loads((bench.dir / "jobs/pretrain/attempts.jsonl").read_text().splitlines()[0])["pid"], signal.SIGKILL)
+    out, errors = process.communicate(timeout=30)
+    assert process.returncode == 1, errors
+    assert "ended with exit code -9 and no manifest" in out
+
+
+def test_what_an_earlier_attempt_left_in_the_run_folder_is_waited_for(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    run = bench.dir / "jobs/pretrain/run"
+    (bench.dir / "journal.jsonl").parent.mkdir()
+    (bench.dir / "journal.jsonl").touch()
+    run.mkdir(parents=True)
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local")
+        log = bench.dir / "jobs/pretrain/job.log"
+        wait_for(lambda: log.exists() and "an earlier attempt still runs in" in log.read_text())
+        time.sleep(1.0)
+        assert "fake spdf" not in log.read_text()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert bench.manifest("pretrain")["attempts"] == 1
+
+
 def test_second_launcher_says_so_and_stops(bench) -> None:  # type: ignore[no-untyped-def]
     bench.file.write_text(SMALL)
     bench.faults = {"jobs/pretrain": ["slow"]}
@@ -256,6 +292,52 @@ def test_cancel_everything(bench) -> None:  # type: ignore[no-untyped-def]
     process.communicate(timeout=30)
     assert process.returncode == 1
     assert "nothing to cancel" in bench.spdf("cancel", str(bench.dir))
+
+
+def test_cancel_between_the_start_of_a_runner_and_its_lock(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": [2]}
+    bench.run(code=1)
+    (bench.dir / "jobs/pretrain/manifest.json").unlink()
+    jobs = read_plan(bench.dir)
+    assert cancel(bench.dir, jobs, jobs, on_slurm=False) == ["pretrain: cancelled"]
+    runner = [sys.executable, "-m", "spdf_launcher.job", str(bench.dir), "pretrain"]
+    assert subprocess.run(runner).returncode == 75
+    assert bench.manifest("pretrain")["status"] == "cancelled"
+    assert not (bench.dir / "jobs/pretrain/run/metrics.jsonl").exists()
+    bench.run()
+
+
+def test_cancel_tells_a_command_that_outlived_its_runner(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": ["slow"]}
+    process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local")
+    wait_for((bench.dir / "jobs/pretrain/run/metrics.jsonl").exists)
+    attempts = bench.dir / "jobs/pretrain/attempts.jsonl"
+    started, command = (json.loads(line) for line in attempts.read_text().splitlines())
+    os.kill(started["pid"], signal.SIGKILL)
+    process.communicate(timeout=30)
+    said = bench.spdf("cancel", str(bench.dir), "pretrain")
+    assert "pretrain: its runner is gone; its command was told to save and stop" in said
+    wait_for(lambda: birth(command["pid"]) is None)
+
+
+def test_cancel_signals_no_process_that_has_the_id_of_a_dead_one(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": [2]}
+    bench.run(code=1)
+    folder = bench.dir / "jobs/pretrain"
+    (folder / "manifest.json").unlink()
+    start = json.loads((folder / "attempts.jsonl").read_text().splitlines()[0])
+    with subprocess.Popen(["sleep", "60"]) as stranger, (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for line in (start | {"pid": stranger.pid}, {"event": "command", "pid": stranger.pid, "birth": 1}):
+            with (folder / "attempts.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        assert "was not found, so it could not be told" in bench.spdf("cancel", str(bench.dir), "pretrain")
+        time.sleep(0.2)
+        assert stranger.poll() is None
+        stranger.kill()
 
 
 def test_logs(bench) -> None:  # type: ignore[no-untyped-def]
