@@ -63,7 +63,7 @@ Part = tuple[list[int], int]
 
 
 def text_stream(paths: Sequence[Path], tokenizer: Tokenizer, report: Callable[[Problem], None]) -> Iterator[Part]:
-    """The documents of text files as packing joins them, after a first end-of-document token: without the empty ones."""
+    """The documents of text files as packing joins them, after a first end-of-document token; no empty ones."""
     yield [tokenizer.eod_id], 0
     inside = False  # a document whose parts came before: an empty part may end it
     for document in documents(paths, report):
