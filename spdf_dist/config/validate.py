@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 
+from spdf_dist.accounting.budget import tokens_per_step, total_steps
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import (
     LOGICAL_WEIGHTS,
@@ -31,7 +33,8 @@ def validate_model(model: ModelConfig) -> None:
     """Shapes that make a GPT."""
     for key in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size"):
         require(getattr(model, key) > 0, f"model.{key}: must be positive, got {getattr(model, key)}")
-    require(model.ffn > 0, f"model.ffn_hidden_size: must be positive, got {model.ffn}")
+    ffn = model.ffn_hidden_size
+    require(ffn is None or ffn > 0, f"model.ffn_hidden_size: must be positive, or null for 4 x hidden_size, got {ffn}")
     require(
         model.hidden_size % model.num_attention_heads == 0,
         f"model.hidden_size: {model.hidden_size} is not divisible by "
@@ -83,8 +86,16 @@ def validate(config: AnyConfig) -> None:
     training = config.training
     for key in ("global_batch_size", "micro_batch_size"):
         require(getattr(training, key) >= 1, f"training.{key}: must be 1 or more, got {getattr(training, key)}")
-    require(training.lr >= 0, f"training.lr: must not be negative, got {training.lr}")
-    require(training.clip_grad >= 0, f"training.clip_grad: must not be negative, got {training.clip_grad}")
+    for key in ("lr", "eps"):
+        value = getattr(training, key)
+        require(0 < value < math.inf, f"training.{key}: must be positive and finite, got {value}")
+    for key in ("weight_decay", "clip_grad"):
+        value = getattr(training, key)
+        require(0 <= value < math.inf, f"training.{key}: must be finite and not negative, got {value}")
+    for key in ("beta1", "beta2"):
+        require(0 <= getattr(training, key) < 1, f"training.{key}: must be in [0, 1), got {getattr(training, key)}")
+    budget = config.kernels.code_budget_mb
+    require(budget >= 0, f"kernels.code_budget_mb: must not be negative, got {budget}")
     require(
         config.checkpoint.interval >= 1, f"checkpoint.interval: must be 1 or more, got {config.checkpoint.interval}"
     )
@@ -116,12 +127,16 @@ def validate_pretrain(config: PretrainConfig) -> None:
     validate_tensor_parallel(config.model, config.parallel.tensor)
     training = config.training
     require(training.train_tokens >= 0, f"training.train_tokens: must not be negative, got {training.train_tokens}")
-    require(
-        training.warmup_tokens < max(training.train_tokens, 1),
-        f"training.warmup_tokens: {training.warmup_tokens} leaves nothing of "
-        f"training.train_tokens {training.train_tokens}",
-    )
     require(training.warmup_tokens >= 0, f"training.warmup_tokens: must not be negative, got {training.warmup_tokens}")
+    # Of whole steps, as the schedule counts them: a budget that is rounded down may end within its warm-up.
+    tokens = total_steps(config) * tokens_per_step(config)
+    require(
+        training.warmup_tokens < max(tokens, 1),
+        f"training.warmup_tokens: {training.warmup_tokens} leaves nothing of "
+        f"training.train_tokens {training.train_tokens}, which are {total_steps(config)} steps, {tokens} tokens",
+    )
+    spike = training.skip_loss_spike
+    require(spike == 0 or spike > 1, f"training.skip_loss_spike: must be more than 1, or 0 for off, got {spike}")
     require(0 <= training.min_lr_ratio <= 1, f"training.min_lr_ratio: must be in [0, 1], got {training.min_lr_ratio}")
     require(config.validation.interval >= 1, "validation.interval: must be 1 or more")
     require(config.validation.batches >= 1, "validation.batches: must be 1 or more")

@@ -1,0 +1,66 @@
+"""Values that no training can use are refused when the config is read, with the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.load import load_config
+from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> str:
+    path = tmp_path / "empty.yaml"
+    path.write_text("{}")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "right"),
+    [
+        ("training.lr", ("0", "-1e-3", "inf"), ("1e-3",)),
+        ("training.eps", ("0", "inf"), ("1e-8",)),
+        ("training.weight_decay", ("-0.1", "inf"), ("0",)),
+        ("training.clip_grad", ("-1", "inf"), ("0",)),
+        ("training.beta1", ("1", "1.5", "-0.1"), ("0", "0.9")),
+        ("training.beta2", ("1", "-0.1"), ("0", "0.999")),
+        ("training.skip_loss_spike", ("0.5", "1", "-2"), ("0", "1.5")),
+        ("kernels.code_budget_mb", ("-1",), ("0",)),
+        ("model.ffn_hidden_size", ("0", "-4"), ("null", "8")),
+    ],
+)
+def test_ranges(key: str, wrong: tuple[str, ...], right: tuple[str, ...], empty: str) -> None:
+    for value in wrong:
+        with pytest.raises(UserError, match=f"^{key}: must") as error:
+            load_config(PretrainConfig, empty, [f"{key}={value}"])
+        assert "\n" not in str(error.value)
+    for value in right:
+        load_config(PretrainConfig, empty, [f"{key}={value}"])
+
+
+def test_ranges_of_fine_tuning(empty: str) -> None:
+    files = ["finetune.checkpoint=x", "finetune.train=y"]
+    load_config(FinetuneConfig, empty, files)
+    for override in ("training.lr=0", "training.beta2=1", "training.eps=-1", "kernels.code_budget_mb=-1"):
+        with pytest.raises(UserError, match="must"):
+            load_config(FinetuneConfig, empty, [*files, override])
+
+
+@pytest.mark.parametrize(
+    ("train_tokens", "warmup_tokens", "accepted"),
+    # Steps of 512 tokens: 5300 are 10 of them, 5400 are 11, 100 are one.
+    [(5300, 5119, True), (5300, 5120, False), (5400, 5500, True), (5400, 5632, False), (100, 511, True), (0, 0, True)],
+)
+def test_warm_up_ends_before_the_last_whole_step(
+    train_tokens: int, warmup_tokens: int, accepted: bool, empty: str
+) -> None:
+    sizes = ["training.global_batch_size=8", "model.seq_length=64"]
+    overrides = [*sizes, f"training.train_tokens={train_tokens}", f"training.warmup_tokens={warmup_tokens}"]
+    if accepted:
+        load_config(PretrainConfig, empty, overrides)
+        return
+    with pytest.raises(UserError, match="leaves nothing of"):
+        load_config(PretrainConfig, empty, overrides)
