@@ -26,9 +26,12 @@ UNNAMED_SET = "unnamed"
 """The set of documents that name none."""
 
 BLOCK_BYTES = 1 << 20
+STEP_BYTES = 1 << 10
+"""Compressed bytes taken at a time. A zstd block of 4 bytes may hold 128 KiB, so this gives 32 MiB at most."""
 LARGEST_PIECE = 16 * BLOCK_BYTES
 MAX_WINDOW = 1 << 31
 """Largest zstd window accepted, as written by ``zstd --long=31``."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -157,10 +160,16 @@ def parse_line(line: bytes) -> Document:
 
 
 def set_of(record: dict[str, Any]) -> str:
-    """The Pile's name of the set that a record comes from."""
+    """The Pile's name of the set that a record comes from; a name that no UTF-8 can write is none."""
     meta = record.get("meta")
     name = meta.get("pile_set_name") if isinstance(meta, dict) else None
-    return name if isinstance(name, str) and name else UNNAMED_SET
+    if not isinstance(name, str) or not name:
+        return UNNAMED_SET
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:  # an unpaired surrogate
+        return UNNAMED_SET
+    return name
 
 
 def decode_piece(chunk: Chunk) -> tuple[str, list[Problem]]:
@@ -191,7 +200,7 @@ def json_chunks(path: Path) -> Iterator[Chunk | Problem]:
     line = 1
     rest: list[bytes] = []
     with path.open("rb") as file:
-        blocks = decompressed(file, path.name)
+        blocks = without_mark(decompressed(file, path.name))
         position = 0
         broken = ""
         while True:
@@ -227,11 +236,39 @@ def decompressed(file: BinaryIO, name: str) -> Iterator[bytes]:
         ValueError: the compressed data end too early or are damaged; all whole blocks before were given.
     """
     if name.endswith(".zst"):
-        yield from frames(file, new_zstd_frame, "zstd")
+        yield from in_blocks(frames(file, new_zstd_frame, "zstd"))
     elif name.endswith(".gz"):
-        yield from frames(file, lambda: zlib.decompressobj(wbits=31), "gzip")
+        yield from in_blocks(frames(file, lambda: zlib.decompressobj(wbits=31), "gzip"))
     else:
         yield from iter(lambda: file.read(BLOCK_BYTES), b"")
+
+
+def without_mark(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """``blocks`` without the byte-order mark that some editors put at a file's start."""
+    yield next(blocks, b"").removeprefix(BYTE_ORDER_MARK)
+    yield from blocks
+
+
+def in_blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """``parts`` joined and cut anew, every ``BLOCK_BYTES``.
+
+    Raises:
+        ValueError: as ``parts``, when all before it was given.
+    """
+    held = bytearray()
+    failure = None
+    try:
+        for part in parts:
+            held += part
+            while len(held) >= BLOCK_BYTES:
+                yield bytes(held[:BLOCK_BYTES])
+                del held[:BLOCK_BYTES]
+    except ValueError as error:
+        failure = error
+    if held:
+        yield bytes(held)
+    if failure is not None:
+        raise failure
 
 
 def new_zstd_frame() -> Any:
@@ -244,8 +281,7 @@ def new_zstd_frame() -> Any:
 def frames(file: BinaryIO, new_frame: Callable[[], Any], kind: str) -> Iterator[bytes]:
     """The content of concatenated compressed frames."""
     frame = None
-    size = BLOCK_BYTES // 4
-    while data := file.read(size):
+    while data := file.read(STEP_BYTES):
         while data:
             if frame is None:
                 # gzip allows zero padding behind a member.
@@ -275,7 +311,7 @@ def text_chunks(path: Path) -> Iterator[Chunk]:
     line = 1
     rest = b""
     with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
+        for block in without_mark(decompressed(file, path.name)):
             content = rest + block
             end = piece_end(content, len(rest))
             piece, rest = content[:end], content[end:]
@@ -312,6 +348,10 @@ def parquet_chunks(path: Path) -> Iterator[Chunk | Problem]:
                 yield Problem(str(path), 0, f"no column 'text'; its columns: {', '.join(names)}")
                 return
             columns = [name for name in ("text", "meta", "pile_set_name") if name in names]
+            for name in columns:
+                if names.count(name) > 1:
+                    yield Problem(str(path), 0, f"{names.count(name)} columns named '{name}'; keep one")
+                    return
             size, rows = path.stat().st_size, max(1, table.metadata.num_rows)
             if table.metadata.num_rows == 0:
                 yield Problem(str(path), 0, "the file has no rows")
@@ -322,18 +362,32 @@ def parquet_chunks(path: Path) -> Iterator[Chunk | Problem]:
                 position = size * (row + len(texts) - 1) // rows
                 yield Chunk(str(path), "row", row, texts, sets, position=position)
                 row += len(texts)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         yield Problem(str(path), row if row > 1 else 0, f"not readable as parquet: {' '.join(str(error).split())}")
 
 
 def batch_sets(batch: Any, columns: list[str]) -> list[str | None]:
-    """The set name of each row of a parquet batch."""
+    """The set name of each row of a parquet batch; None where there is none, or one that is no UTF-8."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    names = None
     if "pile_set_name" in columns:
-        values = batch.column("pile_set_name").to_pylist()
+        names = batch.column("pile_set_name")
     elif "meta" in columns:
-        values = [
-            meta.get("pile_set_name") if isinstance(meta, dict) else None for meta in batch.column("meta").to_pylist()
-        ]
-    else:
-        values = [None] * batch.num_rows
-    return [value if isinstance(value, str) else None for value in values]
+        meta = batch.column("meta")
+        if pa.types.is_struct(meta.type) and meta.type.get_field_index("pile_set_name") >= 0:
+            names = pc.struct_field(meta, "pile_set_name")
+    if names is not None and pa.types.is_dictionary(names.type):
+        names = names.dictionary_decode()
+    if names is None or not (pa.types.is_string(names.type) or pa.types.is_large_string(names.type)):
+        return [None] * batch.num_rows
+    return [decoded(name) for name in names.cast(pa.large_binary()).to_pylist()]
+
+
+def decoded(name: bytes | None) -> str | None:
+    """The name, or None where it is no UTF-8."""
+    try:
+        return None if name is None else name.decode("utf-8")
+    except UnicodeDecodeError:
+        return None

@@ -124,8 +124,11 @@ def write_shard(
 
 
 def write_index(folder: Path, content: dict[str, Any]) -> None:
-    """Write ``index.json`` into ``folder``, through to the disk."""
-    with (folder / INDEX_FILE).open("w", encoding="utf-8") as file:
+    """Write ``index.json`` into ``folder``, through to the disk.
+
+    Names of input files that are no UTF-8 are surrogates in Python; they are written as JSON's own escapes.
+    """
+    with (folder / INDEX_FILE).open("w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump({"schema_version": SCHEMA_VERSION, **content}, file, indent=1, ensure_ascii=False)
         file.write("\n")
         file.flush()

@@ -349,3 +349,9 @@ def test_real_text(tmp_path: Path, gpt2_folder: str) -> None:
     assert result.index["problem_count"] == 0
     assert len(result.index["sets"]) >= 3
     assert result.index["documents"] == sum(1 for _ in zstandard.open(copy, "rt", encoding="utf-8"))
+
+
+def test_an_input_whose_name_is_no_utf8_is_packed(tmp_path: Path, sp_model: str) -> None:
+    source = write_jsonl(tmp_path / "caf\udce9.jsonl", [story(1)])
+    pack([str(source)], sp_model, str(tmp_path / "out"), 8, workers=1)
+    assert load_index(tmp_path / "out")["inputs"][0]["file"] == source.name

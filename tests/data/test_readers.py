@@ -1,5 +1,6 @@
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,65 @@ def test_an_unknown_suffix_names_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "a.doc").write_text("x")
     with pytest.raises(UserError, match=r"known: \.jsonl"):
         check_inputs([tmp_path / "a.doc"])
+
+
+@pytest.mark.parametrize("kind", ["zst", "gz"])
+def test_text_that_compresses_well_is_read_in_bounded_chunks(tmp_path: Path, kind: str) -> None:
+    content = b'{"text": "a"}\n' * 500_000
+    path = tmp_path / f"a.jsonl.{kind}"
+    path.write_bytes(zstandard.compress(content) if kind == "zst" else gzip.compress(content))
+    chunks = [chunk for chunk in readers.read_chunks(path) if isinstance(chunk, readers.Chunk)]
+    assert sum(len(chunk.records) for chunk in chunks) == 500_000
+    assert max(sum(len(record or b"") for record in chunk.records) for chunk in chunks) <= readers.BLOCK_BYTES
+    steps: list[int] = []
+
+    def counted(parts: Iterator[bytes]) -> Iterator[bytes]:
+        for part in parts:
+            steps.append(len(part))
+            yield part
+
+    with path.open("rb") as file, pytest.MonkeyPatch.context() as patch:
+        whole = readers.frames
+        patch.setattr(readers, "STEP_BYTES", 64)
+        patch.setattr(readers, "frames", lambda *given: counted(whole(*given)))
+        assert sum(map(len, readers.decompressed(file, path.name))) == len(content)
+    assert max(steps) <= 64 // 4 * (128 << 10)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str) -> None:
+    content = b"\xef\xbb\xbf" + (b"one" if name == "a.txt" else b'{"text": "one"}\n')
+    pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(pack(content))
+    found, problems = read(tmp_path / name)
+    assert "".join(document.text for document in found) == "one"
+    assert not problems
+
+
+def test_set_names_that_are_no_utf8_are_none(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "meta": {"pile_set_name": "\\ud800x"}}\n')
+    names = pa.array([b"good", b"\xff", None]).view(pa.string())
+    nested = pa.StructArray.from_arrays([names], names=["pile_set_name"])
+    pq.write_table(pa.table({"text": ["x"] * 3, "pile_set_name": names}), tmp_path / "b.parquet")
+    pq.write_table(pa.table({"text": ["x"] * 3, "meta": nested}), tmp_path / "c.parquet")
+    found, problems = read(*sorted(tmp_path.iterdir()))
+    assert [document.set_name for document in found] == ["unnamed", *["good", "unnamed", "unnamed"] * 2]
+    assert not problems
+
+
+def test_a_column_that_is_there_twice_is_a_problem(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for at, names in enumerate((["text", "text"], ["text", "meta", "meta"])):
+        table = pa.table([pa.array(["x"])] * len(names), names=names)
+        pq.write_table(table, tmp_path / f"{at}.parquet")
+    found, problems = read(*sorted(tmp_path.iterdir()))
+    assert [problem.what for problem in problems] == [
+        "2 columns named 'text'; keep one",
+        "2 columns named 'meta'; keep one",
+    ]
+    assert not found
