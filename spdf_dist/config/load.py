@@ -28,7 +28,6 @@ IDENTITY_EXEMPT = (
     "checkpoint.interval",
     "checkpoint.keep",
     "validation.interval",
-    "validation.batches",
 )
 """Keys that may differ when a run continues: they change where and how, not what is computed."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spdf_dist.config.errors import SpdfError, UserError
-from spdf_dist.config.schema import PretrainConfig, TrainingConfig
+from spdf_dist.config.schema import CheckpointConfig, PretrainConfig, TrainingConfig, ValidationConfig
 from spdf_dist.training.run_folder import RunFolder
 
 OLD = PretrainConfig()
@@ -113,3 +113,11 @@ def test_a_full_disk_is_a_line(tmp_path: Path) -> None:
     (run / "config.yaml.tmp").symlink_to("/dev/full")
     with pytest.raises(SpdfError, match=r"config.yaml cannot be written: No space left on device"):
         folder.open(OLD)
+
+
+def test_what_may_differ_when_a_run_goes_on(tmp_path: Path) -> None:
+    run = begun(tmp_path / "run")
+    (run / "metrics.jsonl").write_text('{"step": 1}\n')
+    RunFolder(run).open(dataclasses.replace(OLD, checkpoint=CheckpointConfig(interval=7, keep=9)))
+    with pytest.raises(UserError, match=r"validation.batches: 8 -> 9"):
+        RunFolder(run).open(dataclasses.replace(OLD, validation=ValidationConfig(batches=9)))
