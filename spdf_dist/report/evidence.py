@@ -127,7 +127,7 @@ def read_evidence(study: Study, kept: Iterable[Path]) -> Evidence:
             old.setdefault((point.size, point.variant, point.seed), []).append(point)
         points |= old
     for root in study.workflows:
-        jobs = all_jobs(root)
+        jobs = [job for job in all_jobs(root) if not study.is_outdated(job)]
         names = {job.variant for job in jobs}
         for job in jobs:
             size, _, what = job.variant.partition("-")

@@ -120,3 +120,31 @@ def all_jobs(root: Path) -> list[WorkflowJob]:
     found = [str(path.parent.relative_to(root / "jobs")) for path in sorted((root / "jobs").rglob("job.json"))]
     jobs = [read_job(root, job_id) for job_id in dict.fromkeys([*listed, *found])]
     return [job for job in jobs if job is not None]
+
+
+def made_from_other_inputs(root: Path) -> dict[str, str]:
+    """Jobs whose inputs are no longer those they were made from, each with what was made anew since.
+
+    A manifest names the key of each job that it rests on; a job set up or done again under another key has another.
+    Jobs that the present plan does not name stand on their own: a study may be run a part at a time.
+    """
+    jobs = {job.id: job for job in all_jobs(root)}
+    keys: dict[str, object] = {}
+    parents: dict[str, dict[str, object]] = {}
+    for job in jobs.values():
+        manifest, spec = job.manifest(), read_object(job.folder / "job.json")
+        keys[job.id] = manifest.get("key") or spec.get("key")
+        inputs = manifest.get("inputs")
+        recorded = inputs.get("parents") if isinstance(inputs, dict) else spec.get("parents")
+        parents[job.id] = recorded if isinstance(recorded, dict) else {}
+    causes: dict[str, str] = {}  # empty: as it was
+
+    def cause(job_id: str) -> str:
+        if job_id not in causes:
+            causes[job_id] = ""  # also where jobs need each other in a circle
+            changed = (need for need, key in parents[job_id].items() if keys.get(need) not in (None, key))
+            below = (cause(need) for need in jobs[job_id].needs if need in jobs)
+            causes[job_id] = next(changed, "") or next((text for text in below if text), "")
+        return causes[job_id]
+
+    return {job_id: cause(job_id) for job_id in jobs if cause(job_id)}

@@ -22,6 +22,7 @@ from spdf_dist.report.jobs import (
     ancestors,
     chosen_by,
     job_of,
+    made_from_other_inputs,
     read_job,
     read_object,
     split_named,
@@ -62,6 +63,18 @@ class Study:
 
     candidates: dict[Path, set[str]] = field(default_factory=dict)
     """By workflow: the jobs whose results a `select` job compares."""
+
+    outdated: dict[Path, dict[str, str]] = field(default_factory=dict)
+    """By workflow: the jobs made from inputs that were made anew since, and which those are. They are left out."""
+
+    def is_outdated(self, job: WorkflowJob | None) -> bool:
+        """Whether a job's results belong to inputs that are no longer there."""
+        if job is None:
+            return False
+        root = job.root.resolve()
+        if root not in self.outdated:
+            self.outdated[root] = made_from_other_inputs(root)
+        return job.id in self.outdated[root]
 
     @property
     def pretraining(self) -> list[Run]:
@@ -140,7 +153,11 @@ def read_study(folders: Sequence[Path]) -> Study:
 
 def add_run(study: Study, folder: Path) -> None:
     """Read the run in ``folder``, if there is one and it is not in the study yet."""
-    if is_run(folder) and all(run.path.resolve() != folder.resolve() for run in study.runs):
+    if (
+        is_run(folder)
+        and all(run.path.resolve() != folder.resolve() for run in study.runs)
+        and not study.is_outdated(job_of(folder))
+    ):
         study.runs.append(with_variant(read_run(folder)))
 
 
@@ -182,7 +199,7 @@ def leave_rejected(study: Study) -> None:
     by_path = {run.path.resolve(): run for run in study.runs}
     for root in study.workflows:
         jobs = all_jobs(root)
-        for select in (job for job in jobs if job.kind == "select"):
+        for select in (job for job in jobs if job.kind == "select" and not study.is_outdated(job)):
             chosen = chosen_by(select)
             if chosen is None:
                 continue
@@ -243,7 +260,7 @@ def read_result(study: Study, path: Path) -> None:
     if not known:
         return
     job = job_of(path)
-    if job is not None and is_candidate(study, job):
+    if study.is_outdated(job) or (job is not None and is_candidate(study, job)):
         return
     run = owner(study, path, job)
     if run is not None and run.rejected:
@@ -272,7 +289,7 @@ def read_result(study: Study, path: Path) -> None:
 def is_candidate(study: Study, job: WorkflowJob) -> bool:
     """Whether a `select` job chooses by this job's scores: they are of validation data, not results."""
     if job.root not in study.candidates:
-        selects = [other for other in all_jobs(job.root) if other.kind == "select"]
+        selects = (other for other in all_jobs(job.root) if other.kind == "select")
         study.candidates[job.root] = {need for select in selects for need in select.needs}
     return job.id in study.candidates[job.root]
 

@@ -81,7 +81,7 @@ def write_report(folders: Sequence[Path], out: Path, markdown_page: Path | None 
     nothing_ours = not study.bench and all(score.synthetic for score in study.scores)
     sections.append(Section("The paper beside ours", PAPER_INTRO, figures, reference, folded=nothing_ours))
     sections.append(Section("Runs", (), [], [runs_table(study)] if study.runs else []))
-    sections.append(Section("Jobs", (), [], [jobs_table(root) for root in study.workflows]))
+    sections.append(Section("Jobs", (), [], [jobs_table(root, study) for root in study.workflows]))
     for table in (table for section in sections for table in section.tables):
         write(out / f"{table.name}.csv", table.csv())
     if evidence.rows:
@@ -95,7 +95,7 @@ def write_report(folders: Sequence[Path], out: Path, markdown_page: Path | None 
         render_page(
             title_of(study),
             subtitle_of(study),
-            SYNTHETIC if study.synthetic else "",
+            " ".join(filter(None, (SYNTHETIC if study.synthetic else "", outdated_text(study)))),
             cards(study),
             sections,
             variant_colours(study.variants),
@@ -216,8 +216,20 @@ def cards(study: Study) -> list[tuple[str, str]]:
     return boxes[:8]
 
 
-def jobs_table(root: Path) -> Table:
+def outdated_text(study: Study) -> str:
+    """Which jobs are left out because what they rest on was made anew; empty without any."""
+    named = [
+        f"{job_id} ({cause} was made anew since)"
+        for jobs in study.outdated.values()
+        for job_id, cause in jobs.items()
+        if job_id.partition("/")[0] != "report"
+    ]
+    return "Left out, as made from other inputs: " + "; ".join(named) + "." if named else ""
+
+
+def jobs_table(root: Path, study: Study) -> Table:
     """How each job of a workflow ended; jobs that failed say why."""
+    outdated = study.outdated.get(root.resolve(), {})
     rows = []
     for job in (job for job in all_jobs(root) if job.kind != "report"):
         manifest = job.manifest()
@@ -229,7 +241,8 @@ def jobs_table(root: Path) -> Table:
                 str(manifest.get("attempts") or "–"),
                 str(manifest.get("started") or "–"),
                 str(manifest.get("ended") or "–"),
-                str(manifest.get("reason") or ""),
+                str(manifest.get("reason") or "")
+                + (f"left out: {outdated[job.id]} was made anew since" if job.id in outdated else ""),
             ]
         )
     return Table(

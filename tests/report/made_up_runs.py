@@ -117,6 +117,8 @@ def write_job(
     cell: dict[str, str] | None = None,
     config: dict[str, Any] | None = None,
     arguments: list[str] | None = None,
+    key: str = "key",
+    parents: dict[str, str] | None = None,
     done: bool = True,
 ) -> Path:
     """What the launcher leaves of a job; returns its folder."""
@@ -133,6 +135,8 @@ def write_job(
             "needs": needs,
             "config": config,
             "arguments": arguments or [],
+            "key": key,
+            "parents": parents or {},
         },
     )
     if not done:
@@ -145,6 +149,8 @@ def write_job(
             "kind": kind,
             "status": "done",
             "reason": None,
+            "key": key,
+            "inputs": {"parents": parents or dict.fromkeys(needs, "key")},
             "attempts": 1,
             "started": "2026-01-01T10:00:00Z",
             "ended": "2026-01-01T10:02:00Z",

@@ -207,6 +207,30 @@ def test_finished_lines_place_the_label(tmp_path: Path) -> None:
     assert label.xy == (whole.tokens[-1], whole.loss[-1])
 
 
+def test_results_of_inputs_made_anew_are_left_out_and_named(tmp_path: Path) -> None:
+    """Seed 3 left the grid before its data changed; seed 2 is of an earlier plan alone, with the data of today."""
+    root = tmp_path / "flow"
+    write_job(root, "packed", "pack", [], key="new")
+    for seed, data, bleu in ((1, "new", 0.60), (2, "new", 0.61), (3, "old", 0.10)):
+        where = f"dense/seed={seed}"
+        pretrain = write_job(root, f"pretrain/{where}", "pretrain", ["packed"], "dense", parents={"packed": data})
+        config = pretrain_run(pretrain / "run", 0.0, seed=seed)
+        tuned = write_job(root, f"finetune/{where}", "finetune", [f"pretrain/{where}"], "dense")
+        finetune_run(tuned / "run", pretrain / "run", "e2e/trainset.csv", config, seed=seed)
+        folder = write_job(root, f"evaluate/{where}", "evaluate", [f"finetune/{where}"], "dense")
+        write_json(folder / "out" / "scores.json", {"schema_version": 1, "task": "e2e", "bleu": bleu})
+    write_json(root / "plan.json", {"jobs": [{"id": "packed"}, {"id": "pretrain/dense/seed=1"}]})
+    study = read_study([root])
+    assert sorted(score.metrics["bleu"] or 0 for score in study.scores) == [0.60, 0.61]
+    assert {run.seed for run in study.runs} == {1, 2}
+    text = write_report([root], tmp_path / "out").read_text(encoding="utf-8")
+    assert "Left out, as made from other inputs: " in text and "evaluate/dense/seed=3 (packed was made anew" in text
+    reasons = {row["job"]: row["reason"] for row in rows_of(tmp_path / "out" / "jobs-flow.csv")}
+    assert {job for job, reason in reasons.items() if reason} == {
+        f"{name}/dense/seed=3" for name in ("pretrain", "finetune", "evaluate")
+    }
+
+
 def test_plain_run_folders_are_named_by_their_config(tmp_path: Path) -> None:
     pretrain_run(tmp_path / "a", 0.0)
     config = pretrain_run(tmp_path / "b", 0.75, gap=0.1)
