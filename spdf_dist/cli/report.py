@@ -6,11 +6,14 @@
 A folder is searched for runs (config.yaml with metrics.jsonl) and for the output of `spdf evaluate --json`; a file is
 the output of `spdf bench gemm --json`, for the paper's Figure 1. The page holds everything and needs no network.
 A workflow whose variants are called SIZE-dense, SIZE-s75, ... is an evidence study: it gets evidence.csv, a row for
-each cell, and a verdict on each of the paper's hypotheses; --markdown puts them into docs/evidence.md."""
+each cell, and a verdict on each of the paper's hypotheses; --markdown puts them into docs/evidence.md.
+
+A run that cannot be read is named and left out; the exit code is then 1."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 HELP = "HTML page, plots and tables from run and workflow folders"
@@ -28,9 +31,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from spdf_dist.report.write import write_report
+    from spdf_dist.report.study import read_study
+    from spdf_dist.report.write import write_study_report
 
-    page = write_report(args.folders, args.out, args.markdown)
+    study = read_study(args.folders)
+    page = write_study_report(study, args.out, args.markdown)
+    for line in study.damaged.values():
+        print(f"spdf report: warning: {line}", file=sys.stderr)
     if args.json:
         import json
 
@@ -38,4 +45,4 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"schema_version": 1, "report": str(page), "files": files}))
     else:
         print(f"report: {page}")
-    return 0
+    return 1 if study.damaged else 0

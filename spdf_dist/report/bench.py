@@ -12,7 +12,12 @@ COLOURS = {"forward": "#2f7fc4", "dx": "#1b9c78", "dw": "#e0672b"}
 def is_gemm_bench(content: dict[str, Any]) -> bool:
     """Whether a JSON object is what ``spdf bench gemm --json`` prints."""
     results = content.get("results")
-    return isinstance(results, list) and bool(results) and {"op", "speedup", "sparsity"} <= set(results[0])
+    return isinstance(results, list) and bool(results) and all(is_row(row) for row in results)
+
+
+def is_row(row: object) -> bool:
+    """Whether it is one measurement."""
+    return isinstance(row, dict) and {"op", "speedup", "sparsity", "out", "in"} <= set(row)
 
 
 def speedup_series(bench: dict[str, Any]) -> list[Series]:

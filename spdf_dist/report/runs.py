@@ -180,32 +180,54 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(run: Run, path: Path) -> None:
-    """Fill the curves from ``metrics.jsonl``; a last line cut off by a kill is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    """Fill the curves from ``metrics.jsonl``; a last line cut off by a kill is left out.
+
+    Raises UserError for any other line that is not one of the training loop's.
+    """
+    lines = path.read_bytes().splitlines()
     seconds = 0.0
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
         try:
             line = json.loads(text)
-        except ValueError:
+        except ValueError:  # not UTF-8, either
             if number == len(lines):
                 break
             raise UserError(f"{path}, line {number}: not JSON; the file was changed by something else") from None
-        if "val_loss" in line:
-            run.validation.append((int(line["step"]), float(line["val_loss"])))
-        if "loss" not in line:
-            continue
-        seconds += float(line.get("step_ms") or 0) / 1e3
-        run.step.append(int(line["step"]))
-        run.tokens.append(float(line.get("consumed_tokens") or 0))
-        run.seconds.append(seconds)
-        run.loss.append(float("nan") if line["loss"] is None else float(line["loss"]))
-        run.flops.append(float(line.get("total_flops") or 0))
-        run.tokens_per_s.append(float(line.get("tokens_per_s") or 0))
-        if line.get("mfu") is not None:
-            run.mfu.append(float(line["mfu"]))
-        run.skipped = int(line.get("skipped_iterations") or 0)
+        try:
+            seconds += read_line(run, line, seconds)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(f"{path}, line {number}: not a line of training or validation") from None
+
+
+def read_line(run: Run, line: dict[str, Any], seconds: float) -> float:
+    """Add one line, before which ``seconds`` went by, and return how long its step took."""
+    if "val_loss" in line:
+        run.validation.append((int(line["step"]), number_or_nan(line["val_loss"])))
+    if "loss" not in line:
+        return 0.0
+    took = float(line.get("step_ms") or 0) / 1e3
+    row = (
+        int(line["step"]),
+        float(line.get("consumed_tokens") or 0),
+        seconds + took,
+        number_or_nan(line["loss"]),
+        float(line.get("total_flops") or 0),
+        float(line.get("tokens_per_s") or 0),
+    )
+    columns: tuple[list[Any], ...] = (run.step, run.tokens, run.seconds, run.loss, run.flops, run.tokens_per_s)
+    for column, value in zip(columns, row, strict=True):
+        column.append(value)
+    if line.get("mfu") is not None:
+        run.mfu.append(float(line["mfu"]))
+    run.skipped = int(line.get("skipped_iterations") or 0)
+    return took
+
+
+def number_or_nan(value: float | None) -> float:
+    """A loss; null is one that was not finite."""
+    return math.nan if value is None else float(value)
 
 
 def is_run(folder: Path) -> bool:
@@ -220,7 +242,7 @@ def read_run(folder: Path) -> Run:
     path = folder / "config.yaml"
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not readable: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected keys and values")
@@ -230,4 +252,24 @@ def read_run(folder: Path) -> Run:
     for name in ("execution", "finetune"):
         if (folder / f"{name}.json").is_file():
             setattr(run, name, read_json(folder / f"{name}.json"))
+    check(run)
     return run
+
+
+def check(run: Run) -> None:
+    """Raise UserError where the config or a file beside it is none that this version writes."""
+    try:
+        run.seed  # noqa: B018
+        if not run.is_finetuning:
+            run.config  # noqa: B018
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(f"{run.path / 'config.yaml'}: {' '.join(str(error).split())}") from None
+    for key in ("finetune", "training", "parallel"):
+        if not isinstance(run.tree.get(key) or {}, dict):
+            raise UserError(f"{run.path / 'config.yaml'}: {key}: expected keys and values")
+    layers = run.execution.get("layers") or {}
+    if not (isinstance(layers, dict) and all(isinstance(name, str) for name in layers.values())):
+        raise UserError(f"{run.path / 'execution.json'}: layers: expected an execution for each layer")
+    for key in ("best_val_loss", "reactivated", "reactivated_norm"):
+        if not isinstance(run.finetune.get(key) or 0, int | float):
+            raise UserError(f"{run.path / 'finetune.json'}: {key}: expected a number")

@@ -64,6 +64,9 @@ class Study:
     candidates: dict[Path, set[str]] = field(default_factory=dict)
     """By workflow: the jobs whose results a `select` job compares."""
 
+    damaged: dict[Path, str] = field(default_factory=dict)
+    """Run folders that could not be read and are left out, with a line that says why."""
+
     outdated: dict[Path, dict[str, str]] = field(default_factory=dict)
     """By workflow: the jobs made from inputs that were made anew since, and which those are. They are left out."""
 
@@ -146,6 +149,8 @@ def read_study(folders: Sequence[Path]) -> Study:
     for path in dict.fromkeys(path.resolve() for path in results):
         read_result(study, path)
     if not (study.runs or study.scores or study.bench or study.kept):
+        if study.damaged:
+            raise UserError("; ".join(study.damaged.values()))
         places = ", ".join(map(str, folders))
         raise UserError(f"{places}: no run (config.yaml with metrics.jsonl) and no scores there or below")
     return study
@@ -158,7 +163,20 @@ def add_run(study: Study, folder: Path) -> None:
         and all(run.path.resolve() != folder.resolve() for run in study.runs)
         and not study.is_outdated(job_of(folder))
     ):
-        study.runs.append(with_variant(read_run(folder)))
+        run = read_or_leave(study, folder)
+        if run is not None:
+            study.runs.append(with_variant(run))
+
+
+def read_or_leave(study: Study, folder: Path) -> Run | None:
+    """The run in ``folder``; None, with a line in ``damaged``, for one that cannot be read: the others are reported."""
+    if folder.resolve() in study.damaged:
+        return None
+    try:
+        return read_run(folder)
+    except UserError as error:
+        study.damaged[folder.resolve()] = f"run {folder}: left out: {error}"
+        return None
 
 
 def note_workflow(study: Study, folder: Path) -> None:
@@ -184,8 +202,12 @@ def link_parents(study: Study) -> None:
     origins = {run.path.resolve(): run for run in study.pretraining}
     for run in study.finetuning:
         for folder in origin_folders(run):
-            if folder in origins or is_run(folder):
-                run.parent = origins.setdefault(folder, with_variant(read_run(folder)))
+            if folder not in origins and is_run(folder):
+                origin = read_or_leave(study, folder)
+                if origin is not None:
+                    origins[folder] = with_variant(origin)
+            if folder in origins:
+                run.parent = origins[folder]
                 run.name = run.name or run.parent.name
                 break
 

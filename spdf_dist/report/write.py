@@ -56,9 +56,14 @@ def write_report(folders: Sequence[Path], out: Path, markdown_page: Path | None 
     """Write the report on ``folders`` into ``out`` and return the path of its page.
 
     ``markdown_page``: a page with marks, between which the results of an evidence study are put. Raises UserError for a
-    folder without results or with a damaged file, for an ``out`` that cannot be made, and for a page without marks.
+    folder without results, for an ``out`` that cannot be made, and for a page without marks.
     """
-    study = read_study(folders)
+    return write_study_report(read_study(folders), out, markdown_page)
+
+
+def write_study_report(study: Study, out: Path, markdown_page: Path | None = None) -> Path:
+    """``write_report`` of a study that has been read; runs that could not be read are named on the page."""
+    folders = study.folders
     evidence = read_evidence(study, dict.fromkeys([out, *study.kept]))
     command = "spdf report " + shlex.join([*map(str, folders), "--out", str(out)])
     if markdown_page is not None:
@@ -95,7 +100,7 @@ def write_report(folders: Sequence[Path], out: Path, markdown_page: Path | None 
         render_page(
             title_of(study),
             subtitle_of(study),
-            " ".join(filter(None, (SYNTHETIC if study.synthetic else "", outdated_text(study)))),
+            " ".join(filter(None, (SYNTHETIC if study.synthetic else "", outdated_text(study), *damaged_lines(study)))),
             cards(study),
             sections,
             variant_colours(study.variants),
@@ -225,6 +230,11 @@ def outdated_text(study: Study) -> str:
         if job_id.partition("/")[0] != "report"
     ]
     return "Left out, as made from other inputs: " + "; ".join(named) + "." if named else ""
+
+
+def damaged_lines(study: Study) -> list[str]:
+    """A sentence for each run that could not be read."""
+    return [f"{text[0].upper()}{text[1:]}." for text in study.damaged.values()]
 
 
 def jobs_table(root: Path, study: Study) -> Table:

@@ -231,6 +231,61 @@ def test_results_of_inputs_made_anew_are_left_out_and_named(tmp_path: Path) -> N
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("metrics.jsonl", b"5\n", "line 127"),
+        ("metrics.jsonl", b'{"loss": 3}\n', "line 127"),
+        ("metrics.jsonl", b'\xff\xfe\n{"step": 121, "loss": 3.0}\n', "line 127"),
+        ("config.yaml", b"new_key: 3\n", "new_key"),
+        ("config.yaml", b"\xff\xfea: 1", "not readable"),
+        ("config.yaml", b"parallel: [1]\n", "parallel"),
+        ("execution.json", b'{"layers": ["a"]}', "layers"),
+        ("finetune.json", b'{"best_val_loss": "x"}', "best_val_loss"),
+    ],
+)
+def test_a_damaged_run_is_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, place: str
+) -> None:
+    pretrain_run(tmp_path / "good", 0.0)
+    pretrain_run(tmp_path / "bad", 0.75)
+    damaged = tmp_path / "bad" / name
+    before = damaged.read_bytes() if damaged.suffix in (".jsonl", ".yaml") else b""
+    damaged.write_bytes(before + content)
+    study = read_study([tmp_path])
+    assert [run.path.name for run in study.runs] == ["good"]
+    (line,) = study.damaged.values()
+    assert line.startswith(f"run {tmp_path / 'bad'}: left out: ") and place in line and "\n" not in line
+
+
+def test_a_report_without_a_damaged_run_is_still_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain_run(tmp_path / "good", 0.0)
+    pretrain_run(tmp_path / "bad", 0.75)
+    (tmp_path / "bad" / "config.yaml").write_text("new_key: 3\n", encoding="utf-8")
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"spdf report: warning: run {tmp_path / 'bad'}: left out: ") and error.count("\n") == 1
+    assert "left out" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert main(["report", str(tmp_path / "bad"), "--out", str(tmp_path / "none")]) == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_loss_that_was_not_finite_is_null(tmp_path: Path) -> None:
+    pretrain_run(tmp_path / "run", 0.0)
+    with (tmp_path / "run" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 120, "val_loss": null}\n')
+    run = read_run(tmp_path / "run")
+    assert len(run.validation) == 7 and run.final_validation != run.final_validation
+    assert run.best_validation == pytest.approx(run.validation[-2][1])
+
+
+@pytest.mark.parametrize("row", [5, {"op": "forward", "speedup": 1.0, "sparsity": 0.5}])
+def test_other_json_is_no_measurement(tmp_path: Path, row: object) -> None:
+    pretrain_run(tmp_path / "run", 0.0)
+    write_json(tmp_path / "run" / "other.json", {"schema_version": 1, "results": [row]})
+    assert not read_study([tmp_path]).bench
+
+
 def test_plain_run_folders_are_named_by_their_config(tmp_path: Path) -> None:
     pretrain_run(tmp_path / "a", 0.0)
     config = pretrain_run(tmp_path / "b", 0.75, gap=0.1)
