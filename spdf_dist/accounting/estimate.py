@@ -4,8 +4,8 @@ Assumptions, each printed with the result:
 * compute: executed FLOPs (masked products multiply their zeros; recomputation counts) at ``efficiency`` of the GPU's
   dense peak. The default 0.40 is what a well-tuned 1B model reaches on H100s (MPT-1B: 41.8% MFU on 8);
 * memory-bound work: the optimizer reads and writes its state once a step at the memory's bandwidth;
-* traffic runs at ``LINK_SHARE`` of the data-sheet rate and is not hidden behind compute: tensor-parallel over the link
-  within a node, data-parallel over the network as soon as it leaves the node;
+* traffic runs at ``LINK_SHARE`` of the data-sheet rate and is not hidden behind compute: over the link within a node,
+  over the network as soon as it leaves the node (tensor-parallel where ``parallel.tensor`` does not divide its GPUs);
 * a rank must fit in ``HEADROOM`` of the memory: the rest is the allocator's, CUDA's and NCCL's.
 """
 
@@ -47,6 +47,11 @@ class Cluster:
         return self.nodes * self.gpus_per_node
 
 
+def leaves_the_node(layout: Layout, cluster: Cluster) -> bool:
+    """Whether some tensor-parallel group, of consecutive ranks, lies on more than one node."""
+    return cluster.nodes > 1 and cluster.gpus_per_node % layout.tensor != 0
+
+
 def step_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster) -> dict[str, float]:
     """Seconds of one optimizer step by part."""
     batch = config.training.global_batch_size
@@ -60,7 +65,7 @@ def step_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster) -> di
     return {
         "compute": done * batch / cluster.gpus / (gpu.peak(layout.precision) * cluster.efficiency),
         "optimizer": 2 * state / gpu.memory_bandwidth,
-        "tensor_parallel": traffic["tensor_sent"] / link,
+        "tensor_parallel": traffic["tensor_sent"] / (network if leaves_the_node(layout, cluster) else link),
         "data_parallel": traffic["data_sent"] / network,
     }
 
@@ -160,6 +165,7 @@ def estimate(config: PretrainConfig, cluster: Cluster, gpu_hour_price: float | N
             "network_bytes_per_second": cluster.network_bandwidth,
             "link_bytes_per_second": cluster.gpu.link_bandwidth,
             "link_share": LINK_SHARE,
+            "tensor_parallel_leaves_the_node": leaves_the_node(layout, cluster),
             "memory_headroom": HEADROOM,
             "masked_products_multiply_zeros": layout.execution == "masked",
         },

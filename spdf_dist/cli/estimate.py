@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import Any
 
 from spdf_dist.accounting.estimate import EFFICIENCY, HEADROOM, LINK_SHARE, NETWORK_BANDWIDTH, Cluster, estimate
@@ -63,6 +64,11 @@ def show(facts: dict[str, Any], price: float | None) -> str:
         f"traffic  {bytes_text(traffic['tensor_sent'])} tensor-parallel, "
         f"{bytes_text(traffic['data_sent'])} data-parallel, "
         "sent by a GPU each step",
+        *(
+            ["         tensor-parallel groups lie on several nodes: their sums run at the network's rate"]
+            if facts["assumptions"]["tensor_parallel_leaves_the_node"]
+            else []
+        ),
         f"run      {facts['steps']:,} steps, {facts['hours']:,.1f} hours, {facts['gpu_hours']:,.0f} GPU hours{cost}",
         f"speed    {facts['tokens_per_second']:,.0f} tokens/s, MFU {facts['mfu']:.1%}"
         + (" (model FLOPs of the sparse model; masked execution also multiplies the zeros)"
@@ -101,9 +107,14 @@ def show(facts: dict[str, Any], price: float | None) -> str:
 def run(args: argparse.Namespace) -> int:
     config = load_config(PretrainConfig, args.config, args.overrides)
     for name in ("nodes", "gpus_per_node", "efficiency", "network"):
-        if getattr(args, name) <= 0:
-            raise UserError(f"--{name.replace('_', '-')}: must be positive, got {getattr(args, name)}")
+        if not 0 < getattr(args, name) < math.inf:
+            raise UserError(f"--{name.replace('_', '-')}: must be positive and finite, got {getattr(args, name)}")
+    if args.efficiency > 1:
+        raise UserError(f"--efficiency: a share of the peak, at most 1, got {args.efficiency}")
+    price = args.gpu_hour_price
+    if price is not None and not 0 <= price < math.inf:
+        raise UserError(f"--gpu-hour-price: must be 0 or more, got {price}")
     cluster = Cluster(args.nodes, args.gpus_per_node, find_gpu(args.gpu), args.efficiency, args.network * 1e9)
-    facts = estimate(config, cluster, args.gpu_hour_price)
-    print(json.dumps({"config": args.config} | facts) if args.json else show(facts, args.gpu_hour_price))
+    facts = estimate(config, cluster, price)
+    print(json.dumps({"config": args.config} | facts) if args.json else show(facts, price))
     return 0

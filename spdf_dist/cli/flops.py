@@ -222,6 +222,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.config is None:
         raise UserError("name a config, or ask for --paper")
+    if args.examples is not None and args.examples < 1:
+        raise UserError(f"--examples: must be 1 or more, got {args.examples}")
     path = find_config(args.config)
     keys = set(read_tree(path)) | {key for o in args.overrides for key in parse_override(o)}
     if "finetune" in keys:

@@ -10,6 +10,7 @@ import ast
 import hashlib
 import io
 import json
+import math
 import os
 import sysconfig
 import tokenize
@@ -112,8 +113,10 @@ def write_python_text(
         For each file its path, number of documents and bytes of text.
 
     Raises:
-        UserError: a name with another suffix, or a file that exists with other content.
+        UserError: a name with another suffix, a file that exists with other content, or a size that is none.
     """
+    if max_mb is not None and not 0 < max_mb < math.inf:
+        raise UserError(f"--max-mb: must be positive and finite, got {max_mb}")
     targets = [Path(name) for name in (out, validation) if name is not None]
     for target in targets:
         if not target.name.endswith((".jsonl", ".jsonl.zst")):

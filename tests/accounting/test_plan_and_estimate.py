@@ -158,3 +158,34 @@ def test_finetuning_flops_need_a_model(capsys: pytest.CaptureFixture[str]) -> No
     facts = json.loads(capsys.readouterr().out)
     assert facts["sequences"] == 50 and facts["seq_length"] == 512
     assert facts["total_flops"] == 50 * facts["flops_per_sequence"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["estimate", "gpt3_xl", "--efficiency", "5"], "--efficiency"),
+        (["estimate", "gpt3_xl", "--efficiency", "nan"], "--efficiency"),
+        (["estimate", "gpt3_xl", "--network", "inf"], "--network"),
+        (["estimate", "gpt3_xl", "--gpu-hour-price", "-3"], "--gpu-hour-price"),
+        (["estimate", "gpt3_xl", "--gpu-hour-price", "nan"], "--gpu-hour-price"),
+        (["flops", "finetune/gpt2_small_e2e", "--model", "gpt2_small", "--examples", "-5"], "--examples"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = ["--nodes", "4", "--gpus-per-node", "8"] if arguments[0] == "estimate" else []
+    assert main([*arguments, *cluster]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_tensor_parallel_sums_between_nodes_run_at_the_network_s_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config(PretrainConfig, "gpt3_xl", ["parallel.tensor=16", "model.num_attention_heads=16"])
+    wide, tall = (estimate(config, Cluster(nodes, 32 // nodes, GPUS["h100"])) for nodes in (1, 4))
+    seconds = [facts["step_seconds"]["tensor_parallel"] for facts in (wide, tall)]
+    assert seconds[1] == pytest.approx(seconds[0] * 450 / 50)
+    assert [facts["assumptions"]["tensor_parallel_leaves_the_node"] for facts in (wide, tall)] == [False, True]
+    arguments = ["estimate", "gpt3_xl", "parallel.tensor=16", "model.num_attention_heads=16", "--nodes", "4"]
+    assert main([*arguments, "--gpus-per-node", "8"]) == 0
+    assert "their sums run at the network's rate" in capsys.readouterr().out

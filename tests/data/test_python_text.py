@@ -40,4 +40,7 @@ def test_other_files_are_not_overwritten(tmp_path: Path) -> None:
         write_python_text(str(tmp_path / "x.txt"))
     with pytest.raises(UserError, match="are both"):
         write_python_text(str(tmp_path / "x.jsonl"), str(tmp_path / "x.jsonl"))
+    for size in (float("nan"), -1.0, 0.0, float("inf")):
+        with pytest.raises(UserError, match="--max-mb"):
+            write_python_text(str(tmp_path / "x.jsonl"), max_mb=size)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
