@@ -4,7 +4,8 @@ A sparse checkpoint is made dense on load: the pruned weights start at zero and 
 them out, as a control). CONFIG is a YAML file or the name of a shipped config; key.sub=value overrides it. Ranks start
 as for `spdf pretrain`; starting a run folder again continues it.
 
-  spdf finetune e2e finetune.checkpoint=runs/s75 finetune.train=e2e/trainset.csv finetune.validation=e2e/devset.csv"""
+  spdf finetune finetune/e2e finetune.checkpoint=runs/s75 finetune.train=e2e/trainset.csv \\
+      finetune.validation=e2e/devset.csv"""
 
 from __future__ import annotations
 
