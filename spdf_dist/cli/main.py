@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from types import ModuleType
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType, ModuleType
 from typing import NoReturn
 
 from spdf_dist import __version__
 from spdf_dist.cli.memory import keep_freed_memory
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_STOPPED, SpdfError
 from spdf_dist.config.suggest import nearest
+from spdf_dist.parallel.ranks import ALONE, discover, first_told, follow_parent, lost_peer, may_speak
 
 GROUP = "spdf.commands"
+TRAINING = ("pretrain", "finetune")
+"""Commands that a stop leaves to be gone on with."""
 
 DESCRIPTION = """Sparse pre-training and dense fine-tuning of GPT models (SPDF).
 
@@ -71,10 +77,56 @@ def is_rank_zero() -> bool:
     return rank in (None, "", "0")
 
 
+def report(line: str, code: int) -> int:
+    """Print why the command ends, unless another rank of the job does; returns ``code``."""
+    if may_speak(line, code):
+        print(line, file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def stoppable(name: str) -> Iterator[None]:
+    """SIGTERM, SIGUSR1 and Ctrl-C end training commands with the code of a stop before training hears them itself.
+
+    The imports alone take seconds. Nothing is to be saved then, and an exception could get lost in an import.
+    """
+    if name not in TRAINING:
+        yield
+        return
+    owner = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        line = f"spdf {name}: stopped before the first step; run it again"
+        if os.getpid() == owner and may_speak(line, EXIT_STOPPED):
+            os.write(2, f"{line}\n".encode())
+        os._exit(EXIT_STOPPED)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    follow_parent()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``spdf`` with ``argv`` (default: the process's own) and return its exit code."""
+    code = 0
+    try:
+        try:
+            code = run_command(sys.argv[1:] if argv is None else argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, such as `head`, has enough; the rest goes nowhere, also at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """Find the sub-command, run it, and turn its errors into a line and an exit code."""
     # Launchers put --local_rank=N before or among the arguments; ranks come from the environment.
-    arguments = [a for a in (sys.argv[1:] if argv is None else argv) if not a.startswith("--local_rank=")]
+    arguments = [a for a in argv if not a.startswith("--local_rank=")]
     if "--local_rank" in arguments:
         at = arguments.index("--local_rank")
         del arguments[at : at + 2]
@@ -95,14 +147,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(rest) if parser._subparsers else parser.parse_intermixed_args(rest)
     keep_freed_memory()
     try:
-        return int(module.run(args) or 0)
+        with stoppable(name):
+            return int(module.run(args) or 0)
     except SpdfError as error:
-        if is_rank_zero():
-            print(f"spdf {name}: {error}", file=sys.stderr)
-        return error.exit_code
+        return report(f"spdf {name}: {error}", error.exit_code)
     except KeyboardInterrupt:
-        print(f"spdf {name}: interrupted", file=sys.stderr)
-        return EXIT_STOPPED if name in ("pretrain", "finetune") else 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return report(f"spdf {name}: interrupted", EXIT_STOPPED if name in TRAINING else 130)
+    except RuntimeError as error:
+        if not lost_peer(error):
+            raise
+        return report_lost_peer(f"spdf {name}: another rank is gone: {str(error).splitlines()[0]}")
+
+
+def report_lost_peer(line: str) -> int:
+    """The exit code of a rank whose job ended with another rank; that one, or who started it, says why if it can."""
+    ranks = discover() or ALONE
+    if ranks.rendezvous_file is not None:
+        time.sleep(0.5)  # for the process that started the ranks to see first which one ended first
+        return 1
+    first, code = first_told(ranks.rank, 1)
+    if first == ranks.rank:
+        print(line, file=sys.stderr)
+    return code

@@ -10,6 +10,7 @@ from pathlib import Path
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.validate import validate_batch
 from spdf_dist.parallel.ranks import ALONE, Ranks, cores, discover, spawn
+from spdf_dist.training.run_folder import RunFolder
 
 
 def gpus_of_node() -> int:
@@ -37,7 +38,9 @@ def start(command: str, arguments: list[str], config: AnyConfig, work: Callable[
         count = world_size(config)
         if count > 1:
             validate_batch(config, count // config.parallel.tensor)
-            return spawn([command, *arguments], count, Path(config.run_dir) / "logs")
+            folder = RunFolder(config.run_dir)
+            folder.check(config)  # before a rank's log is written to it
+            return spawn([command, *arguments], count, folder.logs)
         ranks = ALONE
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     if sys.stderr.isatty():

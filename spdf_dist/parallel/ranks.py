@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -9,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,8 +19,14 @@ from types import FrameType
 from spdf_dist.config.errors import UserError
 
 RENDEZVOUS = "SPDF_RENDEZVOUS_FILE"
+PARENT = "SPDF_PARENT_PID"
+FAILURE = ".failure"
+"""Suffix of the file beside the rendezvous in which the first rank that fails says why."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""Signals that go on to spawned ranks."""
 GRACE_SECONDS = 30.0
 """How long the other ranks may take to end after one has failed."""
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -69,71 +77,183 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def spawn(arguments: Sequence[str], count: int, log_dir: Path | None) -> int:
+def spawn(arguments: Sequence[str], count: int, log_dir: Path) -> int:
     """Run ``python -m spdf_dist ARGUMENTS`` as ``count`` ranks on this machine and return the job's exit code.
 
-    Cores are divided among the ranks. Rank 0 keeps the terminal; the others write to ``log_dir/rank_N.log``.
-    SIGTERM, SIGUSR1 and Ctrl-C go on to every rank. When one rank fails the others are ended.
+    See ``run_ranks``.
     """
-    with tempfile.TemporaryDirectory(prefix="spdf-") as folder:
+    return run_ranks([sys.executable, "-m", "spdf_dist", *arguments], count, log_dir)
+
+
+def run_ranks(command: Sequence[str], count: int, log_dir: Path) -> int:
+    """Run ``command`` as ``count`` ranks on this machine and return the job's exit code.
+
+    Cores are divided among the ranks. Rank 0 keeps the terminal; the others write to ``log_dir/rank_N.log``, and what
+    they fail of is said here when rank 0 says nothing. SIGTERM, SIGUSR1, Ctrl-C and SIGHUP go on to every rank; ranks
+    that call ``follow_parent`` get SIGTERM when this process dies. When one rank fails the others are ended.
+
+    Raises UserError when the logs cannot be written.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="spdf-") as folder,
+        contextlib.ExitStack() as logs,
+        remembered_signals() as pending,
+    ):
+        rendezvous = Path(folder) / "rendezvous"
         environment = {
             **os.environ,
             "WORLD_SIZE": str(count),
-            RENDEZVOUS: str(Path(folder) / "rendezvous"),
+            RENDEZVOUS: str(rendezvous),
+            PARENT: str(os.getpid()),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count))),
         }
         # Ranks on one machine talk over loopback: the host name may not resolve on a laptop.
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        processes: list[subprocess.Popen[bytes]] = []
-        for rank in range(count):
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            log = None
-            if rank and log_dir is not None:
-                log_dir.mkdir(parents=True, exist_ok=True)
-                log = (log_dir / f"rank_{rank}.log").open("ab")
-            command = [sys.executable, "-m", "spdf_dist", *arguments]
-            # A session of its own: Ctrl-C reaches this process alone, which passes it on exactly once.
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True))
-            if log is not None:
-                log.close()
-        return wait_all(processes)
+        try:
+            log_dir.mkdir(parents=True, exist_ok=True)
+            outputs = [logs.enter_context(log_of(log_dir, rank).open("ab")) for rank in range(1, count)]
+        except OSError as error:
+            raise UserError(f"cannot write to {log_dir}: {error.strerror}") from None
+        # Ranks inherit the blocked signals: one that comes before they can handle it waits for them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            for rank, log in enumerate([None, *outputs]):
+                environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                # A session of its own: Ctrl-C reaches this process alone, which passes it on exactly once.
+                processes.append(
+                    subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+                )
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            return wait_all(processes, pending, rendezvous.with_suffix(FAILURE), log_dir)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
 
 
-def wait_all(processes: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for every rank, passing signals on; the first failure decides the exit code and ends the others."""
-    pending_signals: list[int] = []
+def log_of(log_dir: Path, rank: int) -> Path:
+    """Where a rank other than 0 writes."""
+    return log_dir / f"rank_{rank}.log"
+
+
+@contextlib.contextmanager
+def remembered_signals() -> Iterator[list[int]]:
+    """While entered, ``SIGNALS`` end nothing and are listed as they come."""
+    pending: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
-        pending_signals.append(number)
+        pending.append(number)
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    failure: int | None = None
-    deadline: float | None = None
+    # nohup has a process ignore SIGHUP, and means it.
+    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP]
+    before = {number: signal.signal(number, remember) for number in heard}
     try:
-        while any(process.poll() is None for process in processes):
-            while pending_signals:
-                number = pending_signals.pop(0)
-                for process in processes:
-                    if process.poll() is None:
-                        process.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
-            for process in processes:
-                if failure is None and process.poll() not in (None, 0):
-                    failure = process.returncode
-                    deadline = time.monotonic() + GRACE_SECONDS
-            crashed = any((process.returncode or 0) < 0 for process in processes)
-            if deadline is not None and (crashed or time.monotonic() > deadline):
-                for process in processes:
-                    if process.poll() is None:
-                        process.kill()
-            time.sleep(0.05)
+        yield pending
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    codes = [process.returncode for process in processes]
+
+
+def wait_all(processes: list[subprocess.Popen[bytes]], pending: list[int], failure_file: Path, log_dir: Path) -> int:
+    """Wait for every rank, passing signals on; the first failure decides the exit code and ends the others."""
+    failure: int | None = None
+    deadline: float | None = None
+    while any(process.poll() is None for process in processes):
+        while pending:
+            number = pending.pop(0)
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(number if number == signal.SIGUSR1 else signal.SIGTERM)
+        if failure is None:
+            failure = first_failure(processes, failure_file, log_dir)
+            if failure is not None:
+                deadline = time.monotonic() + GRACE_SECONDS
+        crashed = any((process.returncode or 0) < 0 for process in processes)
+        if deadline is not None and (crashed or time.monotonic() > deadline):
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+        time.sleep(0.05)
     if failure is None:
-        failure = next((code for code in codes if code), 0)
+        failure = first_failure(processes, failure_file, log_dir) or 0
     return 128 - failure if failure < 0 else failure
+
+
+def first_failure(processes: list[subprocess.Popen[bytes]], failure_file: Path, log_dir: Path) -> int | None:
+    """The exit code of a rank that has failed, None when none has; says why, unless rank 0 has said it itself."""
+    codes = {rank: process.returncode for rank, process in enumerate(processes) if process.poll()}
+    if not codes:
+        return None
+    failed, code = min(codes.items(), key=lambda item: (item[1] > 0, item[0]))  # what was killed did not end by itself
+    try:
+        first, told, line = failure_file.read_text(encoding="utf-8").split(" ", 2)
+        failed, code = int(first), int(told)
+    except (OSError, ValueError):
+        # Nothing was told. What rank 0 ends with of itself, a traceback, stands on the terminal.
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        log = f", see {log_of(log_dir, failed)}" if failed else ""
+        line = f"rank {failed} {how}{log}" if failed or code < 0 else ""
+    if line and (failed or code < 0):
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(line, file=sys.stderr)
+    return code
+
+
+def follow_parent() -> None:
+    """In a rank that ``run_ranks`` started: hear signals from now on, and SIGTERM when that process dies.
+
+    However it dies: with SIGKILL it cannot pass anything on. Call it once handlers are in place.
+    """
+    parent = os.environ.pop(PARENT, None)
+    if parent is None:
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != int(parent):  # it has died already
+        os.kill(os.getpid(), signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def may_speak(line: str, code: int) -> bool:
+    """Whether this rank is to print ``line``: why it ends with exit code ``code``. One of a job's ranks speaks.
+
+    Of ranks that ``run_ranks`` started the first one does; what it says into its log is repeated on the terminal by the
+    process that started it, and the others may write into their logs too. Under another launcher ranks share a
+    terminal: see ``first_told``.
+    """
+    try:
+        ranks = discover() or ALONE
+    except UserError:
+        return True
+    if ranks.rendezvous_file is None:
+        return ranks.world_size == 1 or first_told(ranks.rank, code)[0] == ranks.rank
+    with contextlib.suppress(OSError), Path(ranks.rendezvous_file).with_suffix(FAILURE).open("x") as file:
+        file.write(f"{ranks.rank} {code} {line}")
+        return True
+    return ranks.rank > 0
+
+
+def first_told(rank: int, code: int) -> tuple[int, int]:
+    """The rank that told of a failure first, and its exit code: this rank, with ``code``, when none has.
+
+    Ranks learn it from each other once torch.distributed is there. Before, they read the same arguments and files and
+    fail alike: it is rank 0.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
+        return 0, code
+    try:
+        store = distributed.distributed_c10d._get_default_store()
+        first, told = store.compare_set("spdf/failure", "", f"{rank} {code}").split()
+    except RuntimeError:  # the store went with the rank that kept it
+        return 0, code
+    return int(first), int(told)
+
+
+def lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed for want of another rank, whose own words matter more than this rank's."""
+    text = str(error)
+    return "gloo" in text and any(way in text for way in ("closed by peer", "reset by peer", "Broken pipe"))
