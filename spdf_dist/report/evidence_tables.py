@@ -27,6 +27,10 @@ from spdf_dist.report.style import variant_colours
 from spdf_dist.report.tables import NOT_RUN, Table, duration, signed
 
 SECTION = "Evidence"
+TIME_NOTE = (
+    "The time is derived, not read from a clock: tokens over the median tokens/s of the run's steps, on the machine "
+    "that ran it; pauses, validation and saving are not in it."
+)
 BEGIN, END = "<!-- evidence: begin (written by spdf report --markdown) -->", "<!-- evidence: end -->"
 
 
@@ -98,11 +102,11 @@ def cost_table(evidence: Evidence) -> Table:
             "peak lr",
             "FLOPs",
             "validation loss",
-            "time in steps",
+            "time, estimated",
             "seeds",
         ],
         rows,
-        "Mean ± sample deviation (pre-training seeds). Nats a token; FLOPs as the paper counts them.",
+        "Mean ± sample deviation (pre-training seeds). Nats a token; FLOPs as the paper counts them. " + TIME_NOTE,
         labels=2,
     )
 
@@ -148,8 +152,23 @@ def claim_table(evidence: Evidence, claim: Claim) -> Table:
         f"Hypothesis {claim.number}: {claim.title}. Verdict: {verdict(findings(evidence, claim))}",
         ["size", "sparsity", claim.measure, "verdict"],
         rows,
-        claim.rule + " Undecided with fewer than two seeds.",
+        claim.rule + " Undecided with fewer than two seeds." + (scale_text(evidence) if claim.number == 2 else ""),
         labels=2,
+    )
+
+
+def scale_text(evidence: Evidence) -> str:
+    """What the losses of the two tasks are for dense: their differences are compared as they are, in nats."""
+    parts = []
+    for size in evidence.sizes:
+        easy, hard = (mean_of(evidence, size, "dense", name) for name in ("e2e_val_loss", "webnlg_val_loss"))
+        if easy is not None and hard is not None:
+            parts.append(f"{easy:.2f} on E2E and {hard:.2f} on WebNLG ({size})")
+    if not parts:
+        return ""
+    return (
+        f" The scale: dense itself has a loss of {', '.join(parts)}. Differences are in absolute nats and not divided "
+        "by these; as a share of the task's own loss the comparison may come out otherwise."
     )
 
 
@@ -176,20 +195,20 @@ def evidence_plots(evidence: Evidence) -> list[Plot]:
                 )
             )
     for size in evidence.sizes:
-        for column_name, title in (("flops", "FLOPs"), ("seconds", "wall-clock")):
+        for column_name, title in (("flops", "FLOPs"), ("seconds", "estimated time")):
             lines = loss_lines(evidence, size, column_name)
             if not lines:
                 continue
             longest = max(line.x[-1] for line in lines)
             scale, unit = time_unit(longest) if column_name == "seconds" else (1.0, "")
-            label = f"time in training steps, {unit}" if unit else "model FLOPs spent"
+            label = f"tokens over median speed, {unit}" if unit else "model FLOPs spent"
             shown = [Series(line.label, line.colour, [x / scale for x in line.x], line.y) for line in lines]
             plots.append(
                 Plot(
                     f"evidence_loss_over_{column_name}_{size}",
                     SECTION,
                     f"{size}: pre-training validation loss over {title}; one line a seed."
-                    + (" On the machines that ran it, whatever else they did." if unit else ""),
+                    + (f" {TIME_NOTE}" if unit else ""),
                     lambda shown=shown, label=label, title=title, size=size, unit=unit: line_figure(  # type: ignore[misc]
                         f"{size}: validation loss over {title}",
                         label,
@@ -207,7 +226,7 @@ def claim_panels(evidence: Evidence, claim: Claim) -> list[tuple[str, list[Dot]]
     """The rows of a hypothesis that have a value, a panel for each size."""
     panels: dict[str, list[Dot]] = {}
     found: list[Finding] = findings(evidence, claim)
-    colours = variant_colours(list(dict.fromkeys(row.variant for row in found)))
+    colours = variant_colours(list(dict.fromkeys(row.variant for row in evidence.rows)))
     for row in found:
         if row.value is None:
             continue
@@ -225,7 +244,7 @@ def loss_lines(evidence: Evidence, size: str, column_name: str) -> list[Series]:
     for point in evidence.curves:
         if point.size == size:
             groups.setdefault((point.variant, point.seed), []).append((getattr(point, column_name), point.val_loss))
-    colours = variant_colours(sorted({variant for variant, _ in groups}))
+    colours = variant_colours(list(dict.fromkeys(row.variant for row in evidence.rows)))
     longest: dict[str, int] = {}  # validations of a whole run
     for (variant, _), points in groups.items():
         longest[variant] = max(longest.get(variant, 0), len(points))
@@ -258,7 +277,10 @@ def missing_text(evidence: Evidence) -> list[str]:
 def state_text(evidence: Evidence) -> str:
     """How far the study is, in a sentence."""
     done, planned = finished(evidence)
-    return f"{done} of {planned} planned cells have run."
+    return (
+        f"{done} of {planned} cells have run, of those that the plans so far name: a study that is run seed by seed "
+        "names its later seeds later."
+    )
 
 
 def verdict_lines(evidence: Evidence) -> list[str]:

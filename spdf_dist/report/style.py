@@ -20,21 +20,30 @@ GRID = "#dfe4ea"
 PAPER = "#ffffff"
 THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--page)"}
 
-FIXED = {"dense": "#2f7fc4", "untrained": "#8d969f", "paper": "#8d969f"}
-CYCLE = ("#e0672b", "#1b9c78", "#b565b8", "#c59a16", "#d04a6b", "#4fa7b8", "#7f7bd1", "#8a9a2e")
+FIXED = {
+    "dense": "#2f7fc4",
+    "untrained": "#8d969f",
+    "paper": "#8d969f",
+    "small": "#7f7bd1",
+    "stopped": "#4fa7b8",
+}
 LEVEL_COLOURS = {"50": "#1b9c78", "75": "#e0672b", "90": "#d04a6b"}
+CYCLE = ("#b565b8", "#c59a16", "#8a9a2e", "#4fa7b8", "#7f7bd1", *LEVEL_COLOURS.values())
+"""For all others, those of the levels last."""
+PLAIN_LEVEL = re.compile(r"s?(\d{2})%?( sparse)?")
+"""A variant that is a level and nothing else: s75, 75%, 75% sparse; not b75 or 75% block:16."""
 
 
 def variant_colours(variants: Sequence[str]) -> dict[str, str]:
-    """A colour for each variant: dense is always blue, untrained grey, 50% green and 75% orange."""
+    """A colour for each variant: dense is always blue, untrained grey, 50% green and 75% orange.
+
+    The plain level has its colour wherever it stands in the order, and in a figure without it nothing else does.
+    """
     colours: dict[str, str] = {}
     for name in variants:
         what = name.rpartition("-")[2]  # 1m-dense has dense's colour
-        if what in FIXED and FIXED[what] not in colours.values():
-            colours[name] = FIXED[what]
-            continue
-        level = re.search(r"(?<!\d)(\d{2})(?!\d)", name)
-        wanted = LEVEL_COLOURS.get(level[1]) if level else None
+        level = PLAIN_LEVEL.fullmatch(what)
+        wanted = FIXED.get(what) or (LEVEL_COLOURS.get(level[1]) if level else None)
         if wanted and wanted not in colours.values():
             colours[name] = wanted
     for name in variants:

@@ -11,10 +11,20 @@ from made_up_runs import write_job, write_json, write_study
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
 from spdf_dist.report.evidence import CURVES, CurvePoint, Evidence, Row, read_evidence, to_csv
-from spdf_dist.report.evidence_tables import BEGIN, END, evidence_plots, markdown, missing_text, page_with
+from spdf_dist.report.evidence_tables import (
+    BEGIN,
+    END,
+    evidence_plots,
+    evidence_tables,
+    loss_lines,
+    markdown,
+    missing_text,
+    page_with,
+)
 from spdf_dist.report.hypotheses import CLAIMS, findings, verdict
 from spdf_dist.report.paired import NOT_SUPPORTED, SUPPORTED, UNDECIDED, by_seed, judge, minus, overall, paired
 from spdf_dist.report.study import EVIDENCE_ROWS, read_study
+from spdf_dist.report.style import variant_colours
 from spdf_dist.report.tables import score_tables
 
 DENSE = [0.500, 0.520, 0.540]
@@ -148,12 +158,41 @@ def test_page_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(command) == 0
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith(f"{END}\nafter\n") and "Not run yet" not in text
-    assert "6 of 6 planned cells have run" in text and "(evidence/evidence_hypothesis_1.png)" in text
+    assert (
+        "6 of 6 cells have run, of those that the plans so far name" in text
+        and "(evidence/evidence_hypothesis_1.png)" in text
+    )
     assert f"### Hypothesis 1: {verdict(findings(read_evidence(read_study([root]), []), CLAIMS[0]))}" in text
     assert {"evidence_loss_over_flops_1m.png", "evidence_loss_over_seconds_1m.png"} <= {p.name for p in out.iterdir()}
     with (out / EVIDENCE_ROWS).open(encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == 6
     assert "Hypothesis 1" in (out / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_time_is_called_an_estimate(tmp_path: Path) -> None:
+    evidence = study_of(tmp_path / "s", {"1m-dense": DENSE[:1]}, 1)
+    (plot,) = [plot for plot in evidence_plots(evidence) if "seconds" in plot.name]
+    assert "derived, not read from a clock" in plot.caption and "wall-clock" not in plot.caption
+    (table,) = [table for table in evidence_tables(evidence) if table.name == "evidence_pretraining"]
+    assert "derived, not read from a clock" in table.note
+
+
+def test_the_second_hypothesis_names_the_scale_of_both_losses(tmp_path: Path) -> None:
+    evidence = study_of(tmp_path / "s", {"1m-dense": DENSE, "1m-s75": CLOSE})
+    notes = {table.name: table.note for table in evidence_tables(evidence)}
+    dense = evidence.values("1m", "dense", "webnlg_val_loss")
+    hard = f"{sum(value or 0 for _, value in dense) / len(dense):.2f} on WebNLG (1m)"
+    assert hard in notes["evidence_hypothesis_2"] and "absolute nats" in notes["evidence_hypothesis_2"]
+    assert "absolute nats" not in notes["evidence_hypothesis_1"]
+
+
+def test_a_level_has_one_colour_in_all_figures(tmp_path: Path) -> None:
+    evidence = study_of(tmp_path / "s", {"1m-dense": DENSE, "1m-b75": CLOSE, "1m-s75": CLOSE, "1m-stopped": FAR})
+    over_flops = {line.label: line.colour for line in loss_lines(evidence, "1m", "flops")}
+    assert over_flops["s75"] == variant_colours(["75%"])["75%"] != over_flops["b75"]
+    names = ["1m-dense", "1m-stopped", "1m-b75", "1m-s75"]
+    assert variant_colours(names)["1m-s75"] == over_flops["s75"]
+    assert variant_colours(names)["1m-b75"] == over_flops["b75"] == variant_colours(["dense", "b75"])["b75"]
 
 
 def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
@@ -162,7 +201,7 @@ def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--markdown"):
         page_with(page, "text")
     evidence = study_of(tmp_path / "s", {"1m-dense": DENSE[:1]}, 1)
-    assert "1 of 1 planned cells" in markdown(evidence, "evidence", "spdf report")
+    assert "1 of 1 cells" in markdown(evidence, "evidence", "spdf report")
     assert {plot.name for plot in evidence_plots(evidence)} == {
         "evidence_loss_over_flops_1m",
         "evidence_loss_over_seconds_1m",
