@@ -30,6 +30,7 @@ FIXED = {
 LEVEL_COLOURS = {"50": "#1b9c78", "75": "#e0672b", "90": "#d04a6b"}
 CYCLE = ("#b565b8", "#c59a16", "#8a9a2e", "#4fa7b8", "#7f7bd1", *LEVEL_COLOURS.values())
 """For all others, those of the levels last."""
+SIZE = re.compile(r"^\d[\d.]*[kmb]-", re.IGNORECASE)
 PLAIN_LEVEL = re.compile(r"s?(\d{2})%?( sparse)?")
 """A variant that is a level and nothing else: s75, 75%, 75% sparse; not b75 or 75% block:16."""
 
@@ -38,19 +39,21 @@ def variant_colours(variants: Sequence[str]) -> dict[str, str]:
     """A colour for each variant: dense is always blue, untrained grey, 50% green and 75% orange.
 
     The plain level has its colour wherever it stands in the order, and in a figure without it nothing else does.
+    One variant at several sizes (1m-s75, 4m-s75) has one colour: sizes differ by line style.
     """
+    kinds = dict.fromkeys(SIZE.sub("", name) for name in variants)
     colours: dict[str, str] = {}
-    for name in variants:
-        what = name.rpartition("-")[2]  # 1m-dense has dense's colour
+    for kind in kinds:
+        what = kind.rpartition("-")[2]
         level = PLAIN_LEVEL.fullmatch(what)
         wanted = FIXED.get(what) or (LEVEL_COLOURS.get(level[1]) if level else None)
         if wanted and wanted not in colours.values():
-            colours[name] = wanted
-    for name in variants:
-        if name not in colours:
+            colours[kind] = wanted
+    for kind in kinds:
+        if kind not in colours:
             free = [c for c in CYCLE if c not in colours.values()] or list(CYCLE)
-            colours[name] = free[0]
-    return colours
+            colours[kind] = free[0]
+    return {name: colours[SIZE.sub("", name)] for name in variants}
 
 
 SETTINGS: dict[str, Any] = {

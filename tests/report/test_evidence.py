@@ -192,6 +192,7 @@ def test_a_level_has_one_colour_in_all_figures(tmp_path: Path) -> None:
     assert over_flops["s75"] == variant_colours(["75%"])["75%"] != over_flops["b75"]
     names = ["1m-dense", "1m-stopped", "1m-b75", "1m-s75"]
     assert variant_colours(names)["1m-s75"] == over_flops["s75"]
+    assert variant_colours([*names, "4m-s75"])["4m-s75"] == over_flops["s75"]
     assert variant_colours(names)["1m-b75"] == over_flops["b75"] == variant_colours(["dense", "b75"])["b75"]
 
 
