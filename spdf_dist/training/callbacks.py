@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from spdf_dist.training.run_folder import RunFolder
@@ -65,14 +67,33 @@ class MetricsFile(Callback):
 
 
 class TensorBoard(Callback):
-    """The same numbers as scalars, with memory, and the sparsity of each layer group once."""
+    """The same numbers as scalars, with memory, and the sparsity of each layer group once.
+
+    A disk that does not take its files is a warning, and the end of them: metrics.jsonl has the numbers.
+    """
 
     def __init__(self, folder: RunFolder, start_step: int, sparsity_by_group: dict[str, float]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder.tensorboard), purge_step=start_step + 1 if start_step else None)
-        for group, sparsity in sparsity_by_group.items():
-            self.writer.add_scalar(f"sparsity/{group}", sparsity, start_step)
+        self.path = folder.tensorboard
+        self.writer: Any = None
+        purge_step = start_step + 1 if start_step else None
+        self.attempt(lambda: setattr(self, "writer", SummaryWriter(str(self.path), purge_step=purge_step)))
+        self.add({f"sparsity/{group}": sparsity for group, sparsity in sparsity_by_group.items()}, start_step)
+
+    def attempt(self, action: Callable[[], Any]) -> None:
+        """Do something with the files, and give them up when it fails."""
+        try:
+            action()
+        except OSError as error:
+            self.writer = None
+            print(f"WARNING: {self.path} is not written any more: {error.strerror or error}", file=sys.stderr)
+
+    def add(self, scalars: Mapping[str, float | None], step: int) -> None:
+        """The scalars that are not None."""
+        for name, value in scalars.items():
+            if value is not None and self.writer is not None:
+                self.attempt(partial(self.writer.add_scalar, name, value, step))
 
     def on_step(self, metrics: StepMetrics) -> None:
         scalars = {
@@ -86,16 +107,16 @@ class TensorBoard(Callback):
             "flops/total": metrics.total_flops,
             "memory/bytes": used_memory(),
         }
-        for name, value in scalars.items():
-            if value is not None:
-                self.writer.add_scalar(name, value, metrics.step)
+        self.add(scalars, metrics.step)
 
     def on_validation(self, step: int, loss: float) -> None:
-        self.writer.add_scalar("validation/loss", loss, step)
-        self.writer.flush()
+        self.add({"validation/loss": loss}, step)
+        if self.writer is not None:
+            self.attempt(self.writer.flush)
 
     def on_end(self) -> None:
-        self.writer.close()
+        if self.writer is not None:
+            self.attempt(self.writer.close)
 
 
 def used_memory() -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.schema import CheckpointConfig, PretrainConfig, TrainingConfig, ValidationConfig
+from spdf_dist.data.tokenizer import load_tokenizer
 from spdf_dist.training.run_folder import RunFolder
 
 OLD = PretrainConfig()
@@ -121,3 +124,14 @@ def test_what_may_differ_when_a_run_goes_on(tmp_path: Path) -> None:
     RunFolder(run).open(dataclasses.replace(OLD, checkpoint=CheckpointConfig(interval=7, keep=9)))
     with pytest.raises(UserError, match=r"validation.batches: 8 -> 9"):
         RunFolder(run).open(dataclasses.replace(OLD, validation=ValidationConfig(batches=9)))
+
+
+def test_the_tokenizer_outlives_what_it_was_copied_from(tiny_data: Any, tmp_path: Path) -> None:
+    source = tmp_path / "pruned" / "sp.model"
+    source.parent.mkdir()
+    shutil.copyfile(tiny_data.tokenizer, source)
+    tokenizer = load_tokenizer(source)
+    folder = RunFolder(begun(tmp_path / "run"))
+    folder.keep_tokenizer(tokenizer)
+    shutil.rmtree(source.parent)
+    assert load_tokenizer(folder.tokenizer).digest == tokenizer.digest
