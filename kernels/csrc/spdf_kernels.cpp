@@ -48,7 +48,7 @@ int threads_for(int64_t tokens, int64_t nnz, int threads) {
 
 struct spdf_pattern {
     spdf::Pattern rows;
-    std::mutex mutex;  // guards preparation
+    mutable std::mutex mutex;  // guards preparation
     std::unique_ptr<spdf::Transpose> transpose;
     std::unique_ptr<spdf::jit::Generated> code[4];  // forward, transposed; then both for bf16 pairs
     bool code_refused[4] = {};
@@ -272,6 +272,7 @@ int spdf_prepare(spdf_pattern* pattern, int backend, int transposed, int bf16, i
 
 int64_t spdf_index_bytes(const spdf_pattern* pattern) {
     const spdf::Pattern& rows = pattern->rows;
+    const std::lock_guard<std::mutex> lock(pattern->mutex);
     size_t bytes = rows.row_start.size() * 8 + rows.col16.size() * 2 + rows.col32.size() * 4;
     if (pattern->transpose) {
         const spdf::Transpose& t = *pattern->transpose;
@@ -285,6 +286,7 @@ int64_t spdf_index_bytes(const spdf_pattern* pattern) {
 }
 
 int64_t spdf_code_bytes(const spdf_pattern* pattern) {
+    const std::lock_guard<std::mutex> lock(pattern->mutex);
     int64_t bytes = 0;
     for (const auto& direction : pattern->code) {
         if (direction) bytes += static_cast<int64_t>(direction->code.bytes());

@@ -1,5 +1,8 @@
 """Choice of the back end, its description, the budget of generated code, threads, the dense product."""
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +83,28 @@ def test_bits_do_not_depend_on_threads(backend: str, tokens: int, monkeypatch: p
         results.append((y, *torch.autograd.grad(y.square().sum(), (x, values))))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_jit
+def test_code_in_a_file_in_memory_keeps_no_descriptor() -> None:
+    """A host that never lets written memory run: a process of it, which would run out of descriptors."""
+    program = """
+import ctypes, os, torch
+from spdf_kernels import SparsityPattern, describe, sparse_linear
+if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0):  # PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN: Linux 6.3
+    raise SystemExit("no PR_SET_MDWE")
+before = len(os.listdir("/proc/self/fd"))
+pattern = SparsityPattern.from_mask(torch.ones(40, 50, dtype=torch.bool))
+assert describe(pattern).forward == "jit"
+y = sparse_linear(torch.ones(3, 50), torch.ones(2000), pattern)
+assert torch.equal(y, torch.full((3, 40), 50.0))
+print(len(os.listdir("/proc/self/fd")) - before)
+"""
+    environment = os.environ | {"SPDF_KERNELS_BACKEND": "jit"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    if "no PR_SET_MDWE" in run.stderr:
+        pytest.skip("this kernel has no PR_SET_MDWE")
+    assert (run.stdout, run.returncode) == ("0\n", 0), run.stderr
 
 
 @pytest.mark.skipif(not NATIVE, reason="no native back end")

@@ -7,15 +7,26 @@
 
 namespace spdf::jit {
 
+namespace {
+
+bool write_all(int file, const uint8_t* from, size_t bytes) {
+    for (size_t done = 0; done < bytes;) {
+        const ssize_t written = ::write(file, from + done, bytes - done);
+        if (written <= 0) return false;
+        done += static_cast<size_t>(written);
+    }
+    return true;
+}
+
+}  // namespace
+
 CodeMemory::~CodeMemory() { release(); }
 
 void CodeMemory::release() {
     if (write_) munmap(write_, bytes_);
     if (run_ && run_ != write_) munmap(run_, bytes_);
-    if (file_ >= 0) close(file_);
     write_ = run_ = nullptr;
     bytes_ = 0;
-    file_ = -1;
 }
 
 uint8_t* CodeMemory::reserve(size_t size) {
@@ -37,15 +48,13 @@ bool CodeMemory::seal() {
         run_ = write_;
         return true;
     }
-    // Some hosts never let written anonymous memory run: copy it to a file in memory, mapped for running alone.
-    file_ = memfd_create("spdf_kernels_code", MFD_CLOEXEC);
-    if (file_ < 0) return false;
-    for (size_t done = 0; done < bytes_;) {
-        const ssize_t written = ::write(file_, write_ + done, bytes_ - done);
-        if (written <= 0) return false;
-        done += static_cast<size_t>(written);
-    }
-    void* memory = mmap(nullptr, bytes_, PROT_READ | PROT_EXEC, MAP_SHARED, file_, 0);
+    // Some hosts never let written anonymous memory run: copy it to a file in memory, mapped for running alone. The mapping
+    // keeps the file; an open descriptor a direction would soon reach the limit of a process.
+    const int file = memfd_create("spdf_kernels_code", MFD_CLOEXEC);
+    if (file < 0) return false;
+    const bool written = write_all(file, write_, bytes_);
+    void* memory = written ? mmap(nullptr, bytes_, PROT_READ | PROT_EXEC, MAP_SHARED, file, 0) : MAP_FAILED;
+    close(file);
     if (memory == MAP_FAILED) return false;
     run_ = static_cast<uint8_t*>(memory);
     munmap(write_, bytes_);

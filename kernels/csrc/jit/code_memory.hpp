@@ -27,7 +27,6 @@ private:
     uint8_t* write_ = nullptr;
     uint8_t* run_ = nullptr;
     size_t bytes_ = 0;
-    int file_ = -1;
 };
 
 // Whether this host lets a process run code that it wrote; tried once.

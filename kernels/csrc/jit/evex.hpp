@@ -1,8 +1,8 @@
 // Encoder for the few x86-64 and AVX-512 instructions that generated products consist of.
 //
 // EVEX layout: 62 P0 P1 P2 opcode ModRM [disp8], where disp8 counts in units of the memory operand: 64 bytes for a whole
-// vector, 4 for one broadcast float. Intel SDM volume 2, section 2.7. Everything here uses base + disp8 addressing, so an
-// instruction with memory is seven bytes long.
+// vector, 4 for one broadcast float. Intel SDM volume 2, section 2.7. Every vector instruction with memory here uses
+// base + disp8 addressing, so it is seven bytes long.
 #pragma once
 
 #include <cstddef>

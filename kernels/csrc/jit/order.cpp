@@ -1,4 +1,5 @@
-// Values from row-major order to the order in which generated code uses them.
+// Values from row-major order to the order in which generated code uses them. Memory is taken before a parallel region:
+// an exception that leaves one ends the process.
 #if defined(__x86_64__)
 
 #include <algorithm>
@@ -12,15 +13,15 @@ namespace spdf::jit {
 namespace {
 
 // Forward: a block takes its values input by input, so this is the transposition of each row block. `next` holds, for
-// each input, the place of its next value.
+// each input, the place of its next value, anew for each part.
 template <class T, class Column>
 void order_forward(const Pattern& pattern, const Column* columns, const Generated& g, const T* values, float* ordered,
                    int threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<uint32_t> next(static_cast<size_t>(g.inputs));
-#pragma omp for schedule(static)
-        for (int64_t b = 0; b < g.row_blocks; ++b) {
+    std::vector<uint32_t> memory(static_cast<size_t>(g.inputs * threads));
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; ++part) {
+        uint32_t* next = memory.data() + part * g.inputs;
+        for (int64_t b = g.row_blocks * part / threads; b < g.row_blocks * (part + 1) / threads; ++b) {
             const int64_t first = pattern.row_start[b * g.block_rows];
             const int64_t last = pattern.row_start[std::min((b + 1) * g.block_rows, g.rows)];
             const uint16_t* starts = g.starts.data() + b * g.inputs;
@@ -30,8 +31,7 @@ void order_forward(const Pattern& pattern, const Column* columns, const Generate
                 for (int64_t c = k * g.block_inputs; c < end; ++c) next[c] = starts[c] + block;
             }
             float* to = ordered + g.value_start[b];
-            uint32_t* place = next.data();
-            for (int64_t i = first; i < last; ++i) to[place[columns[i]]++] = to_float(values[i]);
+            for (int64_t i = first; i < last; ++i) to[next[columns[i]]++] = to_float(values[i]);
         }
     }
 }
@@ -40,18 +40,18 @@ void order_forward(const Pattern& pattern, const Column* columns, const Generate
 // side: nothing but short copies.
 template <class T>
 void order_transposed(const Pattern& pattern, const Generated& g, const T* values, float* ordered, int threads) {
+    std::vector<float*> to(static_cast<size_t>(g.row_blocks));
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
         const int64_t begin = g.row_blocks * part / threads, end = g.row_blocks * (part + 1) / threads;
         for (int64_t k = 0; k < g.input_blocks; ++k) {
-            std::vector<float*> to(static_cast<size_t>(end - begin));
-            for (int64_t b = begin; b < end; ++b) to[b - begin] = ordered + g.value_start[k * g.row_blocks + b];
+            for (int64_t b = begin; b < end; ++b) to[b] = ordered + g.value_start[k * g.row_blocks + b];
             const int64_t last = std::min((k + 1) * g.block_inputs, g.inputs);
             for (int64_t r = k * g.block_inputs; r < last; ++r) {
                 const uint8_t* counts = g.counts.data() + r * g.row_blocks;
                 const T* from = values + pattern.row_start[r];
                 for (int64_t b = 0; b < begin; ++b) from += counts[b];
-                copy_segments(from, counts + begin, end - begin, to.data());
+                copy_segments(from, counts + begin, end - begin, to.data() + begin);
             }
         }
     }
@@ -61,11 +61,11 @@ void order_transposed(const Pattern& pattern, const Generated& g, const T* value
 template <class Column>
 void order_forward_pairs(const Pattern& pattern, const Column* columns, const Generated& g, const Bf16* values,
                          Bf16* ordered, int threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<uint32_t> next(static_cast<size_t>(g.inputs));
-#pragma omp for schedule(static)
-        for (int64_t b = 0; b < g.row_blocks; ++b) {
+    std::vector<uint32_t> memory(static_cast<size_t>(g.inputs * threads));
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; ++part) {
+        uint32_t* next = memory.data() + part * g.inputs;
+        for (int64_t b = g.row_blocks * part / threads; b < g.row_blocks * (part + 1) / threads; ++b) {
             const uint16_t* starts = g.starts.data() + b * g.inputs;
             Bf16* to = ordered + 2 * g.value_start[b];
             for (int64_t k = 0; k < g.input_blocks; ++k) {
@@ -92,13 +92,13 @@ void order_forward_pairs(const Pattern& pattern, const Column* columns, const Ge
 
 // Transposed, pairs: two rows of the pattern at a time, their values spread to common slots.
 void order_transposed_pairs(const Pattern& pattern, const Generated& g, const Bf16* values, Bf16* ordered, int threads) {
+    const std::vector<uint32_t> none(static_cast<size_t>(g.row_blocks));
+    std::vector<Bf16*> to(static_cast<size_t>(g.row_blocks));
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
         const int64_t begin = g.row_blocks * part / threads, end = g.row_blocks * (part + 1) / threads;
-        const std::vector<uint32_t> none(static_cast<size_t>(g.row_blocks));
         for (int64_t k = 0; k < g.input_blocks; ++k) {
-            std::vector<Bf16*> to(static_cast<size_t>(end - begin));
-            for (int64_t b = begin; b < end; ++b) to[b - begin] = ordered + 2 * g.value_start[k * g.row_blocks + b];
+            for (int64_t b = begin; b < end; ++b) to[b] = ordered + 2 * g.value_start[k * g.row_blocks + b];
             const int64_t last = std::min((k + 1) * g.block_inputs, g.inputs);
             for (int64_t pair = k * g.block_inputs; pair < last; ++pair) {
                 const uint32_t* kept[2];
@@ -109,7 +109,8 @@ void order_transposed_pairs(const Pattern& pattern, const Generated& g, const Bf
                     from[half] = values + pattern.row_start[std::min(r, g.features)];
                     for (int64_t b = 0; b < begin; ++b) from[half] += __builtin_popcount(kept[half][b]);
                 }
-                merge_segments(from[0], from[1], kept[0] + begin, kept[1] + begin, end - begin, to.data());
+                merge_segments(from[0], from[1], kept[0] + begin, kept[1] + begin, end - begin,
+                               to.data() + begin);
             }
         }
     }

@@ -1,6 +1,6 @@
 // Sampled dense-dense product (SDDMM): gradient of the kept entries of a sparse weight W [out, in],
 //   values[e] = sum over tokens t of dy[t, i_e] * x[t, j_e],   e over kept entries (i, j) in row-major order.
-// Plain C interface; no torch. How it works: kernels/README.md.
+// Plain C interface; no torch. How it works: csrc/sddmm/README.md.
 #pragma once
 
 #include "spdf_kernels.h"

@@ -35,17 +35,18 @@ void build(const Pattern& pattern, const std::vector<Column>& columns, Transpose
 template <class T, class Column>
 void reorder(const Pattern& pattern, const Column* columns, const Transpose& transpose, const T* values, float* ordered,
              int threads) {
-    // Each thread owns a range of columns, so writes never meet and the result does not depend on the threads.
+    // Each thread owns a range of columns, so writes never meet and the result does not depend on the threads. Memory is
+    // taken before: an exception that leaves a parallel region ends the process.
+    std::vector<int64_t> next(transpose.start.begin(), transpose.start.end() - 1);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
         const int64_t first = pattern.cols * part / threads;
         const int64_t last = pattern.cols * (part + 1) / threads;
-        std::vector<int64_t> next(transpose.start.begin() + first, transpose.start.begin() + last);
         for (int64_t r = 0; r < pattern.rows; ++r) {
             const Column* end = columns + pattern.row_start[r + 1];
             const Column* at = columns + pattern.row_start[r];
             if (first > 0) at = std::lower_bound(at, end, static_cast<Column>(first));
-            for (; at != end && *at < last; ++at) ordered[next[*at - first]++] = to_float(values[at - columns]);
+            for (; at != end && *at < last; ++at) ordered[next[*at]++] = to_float(values[at - columns]);
         }
     }
 }
