@@ -2,7 +2,7 @@
 
 A file up to 64 MiB counts by its content. A larger one counts by its size, its modification time and its first and
 last MiB. A folder counts by its files; a packed data set (it has an index, which holds the shards' own digests) by that
-index.
+index; a run folder by the manifest of its newest checkpoint, which holds the digests of the checkpoint's files.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+
+from spdf_launcher.attempts import newest_checkpoint
 
 WHOLE_BYTES = 64 << 20
 EDGE_BYTES = 1 << 20
@@ -21,6 +23,9 @@ def fingerprint(path: Path) -> str:
     if path.is_dir():
         if (path / INDEX).is_file():
             return fingerprint(path / INDEX)
+        step = newest_checkpoint(path)
+        if step >= 0:  # the run's logs, and texts that were generated in it, are no part of a model
+            return fingerprint(path / "checkpoints" / f"step_{step}" / "manifest.json")
         whole = hashlib.sha256()
         for below in sorted(path.rglob("*")):
             if below.is_file():

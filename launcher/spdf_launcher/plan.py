@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from spdf_launcher.references import escape, references, substitute
 from spdf_launcher.workflow import Resources, Template, Workflow, nested
 
 SELECT_OPTIONS = ("metric", "mode", "per")
+KEY_EXEMPT = (*IDENTITY_EXEMPT, "validation.batches")
+"""Config keys that a job's key leaves out. What stands here stays here, or finished studies would run again."""
 LOWER_IS_BETTER = ("val_loss", "loss", "perplexity", "ter")
 
 
@@ -92,6 +94,11 @@ def job_from_json(value: dict[str, Any]) -> Job:
     return Job(**fields | {"needs": tuple(value["needs"]), "resources": Resources(**value["resources"])})
 
 
+def outputs(root: Path, job_id: str, kind: str) -> dict[str, str]:
+    """The paths that a job makes, by name."""
+    return {name: str(job_folder(root, job_id).path / path) for name, path in KINDS[kind].outputs.items()}
+
+
 def plan(workflow: Workflow, root: Path, ranks_from_launcher: bool) -> list[Job]:
     """All jobs of a workflow in an order in which they can run.
 
@@ -105,9 +112,17 @@ def plan(workflow: Workflow, root: Path, ranks_from_launcher: bool) -> list[Job]
     return list(expansion.jobs.values())
 
 
-def template_needs(template: Template) -> list[str]:
-    """Names of the templates that a template needs: `needs` and its references."""
-    found = [parts[1] for parts in references([template.set, template.grid]) if parts[0] == "jobs"]
+def template_needs(workflow: Workflow, template: Template, variants: Iterable[str] | None = None) -> list[str]:
+    """Names of the templates that a template needs: `needs`, its references, and those of its ``variants``.
+
+    None: all variants that it may exist in.
+    """
+    values: list[Any] = [template.set, template.grid]
+    if KINDS[template.kind].config is PretrainConfig:
+        if variants is None:
+            variants = workflow.variants if template.variants is None else template.variants
+        values += [workflow.variants[variant] for variant in variants]
+    found = [parts[1] for parts in references(values) if parts[0] == "jobs"]
     return list(dict.fromkeys([*template.needs, *found]))
 
 
@@ -117,7 +132,7 @@ def sort_templates(workflow: Workflow) -> list[Template]:
         where = f"{workflow.path}: jobs.{template.name}"
         if template.kind not in KINDS:
             raise UserError(f"{where}: unknown kind '{template.kind}'{nearest(template.kind, KINDS)}")
-        for need in template_needs(template):
+        for need in template_needs(workflow, template):
             if need not in workflow.jobs:
                 raise UserError(f"{where}: needs unknown job '{need}'{nearest(need, workflow.jobs)}")
     done: dict[str, Template] = {}
@@ -131,7 +146,7 @@ def sort_templates(workflow: Workflow) -> list[Template]:
                 f"{workflow.path}: jobs go round in a circle: {' -> '.join([*path[path.index(name) :], name])}"
             )
         path.append(name)
-        for need in template_needs(workflow.jobs[name]):
+        for need in template_needs(workflow, workflow.jobs[name]):
             visit(need)
         path.pop()
         done[name] = workflow.jobs[name]
@@ -157,7 +172,7 @@ class Expansion:
     def add(self, template: Template) -> None:
         """Expand one template."""
         kind = KINDS[template.kind]
-        needs = template_needs(template)
+        needs = template_needs(self.workflow, template)
         where = f"{self.workflow.path}: jobs.{template.name}"
         variants = self.variants_of(template, needs)
         axes: dict[str, list[Choice]] = {}
@@ -178,8 +193,9 @@ class Expansion:
         for variant in variants if variants is not None else [None]:
             for cell in itertools.product(*axes.values()):
                 label = variant_label(template.name, variant, cell)
+                own = template_needs(self.workflow, template, [variant] if variant is not None else [])
                 try:
-                    job = self.instance(template, kind, needs, variant, cell)
+                    job = self.instance(template, kind, own, variant, cell)
                 except UserError as error:
                     raise UserError(f"{where}{label}: {error}") from None
                 if job.id in self.jobs:
@@ -214,7 +230,7 @@ class Expansion:
         per = template.set.get("per") or []
         per = per if isinstance(per, list) else [per]
         for key in per:
-            if key not in below:
+            if not isinstance(key, str) or key not in below:
                 raise UserError(f"{where}.set.per: '{key}' is no grid key of what it needs{nearest(str(key), below)}")
         return {key: below[key] for key in per}
 
@@ -259,6 +275,8 @@ class Expansion:
         if template.resources.ranks > 1 and not kind.ranked:
             raise UserError(f"resources: a {template.kind} job is one process, not {template.resources.ranks}")
         files = self.fingerprint_files(kind, template, settings, samples)
+        if template.kind == "select" and not any(parents.values()):
+            raise UserError("needs: is empty: name the jobs to choose among")
         ids = tuple(job.id for group in parents.values() for job in group)
         unfilled = Job(
             id=job_id,
@@ -270,7 +288,7 @@ class Expansion:
             needs=ids,
             arguments=arguments,
             config=config,
-            outputs={name: str(folder / path) for name, path in kind.outputs.items()},
+            outputs=outputs(self.root, job_id, template.kind),
             files=files,
             steps=steps,
             select=select,
@@ -304,7 +322,11 @@ class Expansion:
         merge(tree, nested(settings))
         tree["run_dir"] = str(folder / kinds.RUN)
         resources = template.resources
-        parallel = tree.setdefault("parallel", {})
+        if tree.get("parallel") is None:
+            tree["parallel"] = {}
+        parallel = tree["parallel"]
+        if not isinstance(parallel, dict):
+            raise UserError(f"parallel: expected keys and values, got {parallel!r}")
         if resources.tensor is not None:
             if parallel.get("tensor", resources.tensor) != resources.tensor:
                 raise UserError(
@@ -312,7 +334,7 @@ class Expansion:
                 )
             parallel["tensor"] = resources.tensor
         if self.ranks_from_launcher and resources.ranks > 1:
-            tensor = int(parallel.get("tensor", 1))
+            tensor = ranks_of_tensor(parallel.get("tensor", 1))
             if resources.ranks % tensor:
                 raise UserError(f"resources: {resources.ranks} ranks are not divisible by parallel.tensor {tensor}")
             parallel["data"] = resources.ranks // tensor
@@ -376,7 +398,7 @@ class Expansion:
             config = {
                 key: value
                 for key, value in config.items()
-                if not any(key == exempt or key.startswith(f"{exempt}.") for exempt in IDENTITY_EXEMPT)
+                if not any(key == exempt or key.startswith(f"{exempt}.") for exempt in KEY_EXEMPT)
             }
         parents = {need: self.jobs[need].key for need in job.needs}
         content = [job.kind, job.arguments, config, job.select, parents, job.files]
@@ -439,6 +461,13 @@ def ancestry(job: Job, jobs: dict[str, Job]) -> Iterator[Job]:
     yield job
     for need in job.needs:
         yield from ancestry(jobs[need], jobs)
+
+
+def ranks_of_tensor(value: Any) -> int:
+    """A value of parallel.tensor, which may be text from the environment."""
+    if not re.fullmatch(r"0*[1-9][0-9]*", str(value)):
+        raise UserError(f"parallel.tensor: must be a whole number, 1 or more, got {value!r}")
+    return int(value)
 
 
 def variant_label(name: str, variant: str | None, cell: tuple[Choice, ...]) -> str:

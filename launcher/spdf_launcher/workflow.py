@@ -216,6 +216,8 @@ def parse_template(name: str, entry: Any, where: str) -> Template:
 def parse_grid(axes: dict[str, Any], where: str) -> dict[str, list[Any]]:
     """Each key with its list of values, in the order of the keys' names so that cells keep theirs."""
     for key, values in axes.items():
+        for part in key.split("."):
+            check_name(part, f"{where}.{key}")
         if not isinstance(values, list) or not values:
             raise UserError(f"{where}.{key}: expected a list of values, got {values!r}")
     return {key: axes[key] for key in sorted(axes)}
@@ -224,7 +226,7 @@ def parse_grid(axes: dict[str, Any], where: str) -> dict[str, list[Any]]:
 def parse_cluster(tree: dict[str, Any], where: str) -> Cluster:
     """The cluster that `cluster:` names, else the only one, else one without settings."""
     clusters = mapping(tree.get("clusters"), f"{where}: clusters")
-    chosen = tree.get("cluster")
+    chosen = None if tree.get("cluster") is None else str(tree["cluster"])
     if chosen is None and len(clusters) == 1:
         (chosen,) = clusters
     if chosen is None and clusters:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from spdf_launcher.folder import job_folder
 from spdf_launcher.local import results_first
 from spdf_launcher.plan import Job, plan, value_name
 from spdf_launcher.references import escape, references, substitute
@@ -116,7 +117,7 @@ WRONG = {
     "unknown option": ("jobs.report.set.colour=red", "unrecognized arguments: --colour red"),
     "missing file": ("jobs.finetune.set.finetune.train=gone.csv", "gone.csv: No such file or directory"),
     "missing config": ("jobs.pretrain.config=gpt2_smal", "no config 'gpt2_smal'"),
-    "bad value": ("jobs.pretrain.set.training.lr=-1", "training.lr: must not be negative, got -1"),
+    "bad value": ("jobs.pretrain.set.training.lr=-1", "training.lr: must be positive and finite, got -1"),
     "variant": ("variants.s75.sparsity.level=2", "jobs.pretrain (s75): sparsity.level: must be in [0, 1)"),
     "no output": (
         "jobs.finetune.set.finetune.checkpoint=${jobs.pretrain.model}",
@@ -129,11 +130,24 @@ WRONG = {
     "twice": ("jobs.finetune.grid.seed=[1, 1]", "a value stands there twice"),
     "not a list": ("jobs.finetune.grid.seed=1", "expected a list of values, got 1"),
     "ranks": ("jobs.report.resources.ranks_per_node=2", "a report job is one process, not 2"),
-    "time": ("jobs.pretrain.resources.time=1:00:00", "write it in quotes"),
+    "time": ("jobs.pretrain.resources.time=3600", "write it in quotes"),
     "resources": ("jobs.pretrain.resources.node=2", "unknown config key 'node', did you mean 'nodes'?"),
     "cluster": ("cluster=big", "no cluster 'big'"),
     "option": ("clusters.a.sbatch=[--x; rm]", "is no option"),
     "name": ("jobs.pre train.kind=pretrain", "is no name"),
+    "variant's misspelt job": (
+        "variants.s75.data.train=${jobs.pretrian.run_dir}",
+        "needs unknown job 'pretrian', did you mean 'pretrain'?",
+    ),
+    "variant's circle": ("variants.s75.data.train=${jobs.report.dir}", "jobs go round in a circle: pretrain -> report"),
+    "select of nothing": ("jobs.select.needs=[]", "needs: is empty: name the jobs to choose among"),
+    "clusters": ("cluster=[a]", "no cluster '['a']'"),
+    "grid key": ("jobs.finetune.grid={x/y: [{name: a, set: {seed: 1}}]}", "jobs.finetune.grid.x/y: 'x/y' is no name"),
+    "path as a grid key": (
+        "jobs.finetune.grid={../../ESC/x: [{name: a, set: {seed: 1}}], a.../../ESC/x: [{name: b, set: {seed: 2}}]}",
+        "is no name: use letters, digits, - and _",
+    ),
+    "per": ("jobs.select.set.per=[[a]]", "is no grid key of what it needs"),
     "top": ("job.x=1", "unknown key 'job', did you mean 'jobs'?"),
 }
 
@@ -145,6 +159,53 @@ def test_wrong_input_is_one_clear_line(make, case: str) -> None:  # type: ignore
         make(GOOD, override)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tensor", ["0", "abc", "-1", "1.5"])
+def test_tensor_parallelism_of_nothing(make, tensor: str) -> None:  # type: ignore[no-untyped-def]
+    more = (f"jobs.pretrain.set.parallel.tensor={tensor}", "jobs.pretrain.resources.ranks_per_node=2")
+    with pytest.raises(UserError, match=r"parallel\.tensor: must be a whole number, 1 or more"):
+        make(GOOD, *more, ranks_from_launcher=True)
+
+
+@pytest.mark.parametrize("job_id", ["../x", "a/../../x", "/x", ""])
+def test_a_job_lies_inside_of_its_workflow(tmp_path: Path, job_id: str) -> None:
+    with pytest.raises(UserError, match="its folder would lie outside of"):
+        job_folder(tmp_path, job_id)
+
+
+def test_a_variant_that_refers_to_a_job_needs_it(make) -> None:  # type: ignore[no-untyped-def]
+    flow = """
+variants:
+  plain: {training.lr: 1e-3}
+  own: {data.train: "${jobs.packed.dir}"}
+jobs:
+  pretrain: {kind: pretrain, set: {training.train_tokens: 4096}}
+  packed: {kind: pack, set: {input: train.csv, tokenizer: train.csv}}
+"""
+    jobs = make(flow)
+    assert jobs["pretrain/own"].needs == ("packed",) and jobs["pretrain/plain"].needs == ()
+    before = make(flow.replace("kind: pretrain,", "kind: pretrain, needs: [packed],"))
+    assert before["pretrain/own"].key == jobs["pretrain/own"].key
+
+
+def test_keys_leave_out_what_they_always_left_out(make) -> None:  # type: ignore[no-untyped-def]
+    job = make(GOOD)["pretrain/s75"]
+    assert make(GOOD, "jobs.pretrain.set.validation.batches=3")["pretrain/s75"].key == job.key
+
+
+def test_a_run_folder_counts_by_its_newest_checkpoint(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    flow = GOOD.replace("${jobs.pretrain.run_dir}", str(tmp_path / "run"))
+    for step in (5, 10):
+        folder = tmp_path / f"run/checkpoints/step_{step}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(f'{{"step": {step}}}')
+    cell = "finetune/seed=1,lr=0.0001"
+    before = make(flow)[cell].key
+    (tmp_path / "run/hypotheses.txt").write_text("generated since")
+    assert make(flow)[cell].key == before
+    (folder / "manifest.json").write_text('{"step": 10, "other": 1}')
+    assert make(flow)[cell].key != before
 
 
 def test_a_grid_job_cannot_stand_for_one(make) -> None:  # type: ignore[no-untyped-def]
