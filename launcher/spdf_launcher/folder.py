@@ -20,7 +20,8 @@ import hashlib
 import json
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -203,6 +204,22 @@ class JobFolder:
         """Whether the job is done with exactly the inputs that ``key`` stands for."""
         manifest = read_json(self.manifest) or {}
         return manifest.get("status") == DONE and manifest.get("key") == key
+
+
+@contextmanager
+def in_one_line(what: str) -> Iterator[None]:
+    """Turns errors of the file system into a UserError about ``what``."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror or error}" + named(error, what)) from None
+
+
+def named(error: OSError, what: str) -> str:
+    """The file that an error is about, where ``what`` does not say it."""
+    return f" ({error.filename})" if error.filename is not None and str(error.filename) not in what else ""
 
 
 def job_folder(root: Path, job_id: str) -> JobFolder:

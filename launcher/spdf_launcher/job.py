@@ -41,7 +41,7 @@ from spdf_launcher.folder import (
     write_text,
 )
 from spdf_launcher.kinds import KINDS, OUT
-from spdf_launcher.plan import Job, job_from_json
+from spdf_launcher.plan import Job, job_from_json, outputs
 from spdf_launcher.process import Signals, birth, outcome_of, run_command, told_code
 from spdf_launcher.rank import EXIT_FILE
 from spdf_launcher.references import substitute
@@ -243,8 +243,10 @@ class Runner:
 
         def look_up(parts: tuple[str, ...]) -> str:
             choice = chosen[parts[1]]
-            group = choice["grid"] if parts[2] == "grid" else choice["outputs"][parts[2]]
-            return str(group[".".join(parts[3:])])
+            wanted = ".".join(parts[3:])
+            if parts[2] == "grid":
+                return str(choice["grid"][wanted])
+            return str(self.root / choice["outputs"][parts[2]][wanted])
 
         if self.job.kind == "select":
             return [sys.executable, "-m", "spdf_launcher.select", str(self.root), self.job.id]
@@ -259,7 +261,10 @@ class Runner:
         for need in self.job.needs:
             spec = read_json(job_folder(self.root, need).spec) or {}
             if spec.get("kind") == "select":
-                found[str(spec["name"])] = read_json(Path(spec["outputs"]["choice"])) or {}
+                choice = read_json(Path(outputs(self.root, need, "select")["choice"])) or {}
+                # Older choices have whole paths, below the folder's place at that time.
+                before = str(spec["outputs"]["choice"]).removesuffix(f"jobs/{need}/out/choice.json")
+                found[str(spec["name"])] = choice | {"outputs": inside(choice.get("outputs", {}), before)}
         return found
 
     def reason(self, code: int, outcome: str) -> str | None:
@@ -324,6 +329,11 @@ class Runner:
             for item in path.iterdir():
                 self.clear(item) if item.is_dir() and not item.is_symlink() else item.unlink()
             path.rmdir()
+
+
+def inside(outputs: dict[str, dict[str, str]], root: str) -> dict[str, dict[str, str]]:
+    """The outputs of chosen jobs with paths relative to ``root``."""
+    return {job: {name: path.removeprefix(root) for name, path in made.items()} for job, made in outputs.items()}
 
 
 def numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from spdf_dist.config.errors import UserError
-from spdf_launcher.folder import append_line, now, read_lines, try_lock, unlock
+from spdf_launcher.folder import append_line, in_one_line, now, read_lines, try_lock, unlock
 
 FILE = "journal.jsonl"
 
@@ -25,7 +25,8 @@ class Journal:
     def __init__(self, root: Path) -> None:
         """Take the lock of ``root``; UserError when another launcher has it."""
         self.path = root / FILE
-        descriptor = try_lock(self.path, patience=0.5)
+        with in_one_line(str(self.path)):
+            descriptor = try_lock(self.path, patience=0.5)
         if descriptor is None:
             raise UserError(
                 f"{root}: another launcher is at work there ({holder(root)}); `spdf status {root}` shows it"

@@ -11,7 +11,7 @@ import yaml
 
 from spdf_dist.config.errors import UserError
 from spdf_launcher.attempts import RESET, record
-from spdf_launcher.folder import is_locked, job_folder, read_json, write_json, write_text
+from spdf_launcher.folder import in_one_line, is_locked, job_folder, read_json, write_json, write_text
 from spdf_launcher.journal import Journal
 from spdf_launcher.plan import Job
 from spdf_launcher.workflow import Workflow
@@ -107,12 +107,12 @@ def set_aside(path: Path, root: Path, job_id: str) -> Path:
 
 def require_folder(root: Path) -> None:
     """UserError when ``root`` cannot be a workflow's folder: a file, not writable, or full of something else."""
-    if root.exists() and not root.is_dir():
-        raise UserError(f"--dir {root}: is a file")
-    try:
+    with in_one_line(f"--dir {root}"):
+        if root.exists() and not root.is_dir():
+            raise UserError(f"--dir {root}: is a file")
         root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--dir {root}: {error.strerror}") from None
+    if (root / "journal.jsonl").is_dir():
+        raise UserError(f"--dir {root}: its journal.jsonl is a folder: name a new folder")
     if not os.access(root, os.W_OK):
         raise UserError(f"--dir {root}: is not writable")
     strangers = [path.name for path in root.iterdir()] if not (root / "journal.jsonl").exists() else []

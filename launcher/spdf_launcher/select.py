@@ -5,21 +5,23 @@ Failed cells are named and left out; the job fails only when no cell finished. T
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from pathlib import Path
 from typing import Any
 
 from spdf_launcher.folder import DONE, job_folder, read_json, write_json
-from spdf_launcher.plan import Job, ancestry, job_from_json
+from spdf_launcher.plan import Job, ancestry, job_from_json, outputs
 
 
 def read_job(root: Path, job_id: str) -> Job:
-    """A job as the launcher wrote it."""
+    """A job as the launcher wrote it, with its outputs where the workflow's folder lies now."""
     spec = read_json(job_folder(root, job_id).spec)
     if spec is None:
         raise FileNotFoundError(f"{job_folder(root, job_id).spec} is missing or not whole")
-    return job_from_json(spec)
+    job = job_from_json(spec)
+    return dataclasses.replace(job, outputs=outputs(root, job_id, job.kind))
 
 
 def metric_of(manifest: dict[str, Any], metric: str) -> float | None:
@@ -57,7 +59,10 @@ def choose(root: Path, job: Job) -> tuple[dict[str, Any] | None, list[str]]:
         "value": value,
         "cell": best.cell,
         "grid": best.values,
-        "outputs": {ancestor.name: ancestor.outputs for ancestor in ancestry(best, jobs)},
+        "outputs": {
+            ancestor.name: {name: str(Path(path).relative_to(root)) for name, path in ancestor.outputs.items()}
+            for ancestor in ancestry(best, jobs)
+        },
         "candidates": {candidate.id: score for score, candidate in candidates},
         "left_out": left_out,
     }

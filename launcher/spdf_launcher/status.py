@@ -42,7 +42,12 @@ def read_plan(root: Path) -> list[Job]:
     content = read_json(root / PLAN)
     if content is None:
         raise UserError(f"{root}: no workflow has got as far as its plan there: run `spdf run` again")
-    return [job_from_json(job) for job in content["jobs"]]
+    try:
+        return [job_from_json(job) for job in content["jobs"]]
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{root / PLAN}: is no plan that this version reads: run `spdf run` again, which keeps what is done"
+        ) from None
 
 
 def runs_on(root: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -13,8 +14,12 @@ from pathlib import Path
 
 import pytest
 from spdf_launcher.cancel import cancel
+from spdf_launcher.commands import cancel as cancel_command
+from spdf_launcher.commands import logs, status
 from spdf_launcher.process import birth
 from spdf_launcher.status import read_plan
+
+from spdf_dist.config.errors import UserError
 
 SMALL = """
 jobs:
@@ -372,3 +377,70 @@ def test_output_that_is_missing_is_a_failure(bench) -> None:  # type: ignore[no-
     bench.faults = {"jobs/pretrain": [0, 0, 0]}
     said = bench.run(code=1)
     assert "the command ended well at checkpoint -1 of 20" in said
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_folder_that_was_moved_goes_on(bench, older: bool) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    bench.run()
+    choice = bench.dir / "jobs/select/out/choice.json"
+    if older:  # choices had whole paths once
+        content = json.loads(choice.read_text())
+        made = {name: {"run_dir": str(bench.dir / paths["run_dir"])} for name, paths in content["outputs"].items()}
+        choice.write_text(json.dumps(content | {"outputs": made}))
+    before, bench.dir = bench.dir, bench.path / "moved"
+    before.rename(bench.dir)
+    choice = bench.dir / "jobs/select/out/choice.json"
+    for job in ("final", "dense"):
+        (bench.dir / "jobs" / job / "manifest.json").unlink()
+    assert "6 of 6 jobs done, 4 of them before" in bench.run()
+    assert bench.manifest("dense")["argv"][3] == str(bench.dir / "jobs/finetune/lr=0.1/run")
+    for job in ("select", "dense"):
+        (bench.dir / "jobs" / job / "manifest.json").unlink()
+    assert "6 of 6 jobs done" in bench.run()
+    assert str(before) not in choice.read_text()
+
+
+@pytest.mark.parametrize("content", ["{}", '{"jobs": [{"id": "a"}]}', '{"jobs": null}'])
+def test_a_plan_of_another_version_is_one_line(bench, content: str) -> None:  # type: ignore[no-untyped-def]
+    bench.dir.mkdir()
+    (bench.dir / "journal.jsonl").touch()
+    (bench.dir / "plan.json").write_text(content)
+    with pytest.raises(UserError, match="is no plan that this version reads"):
+        read_plan(bench.dir)
+
+
+def test_folders_that_cannot_be_are_one_line_each(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    for command in (status, logs, cancel_command):
+        with pytest.raises(UserError, match="File name too long"):
+            command.run(
+                argparse.Namespace(dir=bench.path / ("x" * 300), watch=False, json=True, job=None, follow=False)
+            )
+    for on in ("local", "slurm"):
+        said = bench.spdf("run", str(bench.file), "--dir", "x" * 300, "--on", on, "--dry-run", code=2)
+        assert "File name too long" in said and len(said.strip().splitlines()) == 1
+    (bench.dir / "journal.jsonl").mkdir(parents=True)
+    said = bench.run(code=2)
+    assert "journal.jsonl is a folder" in said and len(said.strip().splitlines()) == 1
+
+
+def test_status_needs_no_right_to_write(bench, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": [2]}
+    bench.run(code=1)
+    for job in ("pretrain", "dense"):
+        (bench.dir / "jobs" / job / "manifest.json").unlink()
+    opened = os.open
+
+    def refuse(path: str, flags: int, *more: int) -> int:
+        if str(path).endswith("lock") and (flags & os.O_RDWR or not may_read):
+            raise PermissionError(13, "Permission denied", path)
+        return opened(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    may_read = True
+    assert status.run(argparse.Namespace(dir=bench.dir, watch=False, json=True)) == 0
+    may_read = False
+    with pytest.raises(UserError, match="Permission denied"):
+        status.run(argparse.Namespace(dir=bench.dir, watch=False, json=True))

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from spdf_launcher.choose import matching
-from spdf_launcher.folder import CANCELLED, DONE, FAILED, job_folder
+from spdf_launcher.folder import CANCELLED, DONE, FAILED, in_one_line, job_folder
 from spdf_launcher.status import read_plan
 
 HELP = "print the output of a workflow's jobs"
@@ -26,6 +26,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     root = args.dir.expanduser().absolute()
+    with in_one_line(str(root)):
+        return logs_in(root, args)
+
+
+def logs_in(root: Path, args: argparse.Namespace) -> int:
+    """The command, in one folder."""
     jobs = matching(read_plan(root), args.job)
     several = len(jobs) > 1
     at: dict[str, int] = {}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from spdf_dist.config.errors import UserError
 from spdf_launcher.display import Display
-from spdf_launcher.folder import DONE, job_folder
+from spdf_launcher.folder import DONE, in_one_line, job_folder
 from spdf_launcher.journal import Journal
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.local import LocalRun
@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     root = args.dir.expanduser().absolute()
     workflow = load_workflow(args.workflow, args.overrides)
     jobs = plan(workflow, root, ranks_from_launcher=args.on != "local")
+    with in_one_line(f"--dir {root}"):
+        root.exists()  # a name that the file system refuses
     if args.on == "slurm":
         return run_on_slurm(workflow, jobs, root, dry_run=args.dry_run, wait=args.wait)
     return run_here(args, workflow, jobs, root)

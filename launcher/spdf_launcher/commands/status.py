@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from spdf_launcher.folder import CANCELLED, DONE, FAILED
+from spdf_launcher.folder import CANCELLED, DONE, FAILED, in_one_line
 from spdf_launcher.slurm.state import LOST
 from spdf_launcher.status import exit_code, gather, read_plan, table
 
@@ -26,6 +26,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     root = args.dir.expanduser().absolute()
+    with in_one_line(str(root)):
+        return status_in(root, args)
+
+
+def status_in(root: Path, args: argparse.Namespace) -> int:
+    """The command, in one folder."""
     shown = ""
     while True:
         states = gather(root)
