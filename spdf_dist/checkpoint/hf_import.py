@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from spdf_dist.checkpoint.huggingface import (
     WEIGHTS,
     WEIGHTS_INDEX,
     hf_tensors,
+    read_json,
 )
 from spdf_dist.checkpoint.manifest import Kind, file_digest, global_shapes
 from spdf_dist.checkpoint.packed_masks import PackedMasks
@@ -97,19 +97,6 @@ class HfFolder:
                 if tuple(part.shape) != shapes[name]:
                     raise UserError(f"{path}: {key} has shape {list(content.shape)}, which does not fit {CONFIG}")
                 yield name, part.contiguous()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise UserError(f"{path} is not valid JSON") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return tree
 
 
 def model_of(config: dict[str, Any], path: Path) -> ModelConfig:

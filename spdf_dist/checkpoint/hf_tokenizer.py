@@ -1,8 +1,8 @@
 """Tokenizers in the form of a Hugging Face model folder, and back.
 
-GPT-2's two files are the same under other names. A SentencePiece model goes along as it is; for programs that load
-``tokenizer.json`` the byte-pair models that `spdf data tokenizer train` makes are also written in that form, when it
-gives the same ids on a set of probes.
+GPT-2's two files are the same under other names, or lie in a ``tokenizer.json``, the one form that transformers 5
+writes. A SentencePiece model goes along as it is; for programs that load ``tokenizer.json`` the byte-pair models that
+`spdf data tokenizer train` makes are also written in that form, when it gives the same ids on a set of probes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spdf_dist.checkpoint.huggingface import MERGES, SENTENCEPIECE, VOCABULARY
-from spdf_dist.data.tokenizer import GPT2_FILES, SENTENCEPIECE_FILE, SP_SPACE, SentencePieceTokenizer, Tokenizer
+from spdf_dist.checkpoint.huggingface import MERGES, SENTENCEPIECE, TOKENIZER, VOCABULARY, read_json
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.tokenizer import (
+    GPT2_FILES,
+    SENTENCEPIECE_FILE,
+    SP_SPACE,
+    Gpt2Tokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+)
 
 if TYPE_CHECKING:
     import tokenizers
@@ -42,11 +50,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int, out: Pa
         converted = convert_sentencepiece(tokenizer)
         if any(converted.encode(text).ids != tokenizer.encode(text) for text in PROBES):
             print(
-                f"{out}: no tokenizer.json: this SentencePiece model has no equal there; use {SENTENCEPIECE}",
+                f"{out}: no {TOKENIZER}: this SentencePiece model has no equal there; use {SENTENCEPIECE}",
                 file=sys.stderr,
             )
             return
-        (out / "tokenizer.json").write_text(converted.to_str(pretty=False), encoding="utf-8")
+        (out / TOKENIZER).write_text(converted.to_str(pretty=False), encoding="utf-8")
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config["clean_up_tokenization_spaces"] = False
     else:
@@ -57,13 +65,66 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int, out: Pa
 
 
 def read_tokenizer(folder: Path, out: Path) -> bool:
-    """Copy a model folder's tokenizer files to ``out`` in our form; False when it has none that we know."""
+    """Copy a model folder's tokenizer to ``out`` in our form; False, and why on stderr, when it has none that fits."""
     for names in (GPT2_FILES, (SENTENCEPIECE_FILE,)):
         if all((folder / RENAMED[name]).is_file() for name in names):
             for name in names:
                 shutil.copyfile(folder / RENAMED[name], out / name)
             return True
+    reason = f"it has neither {VOCABULARY} and {MERGES} nor {SENTENCEPIECE} nor {TOKENIZER}"
+    if (folder / TOKENIZER).is_file():
+        found = differences_from_gpt2(read_json(folder / TOKENIZER)) or take_apart(folder / TOKENIZER, out)
+        if found is None:
+            return True
+        reason = f"its {TOKENIZER} {found}"
+    print(f"{folder}: no tokenizer is taken along: {reason}", file=sys.stderr)
     return False
+
+
+def differences_from_gpt2(tree: dict[str, Any]) -> str | None:
+    """What a ``tokenizer.json`` does that GPT-2's byte-level BPE does not, or None."""
+    model, words = tree.get("model"), tree.get("pre_tokenizer")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        return f"is of type {model.get('type') if isinstance(model, dict) else None}, not BPE"
+    if not isinstance(words, dict) or words.get("type") != "ByteLevel":
+        return "is not byte-level, or cuts words in another way than GPT-2"
+    if words.get("add_prefix_space", True) or not words.get("use_regex", True):
+        return "puts a space before a text, or cuts words in another way than GPT-2"
+    if tree.get("normalizer") is not None:
+        return "changes the text before it cuts it"
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"):
+        if model.get(key):
+            return f"has {key}"
+    return None
+
+
+def take_apart(path: Path, out: Path) -> str | None:
+    """Write vocabulary and merges of a byte-level ``tokenizer.json`` to ``out``; what is wrong with them, or None.
+
+    Merges are strings "a b" in older files, pairs in newer ones. Nothing is left in ``out`` when something is wrong.
+    """
+    from tokenizers import Tokenizer as Backend
+
+    tree = read_json(path)
+    vocabulary, merges = (out / name for name in GPT2_FILES)
+    try:
+        entries = {**tree["model"]["vocab"], **{token["content"]: token["id"] for token in tree["added_tokens"]}}
+        entries = dict(sorted(entries.items(), key=lambda entry: entry[1]))
+        pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in tree["model"]["merges"]]
+        vocabulary.write_text(json.dumps(entries), encoding="utf-8")
+        merges.write_text("\n".join(["#version: 0.2", *pairs, ""]), encoding="utf-8")
+        ours = Gpt2Tokenizer(out)
+        theirs = Backend.from_file(str(path))
+        if all(theirs.encode(text, add_special_tokens=False).ids == ours.encode(text) for text in PROBES):
+            return None
+        found = "gives other ids"
+    except UserError as error:
+        found = f"does not fit ({str(error).replace(f'{out}/', '')})"
+    except Exception as error:  # tokenizers raises bare Exception
+        found = f"is damaged ({type(error).__name__}: {error})"
+    for file in (vocabulary, merges):
+        file.unlink(missing_ok=True)
+    return found
 
 
 def convert_sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:

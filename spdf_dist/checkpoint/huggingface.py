@@ -6,13 +6,19 @@ with its heads in order. The output layer is tied to the word embedding and is n
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.config.errors import UserError
 
 PREFIX = "transformer."
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 VOCABULARY, MERGES, SENTENCEPIECE = "vocab.json", "merges.txt", "tokenizer.model"
+TOKENIZER = "tokenizer.json"
 ACTIVATION = "gelu_new"
 """Their name of GELU's tanh approximation."""
 LAYER_NORM_EPSILON = 1e-5
@@ -44,3 +50,16 @@ def hf_tensors(num_layers: int) -> list[HfTensor]:
             tensors.append(HfTensor(f"{theirs}.{module}.weight", tuple(f"{ours}.W_{x}" for x in letters), True))
             tensors.append(HfTensor(f"{theirs}.{module}.bias", tuple(f"{ours}.b_{x}" for x in letters), False))
     return tensors + [HfTensor(f"ln_f.{part}", (f"ln_f.{part}",), False) for part in ("weight", "bias")]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is not valid JSON") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return tree

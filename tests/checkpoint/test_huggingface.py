@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoint_job import MODEL, SPARSE, make_tensors, masks_of, save, save_with_tokenizer
+from checkpoint_job import MODEL, SPARSE, make_tensors, masks_of, save, save_with_tokenizer, write_gpt2_tokenizer
 from safetensors.torch import load_file, save_file
 
 from spdf_dist.checkpoint.hf_export import export_hf
@@ -211,6 +212,84 @@ def test_gpt2_vocabulary_goes_along(tmp_path: Path) -> None:
     assert theirs.eos_token_id == ours.eod_id == 50256
     import_hf(tmp_path / "hf", tmp_path / "back")
     assert load_tokenizer(tmp_path / "back" / "tokenizer").digest == ours.digest
+
+
+@pytest.fixture
+def gpt2_folder(tmp_path: Path) -> Path:
+    """A model folder, exported from a checkpoint that carries GPT-2's two files."""
+    export_hf(save_with_tokenizer(tmp_path / "ck", write_gpt2_tokenizer(tmp_path / "t")), tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def with_tokenizer_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Put in place of a folder's tokenizer what transformers writes of it, changed."""
+    from transformers import GPT2Tokenizer
+
+    GPT2Tokenizer.from_pretrained(folder).save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    path = folder / "tokenizer.json"
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    change(tree)
+    path.write_text(json.dumps(tree), encoding="utf-8")
+
+
+def merges_as_text(tree: dict[str, Any]) -> None:
+    """As tokenizers wrote them before version 0.20."""
+    tree["model"]["merges"] = [" ".join(pair) for pair in tree["model"]["merges"]]
+
+
+def end_beside_the_vocabulary(tree: dict[str, Any]) -> None:
+    """Added tokens alone name it."""
+    del tree["model"]["vocab"]["<|endoftext|>"]
+
+
+@pytest.mark.parametrize("change", [lambda tree: None, merges_as_text, end_beside_the_vocabulary])
+def test_a_tokenizer_json_gives_the_same_ids(
+    tmp_path: Path, gpt2_folder: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    import_hf(gpt2_folder, tmp_path / "two_files")
+    with_tokenizer_json(gpt2_folder, change)
+    import_hf(gpt2_folder, tmp_path / "one_file")
+    expected, found = (load_tokenizer(tmp_path / name / "tokenizer") for name in ("two_files", "one_file"))
+    assert found.eod_id == expected.eod_id and found.vocab_size == expected.vocab_size
+    for text in (TEXT, Path(json.__file__).read_text()):
+        assert found.encode(text) == expected.encode(text) and found.decode(found.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda tree: tree["model"].update(type="Unigram"), "is of type Unigram, not BPE"),
+        (lambda tree: tree.update(pre_tokenizer={"type": "Whitespace"}), "is not byte-level"),
+        (lambda tree: tree["pre_tokenizer"].update(add_prefix_space=True), "puts a space before a text"),
+        (lambda tree: tree.update(normalizer={"type": "NFC"}), "changes the text"),
+        (lambda tree: tree["model"].update(ignore_merges=True), "has ignore_merges"),
+        (lambda tree: tree["model"]["merges"].append(["t", "zz"]), "does not fit"),
+        (lambda tree: tree["model"]["vocab"].pop("a"), "does not fit"),
+        (lambda tree: tree["model"].pop("merges"), "is damaged"),
+    ],
+)
+def test_another_tokenizer_json_is_named(
+    tmp_path: Path,
+    gpt2_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, Any]], object],
+    reason: str,
+) -> None:
+    with_tokenizer_json(gpt2_folder, change)
+    capsys.readouterr()
+    import_hf(gpt2_folder, tmp_path / "out")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{gpt2_folder}: no tokenizer is taken along: its tokenizer.json {reason}")
+    assert Checkpoint(tmp_path / "out").tokenizer_dir is None and not (tmp_path / "out" / "tokenizer").exists()
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder,) = save(tmp_path / "run", 5)
+    export_hf(folder, tmp_path / "hf")
+    import_hf(tmp_path / "hf", tmp_path / "out")
+    assert "no tokenizer is taken along: it has neither vocab.json" in capsys.readouterr().err
 
 
 def test_a_densified_checkpoint_exports_alike(tmp_path: Path) -> None:
