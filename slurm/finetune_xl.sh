@@ -33,6 +33,9 @@ SRUN_OPTIONS=()                                 # a container: see pretrain_xl.s
 # ---- to here --------------------------------------------------------------------------------------------------------
 
 cd "$SLURM_SUBMIT_DIR" || exit 2
+for WORD in "$@"; do
+  case $WORD in run_dir=*) echo "$WORD: name the folder of all cells before the command: RUNS=FOLDER sbatch slurm/finetune_xl.sh ..."; exit 2 ;; esac
+done
 CELL=${SLURM_ARRAY_TASK_ID:-0}
 BATCH=${BATCHES[$((CELL % ${#BATCHES[@]}))]}
 RATE=${RATES[$((CELL / ${#BATCHES[@]}))]}

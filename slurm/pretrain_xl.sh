@@ -2,6 +2,7 @@
 # Pre-trains GPT-3 XL (1.3B) at 75% sparsity on 4 nodes x 8 GPUs: TP1, DP32, ZeRO-1, global batch 512, micro-batch 4.
 #
 #   sbatch slurm/pretrain_xl.sh [key.sub=value ...]        such as sparsity.level=0.5 training.lr=3e-4
+#   RUN_DIR=runs/gpt3_xl_s50 sbatch slurm/pretrain_xl.sh sparsity.level=0.5
 #
 # Submit it from the checkout. Before the time limit it saves and goes back into the queue by itself; the same command
 # goes on with the same run folder after anything else. Follow it with: tail -f runs/gpt3_xl_s75/logs/slurm-*.log
@@ -35,6 +36,9 @@ SRUN_OPTIONS=()
 # ---- to here --------------------------------------------------------------------------------------------------------
 
 cd "$SLURM_SUBMIT_DIR" || exit 2
+for WORD in "$@"; do
+  case $WORD in run_dir=*) echo "$WORD: name the run folder before the command: RUN_DIR=FOLDER sbatch slurm/pretrain_xl.sh ..."; exit 2 ;; esac
+done
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT

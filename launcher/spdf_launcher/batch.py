@@ -4,7 +4,8 @@
 
 On SIGUSR1 (sbatch --signal=B:USR1@SECONDS) the ranks save and the job goes back into the queue. A failure is tried
 again until three come in a row with no new checkpoint in between; bad input (2) and a non-finite loss (3) are not. A
-lost node is Slurm's own affair: it requeues the job, and nothing is counted. Logs go to RUN_DIR/logs.
+lost node is Slurm's own affair: it requeues the job, and nothing is counted. A new submission starts the count anew.
+Logs go to RUN_DIR/logs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
-from spdf_launcher.attempts import END, START, history, newest_checkpoint, record
+from spdf_launcher.attempts import END, RESET, START, history, newest_checkpoint, record
 from spdf_launcher.folder import JobFolder, now
 from spdf_launcher.process import Signals, outcome_of, run_command, told_code
 from spdf_launcher.rank import EXIT_FILE
@@ -37,6 +38,8 @@ def main(arguments: list[str]) -> int:
     print(f"{now()} output in {log_path}", flush=True)
     exit_file = folder.path / "exit_code"
     exit_file.unlink(missing_ok=True)
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # submitted by a person, not requeued
+        record(folder, RESET)
     record(folder, START, host=socket.gethostname(), slurm_job_id=slurm_job(), checkpoint=newest_checkpoint(run_dir))
     with Signals() as signals, log_path.open("ab") as log:
         log.write(f"== {now()} {os.environ.get('SLURM_JOB_NODELIST', socket.gethostname())}\n".encode())

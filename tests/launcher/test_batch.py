@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from spdf_launcher import batch, rank
 
+SCRIPTS = Path(__file__).parents[2] / "slurm"
 TELL = "import os, sys; open(os.environ['SPDF_EXIT_FILE'], 'w').write(sys.argv[1]); sys.exit(int(sys.argv[2]))"
 WAIT = (
     "import os, signal, sys, time\n"
@@ -49,14 +51,29 @@ def test_a_lost_node_is_no_success_although_srun_says_0(tmp_path: Path, requeued
     assert requeued == [True]
 
 
-def test_three_failures_without_a_checkpoint_are_final(tmp_path: Path, requeued: list[bool]) -> None:
-    told(tmp_path, 1, 1), told(tmp_path, 1, 1)
+def test_three_failures_without_a_checkpoint_are_final(
+    tmp_path: Path, requeued: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(tmp_path, 1, 1)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    told(tmp_path, 1, 1)
     assert len(requeued) == 2
     (tmp_path / "checkpoints/step_5").mkdir(parents=True)
     (tmp_path / "checkpoints/step_5/manifest.json").write_text("{}")
     told(tmp_path, 1, 1), told(tmp_path, 1, 1)
     assert len(requeued) == 4
     assert told(tmp_path, 1, 1) == 1 and len(requeued) == 4
+    monkeypatch.delenv("SLURM_RESTART_COUNT")  # submitted again by hand
+    told(tmp_path, 1, 1)
+    assert len(requeued) == 5
+
+
+@pytest.mark.parametrize(("script", "variable"), [("pretrain_xl.sh", "RUN_DIR="), ("finetune_xl.sh", "RUNS=")])
+def test_scripts_take_the_run_folder_from_the_environment_alone(tmp_path: Path, script: str, variable: str) -> None:
+    words = ["bash", str(SCRIPTS / script), "sparsity.level=0.5", "run_dir=runs/other"]
+    done = subprocess.run(words, env={"PATH": "/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(tmp_path)}, capture_output=True)
+    assert done.returncode == 2 and not done.stderr
+    assert variable in done.stdout.decode() and len(done.stdout.splitlines()) == 1
 
 
 def test_the_signal_saves_and_requeues(tmp_path: Path, requeued: list[bool]) -> None:
