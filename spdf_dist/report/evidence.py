@@ -20,7 +20,7 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.report.jobs import WorkflowJob, all_jobs, ancestors, read_object
 from spdf_dist.report.runs import Run
 from spdf_dist.report.scores import Score
-from spdf_dist.report.study import EVIDENCE_ROWS, Study
+from spdf_dist.report.study import EVIDENCE_ROWS, Study, outdated_text
 
 CURVES = "evidence_curves.csv"
 DONE, PRETRAINED, NOT_RUN = "done", "pre-trained", "not run"
@@ -90,6 +90,8 @@ class Evidence:
 
     rows: list[Row] = field(default_factory=list)
     curves: list[CurvePoint] = field(default_factory=list)
+    note: str = ""
+    """Which results are left out, as made from other inputs."""
 
     @property
     def sizes(self) -> list[str]:
@@ -151,7 +153,7 @@ def read_evidence(study: Study, kept: Iterable[Path]) -> Evidence:
         rows.values(),
         key=lambda r: (r.size, order.get(r.variant, 1), level[r.size, r.variant], r.variant, r.finetuning, r.seed),
     )
-    return Evidence(ordered, [point for key in sorted(points) for point in points[key]])
+    return Evidence(ordered, [point for key in sorted(points) for point in points[key]], outdated_text(study))
 
 
 def find_run(study: Study, job: WorkflowJob) -> Run | None:

@@ -304,6 +304,8 @@ def markdown(evidence: Evidence, figures: str, command: str) -> str:
     """The results as Markdown; ``figures`` is the way from the page to the figures' folder."""
     names = {plot.name: plot.caption for plot in evidence_plots(evidence)}
     parts = [f"{state_text(evidence)} Made by `{command}`.", ""]
+    if evidence.note:
+        parts += [evidence.note, ""]
     missing = missing_text(evidence)
     if missing:
         parts += ["Not run, or not to the end:", "", *(f"* {line}" for line in missing), ""]

@@ -308,6 +308,17 @@ def read_result(study: Study, path: Path) -> None:
     )
 
 
+def outdated_text(study: Study) -> str:
+    """Which jobs are left out because what they rest on was made anew; empty without any."""
+    named = [
+        f"{job_id} ({cause} was made anew since)"
+        for jobs in study.outdated.values()
+        for job_id, cause in jobs.items()
+        if job_id.partition("/")[0] != "report"
+    ]
+    return "Left out, as made from other inputs: " + "; ".join(named) + "." if named else ""
+
+
 def is_candidate(study: Study, job: WorkflowJob) -> bool:
     """Whether a `select` job chooses by this job's scores: they are of validation data, not results."""
     if job.root not in study.candidates:

@@ -25,7 +25,7 @@ from spdf_dist.report.page import Section, render_page
 from spdf_dist.report.paper_tables import paper_plots, paper_tables
 from spdf_dist.report.plots import Plot, study_plots
 from spdf_dist.report.scores import estimate, metric_name
-from spdf_dist.report.study import EVIDENCE_ROWS, Study, read_study
+from spdf_dist.report.study import EVIDENCE_ROWS, Study, outdated_text, read_study
 from spdf_dist.report.style import drawing, to_png, to_svg, variant_colours
 from spdf_dist.report.tables import (
     MINUS,
@@ -219,17 +219,6 @@ def cards(study: Study) -> list[tuple[str, str]]:
                 label = f"{metric_name(metric)[:-2]} against dense on {task}{synthetic} ({name})"
                 boxes.append((signed(value.mean - reference.mean, digits), label))
     return boxes[:8]
-
-
-def outdated_text(study: Study) -> str:
-    """Which jobs are left out because what they rest on was made anew; empty without any."""
-    named = [
-        f"{job_id} ({cause} was made anew since)"
-        for jobs in study.outdated.values()
-        for job_id, cause in jobs.items()
-        if job_id.partition("/")[0] != "report"
-    ]
-    return "Left out, as made from other inputs: " + "; ".join(named) + "." if named else ""
 
 
 def damaged_lines(study: Study) -> list[str]:

@@ -209,6 +209,15 @@ def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
     }
 
 
+def test_cells_made_from_other_inputs_are_left_out_and_named(tmp_path: Path) -> None:
+    root = write_study(tmp_path / "s", {"1m-dense": DENSE, "1m-s75": CLOSE})
+    pretrain = root / "jobs" / "pretrain" / "1m-s75" / "seed=3" / "manifest.json"
+    write_json(pretrain, {"status": "done", "key": "another"})
+    evidence = read_evidence(read_study([root]), [])
+    assert [row.seed for row in evidence.rows if row.variant == "s75"] == [1, 2]
+    assert "evaluate/1m-s75/seed=3 (pretrain/1m-s75/seed=3 was made anew since)" in markdown(evidence, "figures", "")
+
+
 def test_a_failed_cell_says_why(tmp_path: Path) -> None:
     root = write_study(tmp_path / "s", {"1m-dense": DENSE[:1], "1m-s75": []}, 1)
     pretrain = write_job(root, "pretrain/1m-s75/seed=1", "pretrain", [], "1m-s75", cell={"seed": "1"})
