@@ -6,11 +6,13 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
-from kernels_reference import BACKENDS, random_pattern, random_tensor
-from spdf_kernels import available_backends, dense_linear, describe, native, set_code_budget_mb, sparse_linear
+from kernels_reference import BACKENDS, forward, grad_input, random_pattern, random_tensor
+from spdf_kernels import available_backends, dense_linear, describe, native, plain, set_code_budget_mb, sparse_linear
+from torch.utils._python_dispatch import TorchDispatchMode
 
 NATIVE = [name for name in BACKENDS if name != "torch"]
 needs_jit = pytest.mark.skipif("jit" not in BACKENDS, reason=f"no generated code: {available_backends()['jit']}")
@@ -124,6 +126,33 @@ def test_threads_that_use_a_pattern_for_the_first_time_share_one_structure(monke
     with ThreadPoolExecutor(3) as pool:
         structures = list(pool.map(native._structure, [pattern] * 3))
     assert structures == 3 * made
+
+
+class CountOperations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_reference_takes_all_non_finite_tokens_at_once(transposed: bool) -> None:
+    """A step that is not finite is as good as over; it should not take a hundred times as long as another."""
+    pattern = random_pattern(40, 40, 0.3, seed=4)
+    values = random_tensor(pattern.nnz, dtype=torch.float32, seed=2)
+    values[7] = 0.0  # times Inf: NaN where it is kept
+    pattern.flat_index()
+    operations = []
+    for tokens in (2, 30):
+        x = random_tensor(32, 40, dtype=torch.float32, seed=1)
+        x[:tokens, 17], x[:tokens, 3] = float("inf"), float("nan")
+        with CountOperations() as counter:
+            y = plain.spmm_transposed(x, values, pattern) if transposed else plain.spmm(x, values, None, pattern)
+        operations.append(counter.count)
+        exact = (grad_input if transposed else forward)(x, values, pattern)
+        torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-4, equal_nan=True)
+    assert operations[1] == operations[0]
 
 
 @pytest.mark.parametrize("shape", [(17,), (0, 17), (3, 17), (40, 17), (3, 9, 17)])
