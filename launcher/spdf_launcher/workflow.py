@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.load import build, find_config, flatten, merge, parse_override, read_tree
+from spdf_dist.config.load import build, find_config, flatten, merge, parse_override, read_tree, read_yaml
 from spdf_dist.config.suggest import nearest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -97,7 +99,7 @@ def load_workflow(source: str, overrides: Sequence[str] = ()) -> Workflow:
     Raises UserError for whatever is not understood; nothing outside the file is looked at yet.
     """
     path = find_workflow(source)
-    tree = nested(read_tree(path))
+    tree = nested(read_workflow(path))
     for override in overrides:
         merge(tree, nested(parse_override(override)))
     return parse_workflow(path, tree)
@@ -111,6 +113,23 @@ def find_workflow(source: str) -> Path:
         except UserError:
             pass
     return find_config(source)
+
+
+def read_workflow(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A workflow as nested dicts, on top of its ``base:``, which is found as `spdf run` finds a workflow."""
+    try:
+        tree = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        tree = None
+    base = tree.get("base") if isinstance(tree, dict) else None
+    if base is None:
+        return read_tree(path)  # which also says what is wrong with the file
+    if path.resolve() in seen:
+        raise UserError(f"{path}: base: goes round in a circle")
+    beside = path.parent / str(base)
+    below = read_workflow(beside if beside.is_file() else find_workflow(str(base)), (*seen, path.resolve()))
+    merge(below, {key: value for key, value in tree.items() if key != "base"})
+    return below
 
 
 def nested(tree: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,24 @@ def test_shipped_workflows_are_plans(make, monkeypatch: pytest.MonkeyPatch, tmp_
     jobs = plan(load_workflow("demo"), tmp_path / "work", False)
     assert {job.variant for job in jobs} == {None, "dense", "s75", "untrained"}
     assert next(job for job in jobs if job.id == "pretrain/untrained").steps == 0
+
+
+def test_examples_of_the_docs_are_plans(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for name in ("data/00.jsonl.zst", "data/e2e/trainset.csv", "data/e2e/devset.csv", "data/gpt2/encoder.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    docs = Path(__file__).parents[2] / "docs/workflows.md"
+    whole, above_demo = re.findall(r"```yaml\n(.*?)```", docs.read_text(), re.DOTALL)
+    for ranks_from_launcher in (False, True):
+        assert len(make(whole, ranks_from_launcher=ranks_from_launcher)) == 1 + 2 + 24 + 2
+    assert {job.variant for job in make(above_demo).values()} == {None, "dense", "s50", "s75"}
+
+
+def test_a_base_is_found_as_a_workflow_is(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "own.yaml").write_text("base: gpt3_xl_e2e\nvariants: {s50: null}\n")
+    (tmp_path / "flow.yaml").write_text("base: own.yaml\nvariants: {dense: null}\n")
+    workflow = load_workflow(str(tmp_path / "flow.yaml"))
+    assert list(workflow.variants) == ["s75"] and "densified" in workflow.jobs
+    (tmp_path / "own.yaml").write_text("base: flow.yaml\n")
+    with pytest.raises(UserError, match="goes round in a circle"):
+        load_workflow(str(tmp_path / "flow.yaml"))
