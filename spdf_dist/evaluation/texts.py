@@ -39,16 +39,14 @@ def read_parallel(hypotheses: Path, references: Sequence[Path]) -> tuple[list[st
     """Hypotheses and the references of each, for WebNLG and DART: line i of every file belongs to input i.
 
     A reference line may be empty where an input has fewer references than there are files. The newline at the end of a
-    file ends its last line; only where another reference file has one line more does it begin an empty one. So it is
-    with hypotheses that lack one line: the last of them is empty where the file ends in a newline.
+    file ends its last line; only where another reference file has one line more does it begin an empty one. Hypotheses
+    that lack a line are an error, for they may have been cut short.
 
     Raises:
         UserError: a file is missing or empty, or their numbers of lines differ.
     """
     lines = read_lines(hypotheses)
     columns = [read_lines(path) for path in references]
-    if all(len(column) == len(lines) + 1 for column in columns):
-        lines = complete(hypotheses, lines, len(lines) + 1)
     if any(len(column) == len(lines) for column in columns):
         columns = [complete(path, column, len(lines)) for path, column in zip(references, columns, strict=True)]
     for path, column in zip(references, columns, strict=True):
