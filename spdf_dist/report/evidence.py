@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -95,11 +96,11 @@ class Evidence:
 
     @property
     def sizes(self) -> list[str]:
-        """Sizes, smallest first."""
+        """Sizes, smallest first; one of which nothing has run, and whose parameters are not known, comes last."""
         largest = {row.size: 0.0 for row in self.rows}
         for row in self.rows:
             largest[row.size] = max(largest[row.size], row.parameters or 0.0)
-        return sorted(largest, key=lambda size: (largest[size], size))
+        return sorted(largest, key=lambda size: (largest[size] or math.inf, size))
 
     def sparse_variants(self, size: str) -> list[str]:
         """Names of the sparse variants of a size."""

@@ -126,6 +126,10 @@ def test_a_study_in_parts_says_what_has_not_run_and_keeps_its_rows(tmp_path: Pat
         read_evidence(read_study([kept]), [kept])
 
 
+def test_a_size_of_which_nothing_has_run_is_not_the_smallest(tmp_path: Path) -> None:
+    assert study_of(tmp_path, {"1m-dense": DENSE[:1], "4m-dense": []}).sizes == ["1m", "4m"]
+
+
 def test_a_variant_s_place_does_not_depend_on_what_has_run(tmp_path: Path) -> None:
     evidence = study_of(tmp_path, {"1m-dense": DENSE, "1m-s50": CLOSE, "1m-s75": CLOSE[:1]})
     assert evidence.sparse_variants("1m") == ["s50", "s75"]
