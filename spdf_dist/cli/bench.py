@@ -169,7 +169,7 @@ def run_gemm(args: argparse.Namespace) -> int:
     for count in threads:  # again: other work on the machine may have hidden the peak before
         peaks[count] = max(peaks[count] or 0.0, bench.fma_peak(count, dtype) or 0.0) or None
     fed = {cache: bench.fma_fed(size) for cache, size in bench.FED_FROM.items()}
-    states = [bench.measure_state(shape, level) for shape in shapes for level in levels]
+    states = [bench.measure_state(shape, level, dtype) for shape in shapes for level in levels]
     data: dict[str, Any] = {
         "machine": machine,
         "threads": max(threads),
