@@ -13,7 +13,7 @@ from tqdm import tqdm
 from spdf_dist.checkpoint.find import is_whole
 from spdf_dist.checkpoint.manifest import Kind, read_manifest
 from spdf_dist.checkpoint.read import Checkpoint
-from spdf_dist.checkpoint.write import single_writer, whole
+from spdf_dist.checkpoint.write import is_taken, new_folder, single_writer, whole
 from spdf_dist.config.errors import UserError
 from spdf_dist.parallel.layout import Piece
 
@@ -61,19 +61,21 @@ def densify(source: Path | str, out: Path) -> Densified:
     """
     checkpoint = Checkpoint(source)
     reactivated, entries = reactivated_count(checkpoint)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if is_taken(out):
         if out.is_dir() and is_whole(out):
             found = read_manifest(out)
             if found.kind == "densified" and (found.source or {}).get("manifest_sha256") == checkpoint.manifest.sha256:
                 return Densified(out, reactivated, entries, True)
         raise UserError(f"{out} exists and is not the densification of {checkpoint.path}: choose another folder")
 
+    real = new_folder(out)
+
     def pieces() -> Iterator[tuple[Kind, Piece, Tensor]]:
         for name in tqdm(checkpoint.manifest.tensors, desc="densify", unit="tensor", leave=False, disable=None):
             tensor = checkpoint.read(name)
             yield "model", whole(name, tensor), tensor
 
-    single_writer(out, 0).write(
+    single_writer(real, 0).write(
         pieces(),
         masks=checkpoint.masks,  # of origin: fine-tuning tells from them what it reactivates
         config_yaml=checkpoint.config_yaml,

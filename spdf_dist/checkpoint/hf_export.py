@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from spdf_dist.checkpoint.hf_tokenizer import write_tokenizer
 from spdf_dist.checkpoint.huggingface import ACTIVATION, CONFIG, LAYER_NORM_EPSILON, PREFIX, WEIGHTS, hf_tensors
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.stream import SafetensorsStream, header_room
-from spdf_dist.checkpoint.write import remove, sync
-from spdf_dist.config.errors import UserError
+from spdf_dist.checkpoint.write import describe, new_folder, remove, sync
+from spdf_dist.config.errors import SpdfError
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.data.tokenizer import load_tokenizer
 
@@ -30,14 +31,14 @@ def export_hf(source: Path | str, out: Path) -> int:
 
     Raises:
         UserError: ``source`` is no whole checkpoint; ``out`` exists and is not empty.
+        SpdfError: the disk is full, or does not take it.
     """
     checkpoint = Checkpoint(source)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder: choose another")
-    aside = out.with_name(f".{out.name}.export{ASIDE}")
-    remove(aside)
-    aside.mkdir(parents=True)
+    real = new_folder(out)
+    aside = real.with_name(f".{real.name}.export{ASIDE}")
     try:
+        remove(aside)
+        aside.mkdir(parents=True)
         count = write_weights(checkpoint, aside / WEIGHTS)
         end = None
         if checkpoint.tokenizer_dir is not None:
@@ -48,10 +49,11 @@ def export_hf(source: Path | str, out: Path) -> int:
         write_json(aside / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
         for path in aside.iterdir():
             sync(path)
-        aside.rename(out)
-    except BaseException:
-        remove(aside)
-        raise
+        aside.rename(real)
+    except OSError as error:
+        raise SpdfError(f"{out} was not written: {describe(error)}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return count
 
 

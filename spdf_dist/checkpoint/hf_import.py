@@ -28,7 +28,7 @@ from spdf_dist.checkpoint.huggingface import (
 )
 from spdf_dist.checkpoint.manifest import Kind, file_digest, global_shapes
 from spdf_dist.checkpoint.packed_masks import PackedMasks
-from spdf_dist.checkpoint.write import single_writer, whole
+from spdf_dist.checkpoint.write import new_folder, single_writer, whole
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.config.validate import validate_model, validate_sparsity
@@ -73,7 +73,10 @@ class HfFolder:
             raise UserError(
                 f"{self.folder} has no {WEIGHTS}; convert other formats with transformers' save_pretrained first"
             )
-        names = sorted(set(read_json(self.folder / WEIGHTS_INDEX).get("weight_map", {}).values()))
+        weight_map = read_json(self.folder / WEIGHTS_INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise UserError(f"{self.folder / WEIGHTS_INDEX}: weight_map does not name a file for each tensor")
+        names = sorted(set(weight_map.values()))
         if any(Path(name).name != name for name in names):
             raise UserError(f"{self.folder / WEIGHTS_INDEX}: a shard lies outside the folder")
         return [self.folder / name for name in names]
@@ -92,10 +95,10 @@ class HfFolder:
             if tensor.transposed and content.dim() == 2:
                 content = content.T
             dim = 0 if tensor.transposed else content.dim() - 1
-            parts = content.chunk(len(tensor.parts), dim=dim)
+            parts = content.chunk(len(tensor.parts), dim=dim) if content.dim() else ()
+            if [tuple(part.shape) for part in parts] != [shapes[name] for name in tensor.parts]:
+                raise UserError(f"{path}: {key} has shape {list(content.shape)}, which does not fit {CONFIG}")
             for name, part in zip(tensor.parts, parts, strict=True):
-                if tuple(part.shape) != shapes[name]:
-                    raise UserError(f"{path}: {key} has shape {list(content.shape)}, which does not fit {CONFIG}")
                 yield name, part.contiguous()
 
 
@@ -118,7 +121,7 @@ def model_of(config: dict[str, Any], path: Path) -> ModelConfig:
         )
     except KeyError as error:
         raise UserError(f"{path}: {error.args[0]} is missing") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: {error}") from None
     validate_model(model)
     return model
@@ -145,8 +148,7 @@ def import_hf(
     Raises:
         UserError: ``folder`` holds no such model; ``out`` exists and is not empty.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder: choose another")
+    real = new_folder(out)
     source = HfFolder(folder)
     sparsity = SparsityConfig(level=level, seed=seed)
     validate_sparsity(sparsity)
@@ -169,7 +171,7 @@ def import_hf(
 
     with tempfile.TemporaryDirectory() as tokenizer:
         has_tokenizer = read_tokenizer(folder, Path(tokenizer))
-        single_writer(out, 0).write(
+        single_writer(real, 0).write(
             pieces(),
             masks=packed,
             config_yaml="",

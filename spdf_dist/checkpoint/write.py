@@ -77,7 +77,10 @@ class CheckpointWriter:
         self.gather = gather
         self.broadcast = broadcast
         self.final = self.root / (name or f"step_{step}")
+        self.among_others = name is None
+        """Whether other checkpoints under ``root`` are this run's."""
         self.aside = self.final.with_name(self.final.name + ASIDE)
+        self.old = self.final.with_name(f"{self.final.name}.old{ASIDE}")
 
     def write(
         self,
@@ -134,8 +137,10 @@ class CheckpointWriter:
                 verdict = f"rank 0: {describe(error)}"
             if verdict is not None:
                 shutil.rmtree(self.aside, ignore_errors=True)
-                last = latest(self.root)
-                verdict += f"; the last good checkpoint stays: {last}" if last else "; there is no earlier checkpoint"
+                if self.among_others:
+                    last = latest(self.root)
+                    stays = f"the last good checkpoint stays: {last}" if last else "there is no earlier checkpoint"
+                    verdict += f"; {stays}"
         verdict = self.broadcast(verdict)
         if verdict is not None:
             if isinstance(failure, SpdfError):
@@ -240,31 +245,56 @@ class CheckpointWriter:
         sync(self.aside / MANIFEST)
         sync(self.aside)
         # A folder of this name is a damaged one, or the same step saved before; it goes once the new one is whole.
-        old = self.final.with_name(f"{self.final.name}.old{ASIDE}")
-        remove(old)
+        remove(self.old)
         if self.final.exists():
-            self.final.rename(old)
+            self.final.rename(self.old)
         try:
             self.aside.rename(self.final)
         except OSError:
-            if old.exists():
-                old.rename(self.final)
+            if self.old.exists():
+                self.old.rename(self.final)
             raise
         sync(self.root)
-        remove(old)
+        with contextlib.suppress(OSError):  # it is saved, whatever becomes of the old one
+            remove(self.old)
+
+
+def new_folder(out: Path) -> Path:
+    """The real path, past symbolic links, of a folder that is to be made: ``out``, which must be absent or empty.
+
+    Raises UserError when it is taken, is the current folder, which would be replaced, or lies below a file.
+    """
+    real = out.resolve()
+    if real == Path.cwd():
+        raise UserError(f"{out} is the current folder: give the name of a new one")
+    if is_taken(real):
+        raise UserError(f"{out} exists and is not an empty folder: choose another")
+    above = next(folder for folder in real.parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{out} cannot be made: {above} is no folder")
+    return real
+
+
+def is_taken(path: Path) -> bool:
+    """Whether something is there that is no empty folder."""
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
 def single_writer(folder: Path, step: int) -> CheckpointWriter:
     """A writer for one process, to a folder of any name.
 
-    Raises UserError when the aside folder beside it exists and is no broken-off save: it is not ours to delete.
+    Raises UserError when what lies where it writes aside is no broken-off save: it is not ours to delete.
     """
     writer = CheckpointWriter(folder.parent, step, 0, lambda: None, lambda x: [x], lambda x: x, name=folder.name)
-    if writer.aside.exists():
-        ours = {MANIFEST, MASKS, CONFIG, TOKENIZER}
-        if not all(path.name in ours or path.suffix == ".safetensors" for path in writer.aside.iterdir()):
-            raise UserError(f"{writer.aside} is in the way and holds other files: move it, or choose another folder")
+    for aside in (writer.aside, writer.old):
+        if is_taken(aside) and not (aside.is_dir() and all(map(is_part, aside.iterdir()))):
+            raise UserError(f"{aside} is in the way: move it, or choose another folder")
     return writer
+
+
+def is_part(path: Path) -> bool:
+    """Whether a checkpoint may have an entry of this name."""
+    return path.name in (MANIFEST, MASKS, CONFIG, TOKENIZER) or path.suffix == ".safetensors"
 
 
 def whole(name: str, tensor: Tensor, mask: Tensor | None = None) -> Piece:
@@ -356,10 +386,12 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def remove(folder: Path) -> None:
-    """Delete a folder, if it is there."""
-    if folder.exists():
-        shutil.rmtree(folder)
+def remove(path: Path) -> None:
+    """Delete a folder, or a link, if it is there."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def prune(root: Path, keep: int, protect: int | None = None) -> None:

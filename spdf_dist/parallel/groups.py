@@ -126,7 +126,10 @@ def rendezvous(ranks: Ranks) -> str:
 
 
 def meeting_point(ranks: Ranks) -> tuple[str, int]:
-    """Address and port of rank 0 where the launcher sets none: from MPI's rank 0, or from Slurm's node list."""
+    """Address and port of rank 0 where the launcher sets none: from MPI's rank 0, or from Slurm's node list.
+
+    Raises UserError when there is neither.
+    """
     if ranks.source == "MPI":
         from mpi4py import MPI
 
@@ -138,8 +141,14 @@ def meeting_point(ranks: Ranks) -> tuple[str, int]:
             place = ("127.0.0.1" if local else MPI.Get_processor_name(), free_port())
         address, port = MPI.COMM_WORLD.bcast(place, root=0)
         return str(address), int(port)
-    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
-    listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
+    missing = " and ".join(name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ)
+    if not nodes:
+        raise UserError(f"{ranks.world_size} ranks, from {ranks.source}, cannot meet: {missing} must be set")
+    try:
+        listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"`scontrol show hostnames {nodes}` failed ({error}): set {missing}") from None
     step = int(os.environ.get("SLURM_JOB_ID", "0")) * 17 + int(os.environ.get("SLURM_STEP_ID", "0"))
     return listed.stdout.split()[0], 20000 + step % 40000
 

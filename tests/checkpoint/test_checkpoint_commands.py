@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,10 @@ import pytest
 import torch
 from checkpoint_job import MODEL, SPARSE, make_tensors, masks_of, save
 
+from spdf_dist.checkpoint.hf_export import export_hf
 from spdf_dist.checkpoint.manifest import global_shapes
 from spdf_dist.checkpoint.read import Checkpoint, read_dense
+from spdf_dist.checkpoint.stream import SafetensorsStream
 from spdf_dist.cli.main import main
 from spdf_dist.sparsity.masks import logical_weights, mask_digest
 
@@ -175,13 +179,67 @@ def test_densify_a_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixt
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
 
 
-def test_a_folder_in_the_way_is_not_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["out.tmp", "out.tmp/thesis.tex", "out.old.tmp/thesis.tex"])
+def test_what_is_in_the_way_is_not_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     (source,) = save(tmp_path / "a", 5)
-    (tmp_path / "out.tmp").mkdir()
-    (tmp_path / "out.tmp" / "thesis.tex").write_text("years of work")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("years of work")
     assert main(["densify", str(source), str(tmp_path / "out")]) == 2
-    assert "is in the way" in capsys.readouterr().err
-    assert (tmp_path / "out.tmp" / "thesis.tex").read_text() == "years of work"
+    assert f"{tmp_path / name.split('/')[0]} is in the way" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "years of work" and not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> dict[str, list[str]]:
+    """By command: what it makes a folder from."""
+    (source,) = save(tmp_path / "a", 5)
+    export_hf(source, tmp_path / "hf")
+    return {"densify": [str(source)], "export-hf": [str(source)], "import-hf": [str(tmp_path / "hf")]}
+
+
+COMMANDS = ("densify", "export-hf", "import-hf")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_places_where_no_folder_can_be(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    sources: dict[str, list[str]],
+    command: str,
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for out, message in ((f"{tmp_path}/file/x/out", "file is no folder"), (".", ". is the current folder")):
+        capsys.readouterr()
+        assert main([command, *sources[command], out]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "empty", "file", "hf"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_link_to_an_empty_folder_is_followed(tmp_path: Path, sources: dict[str, list[str]], command: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    assert main([command, *sources[command], str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink() and any((tmp_path / "empty").glob("model*.safetensors"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "empty", "hf", "link"]
+
+
+def test_an_export_that_does_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source,) = save(tmp_path / "a", 5)
+
+    def full(self: SafetensorsStream) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(SafetensorsStream, "complete", full)
+    assert main(["export-hf", str(source), str(tmp_path / "out")]) == 1
+    assert "out was not written: No space left on device" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("command", ["inspect", "densify", "export-hf"])

@@ -153,6 +153,21 @@ def test_full_disk_on_any_rank_fails_all_and_keeps_the_last(
     Checkpoint(tmp_path).verify()
 
 
+def test_the_first_save_of_a_run_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_in_file(monkeypatch, "model-00000.safetensors")
+    (error,) = save(tmp_path, 5)
+    assert str(error).endswith("; there is no earlier checkpoint")
+
+
+def test_a_checkpoint_behind_a_link_is_replaced(tmp_path: Path) -> None:
+    (folder,) = save(tmp_path / "run", 5)
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert save(tmp_path / "run", 5, consumed_tokens=99) == [folder]
+    assert Checkpoint(folder).manifest.consumed_tokens == 99 and not folder.is_symlink()
+    assert is_whole(tmp_path / "elsewhere") and [path.name for path in folder.parent.iterdir()] == ["step_5"]
+
+
 def test_a_failed_rank_still_draws_its_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They may hold collectives that other ranks wait in."""
     fail_in_file(monkeypatch, "model-00000.safetensors")
@@ -165,12 +180,13 @@ def test_a_failed_rank_still_draws_its_pieces(tmp_path: Path, monkeypatch: pytes
             drawn += 1
             yield item
 
-    with pytest.raises(SpdfError, match="there is no earlier checkpoint"):
+    with pytest.raises(SpdfError, match="was not saved: rank 0: No space left on device") as raised:
         single_writer(tmp_path / "step_1", 1).write(
             pieces(), masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(None)
         )
     assert drawn == sum(len(part) for part in tensors.values())
     assert list(tmp_path.iterdir()) == []
+    assert "checkpoint stays" not in str(raised.value)  # a command's own folder has no earlier ones beside it
 
 
 LIMITED = """

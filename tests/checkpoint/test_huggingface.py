@@ -152,6 +152,7 @@ def test_import_through_a_magnitude_mask(tmp_path: Path) -> None:
         ({"n_embd": 12}, "which does not fit config.json"),
         ({"n_layer": 3}, r"no tensor h\.2\.ln_1\.weight"),
         ({"n_head": 3}, "model.num_attention_heads"),
+        ({"n_layer": float("inf")}, "cannot convert float infinity"),
     ],
 )
 def test_other_models_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -162,6 +163,28 @@ def test_other_models_are_refused(tmp_path: Path, change: dict[str, Any], messag
     with pytest.raises(UserError, match=message) as raised:
         import_hf(tmp_path / "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists() and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("weight_map", [["a"], {"a": 1}, None, {"a": "../hf/model.safetensors"}])
+def test_an_index_that_names_no_files(tmp_path: Path, weight_map: Any) -> None:
+    (folder,) = save(tmp_path / "run", 5)
+    export_hf(folder, tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    (tmp_path / "hf" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match=r"index\.json: (weight_map does not name a file|a shard lies outside)"):
+        import_hf(tmp_path / "hf", tmp_path / "out")
+
+
+@pytest.mark.parametrize("mask", ["random", "magnitude"])
+@pytest.mark.parametrize(("key", "shape"), [("ln_f.bias", ()), ("h.0.attn.c_attn.bias", (4,))])
+def test_tensors_of_another_shape(tmp_path: Path, key: str, shape: tuple[int, ...], mask: Any) -> None:
+    (folder,) = save(tmp_path / "run", 5)
+    export_hf(folder, tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    save_file({**load_file(path), f"transformer.{key}": torch.zeros(shape)}, path)
+    with pytest.raises(UserError, match=r"has shape .*, which does not fit config\.json"):
+        import_hf(tmp_path / "hf", tmp_path / "out", 0.5, mask)
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_folders(tmp_path: Path) -> None:
