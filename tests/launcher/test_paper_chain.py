@@ -93,6 +93,6 @@ def test_curation_from_sparse_pretraining_to_the_tests_perplexity(tmp_path: Path
     assert choice["cell"]["training.lr"] == "0.003"
     assert final["split"] == "test"
     assert final["perplexity"] == pytest.approx(measured["0.003"], rel=0.3)
-    (table,) = (jobs / "report/out").glob("scores-curation-test-*.csv")
+    (table,) = (jobs / "report/out").glob("scores-curation-*.csv")
     (row,) = csv.DictReader(table.open(encoding="utf-8"))
     assert row["perplexity ↓"] == f"{final['perplexity']:.2f}"
