@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -48,10 +50,8 @@ def task_files(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "train.csv", folder / "validation.csv"
 
 
-def finetune(
-    run: Path, sparse_run: Path, task_files: tuple[Path, Path], *overrides: str, code: int = 0, output: bool = False
-) -> str:
-    """Run `spdf finetune` and return its stderr, or its output."""
+def config_of(run: Path, sparse_run: Path, task_files: tuple[Path, Path]) -> Path:
+    """A config of seconds: two epochs of three steps."""
     config = run.parent / f"{run.name}.yaml"
     config.write_text(
         f"""
@@ -61,9 +61,14 @@ finetune: {{checkpoint: {sparse_run}, train: {task_files[0]}, validation: {task_
 training: {{global_batch_size: 8, micro_batch_size: 2, lr: 3e-3}}
 """
     )
-    done = run_spdf("finetune", config, f"run_dir={run}", *overrides)
+    return config
+
+
+def finetune(run: Path, sparse_run: Path, task_files: tuple[Path, Path], *overrides: str, code: int = 0) -> str:
+    """Run `spdf finetune` and return its stderr."""
+    done = run_spdf("finetune", config_of(run, sparse_run, task_files), f"run_dir={run}", *overrides)
     assert done.returncode == code, done.stderr
-    return done.stdout if output else done.stderr
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -105,17 +110,39 @@ def test_only_weights_that_a_mask_kept_at_zero_are_reactivated(sparse_run, finet
     assert counts == [PRUNED, PRUNED, 0, 0]
 
 
+DISK_IS_FULL = """
+import sys
+from spdf_dist.cli.main import main
+from spdf_dist.config.errors import SpdfError
+from spdf_dist.training import finetune, setup
+
+real = finetune.save_state
+
+def save_state(engine, root, step, **more):
+    if step == 3:
+        raise SpdfError("checkpoint step_3 was not saved: No space left on device")
+    return real(engine, root, step, **more)
+
+def prune(*arguments):
+    raise OSError("not allowed")
+
+finetune.save_state, setup.prune = save_state, prune
+sys.exit(main())
+"""
+"""`spdf` where the third step cannot be saved and nothing can be deleted in mid-run."""
+
+
 def test_the_best_step_s_save_fails_and_the_best_that_was_saved_stays(sparse_run, task_files, tmp_path):
     run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "checkpoints" / "step_3.tmp").write_text("in the way of the checkpoint, and of pruning")
     rising = ("training.lr=0.15", "finetune.warmup_steps=5")
-    (run / "config.yaml").write_text(finetune(run, sparse_run, task_files, *rising, "--dry-run", output=True))
-    log = finetune(run, sparse_run, task_files, *rising)
+    arguments = ["finetune", str(config_of(run, sparse_run, task_files)), f"run_dir={run}", *rising]
+    done = subprocess.run([sys.executable, "-c", DISK_IS_FULL, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    log = done.stderr
     losses = {line["step"]: line["val_loss"] for line in read_metrics(run) if "val_loss" in line}
     assert losses[3] < losses[6]
     assert "step 3 had the best validation loss" in log and "is lost; the best that is kept is none so far" in log
-    assert "an old checkpoint was not deleted" in log and "Traceback" not in log
+    assert "an old checkpoint was not deleted: not allowed" in log and "Traceback" not in log
     facts = json.loads((run / "finetune.json").read_text())
     assert (facts["best_step"], facts["best_val_loss"]) == (6, losses[6])
     assert Checkpoint(run).step == 6
