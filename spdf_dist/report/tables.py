@@ -175,15 +175,22 @@ def execution_text(run: Run) -> str:
 
 
 def finetuning_text(runs: Sequence[Run]) -> str:
-    """Best validation loss over the fine-tuning runs, and how many weights densifying reactivated."""
-    best = estimate([run.finetune.get("best_val_loss", run.best_validation) for run in runs])
-    if best is None:
-        return "–"
+    """Best validation loss of the fine-tuning runs, task by task, and how many weights densifying reactivated."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        finetune = run.tree["finetune"]
+        name = str(finetune.get("task", "")) + (", sparse" if finetune.get("keep_mask") else "")
+        groups.setdefault(name, []).append(run)
+    lines = []
+    for name, members in groups.items():
+        best = estimate([run.finetune.get("best_val_loss", run.best_validation) for run in members])
+        if best is not None:
+            lines.append((f"{name}: " if len(groups) > 1 else "") + best.text())
     woken = max((int(run.finetune.get("reactivated") or 0) for run in runs), default=0)
-    if woken == 0:
-        return best.text()
-    norm = estimate([run.finetune.get("reactivated_norm") for run in runs])
-    return best.text() + f"\n{short_count(woken)} reactivated" + (f", norm {norm.mean:.3g}" if norm else "")
+    if woken and lines:
+        norm = estimate([run.finetune.get("reactivated_norm") for run in runs])
+        lines.append(f"{short_count(woken)} reactivated" + (f", norm {norm.mean:.3g}" if norm else ""))
+    return "\n".join(lines) or "–"
 
 
 def is_dense(run: Run) -> bool:

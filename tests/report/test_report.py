@@ -17,11 +17,11 @@ from spdf_dist.report.figures import line_figure
 from spdf_dist.report.jobs import all_jobs, ancestors, job_of, read_job
 from spdf_dist.report.paper_tables import own_panels
 from spdf_dist.report.plots import cost_plots, lines
-from spdf_dist.report.runs import read_run
+from spdf_dist.report.runs import Run, read_run
 from spdf_dist.report.scores import Score, estimate, paper_scale, selected
 from spdf_dist.report.study import Study, read_study
 from spdf_dist.report.style import variant_colours
-from spdf_dist.report.tables import score_tables, summary_table
+from spdf_dist.report.tables import finetuning_text, score_tables, summary_table
 from spdf_dist.report.write import cards, write_report
 
 
@@ -383,3 +383,14 @@ def test_an_output_that_is_a_file_is_one_clear_line(workflow: Path, tmp_path: Pa
     with pytest.raises(UserError, match="--out"):
         write_report([workflow], tmp_path / "out")
     assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
+
+
+def test_losses_of_two_tasks_are_not_averaged() -> None:
+    def tuned(task: str, loss: float, keep_mask: bool = False) -> Run:
+        tree = {"finetune": {"task": task, "keep_mask": keep_mask}}
+        return Run(Path(task), tree, finetune={"best_val_loss": loss, "reactivated": 0 if keep_mask else 5})
+
+    assert finetuning_text([tuned("e2e", 1.5)]) == "1.500\n5 reactivated"
+    both = [tuned("e2e", 1.5), tuned("webnlg", 3.0), tuned("e2e", 1.75, keep_mask=True)]
+    assert finetuning_text(both) == "e2e: 1.500\nwebnlg: 3.000\ne2e, sparse: 1.750\n5 reactivated"
+    assert finetuning_text([]) == "–"
