@@ -11,6 +11,7 @@ import pytest
 
 # A shell starts background jobs with SIGINT ignored, and they hand that on: Ctrl-C sent to a child would do nothing.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise under nohup
 
 TEXT = (
     "The {n}th house on the street has {m} windows and a red door. People walk past it every morning, "
