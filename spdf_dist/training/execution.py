@@ -12,12 +12,12 @@ from spdf_kernels.choose import CRITERION
 from spdf_kernels.state import forced_backend
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.schema import ModelConfig
+from spdf_dist.config.schema import AnyConfig, ModelConfig
 from spdf_dist.model.gpt import LINEARS, layer_linears
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.sparsity.masks import BoolArray
 from spdf_dist.training.run_folder import RunFolder
-from spdf_dist.training.setup import on_rank_zero
+from spdf_dist.training.setup import on_rank_zero, weight_dtype
 
 
 def sparse_places(model: ModelConfig, masks: Mapping[str, BoolArray]) -> list[str]:
@@ -26,20 +26,18 @@ def sparse_places(model: ModelConfig, masks: Mapping[str, BoolArray]) -> list[st
 
 
 def decide(
-    wanted: str,
+    config: AnyConfig,
     model: ModelConfig,
     masks: Mapping[str, BoolArray],
     groups: Groups,
     folder: RunFolder,
     tokens: int,
-    dtype: torch.dtype,
-    code_budget_mb: int,
 ) -> dict[str, str]:
     """`masked` or `compressed` for each sparse product of a layer, the same on every rank.
 
-    ``wanted`` is the config's key. `auto` reads ``execution.json`` of a run that continues; else rank 0 measures each
-    shape against dense with ``tokens`` tokens (fewer where that says as much); ``measured`` in the file then tells each
-    speed-up with its lower bound. On CUDA it is `masked`, until GPU kernels exist.
+    ``config.sparsity.execution`` says which, or `auto`: that reads ``execution.json`` of a run that continues; else rank 0
+    measures each shape against dense with ``tokens`` tokens (fewer where that says as much). ``measured`` in the file
+    then tells each speed-up with its lower bound. On CUDA it is `masked`, until GPU kernels exist.
     """
     places = sparse_places(model, masks)
     if not places:
@@ -48,6 +46,7 @@ def decide(
 
     def on_one_rank() -> None:
         measured: dict[str, dict[str, Any]] = {}
+        wanted = config.sparsity.execution
         if wanted != "auto":
             chosen, reason = dict.fromkeys(places, wanted), "set by sparsity.execution"
         elif groups.device.type == "cuda":
@@ -56,7 +55,9 @@ def decide(
             chosen, reason, measured = known
         else:
             patterns = {place: local_pattern(model, place, masks, groups) for place in places}
-            found, how = measure(patterns, model.num_layers, tokens, dtype, code_budget_mb)
+            found, how = measure(
+                patterns, model.num_layers, tokens, weight_dtype(config), config.kernels.code_budget_mb
+            )
             chosen = {place: comparison.execution for place, comparison in found.items()}
             measured = {place: comparison._asdict() for place, comparison in found.items()}
             reason = f"measured on rank 0 with {torch.get_num_threads()} threads: {CRITERION}{how}"

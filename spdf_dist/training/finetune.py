@@ -40,7 +40,6 @@ from spdf_dist.training.setup import (
     prune_checkpoints,
     reporting,
     start,
-    weight_dtype,
 )
 from spdf_dist.training.state import load_moments, load_training_state, load_weights, save_state
 from spdf_dist.training.stop import StopRequest
@@ -82,16 +81,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
         state = load_training_state(checkpoint) if checkpoint else TrainingState()
 
         tokens = config.training.micro_batch_size * min(task.max_length, model_config.seq_length)
-        execution = decide(
-            config.sparsity.execution,
-            model_config,
-            masks,
-            groups,
-            folder,
-            tokens,
-            weight_dtype(config),
-            config.kernels.code_budget_mb,
-        )
+        execution = decide(config, model_config, masks, groups, folder, tokens)
         model = build_model(config, model_config, groups, masks, execution, task.label_smoothing)
         engine = Engine(model.to(groups.device), config, groups)
         load_weights(engine, checkpoint or origin)

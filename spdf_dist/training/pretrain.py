@@ -26,7 +26,6 @@ from spdf_dist.training.setup import (
     prune_checkpoints,
     reporting,
     start,
-    weight_dtype,
 )
 from spdf_dist.training.state import load_moments, load_training_state, load_weights, save_state
 from spdf_dist.training.stop import StopRequest
@@ -53,16 +52,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
         state = load_training_state(checkpoint) if checkpoint else TrainingState()
 
         tokens = config.training.micro_batch_size * config.model.seq_length
-        execution = decide(
-            config.sparsity.execution,
-            config.model,
-            masks,
-            groups,
-            folder,
-            tokens,
-            weight_dtype(config),
-            config.kernels.code_budget_mb,
-        )
+        execution = decide(config, config.model, masks, groups, folder, tokens)
         model = build_model(config, config.model, groups, masks, execution)
         if checkpoint is None:
             initialize_parameters(model, config.model, config.sparsity, config.seed)

@@ -10,17 +10,20 @@ from spdf_kernels import SparsityPattern
 from spdf_dist.parallel.linear import LogicalLinear, ParallelLinear
 
 
-def test_the_pattern_follows_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    mask = np.random.default_rng(0).random((6, 8)) < 0.5
-    linear = ParallelLinear(
+def compressed_linear() -> ParallelLinear:
+    return ParallelLinear(
         [LogicalLinear("w", "b", 6, 8)],
         divide="outputs",
         tensor_rank=0,
         tensor_size=1,
-        masks={"w": mask},
+        masks={"w": np.random.default_rng(0).random((6, 8)) < 0.5},
         execution="compressed",
         dtype=torch.float32,
     )
+
+
+def test_the_pattern_follows_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = compressed_linear()
     before = linear.pattern
     linear.to(torch.bfloat16)
     assert linear.pattern is before
@@ -33,16 +36,7 @@ def test_the_pattern_follows_the_weight(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_compressed_runs_on_a_gpu() -> None:
-    mask = np.random.default_rng(0).random((6, 8)) < 0.5
-    linear = ParallelLinear(
-        [LogicalLinear("w", "b", 6, 8)],
-        divide="outputs",
-        tensor_rank=0,
-        tensor_size=1,
-        masks={"w": mask},
-        execution="compressed",
-        dtype=torch.float32,
-    )
+    linear = compressed_linear()
     torch.nn.init.normal_(linear.weight)
     torch.nn.init.zeros_(linear.bias)
     x = torch.randn(5, 8)

@@ -13,7 +13,7 @@ from spdf_kernels import Comparison, SparsityPattern
 from spdf_kernels.backends import Description
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.schema import ModelConfig, SparsityConfig
+from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training import execution
@@ -26,8 +26,9 @@ ALONE = Groups(0, 1, 0, 1, 0, 1, torch.device("cpu"))
 
 
 def decided(folder: Path, wanted: str = "auto", groups: Groups = ALONE) -> dict[str, str]:
-    masks = RandomMasks(MODEL, SparsityConfig(level=0.5))
-    return decide(wanted, MODEL, masks, groups, RunFolder(folder), 16, torch.float32, 1024)
+    sparsity = SparsityConfig(level=0.5, execution=wanted)
+    config = PretrainConfig(model=MODEL, sparsity=sparsity)
+    return decide(config, MODEL, RandomMasks(MODEL, sparsity), groups, RunFolder(folder), 16)
 
 
 def test_auto_keeps_both_numbers_of_each_product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
