@@ -35,7 +35,7 @@ def decide(
 ) -> dict[str, str]:
     """`masked` or `compressed` for each sparse product of a layer, the same on every rank.
 
-    ``config.sparsity.execution`` says which, or `auto`: that reads ``execution.json`` of a run that continues; else rank
+    ``config.sparsity.execution`` says it, or `auto`: that reads ``execution.json`` of a run that continues; else rank
     0 measures each shape against dense with ``tokens`` tokens (fewer where that says as much). ``measured`` in the file
     then tells each speed-up with its lower bound. On CUDA it is `masked`, until GPU kernels exist.
     """
