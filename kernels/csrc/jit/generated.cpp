@@ -308,7 +308,7 @@ bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
     const int64_t worth = std::max<int64_t>(1, g.entries / (g.inputs * kWorkOfPackedElement));
     const int64_t parts = by_tokens ? std::min(parts_of_rows(g), worth) : std::min<int64_t>(g.row_blocks, threads);
     const int64_t y_stride = tile_floats(g.rows);
-    const int64_t x_floats = g.inputs * 16 * group;
+    const int64_t x_floats = g.block_inputs * 16 * group;
     const int64_t y_floats = y_stride * group;
     float* memory = scratch.floats((x_floats + y_floats) * threads);
     std::atomic<bool> finite{true};
