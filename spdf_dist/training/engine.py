@@ -168,6 +168,9 @@ class Engine:
                 raise
             what = " ".join(str(error).split())[:300]
             raise UserError(f"deepspeed: its settings are not accepted: {type(error).__name__}: {what}") from None
+        if self.stage == 0 and groups.data_size == 1 and not isinstance(self.deepspeed.optimizer, BF16_Optimizer):
+            # DeepSpeed copies all gradients into a buffer and back, whether or not there is a rank to share them with.
+            self.deepspeed.enable_backward_allreduce = False
         self.adamw: torch.optim.AdamW = self.deepspeed.basic_optimizer
         # DeepSpeed links parameters to their moments after the first group's first update, when the second group has
         # none yet; with the state in place from the start every group is linked.

@@ -62,6 +62,12 @@ def test_data_parallel_bytes_are_exact(tensor: int, data: int, stage: int, preci
 
 @pytest.mark.slow
 @pytest.mark.distributed
+def test_one_rank_copies_no_gradients_to_share_them() -> None:
+    assert run_job(1, 1, "0", "fp32", "compressed", "0")["traffic"] == {}
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.parametrize(("execution", "recompute"), [("masked", "0"), ("compressed", "1")])
 def test_tensor_parallel_bytes(execution: str, recompute: str) -> None:
     told = run_job(2, 1, "1", "fp32", execution, recompute)
