@@ -8,8 +8,12 @@ import time
 
 
 def slurm_job() -> str | None:
-    """The id of the Slurm job around this process, as scontrol takes it; None outside of one."""
-    return os.environ.get("SLURM_JOB_ID")
+    """The id of the Slurm job around this process, as scontrol takes it; None outside of one.
+
+    An array task is ARRAY_INDEX: of one task SLURM_JOB_ID is the id of the array, which means all tasks to scontrol.
+    """
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def requeue_self(wait_seconds: float = 120.0) -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from spdf_launcher import batch, rank
+from spdf_launcher import batch, rank, requeue
 
 SCRIPTS = Path(__file__).parents[2] / "slurm"
 TELL = "import os, sys; open(os.environ['SPDF_EXIT_FILE'], 'w').write(sys.argv[1]); sys.exit(int(sys.argv[2]))"
@@ -66,6 +66,27 @@ def test_three_failures_without_a_checkpoint_are_final(
     monkeypatch.delenv("SLURM_RESTART_COUNT")  # submitted again by hand
     told(tmp_path, 1, 1)
     assert len(requeued) == 5
+
+
+@pytest.mark.parametrize(
+    ("environment", "requeued"),
+    [
+        ({"SLURM_JOB_ID": "17"}, "17"),
+        ({"SLURM_JOB_ID": "17", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "0"}, "17_0"),
+        ({"SLURM_JOB_ID": "18", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "2"}, "17_2"),
+    ],
+)
+def test_an_array_task_requeues_itself_alone(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], requeued: str
+) -> None:
+    calls: list[list[str]] = []
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    done = subprocess.CompletedProcess([], 1, "", "no")
+    monkeypatch.setattr(requeue.subprocess, "run", lambda words, **more: (calls.append(words), done)[1])
+    with pytest.raises(SystemExit, match=f"could not requeue {requeued}: no"):
+        requeue.requeue_self()
+    assert calls == [["scontrol", "requeue", requeued]]
 
 
 @pytest.mark.parametrize(("script", "variable"), [("pretrain_xl.sh", "RUN_DIR="), ("finetune_xl.sh", "RUNS=")])

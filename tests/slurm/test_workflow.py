@@ -60,6 +60,17 @@ jobs:
     set: {checkpoint: "${jobs.pretrain.run_dir}"}
 """
 
+CELLS = """
+jobs:
+  pretrain:
+    kind: pretrain
+    set: {training: {train_tokens: 0, global_batch_size: 1, micro_batch_size: 1}, model.seq_length: 8}
+  finetune:
+    kind: finetune
+    set: {finetune.checkpoint: "${jobs.pretrain.run_dir}", finetune.train: train.csv}
+    grid: {training.lr: [0.1, 0.2], seed: [1, 2]}
+"""
+
 
 def lines(path: Path) -> list[str]:
     """The journal of a folder."""
@@ -157,6 +168,17 @@ def test_crashes_are_retried_and_counted(fake) -> None:  # type: ignore[no-untyp
     assert {job["state"] for job in states.values()} == {"done"}
     assert states["pretrain"]["restarts"] == 3
     assert [line["step"] for line in fake.metrics("pretrain")] == list(range(1, 21))
+
+
+def test_a_cell_that_is_tried_again_leaves_the_others_alone(fake) -> None:  # type: ignore[no-untyped-def]
+    # The last task to start has the id of the array as its SLURM_JOB_ID.
+    fake.faults = {"finetune/seed=2,lr=0.2": ["half", ""]}
+    fake.write(CELLS)
+    fake.run()
+    states = fake.wait_end()
+    assert {job["state"] for job in states.values()} == {"done"}
+    assert {name: job["restarts"] for name, job in states.items() if job["restarts"]} == {"finetune/seed=2,lr=0.2": 1}
+    assert fake.slurm_states("finetune").count("PENDING") == 1  # written for a task that goes back into the queue
 
 
 def test_signal_before_the_limit_saves_requeues_and_goes_on(fake) -> None:  # type: ignore[no-untyped-def]
