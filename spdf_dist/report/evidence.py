@@ -18,7 +18,7 @@ from typing import Any
 from spdf_dist.accounting.flops import linears_share
 from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.jobs import WorkflowJob, all_jobs, ancestors, read_object
+from spdf_dist.report.jobs import WorkflowJob, all_jobs, ancestors, failure, read_object
 from spdf_dist.report.runs import Run
 from spdf_dist.report.scores import Score
 from spdf_dist.report.study import EVIDENCE_ROWS, Study, outdated_text
@@ -182,9 +182,9 @@ def row_of(study: Study, job: WorkflowJob, size: str, what: str) -> Row:
         fill_scores(row, next((s for s in study.scores if s.path.is_relative_to(job.folder.resolve())), None))
         row.state = DONE
     else:
-        failed = next((parent for parent in (job, *below) if parent.manifest().get("status") == "failed"), None)
-        if failed is not None and row.state != PRETRAINED:
-            row.state = f"failed: {failed.manifest().get('reason')}"
+        reason = failure(job)
+        if reason is not None:  # also of a cell that is pre-trained: fine-tuning that diverged is a result
+            row.state = f"failed: {reason}"
     return row
 
 

@@ -92,6 +92,26 @@ def ancestors(job: WorkflowJob) -> Iterator[WorkflowJob]:
         queue += [str(choice["job"])] if "job" in choice else parent.needs
 
 
+def needs_of(job: WorkflowJob) -> list[WorkflowJob]:
+    """The jobs that a job needs itself, as far as the launcher has written them."""
+    return [need for job_id in job.needs if (need := read_job(job.root, job_id)) is not None]
+
+
+def failure(job: WorkflowJob, above: tuple[str, ...] = ()) -> str | None:
+    """Why a job cannot be done: the reason of the failed job lowest below it; None where no failure is in its way.
+
+    A `select` job gets by with one candidate, so the failure of some alone is none of its.
+    """
+    manifest = job.manifest()
+    if manifest.get("status") == "done" or job.id in above:
+        return None
+    failed = manifest.get("status") == "failed"
+    below = [failure(need, (*above, job.id)) for need in needs_of(job)]
+    if job.kind == "select" and not failed and None in below:
+        return None
+    return next((reason for reason in below if reason is not None), str(manifest.get("reason")) if failed else None)
+
+
 def trained_by(job: WorkflowJob) -> WorkflowJob | None:
     """The training job that a job is or, nearest first, rests on."""
     return next((below for below in (job, *ancestors(job)) if below.kind in ("finetune", "pretrain")), None)

@@ -23,7 +23,7 @@ from spdf_dist.report.jobs import (
     chosen_by,
     job_of,
     made_from_other_inputs,
-    read_job,
+    needs_of,
     read_object,
     split_named,
     trained_by,
@@ -226,17 +226,12 @@ def leave_rejected(study: Study) -> None:
             if chosen is None:
                 continue
             fresh = begun_anew(select, jobs, by_path)
-            for need in candidates_of(select):
+            for need in needs_of(select):
                 job = trained_by(need)
                 run = by_path.get((job.folder / "run").resolve()) if job else None
                 if run is not None:
                     left = fresh or need.id != chosen
                     run.rejected = left if run.is_finetuning else run.path.resolve() not in parents
-
-
-def candidates_of(select: WorkflowJob) -> list[WorkflowJob]:
-    """What a `select` job chooses among."""
-    return [job for need in select.needs if (job := read_job(select.root, need)) is not None]
 
 
 def begun_anew(select: WorkflowJob, jobs: list[WorkflowJob], runs: dict[Path, Run]) -> bool:

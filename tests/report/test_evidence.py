@@ -227,3 +227,23 @@ def test_a_failed_cell_says_why(tmp_path: Path) -> None:
     pretrain = write_job(root, "pretrain/1m-s75/seed=1", "pretrain", [], "1m-s75", cell={"seed": "1"})
     write_json(pretrain / "manifest.json", {"status": "failed", "reason": "non-finite loss"})
     assert missing_text(read_evidence(read_study([root]), [])) == ["1m s75, seed 1: failed: non-finite loss"]
+
+
+def test_a_fine_tuning_that_diverged_is_named_once_no_candidate_is_left(tmp_path: Path) -> None:
+    root = write_study(tmp_path / "s", {"1m-dense": DENSE[:1], "1m-s75": CLOSE[:1]}, 1)
+    where = "1m-s75/seed=1"
+    ends = {"evaluate": ("cancelled", "a job that it needs failed"), "generate": ("cancelled", "best failed")}
+    for name, (status, reason) in ends.items():
+        write_json(root / "jobs" / name / where / "manifest.json", {"status": status, "reason": reason, "key": "key"})
+    best = root / "jobs" / "best" / where
+    (best / "out" / "choice.json").unlink()
+    (best / "manifest.json").unlink()
+    first, second = (root / "jobs" / "finetune" / f"{where},lr={lr}" / "manifest.json" for lr in (1e-3, 3e-3))
+    write_json(second, {"status": "failed", "reason": "non-finite loss at step 9", "key": "key"})
+    first.unlink()
+    told = lambda: missing_text(read_evidence(read_study([root]), []))  # noqa: E731
+    assert told() == ["1m 75%, seed 1: pre-trained"]  # the other rate may do
+    write_json(first, {"status": "failed", "reason": "non-finite loss at step 7", "key": "key"})
+    assert told() == ["1m 75%, seed 1: failed: non-finite loss at step 7"]
+    write_json(best / "manifest.json", {"status": "failed", "reason": "no cell finished", "key": "key"})
+    assert told() == ["1m 75%, seed 1: failed: non-finite loss at step 7"]
