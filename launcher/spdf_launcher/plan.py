@@ -37,8 +37,6 @@ from spdf_launcher.references import escape, references, substitute
 from spdf_launcher.workflow import Resources, Template, Workflow, nested
 
 SELECT_OPTIONS = ("metric", "mode", "per")
-KEY_EXEMPT = (*IDENTITY_EXEMPT, "validation.batches")
-"""Config keys that a job's key leaves out. What stands here stays here, or finished studies would run again."""
 LOWER_IS_BETTER = ("val_loss", "loss", "perplexity", "ter")
 
 
@@ -392,13 +390,17 @@ class Expansion:
             raise UserError(f"{key}: {path}: {error.strerror or error}") from None
 
     def key(self, job: Job) -> str:
-        """The digest of a job's inputs; it does not depend on where the workflow's folder lies."""
+        """The digest of a job's inputs; it does not depend on where the workflow's folder lies.
+
+        Of a config it leaves out exactly what a run may change as it continues: a job with another key starts anew,
+        and one with the same key can go on.
+        """
         config = flatten(job.config) if job.config is not None else None
         if config is not None:
             config = {
                 key: value
                 for key, value in config.items()
-                if not any(key == exempt or key.startswith(f"{exempt}.") for exempt in KEY_EXEMPT)
+                if not any(key == exempt or key.startswith(f"{exempt}.") for exempt in IDENTITY_EXEMPT)
             }
         parents = {need: self.jobs[need].key for need in job.needs}
         content = [job.kind, job.arguments, config, job.select, parents, job.files]

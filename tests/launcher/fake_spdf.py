@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from spdf_dist.config.load import run_differences
+
 STOP: list[int] = []
 
 
@@ -51,6 +53,10 @@ def train(config: dict[str, Any], steps: int) -> int:
     fault = fault_of(run.parent)
     apply_fault(fault)
     run.mkdir(parents=True, exist_ok=True)
+    before = yaml.safe_load((run / "config.yaml").read_text()) if (run / "config.yaml").exists() else config
+    if differences := run_differences(before, config):
+        print(f"spdf fake: error: {run} holds another run ({'; '.join(differences)})", file=sys.stderr)
+        return 2
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     done = [int(path.name.split("_")[1]) for path in run.glob("checkpoints/step_*")]
     first = max(done, default=0)

@@ -112,6 +112,26 @@ def test_ranks_and_intervals_do_not_run_a_job_again(bench) -> None:  # type: ign
     assert "2 of them before" in bench.run("jobs.pretrain.set.parallel.tensor=2", "jobs.pretrain.set.checkpoint.keep=3")
 
 
+def stop_in_training(bench, job: str) -> Path:  # type: ignore[no-untyped-def]
+    """Stop a workflow as ``job`` trains; the metrics of its run."""
+    process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local")
+    metrics = bench.dir / "jobs" / job / "run/metrics.jsonl"
+    wait_for(lambda: metrics.exists() and len(steps_of(metrics)) >= 2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 75
+    return metrics
+
+
+def test_other_validation_batches_start_a_run_anew(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": ["slow", ""]}
+    stop_in_training(bench, "pretrain")
+    bench.run("jobs.pretrain.set.validation.batches=3")
+    assert (bench.dir / ".replaced/1/pretrain/run/metrics.jsonl").exists()
+    assert "2 of them before" in bench.run("jobs.pretrain.set.validation.batches=3")
+
+
 def test_choice_feeds_later_jobs(bench) -> None:  # type: ignore[no-untyped-def]
     bench.file.write_text(GRID)
     bench.run()

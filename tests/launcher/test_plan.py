@@ -190,9 +190,10 @@ jobs:
     assert before["pretrain/own"].key == jobs["pretrain/own"].key
 
 
-def test_keys_leave_out_what_they_always_left_out(make) -> None:  # type: ignore[no-untyped-def]
+def test_keys_leave_out_what_a_run_may_change_and_nothing_else(make) -> None:  # type: ignore[no-untyped-def]
     job = make(GOOD)["pretrain/s75"]
-    assert make(GOOD, "jobs.pretrain.set.validation.batches=3")["pretrain/s75"].key == job.key
+    assert make(GOOD, "jobs.pretrain.set.validation.interval=3")["pretrain/s75"].key == job.key
+    assert make(GOOD, "jobs.pretrain.set.validation.batches=3")["pretrain/s75"].key != job.key
 
 
 def test_a_run_folder_counts_by_its_newest_checkpoint(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
