@@ -114,6 +114,7 @@ KINDS: dict[str, Kind] = {
         outputs={"scores": "out/perplexity.json"},
         files=("checkpoint", "data"),
         captured="out/perplexity.json",
+        witness="out/perplexity.json",
     ),
     "select": Kind((), outputs={"choice": "out/choice.json"}, joins="cells"),
     "report": Kind(("report",), makes={"out": OUT}, outputs={"dir": OUT, "html": "out/index.html"}, joins="all"),

@@ -2,7 +2,7 @@
 
 The environment variable FAKE_FAULTS makes jobs go wrong: a JSON object from a part of the job's folder to a list of
 faults, one for each attempt: an exit code, "kill" (SIGKILL), "half" (exit 1 after half of the steps), "slow" (0.2 s a
-step), "crawl" (5 s a step), "huge" (a loss of 9), "" (nothing).
+step), "crawl" (5 s a step), "huge" (a loss of 9), "remarks" (exit 1 after writing everything), "" (nothing).
 """
 
 from __future__ import annotations
@@ -111,6 +111,12 @@ def main(words: list[str]) -> int:
         lr = float(Path(option(words, "hypotheses")).read_text())
         print(json.dumps({"schema_version": 1, "task": "e2e", "scores": {"bleu": 1 - lr}}))
         return 0
+    if words[0] == "perplexity":
+        fault = fault_of(Path(words[1]))
+        apply_fault(fault)
+        print(json.dumps({"schema_version": 1, "perplexity": 7.5, "unusable_lines": int(fault == "remarks")}))
+        print("spdf perplexity: train.csv:1: no text", file=sys.stderr)
+        return int(fault == "remarks")
     if words[0] == "generate":
         out = Path(option(words, "out"))
         apply_fault(fault_of(out.parent.parent))

@@ -132,6 +132,18 @@ def test_other_validation_batches_start_a_run_anew(bench) -> None:  # type: igno
     assert "2 of them before" in bench.run("jobs.pretrain.set.validation.batches=3")
 
 
+def test_a_perplexity_without_its_unusable_lines_is_done(bench) -> None:  # type: ignore[no-untyped-def]
+    scored = 'kind: perplexity\n    set: {checkpoint: "${jobs.pretrain.run_dir}", data: train.csv}'
+    bench.file.write_text(SMALL.replace('kind: densify\n    set: {checkpoint: "${jobs.pretrain.run_dir}"}', scored))
+    bench.faults = {"pretrain/run": ["remarks", 1, 1, 1]}
+    assert "spdf perplexity: train.csv:1: no text" in bench.run()
+    manifest = bench.manifest("dense")
+    assert manifest["attempts"] == 1 and manifest["metrics"]["perplexity"] == 7.5
+    # What an earlier attempt wrote is no witness for a later one.
+    (bench.dir / "jobs/dense/manifest.json").unlink()
+    assert "told to end with 1 (3 times" in bench.run(code=1)
+
+
 def test_choice_feeds_later_jobs(bench) -> None:  # type: ignore[no-untyped-def]
     bench.file.write_text(GRID)
     bench.run()
