@@ -41,6 +41,7 @@ from spdf_launcher.folder import (
     write_text,
 )
 from spdf_launcher.kinds import KINDS, OUT
+from spdf_launcher.moved import follow
 from spdf_launcher.plan import Job, job_from_json, outputs
 from spdf_launcher.process import Signals, birth, outcome_of, run_command, told_code
 from spdf_launcher.rank import EXIT_FILE
@@ -157,7 +158,9 @@ class Runner:
         command = self.command()
         exit_file = self.folder.exit_code
         exit_file.unlink(missing_ok=True)
-        if not self.kind.continues:
+        if self.kind.continues:
+            follow(self.folder.run_dir, self.job.id)
+        else:
             self.clear(self.folder.path / OUT)
         (self.folder.path / OUT if not self.kind.continues else self.folder.run_dir).mkdir(parents=True, exist_ok=True)
         number = history(self.folder).count + 1

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from spdf_launcher.cancel import cancel
 from spdf_launcher.commands import cancel as cancel_command
 from spdf_launcher.commands import logs, status
@@ -431,6 +432,19 @@ def test_a_folder_that_was_moved_goes_on(bench, older: bool) -> None:  # type: i
         (bench.dir / "jobs" / job / "manifest.json").unlink()
     assert "6 of 6 jobs done" in bench.run()
     assert str(before) not in choice.read_text()
+
+
+def test_a_run_that_was_stopped_goes_on_in_a_folder_that_was_moved(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    bench.faults = {"finetune/lr=0.1": ["slow", ""]}
+    stop_in_training(bench, "finetune/lr=0.1")
+    before, bench.dir = bench.dir, bench.path / "moved"
+    before.rename(bench.dir)
+    assert "6 of 6 jobs done, 1 of them before" in bench.run()
+    run = bench.dir / "jobs/finetune/lr=0.1/run"
+    assert steps_of(run / "metrics.jsonl") == [1, 2, 3, 4]
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    assert tree["run_dir"] == str(run) and tree["finetune"]["checkpoint"] == str(bench.dir / "jobs/pretrain/run")
 
 
 @pytest.mark.parametrize("content", ["{}", '{"jobs": [{"id": "a"}]}', '{"jobs": null}'])
