@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,21 @@ def failure(job: WorkflowJob, above: tuple[str, ...] = ()) -> str | None:
 def trained_by(job: WorkflowJob) -> WorkflowJob | None:
     """The training job that a job is or, nearest first, rests on."""
     return next((below for below in (job, *ancestors(job)) if below.kind in ("finetune", "pretrain")), None)
+
+
+def chosen_over(job: WorkflowJob) -> set[str]:
+    """The grid keys over which `select` jobs chose the training run behind ``job``, or what it was set up with."""
+    trained = trained_by(job)
+    if trained is None:
+        return set()
+    between = takewhile(lambda below: below.id != trained.id, (job, *ancestors(job)))
+    keys: set[str] = set()
+    for select in (need for need in (*between, *needs_of(trained)) if need.kind == "select"):
+        for candidate in needs_of(select):
+            made = trained_by(candidate)
+            if made is not None and made.kind == trained.kind:  # not what was chosen for the pre-training below
+                keys |= (candidate.cell | made.cell).keys() - select.cell.keys()
+    return keys
 
 
 def chosen_by(job: WorkflowJob) -> str | None:

@@ -292,7 +292,8 @@ def own_panels(study: Study) -> list[tuple[str, list[Dot]]]:
             raw = [score.metrics.get(metric) for score in members]
             ours = estimate([None if v is None else paper_scale(task, metric, v) for v in raw])
             if ours:
-                dots.append(Dot(name, colours[name], ours.mean, ours.deviation, f"{ours.mean:.2f}"))
+                colour = colours[members[0].variant]
+                dots.append(Dot(name, colour, ours.mean, ours.deviation, f"{ours.mean:.2f}"))
         if dots:
             panels.append((f"Ours, {size}: {TASK_NAMES[task]}, {metric_name(metric)}", dots))
     return panels

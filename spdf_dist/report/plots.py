@@ -222,7 +222,8 @@ def score_plots(study: Study) -> list[Plot]:
                 value = estimate([score.metrics.get(metric) for score in scores])
                 if value:
                     digits = 2 if abs(value.mean) >= 10 else 3
-                    dots.append(Dot(name, colours[name], value.mean, value.deviation, f"{value.mean:.{digits}f}"))
+                    colour = colours[scores[0].variant]
+                    dots.append(Dot(name, colour, value.mean, value.deviation, f"{value.mean:.{digits}f}"))
             if dots:
                 panels.append((metric_name(metric), dots))
         if not panels:

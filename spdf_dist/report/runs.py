@@ -60,6 +60,16 @@ class Run:
         return "finetune" in self.tree
 
     @property
+    def task(self) -> str:
+        """What it was fine-tuned on; empty for pre-training."""
+        return str((self.tree.get("finetune") or {}).get("task") or "")
+
+    @property
+    def keep_mask(self) -> bool:
+        """Whether it was fine-tuned sparse, as a control."""
+        return bool((self.tree.get("finetune") or {}).get("keep_mask"))
+
+    @property
     def pretraining(self) -> Run | None:
         """The pre-training run behind this one: itself, or its parent."""
         return self.parent if self.is_finetuning else self

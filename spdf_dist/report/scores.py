@@ -41,7 +41,9 @@ class Score:
     """`seen`, `unseen`, `all`, `validation`, ... where stated."""
     synthetic: bool = False
     settings: str = ""
-    """The fine-tuning settings but for the seed: scores are averaged only over equal ones."""
+    """The fine-tuning settings but for the seed and what was chosen: scores are averaged only over equal ones."""
+    keep_mask: bool = False
+    """Whether the fine-tuning was sparse: a control, never one of the settings of the dense one."""
     validation_loss: float | None = None
     """Best validation loss of the fine-tuning run, by which one of several settings is selected."""
     model: str = ""
@@ -50,6 +52,11 @@ class Score:
     """Sparsity of its pre-training."""
     pretraining_seed: int | None = None
     """By which variants are paired; None where the pre-training run is not known."""
+
+    @property
+    def label(self) -> str:
+        """The variant, and that it was fine-tuned sparse where it was: what is one row of a table."""
+        return self.variant + (", fine-tuned sparse" if self.keep_mask else "")
 
 
 @dataclass(frozen=True)

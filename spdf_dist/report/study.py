@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from spdf_dist.report.jobs import (
     all_jobs,
     ancestors,
     chosen_by,
+    chosen_over,
     job_of,
     made_from_other_inputs,
     needs_of,
@@ -282,7 +283,7 @@ def read_result(study: Study, path: Path) -> None:
     run = owner(study, path, job)
     if run is not None and run.rejected:
         return
-    task = str(content.get("task") or ((run.tree.get("finetune") or {}).get("task") if run else "") or "text")
+    task = str(content.get("task") or (run.task if run else "") or "text")
     generated = job is not None and any(parent.kind.startswith("synthetic") for parent in ancestors(job))
     study.scores.append(
         Score(
@@ -294,7 +295,8 @@ def read_result(study: Study, path: Path) -> None:
             metrics=known,
             split=split_of(content, job, task),
             synthetic=generated or is_synthetic(content) or (run is not None and run.synthetic),
-            settings=settings_of(run) if run else "",
+            settings=settings_of(run, chosen_over(job) if job else ()) if run else "",
+            keep_mask=run is not None and run.keep_mask,
             validation_loss=run.best_validation if run else None,
             pretraining_seed=run.pretraining.seed if run and run.pretraining else None,
             model=paper_model(run.model) if run and run.model else "",
@@ -347,8 +349,13 @@ def owner(study: Study, path: Path, job: WorkflowJob | None) -> Run | None:
     return None
 
 
-def settings_of(run: Run) -> str:
-    """A run's settings but for its seed and its places, as one line."""
+def settings_of(run: Run, chosen: Iterable[str]) -> str:
+    """A run's settings but for its seed, its places and the keys ``chosen``, as one line.
+
+    What was chosen by validation, for each seed by itself perhaps, has had its selection: seeds that differ in it are
+    repetitions of one procedure.
+    """
     flat = flatten({key: run.tree.get(key) or {} for key in ("finetune", "training")})
-    flat.pop("finetune.checkpoint", None)
+    for key in ("finetune.checkpoint", *chosen):
+        flat.pop(key, None)
     return " ".join(f"{key}={value}" for key, value in sorted(flat.items()))

@@ -210,12 +210,14 @@ def mean_flops(runs: Sequence[Run]) -> float:
 
 
 def score_groups(study: Study) -> dict[tuple[str, str, str], dict[str, list[Score]]]:
-    """Scores by (task, split, size), then by variant in reading order, at the selected settings."""
+    """Scores by (task, split, size), then by variant in reading order, at the selected settings.
+
+    A variant that was fine-tuned sparse, too, has those scores under a name of their own, after the dense ones.
+    """
     groups: dict[tuple[str, str, str], dict[str, list[Score]]] = {}
-    for name in study.variants:
-        for score in study.scores:
-            if score.variant == name:
-                groups.setdefault((score.task, score.split, score.size), {}).setdefault(name, []).append(score)
+    place = {name: k for k, name in enumerate(study.variants)}
+    for score in sorted(study.scores, key=lambda score: (place[score.variant], score.keep_mask)):
+        groups.setdefault((score.task, score.split, score.size), {}).setdefault(score.label, []).append(score)
     return {key: {name: selected(scores) for name, scores in group.items()} for key, group in groups.items()}
 
 
@@ -227,7 +229,7 @@ def named_dense(names: Iterable[str]) -> str | None:
 
 def baseline_of(group: dict[str, list[Score]]) -> str | None:
     """The dense variant of a group of scores."""
-    return named_dense(group)
+    return named_dense(name for name, scores in group.items() if not scores[0].keep_mask)
 
 
 def to_dense(ours: Sequence[Score], base: Sequence[Score], metric: str, digits: int) -> str:
@@ -289,7 +291,8 @@ def score_tables(study: Study) -> list[Table]:
                 ["variant", *(metric_name(metric) for metric in metrics)],
                 rows,
                 "On the scale that the official script prints. Settings are selected by validation loss, never by "
-                "these scores; mean ± sample deviation (runs). Differences are paired by the pre-training seed.",
+                "these scores; mean ± sample deviation (runs). Seeds may differ in what a "
+                "selection chose for each. Differences are paired by the pre-training seed.",
                 synthetic,
             )
         )

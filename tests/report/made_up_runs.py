@@ -86,6 +86,7 @@ def finetune_run(
     gap: float = 0.0,
     lr: float = 1e-4,
     task: str = "e2e",
+    keep_mask: bool = False,
 ) -> None:
     """A fine-tuning run of 40 steps."""
     tree = to_tree(
@@ -94,7 +95,7 @@ def finetune_run(
             {
                 "run_dir": str(folder),
                 "seed": seed,
-                "finetune": {"checkpoint": str(checkpoint), "task": task, "train": train},
+                "finetune": {"checkpoint": str(checkpoint), "task": task, "train": train, "keep_mask": keep_mask},
                 "training": {"lr": lr},
             },
             "",
@@ -216,12 +217,25 @@ def write_study(root: Path, bleu: dict[str, list[float]], planned: int = 3) -> P
                 job_id = f"finetune{tail}/{where},lr={lr}"
                 job_config = {"finetune": {"keep_mask": sparse}}
                 tuned = write_job(
-                    root, job_id, "finetune", [f"pretrain/{where}"], variant, cell=cell, config=job_config, done=done
+                    root,
+                    job_id,
+                    "finetune",
+                    [f"pretrain/{where}"],
+                    variant,
+                    cell=cell | {"training.lr": str(lr)},
+                    config=job_config,
+                    done=done,
                 )
                 candidates.append(job_id)
                 if done:
                     finetune_run(
-                        tuned / "run", pretrain / "run", "e2e/trainset.csv", config, gap=0.4 + gap + worse, lr=lr
+                        tuned / "run",
+                        pretrain / "run",
+                        "e2e/trainset.csv",
+                        config,
+                        gap=0.4 + gap + worse,
+                        lr=lr,
+                        keep_mask=sparse,
                     )
             best = write_job(root, f"best{tail}/{where}", "select", candidates, variant, cell=cell, done=done)
             if done:
@@ -234,7 +248,8 @@ def write_study(root: Path, bleu: dict[str, list[float]], planned: int = 3) -> P
                         other / "run", pretrain / "run", "webnlg/train.json", config, gap=1.4 + 2 * gap, task="webnlg"
                     )
             needs = [f"best{tail}/{where}"]
-            write_job(root, f"generate{tail}/{where}", "generate", needs, variant, cell=cell, done=done)
+            said = ["generate", "--split", "test"]
+            write_job(root, f"generate{tail}/{where}", "generate", needs, variant, cell=cell, arguments=said, done=done)
             needs = [f"generate{tail}/{where}"]
             evaluate = write_job(root, f"evaluate{tail}/{where}", "evaluate", needs, variant, cell=cell, done=done)
             if done:

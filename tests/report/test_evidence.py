@@ -152,6 +152,35 @@ def test_scores_are_paired_by_the_pretraining_seed(tmp_path: Path) -> None:
     assert table.rows[1][1].endswith("−0.0020 ± 0.0010 to dense (3 pairs)")
 
 
+def e2e_scores(root: Path) -> dict[str, str]:
+    """The BLEU column of the report's own table, by variant."""
+    (table,) = [table for table in score_tables(read_study([root])) if table.name.startswith("scores-e2e")]
+    return {row[0]: row[1].partition("\n")[0] for row in table.rows}
+
+
+def test_a_seed_whose_selection_chose_otherwise_still_counts(tmp_path: Path) -> None:
+    root = write_study(tmp_path / "s", {"1m-dense": DENSE, "1m-s75": CLOSE})
+    choice = root / "jobs" / "best" / "1m-s75" / "seed=2" / "out" / "choice.json"
+    write_json(choice, {"schema_version": 1, "job": "finetune/1m-s75/seed=2,lr=0.003"})
+    assert e2e_scores(root)["1m-s75"] == f"{sum(CLOSE) / 3:.4f} ± 0.0195 (3)"
+
+
+def test_settings_that_nothing_chose_are_not_averaged(tmp_path: Path) -> None:
+    root = write_study(tmp_path / "s", {"1m-dense": DENSE, "1m-s75": CLOSE})
+    place = root / "jobs" / "finetune" / "1m-s75" / "seed=2,lr=0.001" / "run" / "config.yaml"
+    text = place.read_text(encoding="utf-8")
+    place.write_text(text.replace("label_smoothing: 0.1", "label_smoothing: 0.3"), encoding="utf-8")
+    assert e2e_scores(root)["1m-s75"] == "0.5190"  # seed 2's loss is the lower
+
+
+def test_the_sparse_control_is_never_the_variant(tmp_path: Path) -> None:
+    """Its loss is the lower here."""
+    root = write_study(tmp_path / "s", {"1m-dense": DENSE, "1m-s75": FAR, "1m-s75-sparse": [0.9, 0.91, 0.92]})
+    scores = e2e_scores(root)
+    assert list(scores) == ["1m-dense", "1m-s75", "1m-s75, fine-tuned sparse"]
+    assert scores["1m-s75"].startswith("0.4700 ") and scores["1m-s75, fine-tuned sparse"].startswith("0.9100 ")
+
+
 def test_page_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_study(tmp_path / "study", {"1m-dense": DENSE[:2], "1m-s75": FAR[:2], "1m-untrained": UNTRAINED[:2]}, 2)
     page = tmp_path / "docs" / "evidence.md"

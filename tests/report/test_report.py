@@ -14,7 +14,7 @@ from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
 from spdf_dist.report.bench import speedup_series
 from spdf_dist.report.figures import line_figure
-from spdf_dist.report.jobs import all_jobs, ancestors, job_of, read_job
+from spdf_dist.report.jobs import all_jobs, ancestors, chosen_over, job_of, read_job
 from spdf_dist.report.paper_tables import own_panels
 from spdf_dist.report.plots import cost_plots, lines
 from spdf_dist.report.runs import Run, read_run
@@ -151,6 +151,24 @@ def test_validation_scores_that_select_are_no_results(tmp_path: Path) -> None:
     assert [row[1].partition("\n")[0] for row in table.rows] == ["0.5200 ± 0.0100 (3)"] * 2
     assert {run.path.parts[-4] for run in study.finetuning} == {"final"}  # three seeds of one setting, no candidate
     assert all(run.tree["training"]["lr"] == 5e-5 for run in study.finetuning)
+
+
+def test_what_was_chosen_for_fine_tuning_is_told_from_what_was_for_pre_training(tmp_path: Path) -> None:
+    root = write_chain(tmp_path / "flow")
+    write_job(root, "sweep/x", "pretrain", [], cell={"training.warmup_tokens": "1"})
+    write_job(root, "pick", "select", ["sweep/x"])
+    write_job(root, "pretrain/dense", "pretrain", ["pick"], "dense")
+    keys = {}
+    for job_id in ("evaluate/dense/seed=1", "final/dense/seed=1", "score/dense/lr=0.0001", "pretrain/dense"):
+        job = read_job(root, job_id)
+        assert job is not None
+        keys[job.name] = chosen_over(job)
+    assert keys == {
+        "evaluate": {"training.lr"},
+        "final": {"training.lr"},
+        "score": set(),
+        "pretrain": {"training.warmup_tokens"},
+    }
 
 
 def test_the_split_is_that_of_the_outputs(tmp_path: Path) -> None:
