@@ -6,7 +6,8 @@ Tables 2 and 3 are in ``spdf_dist.accounting.paper``, which regenerates them.
 from __future__ import annotations
 
 from spdf_dist.accounting.paper import MODELS
-from spdf_dist.config.schema import ModelConfig
+from spdf_dist.config.schema import LOGICAL_WEIGHTS, ModelConfig, PretrainConfig
+from spdf_dist.report.runs import short_count
 
 Value = tuple[str, str]
 """Mean and deviation as printed; an empty deviation was not printed."""
@@ -84,6 +85,21 @@ TABLE_NUMBERS = {"e2e": 4, "webnlg": 5, "dart": 6}
 
 CURATION_DELTAS = {("GPT-2 Small", 0.75): 3.76, ("GPT-3 XL", 0.5): 0.83, ("GPT-3 XL", 0.75): 2.75}
 """Perplexity above the dense baseline on Curation Corpus: all that the blog's text gives of its Figure 4, right."""
+
+
+def paper_cell(config: PretrainConfig) -> str:
+    """The paper's name of a model that is pre-trained as the paper does; '' for any other, controls among them.
+
+    Ours, and not the paper's, are other patterns, masks over some of the matrices, other scales of the initial weights
+    and other numbers of tokens: no pre-training, or dense stopped early.
+    """
+    sparsity, name = config.sparsity, paper_model(config.model)
+    plain = sparsity.level == 0 or (
+        sparsity.pattern == "unstructured"
+        and sorted(sparsity.targets) == sorted(LOGICAL_WEIGHTS)
+        and sparsity.init_scale == "none"
+    )
+    return name if name and plain and short_count(config.training.train_tokens) == TABLE_1[name][-1] else ""
 
 
 def paper_model(model: ModelConfig) -> str:

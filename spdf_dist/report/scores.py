@@ -47,7 +47,7 @@ class Score:
     validation_loss: float | None = None
     """Best validation loss of the fine-tuning run, by which one of several settings is selected."""
     model: str = ""
-    """The paper's name of the model; empty for any other."""
+    """The paper's name of the model, pre-trained to the end as the paper does; empty for any other and for controls."""
     level: float | None = None
     """Sparsity of its pre-training."""
     pretraining_seed: int | None = None

@@ -29,7 +29,7 @@ from spdf_dist.report.jobs import (
     split_named,
     trained_by,
 )
-from spdf_dist.report.published import paper_model
+from spdf_dist.report.published import paper_cell
 from spdf_dist.report.runs import Run, is_run, read_run
 from spdf_dist.report.scores import METRIC_NAMES, Score
 
@@ -284,6 +284,7 @@ def read_result(study: Study, path: Path) -> None:
     if run is not None and run.rejected:
         return
     task = str(content.get("task") or (run.task if run else "") or "text")
+    origin = run.pretraining if run else None
     generated = job is not None and any(parent.kind.startswith("synthetic") for parent in ancestors(job))
     study.scores.append(
         Score(
@@ -298,8 +299,8 @@ def read_result(study: Study, path: Path) -> None:
             settings=settings_of(run, chosen_over(job) if job else ()) if run else "",
             keep_mask=run is not None and run.keep_mask,
             validation_loss=run.best_validation if run else None,
-            pretraining_seed=run.pretraining.seed if run and run.pretraining else None,
-            model=paper_model(run.model) if run and run.model else "",
+            pretraining_seed=origin.seed if origin else None,
+            model=paper_cell(origin.config) if origin and not origin.unfinished else "",
             level=run.sparsity.level if run and run.sparsity else None,
         )
     )

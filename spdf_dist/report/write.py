@@ -110,7 +110,10 @@ def write_study_report(study: Study, out: Path, markdown_page: Path | None = Non
     return page
 
 
-PAPER_INTRO = ("Printed figures of SPDF (appendix and blog) with ours next to them. What was not run says so.",)
+PAPER_INTRO = (
+    "Printed figures of SPDF (appendix and blog) with ours next to them. What was not run says so. Ours are the paper's "
+    "models, pre-trained on its number of tokens and fine-tuned dense; controls and other patterns are in the scores.",
+)
 
 
 def write(path: Path, content: str | bytes) -> None:

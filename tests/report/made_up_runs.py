@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from spdf_dist.accounting.budget import total_steps
 from spdf_dist.accounting.flops import training_flops
 from spdf_dist.config.load import build, to_tree
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
@@ -23,14 +24,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_run(
-    folder: Path, tree: dict[str, Any], losses: list[float], validation: dict[int, float], flops_per_sequence: int
+    folder: Path,
+    tree: dict[str, Any],
+    losses: list[float],
+    validation: dict[int, float],
+    flops_per_sequence: int,
+    first: int = 1,
 ) -> None:
-    """A run folder with one metrics line a step."""
+    """A run folder with one metrics line a step, the steps counted from ``first``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     (folder / "checkpoints").mkdir(exist_ok=True)
     lines = []
-    for step, loss in enumerate(losses, 1):
+    for step, loss in enumerate(losses, first):
         lines.append(
             {
                 "step": step,
@@ -73,6 +79,27 @@ def pretrain_run(
     if level and steps:
         layers = {"qkv": "compressed", "expand": "compressed"}
         write_json(folder / "execution.json", {"schema_version": 1, "layers": layers, "reason": "set"})
+    return config
+
+
+PAPER_SHAPE = {"num_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "vocab_size": 50257}
+
+
+def paper_run(
+    folder: Path, level: float, *, seed: int = 1, tokens: int = 2_500_000_000, whole: bool = True, **sparsity: Any
+) -> PretrainConfig:
+    """A pre-training run of GPT-2 Small, of which the last step alone is written; one before it where not ``whole``."""
+    tree = {
+        "run_dir": str(folder),
+        "seed": seed,
+        "model": PAPER_SHAPE,
+        "sparsity": {"level": level, **sparsity},
+        "training": {"train_tokens": tokens, "warmup_tokens": 0},
+    }
+    config: PretrainConfig = build(PretrainConfig, tree, "")
+    losses = [3.0] if tokens else []
+    flops = training_flops(config.model, config.sparsity)
+    write_run(folder, to_tree(config), losses, {}, flops, total_steps(config) - (not whole))
     return config
 
 

@@ -6,16 +6,17 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from made_up_runs import STEPS, VARIANTS, finetune_run, pretrain_run, write_chain, write_job, write_json
+from made_up_runs import STEPS, VARIANTS, finetune_run, paper_run, pretrain_run, write_chain, write_job, write_json
 
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
 from spdf_dist.report.bench import speedup_series
 from spdf_dist.report.figures import line_figure
 from spdf_dist.report.jobs import all_jobs, ancestors, chosen_over, job_of, read_job
-from spdf_dist.report.paper_tables import own_panels
+from spdf_dist.report.paper_tables import our_estimate, own_panels
 from spdf_dist.report.plots import cost_plots, lines
 from spdf_dist.report.runs import Run, read_run
 from spdf_dist.report.scores import Score, estimate, paper_scale, selected
@@ -59,15 +60,38 @@ def test_generated_data_are_called_synthetic_wherever_they_show(workflow: Path, 
 
 
 def test_scores_of_generated_data_are_not_set_beside_the_papers(tmp_path: Path) -> None:
-    shape = {"num_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "vocab_size": 50257}
     for name, data in (("real", "data/e2e/trainset.csv"), ("made", "data/synthetic/trainset.csv")):
-        config = pretrain_run(tmp_path / name / "pre", 0.75, steps=3, **shape)
+        config = paper_run(tmp_path / name / "pre", 0.75)
         finetune_run(tmp_path / name / "fine", tmp_path / name / "pre", data, config)
         scores = {"schema_version": 1, "task": "e2e", "bleu": 0.665}
         write_json(tmp_path / name / "fine" / "scores.json", scores)
         write_report([tmp_path / name], tmp_path / name / "out")
     cells = {name: rows_of(tmp_path / name / "out" / "paper_table_4.csv")[2]["BLEU ↑"] for name in ("real", "made")}
     assert cells == {"real": "66.50 ± 0.01; ours 66.50, +0.00", "made": "66.50 ± 0.01; not run"}
+
+
+def test_only_what_the_paper_did_is_set_beside_it(tmp_path: Path) -> None:
+    made: dict[str, tuple[float, float, dict[str, Any]]] = {
+        "dense": (0.67, 0.0, {}),
+        "untrained": (0.10, 0.0, {"tokens": 0}),
+        "stopped": (0.11, 0.0, {"tokens": 1_515_000_000}),
+        "cut": (0.12, 0.0, {"whole": False}),
+        "s75": (0.66, 0.75, {}),
+        "b75": (0.13, 0.75, {"pattern": "block:16"}),
+        "some": (0.14, 0.75, {"targets": ["W_I", "W_O"]}),
+        "scaled": (0.15, 0.75, {"init_scale": "fan_in"}),
+        "sparse": (0.16, 0.75, {}),
+    }
+    for name, (bleu, level, settings) in made.items():
+        config = paper_run(tmp_path / name / "pre", level, **settings)
+        sparse = name == "sparse"
+        tuned = tmp_path / name / "fine"
+        finetune_run(tuned, tmp_path / name / "pre", "e2e/trainset.csv", config, keep_mask=sparse, gap=-sparse)
+        write_json(tuned / "scores.json", {"schema_version": 1, "task": "e2e", "bleu": bleu})
+    study = read_study([tmp_path])
+    assert len(study.scores) == len(made)
+    ours = {level: our_estimate(study, "e2e", "GPT-2 Small", level, "bleu") for level in (0.0, 0.75)}
+    assert [value and (value.mean, value.count) for value in ours.values()] == [(67.0, 1), (66.0, 1)]
 
 
 def test_real_scores_of_other_sizes_get_a_panel_in_figure_4(tmp_path: Path) -> None:
