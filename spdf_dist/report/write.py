@@ -111,8 +111,8 @@ def write_study_report(study: Study, out: Path, markdown_page: Path | None = Non
 
 
 PAPER_INTRO = (
-    "Printed figures of SPDF (appendix and blog) with ours next to them. What was not run says so. Ours are the paper's "
-    "models, pre-trained on its number of tokens and fine-tuned dense; controls and other patterns are in the scores.",
+    "Printed figures of SPDF (appendix and blog) with ours next to them. What was not run says so. Ours are models of "
+    "that shape, pre-trained on as many tokens and fine-tuned dense; controls and other patterns are in the scores.",
 )
 
 
