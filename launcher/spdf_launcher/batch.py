@@ -2,16 +2,15 @@
 
     exec python -m spdf_launcher.batch RUN_DIR srun ... python -m spdf_launcher.rank pretrain CONFIG run_dir=RUN_DIR ...
 
-On SIGUSR1 (sbatch --signal=B:USR1@SECONDS) the ranks save and the job goes back into the queue. A failure is tried
-again until three come in a row with no new checkpoint in between; bad input (2) and a non-finite loss (3) are not. A
-lost node is Slurm's own affair: it requeues the job, and nothing is counted. A new submission starts the count anew.
-Logs go to RUN_DIR/logs.
+On SIGUSR1 (sbatch --signal=B:USR1@SECONDS), and at preemption, of which Slurm tells the ranks alone, the ranks save and
+the job goes back into the queue. A failure is tried again until three come in a row with no new checkpoint in between;
+bad input (2) and a non-finite loss (3) are not. A lost node is Slurm's own affair: it requeues the job, and nothing is
+counted. A new submission starts the count anew. Logs go to RUN_DIR/logs.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
 from spdf_launcher.attempts import END, RESET, START, history, newest_checkpoint, record
 from spdf_launcher.folder import JobFolder, now
-from spdf_launcher.process import Signals, outcome_of, run_command, told_code
+from spdf_launcher.process import Signals, goes_on, outcome_of, run_command, told_code
 from spdf_launcher.rank import EXIT_FILE
 from spdf_launcher.requeue import requeue_self, slurm_job
 
@@ -59,7 +58,7 @@ def main(arguments: list[str]) -> int:
         print(f"{now()} {outcome}, exit code {code}", flush=True)
         if slurm_job() is None or outcome == "done" or code in (EXIT_BAD_INPUT, EXIT_NON_FINITE):
             return code
-        if outcome == "stopped" and signal.SIGUSR1 not in signals.got:
+        if outcome == "stopped" and not goes_on(signals):
             return EXIT_STOPPED
         if outcome == "failed" and history(folder).failures >= MAX_FAILURES:
             print(f"{MAX_FAILURES} failures with no new checkpoint in between: not tried again", flush=True)

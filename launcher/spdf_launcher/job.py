@@ -43,7 +43,7 @@ from spdf_launcher.folder import (
 from spdf_launcher.kinds import KINDS, OUT
 from spdf_launcher.moved import follow
 from spdf_launcher.plan import Job, job_from_json, outputs
-from spdf_launcher.process import Signals, birth, outcome_of, run_command, told_code
+from spdf_launcher.process import Signals, birth, goes_on, outcome_of, run_command, told_code
 from spdf_launcher.rank import EXIT_FILE
 from spdf_launcher.references import substitute
 from spdf_launcher.requeue import requeue_self, slurm_job
@@ -130,7 +130,7 @@ class Runner:
                 self.finish(DONE, self.remark, 0, command)
                 return 0
             if outcome == "stopped":
-                if self.queued and signal.SIGUSR1 in self.signals.got and self.folder.status() != CANCELLED:
+                if self.queued and goes_on(self.signals) and self.folder.status() != CANCELLED:
                     requeue_self()
                 return EXIT_STOPPED
             failures = history(self.folder).failures

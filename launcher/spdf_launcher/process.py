@@ -18,6 +18,8 @@ from spdf_launcher.rank import RANK_MODULE
 POLL_SECONDS = 0.1
 KILL_SECONDS = 30.0
 """From the second signal to the end by force."""
+HEAR_SECONDS = 2.0
+"""How much later than its ranks a runner may hear what ends all of them."""
 HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -146,3 +148,13 @@ def outcome_of(code: int, signals: Signals) -> str:
     # Commands that save nothing die of the signal that was passed on: no failure of theirs.
     stopped = code == EXIT_STOPPED or (signals.got and code not in (EXIT_BAD_INPUT, EXIT_NON_FINITE))
     return "stopped" if stopped else "failed"
+
+
+def goes_on(signals: Signals) -> bool:
+    """Whether a job on Slurm that was stopped belongs back into the queue.
+
+    It does after SIGUSR1, the signal before its limit, and when its ranks alone heard one, as at preemption. scancel
+    tells the runner too.
+    """
+    signals.pause(HEAR_SECONDS)
+    return signal.SIGUSR1 in signals.got or not signals.got

@@ -111,6 +111,16 @@ def test_the_signal_saves_and_requeues(tmp_path: Path, requeued: list[bool]) -> 
     assert '"outcome": "stopped"' in (tmp_path / "logs/attempts.jsonl").read_text()
 
 
+@pytest.mark.parametrize(("heard", "requeues"), [("", 1), ("os.kill(os.getppid(), 15); ", 0)])
+def test_a_stop_that_the_ranks_alone_heard_is_preemption(
+    tmp_path: Path, requeued: list[bool], heard: str, requeues: int
+) -> None:
+    tell = TELL.replace("sys.exit", f"{heard}sys.exit")
+    batch.main([str(tmp_path), sys.executable, "-c", tell, "75", "0"])
+    assert len(requeued) == requeues
+    assert '"outcome": "stopped"' in (tmp_path / "logs/attempts.jsonl").read_text()
+
+
 @pytest.mark.parametrize(
     ("code", "ends", "rank_id"), [(0, 0, "0"), (75, 0, "0"), (3, 3, "0"), (75, 0, "1"), (2, 2, "1")]
 )

@@ -58,7 +58,10 @@ JobCompLoc={base}/jobcomp.log
 GresTypes=gpu
 NodeName=n[1-{nodes}] NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] Sockets=2 CoresPerSocket=64 ThreadsPerCore=1 \
 RealMemory=512000 Gres=gpu:{gpus} State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=NO State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=NO State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE OverSubscribe=NO State=UP PriorityTier=10
 """
 
 
@@ -203,7 +206,7 @@ class Cluster:
         """Until every node is idle."""
 
         def idle() -> bool:
-            states = self.command("sinfo", "-h", "-N", "-o", "%T", check=False).split()
+            states = self.command("sinfo", "-h", "-N", "-p", "main", "-o", "%T", check=False).split()
             return states == ["idle"] * len(self.names)
 
         wait_for(idle, seconds, "all nodes to be idle")

@@ -196,6 +196,35 @@ def test_signal_before_the_limit_saves_requeues_and_goes_on(fake) -> None:  # ty
     assert [line["step"] for line in fake.metrics("pretrain")] == list(range(1, 21))
 
 
+def test_preempted_training_saves_requeues_and_goes_on(fake) -> None:  # type: ignore[no-untyped-def]
+    fake.faults = {"jobs/pretrain": ["slow", ""]}
+    fake.write(ONE)
+    fake.run()
+    wait_for(lambda: len(fake.metrics("pretrain")) >= 2, 60, "two steps")
+    slurm_id = fake.states()["pretrain"]["slurm_id"]
+    whole = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    fake.cluster.command("sbatch", *whole)
+    states = fake.wait_end(120)
+    assert {job["state"] for job in states.values()} == {"done"}
+    assert states["pretrain"]["slurm_id"] == slurm_id
+    ends = [json.loads(line) for line in (fake.dir / "jobs/pretrain/attempts.jsonl").read_text().splitlines()]
+    assert [line["outcome"] for line in ends if line["event"] == "end"] == ["stopped", "done"]
+    assert [line["step"] for line in fake.metrics("pretrain")] == list(range(1, 21))
+
+
+def test_what_a_person_takes_out_of_the_queue_stays_out(fake) -> None:  # type: ignore[no-untyped-def]
+    fake.faults = {"jobs/pretrain": ["slow", ""]}
+    fake.write(ONE)
+    fake.run()
+    wait_for(lambda: len(fake.metrics("pretrain")) >= 2, 60, "two steps")
+    slurm_id = fake.states()["pretrain"]["slurm_id"]
+    fake.cluster.command("scancel", slurm_id)
+    wait_for(lambda: not fake.cluster.command("squeue", "-h"), 60, "the queue to be empty")
+    job = fake.cluster.job(slurm_id)
+    assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0")
+    assert '"outcome": "stopped"' in (fake.dir / "jobs/pretrain/attempts.jsonl").read_text()
+
+
 def test_cancel_and_go_on(fake) -> None:  # type: ignore[no-untyped-def]
     fake.faults = {"jobs/pretrain": ["slow", ""]}
     fake.write(ONE)

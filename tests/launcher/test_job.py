@@ -1,0 +1,79 @@
+"""How one job on Slurm ends: what goes back into the queue, and what counts as a failure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from spdf_launcher import job
+from spdf_launcher.folder import JobFolder, read_lines
+from spdf_launcher.journal import Journal
+from spdf_launcher.plan import plan
+from spdf_launcher.prepare import prepare
+from spdf_launcher.workflow import load_workflow
+
+FLOW = """
+jobs:
+  train: {kind: pretrain, set: {training.train_tokens: 4096}}
+  dense: {kind: densify, set: {checkpoint: somewhere}}
+"""
+HEAD = "import os, signal, sys\n"
+
+
+class Requeued(Exception):
+    """Instead of the end by Slurm."""
+
+
+@pytest.fixture
+def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_parsers: object) -> Callable[[str, str], JobFolder]:
+    """Prepares a job that runs a text of Python as its command, on Slurm; returns its runner's end and folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    (tmp_path / "somewhere").touch()
+    (tmp_path / "flow.yaml").write_text(FLOW)
+    root = tmp_path / "work"
+    root.mkdir()
+
+    def requeue() -> None:
+        raise Requeued
+
+    monkeypatch.setattr(job, "requeue_self", requeue)
+
+    def start(name: str, command: str) -> JobFolder:
+        workflow = load_workflow(str(tmp_path / "flow.yaml"))
+        jobs = plan(workflow, root, ranks_from_launcher=True)
+        program = [job.sys.executable, "-c", HEAD + command]
+        with Journal(root) as journal:
+            prepare(workflow, jobs, root, "slurm", lambda job: program, lambda job: False, {}, journal, {name})
+        return JobFolder(root / "jobs" / name)
+
+    return start
+
+
+def ends(folder: JobFolder) -> tuple[list[str], bool]:
+    """Run a job once: how its attempts have ended so far, and whether it went back into the queue."""
+    requeued = False
+    try:
+        job.main([str(folder.path.parents[1]), folder.path.name])
+    except Requeued:
+        requeued = True
+    return [line["outcome"] for line in read_lines(folder.attempts) if line["event"] == "end"], requeued
+
+
+def test_a_preempted_job_goes_back_into_the_queue(attempt) -> None:  # type: ignore[no-untyped-def]
+    folder = attempt("train", "sys.exit(75)")
+    assert ends(folder) == (["stopped"], True)
+    assert not folder.manifest.exists()
+
+
+def test_a_job_under_scancel_does_not(attempt) -> None:  # type: ignore[no-untyped-def]
+    folder = attempt("train", "os.kill(os.getppid(), signal.SIGTERM); sys.exit(75)")
+    assert ends(folder) == (["stopped"], False)
+
+
+def test_a_cancelled_job_does_not(attempt) -> None:  # type: ignore[no-untyped-def]
+    manifest = json.dumps({"status": "cancelled"})
+    folder = attempt("train", f"open('work/jobs/train/manifest.json', 'w').write({manifest!r}); sys.exit(75)")
+    assert ends(folder) == (["stopped"], False)
