@@ -20,13 +20,14 @@ from spdf_dist.report.figures import (
     time_unit,
 )
 from spdf_dist.report.runs import Run, short_count
-from spdf_dist.report.scores import estimate, metric_name
+from spdf_dist.report.scores import TASK_NAMES, estimate, metric_name
 from spdf_dist.report.study import Study
 from spdf_dist.report.style import variant_colours
 from spdf_dist.report.tables import (
     by_variant,
     dense_baselines,
     finished,
+    mean_flops,
     metrics_of,
     ordered,
     score_groups,
@@ -246,26 +247,32 @@ def cost_plots(study: Study) -> list[Plot]:
     if not runs:
         return []
     colours = colours_of(study)
-    tuned = by_variant(study.finetuning)
     groups = by_variant(runs)
     baselines = dense_baselines(groups)
+    task = common_task(study)
+    tuned = by_variant([run for run in study.finetuning if run.flops and run.task == task and not run.keep_mask])
     cost, speed = [], []
     for (size, name), all_members in groups.items():
         members = finished(all_members)
         label = run_label(study, members[0])
         after = tuned.get((size, name), [])
-        parts = [mean([run.flops[-1] for run in members])] + ([mean_tuning(after)] if mean_tuning(after) else [])
+        parts = [mean_flops(members), *([mean_flops(after)] if after else [])]
         note = power_label(sum(parts))
         base = finished(groups[size, baselines[size]]) if size in baselines else []
         if members[0].unfinished:
             note += ", unfinished"
         elif base and name != baselines[size] and not base[0].unfinished:
-            note += f", {sum(parts) / total_flops(base, tuned.get((size, baselines[size]), [])):.2f}x dense"
+            base_after = tuned.get((size, baselines[size]), [])
+            if after and base_after:
+                note += f", {sum(parts) / (mean_flops(base) + mean_flops(base_after)):.2f}x dense"
+            else:  # what one of the two lacks is in neither
+                note += f", pre-training {parts[0] / mean_flops(base):.2f}x dense"
         cost.append(Bar(label, colours[label], parts, note))
         speeds = [run.median_speed for run in members if run.median_speed]
         if speeds:
             speed.append(Bar(label, colours[label], [mean(speeds)], short_count(mean(speeds))))
-    names = ("pre-training", "one fine-tuning") if any(len(bar.parts) > 1 for bar in cost) else ("pre-training",)
+    tuning = f"one fine-tuning on {TASK_NAMES.get(task, task)}"
+    names = ("pre-training", tuning) if any(len(bar.parts) > 1 for bar in cost) else ("pre-training",)
     plots = [
         Plot(
             "flops_spent",
@@ -286,11 +293,10 @@ def cost_plots(study: Study) -> list[Plot]:
     return plots
 
 
-def mean_tuning(runs: Sequence[Run]) -> float:
-    """Mean FLOPs of one fine-tuning; 0 without any."""
-    return mean([run.flops[-1] for run in runs if run.flops]) if any(run.flops for run in runs) else 0.0
-
-
-def total_flops(runs: Sequence[Run], tuned: Sequence[Run]) -> float:
-    """Pre-training and one fine-tuning."""
-    return mean([run.flops[-1] for run in runs]) + mean_tuning(tuned)
+def common_task(study: Study) -> str:
+    """The task that most variants were fine-tuned on, dense; empty without any."""
+    variants: dict[str, set[tuple[str, str]]] = {}
+    for run in ordered(study, study.finetuning):
+        if run.flops and not run.keep_mask:
+            variants.setdefault(run.task, set()).add((run.size(), run.variant()))
+    return max(variants, key=lambda task: len(variants[task]), default="")

@@ -114,8 +114,9 @@ def finetune_run(
     lr: float = 1e-4,
     task: str = "e2e",
     keep_mask: bool = False,
+    steps: int = 40,
 ) -> None:
-    """A fine-tuning run of 40 steps."""
+    """A fine-tuning run."""
     tree = to_tree(
         build(
             FinetuneConfig,
@@ -128,8 +129,8 @@ def finetune_run(
             "",
         )
     )
-    losses = [1.6 + gap + 2 * math.exp(-step / 12) for step in range(40)]
-    write_run(folder, tree, losses, {20: 1.9 + gap, 40: 1.6 + gap}, training_flops(config.model, None, 64))
+    losses = [1.6 + gap + 2 * math.exp(-step / 12) for step in range(steps)]
+    write_run(folder, tree, losses, {steps // 2: 1.9 + gap, steps: 1.6 + gap}, training_flops(config.model, None, 64))
     reactivated = int(config.sparsity.level * 786_432)
     finetuned = {"reactivated": reactivated, "reactivated_norm": 1.25, "best_val_loss": 1.6 + gap, "epochs": 2}
     write_json(folder / "finetune.json", finetuned)

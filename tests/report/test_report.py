@@ -14,7 +14,7 @@ from made_up_runs import STEPS, VARIANTS, finetune_run, paper_run, pretrain_run,
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
 from spdf_dist.report.bench import speedup_series
-from spdf_dist.report.figures import line_figure
+from spdf_dist.report.figures import line_figure, power_label
 from spdf_dist.report.jobs import all_jobs, ancestors, chosen_over, job_of, read_job
 from spdf_dist.report.paper_tables import our_estimate, own_panels
 from spdf_dist.report.plots import cost_plots, lines
@@ -223,6 +223,41 @@ def notes_of(study: Study) -> str:
     """What stands behind the bars of the cost figure."""
     figure = next(plot for plot in cost_plots(study) if plot.name == "flops_spent").draw()
     return " ".join(text.get_text() for text in figure.axes[0].texts)
+
+
+def test_flops_are_compared_on_one_task_that_both_were_fine_tuned_on(tmp_path: Path) -> None:
+    """Dense, alone with s75, has WebNLG, too; s75 has the sparse control; b75 has not been fine-tuned yet."""
+    tunings = {
+        "1m-dense": ["e2e", "webnlg"],
+        "1m-stopped": ["e2e"],
+        "1m-s75": ["e2e", "webnlg", "sparse"],
+        "1m-b75": [],
+    }
+    for name, tasks in tunings.items():
+        pretrain = write_job(tmp_path, f"pretrain/{name}", "pretrain", [], name)
+        level = 0.75 if name.endswith("75") else 0.0
+        config = pretrain_run(pretrain / "run", level, steps=STEPS // 2 if name == "1m-stopped" else STEPS)
+        for task in tasks:
+            tuned = write_job(tmp_path, f"{task}/{name}", "finetune", [f"pretrain/{name}"], name)
+            sparse = task == "sparse"
+            finetune_run(
+                tuned / "run",
+                pretrain / "run",
+                "train",
+                config,
+                task="e2e" if sparse else task,
+                keep_mask=sparse,
+                steps={"e2e": 40, "webnlg": 400, "sparse": 13}[task],
+            )
+    study = read_study([tmp_path])
+    before = {run.variant(): run.flops[-1] for run in study.pretraining}
+    (after,) = {run.flops[-1] for run in study.finetuning if run.task == "e2e" and not run.keep_mask}
+    notes = notes_of(study)
+    for name in ("1m-stopped", "1m-s75"):
+        both = before[name] + after
+        assert f"{power_label(both)}, {both / (before['1m-dense'] + after):.2f}x dense" in notes
+    assert f"pre-training {before['1m-b75'] / before['1m-dense']:.2f}x dense" in notes
+    assert "one fine-tuning on E2E" in notes
 
 
 def test_an_unfinished_run_saves_nothing(tmp_path: Path) -> None:
