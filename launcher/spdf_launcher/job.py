@@ -46,7 +46,7 @@ from spdf_launcher.plan import Job, job_from_json, outputs
 from spdf_launcher.process import Signals, birth, goes_on, outcome_of, run_command, told_code
 from spdf_launcher.rank import EXIT_FILE
 from spdf_launcher.references import substitute
-from spdf_launcher.requeue import requeue_self, slurm_job
+from spdf_launcher.requeue import is_preempted, requeue_self, slurm_job
 from spdf_launcher.slurm.state import slurm_states
 
 PACKAGES = ("spdf", "torch", "deepspeed", "megatron-core", "numpy", "sentencepiece")
@@ -70,6 +70,7 @@ class Runner:
         self.kind = KINDS[self.job.kind]
         self.queued = spec["on"] == "slurm" and slurm_job() is not None
         self.remark: str | None = None
+        self.out_of_time = False
         self.signals = Signals()
         self.started = now()
         self.lock: int | None = None
@@ -116,7 +117,7 @@ class Runner:
         """Attempt after attempt until the job is done, stopped or failed for good."""
         while True:
             code, command = self.attempt()
-            outcome = outcome_of(code, self.signals)
+            outcome = self.outcome(code)
             checkpoint = newest_checkpoint(self.folder.run_dir) if self.kind.continues else -1
             record(
                 self.folder,
@@ -151,6 +152,18 @@ class Runner:
             self.signals.pause(min(2.0**failures, 30.0) / 2)
             if self.signals.got:
                 return EXIT_STOPPED
+
+    def outcome(self, code: int) -> str:
+        """`done`, `stopped` or `failed`."""
+        found = outcome_of(code, self.signals)
+        if not self.queued or code in (0, EXIT_BAD_INPUT, EXIT_NON_FINITE) or self.folder.status() == CANCELLED:
+            return found
+        # Preemption is no failure, whatever a command that saves nothing makes of its signal.
+        if is_preempted():
+            return "stopped"
+        # What starts anew would reach its limit again and again.
+        self.out_of_time = not self.kind.continues and signal.SIGUSR1 in self.signals.got
+        return "failed" if self.out_of_time else found
 
     def attempt(self) -> tuple[int, list[str]]:
         """Run the command once; its exit code and the command."""
@@ -276,6 +289,8 @@ class Runner:
             return None
         if outcome == "stopped":
             return "stopped by a signal"
+        if self.out_of_time:
+            return f"reached its time limit, and starts anew each time: raise jobs.{self.job.name}.resources.time"
         line = last_words(self.folder.log)
         if code > 128 and code - 128 in set(signal.Signals):
             return f"ended by {signal.Signals(code - 128).name}" + (f"; last line: {line}" if line else "")

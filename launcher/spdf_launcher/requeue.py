@@ -1,4 +1,4 @@
-"""Putting the Slurm job that this process runs in back into the queue."""
+"""The Slurm job that this process runs in: its id, whether it is preempted, putting it back into the queue."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ def slurm_job() -> str | None:
     """
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def is_preempted() -> bool:
+    """Whether Slurm is taking this job's nodes away for another job; False when Slurm does not say."""
+    words = ["squeue", "-h", "-j", slurm_job() or "", "-O", "PreemptTime:32"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True)
+    except OSError:
+        return False
+    return done.returncode == 0 and done.stdout.strip() not in ("", "N/A")
 
 
 def requeue_self(wait_seconds: float = 120.0) -> None:

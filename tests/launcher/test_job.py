@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from spdf_launcher import job
+from spdf_launcher import job, requeue
 from spdf_launcher.folder import JobFolder, read_lines
 from spdf_launcher.journal import Journal
 from spdf_launcher.plan import plan
@@ -40,6 +41,7 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_parsers: object)
         raise Requeued
 
     monkeypatch.setattr(job, "requeue_self", requeue)
+    monkeypatch.setattr(job, "is_preempted", lambda: False)
 
     def start(name: str, command: str) -> JobFolder:
         workflow = load_workflow(str(tmp_path / "flow.yaml"))
@@ -77,3 +79,47 @@ def test_a_cancelled_job_does_not(attempt) -> None:  # type: ignore[no-untyped-d
     manifest = json.dumps({"status": "cancelled"})
     folder = attempt("train", f"open('work/jobs/train/manifest.json', 'w').write({manifest!r}); sys.exit(75)")
     assert ends(folder) == (["stopped"], False)
+
+
+SIGNAL = "os.kill(os.getppid(), signal.SIGUSR1); signal.pause()"
+
+
+def test_a_job_that_starts_anew_and_reaches_its_limit_fails_in_the_end(attempt) -> None:  # type: ignore[no-untyped-def]
+    folder = attempt("dense", SIGNAL)
+    assert ends(folder) == (["failed"], True)
+    assert ends(folder) == (["failed"] * 2, True)
+    assert ends(folder) == (["failed"] * 3, False)
+    manifest = json.loads(folder.manifest.read_text())
+    assert manifest["status"] == "failed"
+    assert manifest["reason"] == (
+        "reached its time limit, and starts anew each time: raise jobs.dense.resources.time "
+        "(3 times with no new checkpoint)"
+    )
+
+
+def test_training_at_its_limit_is_no_failure(attempt) -> None:  # type: ignore[no-untyped-def]
+    folder = attempt("train", f"signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75)); {SIGNAL}")
+    assert ends(folder) == (["stopped"], True)
+
+
+@pytest.mark.parametrize("command", [SIGNAL, "os.kill(os.getpid(), signal.SIGTERM)", "sys.exit(75)", "sys.exit(130)"])
+def test_preemption_of_a_job_that_starts_anew_is_no_failure(  # type: ignore[no-untyped-def]
+    attempt, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "is_preempted", lambda: True)
+    assert ends(attempt("dense", command)) == (["stopped"], True)
+
+
+@pytest.mark.parametrize("command", ["os.kill(os.getpid(), signal.SIGTERM)", "sys.exit(2)"])
+def test_other_ends_are_failures_as_ever(attempt, command: str) -> None:  # type: ignore[no-untyped-def]
+    assert ends(attempt("dense", command))[0] == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "preempted"),
+    [(0, "2026-11-23T10:13:44          \n", True), (0, "N/A         \n", False), (0, "", False), (1, "?", False)],
+)
+def test_preemption_as_slurm_tells_it(monkeypatch: pytest.MonkeyPatch, code: int, said: str, preempted: bool) -> None:
+    done = subprocess.CompletedProcess([], code, said, "")
+    monkeypatch.setattr(requeue.subprocess, "run", lambda *words, **more: done)
+    assert requeue.is_preempted() is preempted
