@@ -2,7 +2,8 @@
 
 The environment variable FAKE_FAULTS makes jobs go wrong: a JSON object from a part of the job's folder to a list of
 faults, one for each attempt: an exit code, "kill" (SIGKILL), "half" (exit 1 after half of the steps), "slow" (0.2 s a
-step), "crawl" (5 s a step), "huge" (a loss of 9), "remarks" (exit 1 after writing everything), "" (nothing).
+step), "crawl" (5 s a step), "huge" (a loss of 9), "remarks" (exit 1 after writing everything), "hang" (wait for
+a signal and die of it), "" (nothing).
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ def apply_fault(fault: Any) -> None:
         sys.exit(fault)
     if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "hang":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        signal.pause()
 
 
 def option(words: list[str], name: str) -> str:

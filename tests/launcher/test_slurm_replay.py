@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from spdf_launcher.journal import Journal
@@ -79,6 +80,28 @@ def test_dependencies_and_arrays(bench, slurm: Path) -> None:  # type: ignore[no
     assert program[0] == "srun" and "--kill-on-bad-exit=1" in program and "--cpu-bind=cores" in program
     intents = [line for line in (bench.dir / "journal.jsonl").read_text().splitlines() if '"intent"' in line]
     assert len(intents) == 4
+
+
+@pytest.mark.parametrize(
+    ("cluster", "start"),
+    [
+        ({}, [sys.executable, "-m", "spdf_dist"]),
+        ({"python": "/opt/venv/bin/python"}, ["srun", "--nodes=1", "--ntasks=1"]),
+        ({"srun": ["--container-image=/shared/spdf.sqsh"]}, ["srun", "--nodes=1", "--ntasks=1"]),
+    ],
+)
+def test_where_a_container_is_every_command_starts_in_it(  # type: ignore[no-untyped-def]
+    bench, slurm: Path, cluster: dict[str, Any], start: list[str]
+) -> None:
+    text = GRID.partition("clusters:")[0] + "  dense: {kind: densify, set: {checkpoint: '${jobs.pretrain.run_dir}'}}\n"
+    bench.file.write_text(f"{text}clusters: {{big: {json.dumps(cluster)}}}\n")
+    submit(bench)
+    python = cluster.get("python", sys.executable)
+    for name in ("dense", "generate/lr=0.1"):
+        program = json.loads((bench.dir / "jobs" / name / "job.json").read_text())["program"]
+        assert program[: len(start)] == start
+        assert program[-3 - len(cluster.get("srun", [])) :] == [*cluster.get("srun", []), python, "-m", "spdf_dist"]
+    assert f"exec {sys.executable} -m spdf_launcher.job" in (bench.dir / "slurm/dense.sbatch").read_text()
 
 
 def test_refusal_submits_nothing(bench, slurm: Path) -> None:  # type: ignore[no-untyped-def]

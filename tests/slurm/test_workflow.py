@@ -196,20 +196,48 @@ def test_signal_before_the_limit_saves_requeues_and_goes_on(fake) -> None:  # ty
     assert [line["step"] for line in fake.metrics("pretrain")] == list(range(1, 21))
 
 
+def outcomes(path: Path) -> list[str]:
+    """How a job's attempts ended."""
+    attempts = [json.loads(line) for line in (path / "attempts.jsonl").read_text().splitlines()]
+    return [line["outcome"] for line in attempts if line["event"] == "end"]
+
+
+def preempt(cluster) -> None:  # type: ignore[no-untyped-def]
+    """Submit a job that takes all nodes from those that run."""
+    words = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    cluster.command("sbatch", *words)
+
+
 def test_preempted_training_saves_requeues_and_goes_on(fake) -> None:  # type: ignore[no-untyped-def]
     fake.faults = {"jobs/pretrain": ["slow", ""]}
     fake.write(ONE)
     fake.run()
     wait_for(lambda: len(fake.metrics("pretrain")) >= 2, 60, "two steps")
     slurm_id = fake.states()["pretrain"]["slurm_id"]
-    whole = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-    fake.cluster.command("sbatch", *whole)
+    preempt(fake.cluster)
     states = fake.wait_end(120)
     assert {job["state"] for job in states.values()} == {"done"}
     assert states["pretrain"]["slurm_id"] == slurm_id
-    ends = [json.loads(line) for line in (fake.dir / "jobs/pretrain/attempts.jsonl").read_text().splitlines()]
-    assert [line["outcome"] for line in ends if line["event"] == "end"] == ["stopped", "done"]
+    assert outcomes(fake.dir / "jobs/pretrain") == ["stopped", "done"]
     assert [line["step"] for line in fake.metrics("pretrain")] == list(range(1, 21))
+
+
+def test_limit_and_preemption_of_a_job_that_starts_anew(fake) -> None:  # type: ignore[no-untyped-def]
+    fake.faults = {"jobs/dense": ["hang", "hang", ""]}
+    fake.write(ONE)
+    fake.run()
+    dense = fake.dir / "jobs/dense"
+
+    def hangs(attempts: int) -> bool:
+        counter = dense / "fake_attempts"
+        return counter.exists() and len(counter.read_text()) == attempts
+
+    wait_for(lambda: hangs(1), 60, "the first attempt")
+    preempt(fake.cluster)
+    wait_for(lambda: hangs(2), 60, "the second attempt")
+    fake.cluster.command("scancel", "--batch", "--signal=USR1", fake.states()["dense"]["slurm_id"])
+    assert {job["state"] for job in fake.wait_end(120).values()} == {"done"}
+    assert outcomes(dense) == ["stopped", "failed", "done"]
 
 
 def test_what_a_person_takes_out_of_the_queue_stays_out(fake) -> None:  # type: ignore[no-untyped-def]

@@ -52,17 +52,21 @@ def scripts(jobs: list[Job], root: Path) -> list[Script]:
 
 
 def srun_program(job: Job, cluster: Cluster) -> list[str]:
-    """How a job's ranks start: one by srun for each task; the plain command for a job of one process that cannot stop
-    in the middle."""
+    """How a job's ranks start: one by srun for each task.
+
+    A job of one process that saves nothing is the plain command, unless the cluster's ``python`` or ``srun`` say where
+    commands run: a Python in a container is to be found by srun alone.
+    """
     python = cluster.python or sys.executable
     kind, resources = KINDS[job.kind], job.resources
-    if not kind.ranked or (kind.config is None and resources.ranks == 1):
+    alone = not kind.ranked or (kind.config is None and resources.ranks == 1)
+    if alone and cluster.python is None and not cluster.srun:
         return [python, "-m", "spdf_dist"]
     program = ["srun", f"--nodes={resources.nodes}", f"--ntasks={resources.ranks}"]
     program += [f"--ntasks-per-node={resources.ranks_per_node}", f"--cpus-per-task={resources.cpus_per_rank}"]
     # One rank that ends badly ends all of them; Slurm's own process start needs no MPI.
     program += ["--kill-on-bad-exit=1", "--mpi=none", *cluster.srun]
-    return [*program, python, "-m", RANK_MODULE]
+    return [*program, python, "-m", "spdf_dist" if alone else RANK_MODULE]
 
 
 def render(script: Script, root: Path, cluster: Cluster) -> str:
