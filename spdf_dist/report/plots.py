@@ -170,18 +170,33 @@ def pretraining_plots(study: Study) -> list[Plot]:
 
 
 def finetuning_plots(study: Study) -> list[Plot]:
-    """Loss and validation loss of fine-tuning."""
-    runs = [run for run in ordered(study, study.finetuning) if run.step]
-    if not runs:
-        return []
-    section = "Dense fine-tuning"
+    """Loss and validation loss of fine-tuning: figures for each task, and for the control that keeps the mask."""
+    groups: dict[tuple[bool, str], list[Run]] = {}
+    for run in ordered(study, study.finetuning):
+        if run.step:
+            groups.setdefault((run.keep_mask, run.task), []).append(run)
+    several = len({task for _, task in groups}) > 1
+    usual = list(TASK_NAMES)
+    plots = []
+    for keep_mask, task in sorted(groups, key=lambda g: (g[0], usual.index(g[1]) if g[1] in usual else len(usual))):
+        tail = "".join(f"-{part}" for part in (task if several else "", "sparse" if keep_mask else "") if part)
+        plots += tuning_plots(study, groups[keep_mask, task], tail)
+    return plots
+
+
+def tuning_plots(study: Study, runs: Sequence[Run], tail: str) -> list[Plot]:
+    """The figures of fine-tuning on one task; ``tail`` ends their file names."""
+    task = TASK_NAMES.get(runs[0].task, runs[0].task)
+    section, what, control = "Dense fine-tuning", "fine-tuning", ""
+    if runs[0].keep_mask:
+        section, what, control = "Sparse fine-tuning", "sparse fine-tuning", " The control: the mask is kept."
     plots = [
         Plot(
-            "finetune_loss",
+            f"finetune_loss{tail}",
             section,
-            "Training loss on target tokens (label smoothing included where it is set).",
+            f"{task}: training loss on target tokens (label smoothing included where it is set).{control}",
             lambda: line_figure(
-                "Fine-tuning loss over steps",
+                f"{task}: {what} loss over steps",
                 "optimizer steps",
                 "loss, nats a target token",
                 lines(study, runs, lambda r: r.step, lambda r: r.loss),
@@ -194,11 +209,11 @@ def finetuning_plots(study: Study) -> list[Plot]:
     if checked:
         plots.append(
             Plot(
-                "finetune_validation",
+                f"finetune_validation{tail}",
                 section,
-                "Validation loss, unsmoothed.",
+                f"{task}: validation loss, unsmoothed.{control}",
                 lambda: line_figure(
-                    "Fine-tuning validation loss over steps",
+                    f"{task}: {what} validation loss over steps",
                     "optimizer steps",
                     "loss, nats a target token",
                     lines(study, checked, lambda r: [float(s) for s, _ in r.validation], validation_y),

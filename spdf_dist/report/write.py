@@ -162,7 +162,7 @@ def own_sections(plots: Sequence[Plot], tables: Sequence[Table], drawn: dict[str
     for plot in plots:
         section = by_title.setdefault(plot.section, Section(plot.section))
         section.figures.append((plot.name, drawn[plot.name], plot.caption))
-    for title in ("Scores", "Pre-training", "Dense fine-tuning", "Cost"):
+    for title in ("Scores", "Pre-training", "Dense fine-tuning", "Sparse fine-tuning", "Cost"):
         if title in by_title:
             sections.append(by_title[title])
     return [section for section in sections if section.figures or section.tables]

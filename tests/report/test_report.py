@@ -17,7 +17,7 @@ from spdf_dist.report.bench import speedup_series
 from spdf_dist.report.figures import line_figure, power_label
 from spdf_dist.report.jobs import all_jobs, ancestors, chosen_over, job_of, read_job
 from spdf_dist.report.paper_tables import our_estimate, own_panels
-from spdf_dist.report.plots import cost_plots, lines
+from spdf_dist.report.plots import cost_plots, finetuning_plots, lines
 from spdf_dist.report.runs import Run, read_run
 from spdf_dist.report.scores import Score, estimate, paper_scale, selected
 from spdf_dist.report.study import Study, read_study
@@ -258,6 +258,38 @@ def test_flops_are_compared_on_one_task_that_both_were_fine_tuned_on(tmp_path: P
         assert f"{power_label(both)}, {both / (before['1m-dense'] + after):.2f}x dense" in notes
     assert f"pre-training {before['1m-b75'] / before['1m-dense']:.2f}x dense" in notes
     assert "one fine-tuning on E2E" in notes
+
+
+def test_each_task_and_the_sparse_control_have_fine_tuning_figures_of_their_own(tmp_path: Path) -> None:
+    losses = {"e2e": 0.0, "webnlg": 2.0, "sparse": 0.5}
+    tunings = {"1m-dense": ["e2e", "webnlg"], "1m-s75": ["e2e", "sparse"]}
+    for name, tasks in tunings.items():
+        pretrain = write_job(tmp_path, f"pretrain/{name}", "pretrain", [], name)
+        config = pretrain_run(pretrain / "run", 0.75 if name.endswith("75") else 0.0, steps=3)
+        for task in tasks:
+            tuned = write_job(tmp_path, f"{task}/{name}", "finetune", [f"pretrain/{name}"], name)
+            kind = {"task": "e2e", "keep_mask": True} if task == "sparse" else {"task": task}
+            finetune_run(tuned / "run", pretrain / "run", "train", config, gap=losses[task], **kind)
+    study = read_study([tmp_path])
+    plots = {plot.name: plot for plot in finetuning_plots(study)}
+    assert {plot.section for name, plot in plots.items() if not name.endswith("sparse")} == {"Dense fine-tuning"}
+    assert plots["finetune_loss-e2e-sparse"].section == "Sparse fine-tuning"
+    ends = {}
+    for name, plot in plots.items():
+        if "validation" in name:
+            (axes,) = plot.draw().axes
+            dots = {float(line.get_ydata()[-1]) for line in axes.lines}
+            ends[name] = {text.get_text() for text in axes.texts}, dots
+            assert name.partition("-")[2].partition("-")[0] in axes.get_title().lower()
+    assert ends == {
+        "finetune_validation-e2e": ({"1m-dense", "1m-s75"}, {1.6}),
+        "finetune_validation-webnlg": ({"1m-dense"}, {3.6}),
+        "finetune_validation-e2e-sparse": ({"1m-s75"}, {2.1}),
+    }
+    text = write_report([tmp_path], tmp_path / "out").read_text(encoding="utf-8")
+    assert text.index("Dense fine-tuning") < text.index("Sparse fine-tuning")
+    study.runs = [run for run in study.runs if run.task != "webnlg" and not run.keep_mask]
+    assert [plot.name for plot in finetuning_plots(study)] == ["finetune_loss", "finetune_validation"]
 
 
 def test_an_unfinished_run_saves_nothing(tmp_path: Path) -> None:
