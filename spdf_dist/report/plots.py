@@ -84,7 +84,7 @@ def lines(
             x(run),
             y(run),
             sizes.index(run.size()) if run.size() in sizes else 0,
-            whole=not run.unfinished,
+            whole=run.whole,
         )
         for run in runs
         if len(y(run)) > 0
@@ -265,7 +265,7 @@ def cost_plots(study: Study) -> list[Plot]:
     groups = by_variant(runs)
     baselines = dense_baselines(groups)
     task = common_task(study)
-    tuned = by_variant([run for run in study.finetuning if run.flops and run.task == task and not run.keep_mask])
+    tuned = by_variant([run for run in tuned_dense(study) if run.task == task])
     cost, speed = [], []
     for (size, name), all_members in groups.items():
         members = finished(all_members)
@@ -308,10 +308,14 @@ def cost_plots(study: Study) -> list[Plot]:
     return plots
 
 
+def tuned_dense(study: Study) -> list[Run]:
+    """The dense fine-tuning runs that came to their end: only those say what one costs."""
+    return [run for run in ordered(study, study.finetuning) if run.whole and run.flops and not run.keep_mask]
+
+
 def common_task(study: Study) -> str:
     """The task that most variants were fine-tuned on, dense; empty without any."""
     variants: dict[str, set[tuple[str, str]]] = {}
-    for run in ordered(study, study.finetuning):
-        if run.flops and not run.keep_mask:
-            variants.setdefault(run.task, set()).add((run.size(), run.variant()))
+    for run in tuned_dense(study):
+        variants.setdefault(run.task, set()).add((run.size(), run.variant()))
     return max(variants, key=lambda task: len(variants[task]), default="")

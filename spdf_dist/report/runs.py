@@ -111,6 +111,11 @@ class Run:
         return f"unfinished: {here:,} of {planned:,} steps" if here < planned else ""
 
     @property
+    def whole(self) -> bool:
+        """Whether it came to its end; for fine-tuning, which may stop early, it has then recorded so."""
+        return bool(self.finetune) if self.is_finetuning else not self.unfinished
+
+    @property
     def final_validation(self) -> float | None:
         """The last validation loss, nats a token."""
         return self.validation[-1][1] if self.validation else None
