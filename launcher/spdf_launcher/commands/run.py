@@ -18,6 +18,7 @@ from pathlib import Path
 from spdf_dist.config.errors import UserError
 from spdf_launcher.display import Display
 from spdf_launcher.folder import DONE, in_one_line, job_folder
+from spdf_launcher.hostfile import check_room, read_hostfile
 from spdf_launcher.journal import Journal
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.local import LocalRun
@@ -67,6 +68,11 @@ def run(args: argparse.Namespace) -> int:
 def run_here(args: argparse.Namespace, workflow: Workflow, jobs: list[Job], root: Path) -> int:
     """Run on this machine, or from it through deepspeed."""
     hostfile = args.hostfile.absolute() if args.hostfile else None
+    if hostfile is not None:
+        hosts = read_hostfile(hostfile)
+        for job in jobs:
+            if KINDS[job.kind].config is not None:
+                check_room(hostfile, hosts, job)
 
     def program(job: Job) -> list[str]:
         if args.on == "deepspeed":

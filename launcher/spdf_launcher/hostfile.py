@@ -1,0 +1,49 @@
+"""deepspeed's hostfile, a line `HOST slots=N` a node, read beforehand: deepspeed answers a bad one with a traceback."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from spdf_dist.config.errors import UserError
+from spdf_launcher.plan import Job
+
+LINE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.:@-]*)\s+slots=([1-9][0-9]*)")
+
+
+def read_hostfile(path: Path) -> dict[str, tuple[int, int]]:
+    """Host to its slots and line number, in the file's order; UserError for what is no hostfile."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"--hostfile {path}: {error.strerror}") from None
+    hosts: dict[str, tuple[int, int]] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = LINE.fullmatch(line)
+        if match is None:
+            raise UserError(f"--hostfile {path}: line {number}: expected `HOST slots=N`, got {line[:60]!r}")
+        host, slots = match.group(1), int(match.group(2))
+        if host in hosts:
+            raise UserError(f"--hostfile {path}: line {number}: {host} stands in line {hosts[host][1]} already")
+        hosts[host] = slots, number
+    if not hosts:
+        raise UserError(f"--hostfile {path}: names no host: write a line `HOST slots=N` a node")
+    return hosts
+
+
+def check_room(path: Path, hosts: dict[str, tuple[int, int]], job: Job) -> None:
+    """UserError when a job asks for more hosts than there are, or for more ranks than one that it gets has slots.
+
+    deepspeed takes the first hosts of the file.
+    """
+    nodes, ranks = job.resources.nodes, job.resources.ranks_per_node
+    if len(hosts) < nodes:
+        raise UserError(f"--hostfile {path}: names {len(hosts)} of the {nodes} nodes of jobs.{job.name}")
+    for host, (slots, number) in list(hosts.items())[:nodes]:
+        if slots < ranks:
+            raise UserError(
+                f"--hostfile {path}: line {number}: {host} has slots={slots}, jobs.{job.name} {ranks} ranks a node"
+            )
