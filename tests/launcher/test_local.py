@@ -18,7 +18,7 @@ from spdf_launcher.cancel import cancel
 from spdf_launcher.commands import cancel as cancel_command
 from spdf_launcher.commands import logs, status
 from spdf_launcher.process import birth
-from spdf_launcher.status import read_plan
+from spdf_launcher.status import JobState, read_plan
 
 from spdf_dist.config.errors import UserError
 
@@ -385,6 +385,47 @@ def test_logs(bench) -> None:  # type: ignore[no-untyped-def]
     everything = bench.spdf("logs", str(bench.dir), "-f")
     assert "==> pretrain <==" in everything and "fake spdf densify" in everything
     assert "no job 'dens', did you mean 'dense'?" in bench.spdf("logs", str(bench.dir), "dens", code=2)
+
+
+def test_following_logs_ends_when_nothing_more_comes(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": ["slow", ""]}
+    stop_in_training(bench, "pretrain")
+    assert "fake spdf pretrain" in bench.spdf("logs", str(bench.dir), "-f")
+    assert bench.spdf("logs", str(bench.dir), "dense", "-f") == ""
+
+
+def test_following_logs_goes_on_while_a_job_that_is_needed_runs(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": ["slow"]}
+    process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local")
+    wait_for((bench.dir / "jobs/pretrain/run/metrics.jsonl").exists)
+    assert "fake spdf densify" in bench.spdf("logs", str(bench.dir), "dense", "-f")
+    process.communicate(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("pretrain", "dense", "launcher", "more"),
+    [
+        ("running", "waiting", False, True),
+        ("queued", "waiting", False, True),
+        ("stopped", "waiting", False, False),
+        ("done", "ready", False, False),
+        ("done", "ready", True, True),
+        ("running", "done", True, False),
+        ("failed", "cancelled", True, False),
+    ],
+)
+def test_what_may_yet_write(  # type: ignore[no-untyped-def]
+    bench, monkeypatch: pytest.MonkeyPatch, pretrain: str, dense: str, launcher: bool, more: bool
+) -> None:
+    bench.file.write_text(SMALL)
+    bench.faults = {"jobs/pretrain": [2]}
+    bench.run(code=1)
+    states = [JobState(name, state, None, 0, None, None) for name, state in (("pretrain", pretrain), ("dense", dense))]
+    monkeypatch.setattr(logs, "gather", lambda root: states)
+    monkeypatch.setattr(logs, "is_locked", lambda path: launcher)
+    assert logs.is_more_to_come(bench.dir, read_plan(bench.dir)[1:]) is more
 
 
 def test_status_of_a_folder_without_a_workflow(bench) -> None:  # type: ignore[no-untyped-def]

@@ -10,18 +10,23 @@ import time
 from pathlib import Path
 
 from spdf_launcher.choose import matching
-from spdf_launcher.folder import CANCELLED, DONE, FAILED, in_one_line, job_folder
-from spdf_launcher.status import read_plan
+from spdf_launcher.folder import CANCELLED, DONE, FAILED, in_one_line, is_locked, job_folder
+from spdf_launcher.journal import FILE
+from spdf_launcher.plan import Job
+from spdf_launcher.slurm.state import LOST
+from spdf_launcher.status import QUEUED, RUNNING, WAITING, gather, read_plan
 
 HELP = "print the output of a workflow's jobs"
 FOLLOW_SECONDS = 0.5
+STATE_SECONDS = 2.0
+"""Between two looks at the states, for which Slurm is asked."""
 TAIL_BYTES = 4096
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", type=Path, help="the workflow's folder")
     parser.add_argument("job", nargs="?", metavar="JOB", help="a job, or the first parts of its name")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as the jobs write, until they have ended")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on as the jobs write, until none runs or waits its turn")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,8 +41,10 @@ def logs_in(root: Path, args: argparse.Namespace) -> int:
     several = len(jobs) > 1
     at: dict[str, int] = {}
     speaker = None
+    looked, ended = float("-inf"), False
     while True:
-        ended = all(job_folder(root, job.id).status() in (DONE, FAILED, CANCELLED) for job in jobs)
+        if args.follow and time.monotonic() - looked >= STATE_SECONDS:
+            looked, ended = time.monotonic(), not is_more_to_come(root, jobs)
         for job in jobs:
             log = job_folder(root, job.id).log
             if not log.exists():
@@ -64,3 +71,17 @@ def logs_in(root: Path, args: argparse.Namespace) -> int:
     if not at:
         print("nothing written yet", file=sys.stderr)
     return 0
+
+
+def is_more_to_come(root: Path, jobs: list[Job]) -> bool:
+    """Whether one of ``jobs`` runs or may yet run without anyone doing anything about it."""
+    states = {state.job: state for state in gather(root)}
+    live: set[str] = set()
+    for job in read_plan(root):  # each after what it needs
+        state = states[job.id]
+        waits = state.state == WAITING and (state.slurm_id is not None or not live.isdisjoint(job.needs))
+        if state.state in (RUNNING, QUEUED) or waits:
+            live.add(job.id)
+    open_jobs = [job for job in jobs if states[job.id].state not in (DONE, FAILED, CANCELLED, LOST)]
+    # A launcher at work here starts one job after the other.
+    return any(job.id in live for job in open_jobs) or (bool(open_jobs) and is_locked(root / FILE))
