@@ -26,7 +26,9 @@ TAIL_BYTES = 4096
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", type=Path, help="the workflow's folder")
     parser.add_argument("job", nargs="?", metavar="JOB", help="a job, or the first parts of its name")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on as the jobs write, until none runs or waits its turn")
+    parser.add_argument(
+        "-f", "--follow", action="store_true", help="go on as the jobs write, until none runs or waits its turn"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
