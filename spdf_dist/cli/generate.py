@@ -7,6 +7,7 @@ of LoRA's E2E recipe; --greedy and --sample choose otherwise."""
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import sys
 import time
@@ -189,6 +190,8 @@ def run_prompt(args: argparse.Namespace) -> None:
     if len(prompt) >= window:
         raise UserError(f"the prompt has {len(prompt)} tokens, the model's context window {window}; shorten it")
     output = generate(loaded.decoder, [prompt], [loaded.tokenizer.eod_id], settings(args))[0]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the text may hold what a terminal's encoding lacks
     print(loaded.tokenizer.decode(output))
 
 

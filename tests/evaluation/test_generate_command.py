@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -39,6 +40,17 @@ def test_prompt_is_continued_on_stdout(checkpoint: Path, capsys: pytest.CaptureF
         assert main([*arguments, seed]) == 0
         drawn.append(capsys.readouterr().out)
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_text_that_stdout_cannot_encode_is_escaped(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = 0
+    assert load(checkpoint, None, "cpu").tokenizer.decode([unknown]).strip() == "\u2047"
+    monkeypatch.setattr("spdf_dist.evaluation.generation.generate", lambda *_: [[unknown]])
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main(["generate", str(checkpoint), "--prompt", "The Mill"]) == 0
+    stdout.seek(0)
+    assert stdout.read().strip() == r"\u2047"
 
 
 def test_greedy_prompt_is_what_transformers_continues(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
