@@ -29,6 +29,7 @@ from spdf_dist.config.load import (
 )
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
 from spdf_dist.config.suggest import nearest
+from spdf_dist.config.validate import require_inputs
 from spdf_launcher import kinds
 from spdf_launcher.fingerprint import fingerprint
 from spdf_launcher.folder import digest, job_folder
@@ -341,7 +342,9 @@ class Expansion:
         absolute_paths(tree, kind.files)
         if kind.config is PretrainConfig:
             return to_tree(config_from_tree(PretrainConfig, tree))
-        return to_tree(config_from_tree(FinetuneConfig, tree))
+        config = config_from_tree(FinetuneConfig, tree)
+        require_inputs(config)
+        return to_tree(config)
 
     def arguments(
         self,

@@ -1,12 +1,24 @@
 """Print the resolved config: base files and overrides applied, defaults filled in.
 
-CONFIG is a YAML file or the name of a shipped config; without it the shipped ones are listed."""
+CONFIG is a YAML file or the name of a shipped config; without it the shipped ones are listed. A workflow is printed with
+its base and overrides; `spdf run --dry-run` checks it."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from spdf_dist.config.load import find_config, load_config, parse_override, read_tree, shipped_configs, to_yaml
+import yaml
+
+from spdf_dist.config.load import (
+    find_config,
+    load_config,
+    merge,
+    parse_override,
+    read_tree,
+    shipped_configs,
+    to_yaml,
+)
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
 
 HELP = "print the resolved config, or list the shipped ones"
@@ -21,11 +33,16 @@ def run(args: argparse.Namespace) -> int:
     if args.config is None:
         print("\n".join(shipped_configs()))
         return 0
-    keys = set(read_tree(find_config(args.config))) | {key for o in args.overrides for key in parse_override(o)}
-    if "jobs" in keys:
-        print(find_config(args.config).read_text(encoding="utf-8"), end="")
-    elif "finetune" in keys:
-        print(to_yaml(load_config(FinetuneConfig, args.config, args.overrides)), end="")
+    # `spdf run` takes the name of a workflow without its folder.
+    workflow = f"workflows/{args.config}"
+    source = workflow if not Path(args.config).is_file() and workflow in shipped_configs() else args.config
+    tree = read_tree(find_config(source))
+    for override in args.overrides:
+        merge(tree, parse_override(override))
+    if "jobs" in tree:
+        print(yaml.safe_dump(tree, sort_keys=False, width=120, allow_unicode=True), end="")
+    elif "finetune" in tree:
+        print(to_yaml(load_config(FinetuneConfig, source, args.overrides)), end="")
     else:
-        print(to_yaml(load_config(PretrainConfig, args.config, args.overrides)), end="")
+        print(to_yaml(load_config(PretrainConfig, source, args.overrides)), end="")
     return 0

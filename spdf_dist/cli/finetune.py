@@ -13,7 +13,7 @@ import argparse
 
 from spdf_dist.config.load import load_config, to_yaml
 from spdf_dist.config.schema import FinetuneConfig
-from spdf_dist.config.validate import validate_tensor_parallel
+from spdf_dist.config.validate import require_inputs, validate_tensor_parallel
 
 HELP = "fine-tune a checkpoint, dense, on a task"
 
@@ -26,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(FinetuneConfig, args.config, args.overrides)
+    require_inputs(config)
     if args.dry_run:
         print(to_yaml(config), end="")
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib.metadata
 import os
 import signal
@@ -21,6 +22,8 @@ from spdf_dist.parallel.ranks import ALONE, discover, first_told, follow_parent,
 
 GROUP = "spdf.commands"
 TRAINING = ("pretrain", "finetune")
+UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+"""Errors of the file system for a path that a user gave and may not enter, or that no file can have."""
 """Commands that a stop leaves to be gone on with."""
 
 DESCRIPTION = """Sparse pre-training and dense fine-tuning of GPT models (SPDF).
@@ -151,6 +154,10 @@ def run_command(argv: Sequence[str]) -> int:
             return int(module.run(args) or 0)
     except SpdfError as error:
         return report(f"spdf {name}: {error}", error.exit_code)
+    except OSError as error:
+        if error.filename is None or error.errno not in UNREACHABLE:
+            raise
+        return report(f"spdf {name}: {error.filename}: {error.strerror}", EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         return report(f"spdf {name}: interrupted", EXIT_STOPPED if name in TRAINING else 130)
     except RuntimeError as error:

@@ -18,6 +18,10 @@ from spdf_dist.config.schema import (
 from spdf_dist.config.suggest import nearest
 
 
+LEVEL_TOLERANCE = 1e-5
+"""Between an N:M pattern's level and the decimal that stands for it: no decimal is 1 - 1/3."""
+
+
 def require(condition: bool, message: str) -> None:
     """Raise UserError(message) unless the condition holds."""
     if not condition:
@@ -54,6 +58,28 @@ def validate_sparsity(sparsity: SparsityConfig) -> None:
     require(
         bool(known), f"sparsity.pattern: '{sparsity.pattern}' is not known: write unstructured, block:B or N:M, as 2:4"
     )
+    n_of_m = re.fullmatch(r"(\d+):(\d+)", sparsity.pattern)
+    if n_of_m and sparsity.level > 0:  # 0 is dense, whatever the pattern
+        level = 1 - int(n_of_m[1]) / int(n_of_m[2])
+        require(level > 0, f"sparsity.pattern: {sparsity.pattern} keeps all or more")
+        fits = abs(sparsity.level - level) < LEVEL_TOLERANCE
+        require(fits, f"sparsity.level: pattern {sparsity.pattern} has level {level:.6g}, not {sparsity.level}")
+
+
+def validate_pattern(sparsity: SparsityConfig, model: ModelConfig) -> None:
+    """Whether the weights divide into the pattern's blocks or groups."""
+    d, f = model.hidden_size, model.ffn
+    shapes = {"W_I": (f, d), "W_O": (d, f)}
+    block, n_of_m = re.fullmatch(r"block:(\d+)", sparsity.pattern), re.fullmatch(r"\d+:(\d+)", sparsity.pattern)
+    for target in sparsity.targets if sparsity.level > 0 else ():
+        rows, columns = shapes.get(target, (d, d))
+        if block:
+            size = int(block[1])
+            fits = rows % size == 0 and columns % size == 0
+            require(fits, f"sparsity.pattern: {target} of shape {rows}x{columns} does not divide into blocks of {size}")
+        elif n_of_m:
+            fits = columns % int(n_of_m[1]) == 0
+            require(fits, f"sparsity.pattern: {target} has {columns} inputs, no multiple of {n_of_m[1]}")
 
 
 def validate_parallel(config: AnyConfig) -> None:
@@ -124,6 +150,7 @@ def validate_pretrain(config: PretrainConfig) -> None:
     """What only pre-training has."""
     validate_model(config.model)
     validate_sparsity(config.sparsity)
+    validate_pattern(config.sparsity, config.model)
     validate_tensor_parallel(config.model, config.parallel.tensor)
     training = config.training
     require(training.train_tokens >= 0, f"training.train_tokens: must not be negative, got {training.train_tokens}")
@@ -149,8 +176,6 @@ def validate_finetune(config: FinetuneConfig) -> None:
     task = config.finetune
     one_of("finetune.task", task.task, ("e2e", "webnlg", "dart", "curation"))
     one_of("sparsity.execution", config.sparsity.execution, ("masked", "compressed", "auto"))
-    require(task.checkpoint != "", "finetune.checkpoint: is not set: the run folder or checkpoint to start from")
-    require(task.train != "", "finetune.train: is not set: the task's training file")
     require(task.epochs >= 1, f"finetune.epochs: must be 1 or more, got {task.epochs}")
     most = task.max_steps
     require(most is None or most >= 1, f"finetune.max_steps: must be 1 or more, got {most}")
@@ -158,3 +183,10 @@ def validate_finetune(config: FinetuneConfig) -> None:
     require(0 <= task.label_smoothing < 1, f"finetune.label_smoothing: must be in [0, 1), got {task.label_smoothing}")
     require(0 <= task.dropout < 1, f"finetune.dropout: must be in [0, 1), got {task.dropout}")
     require(task.max_length >= 2, f"finetune.max_length: must be 2 or more, got {task.max_length}")
+
+
+def require_inputs(config: FinetuneConfig) -> None:
+    """What a fine-tuning starts from; shipped configs leave it to the command line."""
+    task = config.finetune
+    require(task.checkpoint != "", "finetune.checkpoint: is not set: the run folder or checkpoint to start from")
+    require(task.train != "", "finetune.train: is not set: the task's training file")

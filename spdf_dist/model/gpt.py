@@ -191,7 +191,7 @@ def build_gpt(
 def name_pieces(gpt: GPT, model: ModelConfig) -> None:
     """Give embeddings and norms their global names; the linears have them already."""
     words = gpt.embedding.word_embeddings
-    start = words.vocab_start_index
+    start = min(words.vocab_start_index, model.vocab_size)  # a rank may hold padding alone
     stop = max(start, min(words.vocab_end_index, model.vocab_size))
     shape = (model.vocab_size, model.hidden_size)
     words.weight.pieces = (Piece("embedding.word", shape, 0, start, stop, 0, stop - start),)

@@ -83,8 +83,6 @@ def make_mask(name: str, shape: tuple[int, int], sparsity: SparsityConfig) -> Bo
         return np.repeat(np.repeat(kept.reshape(grid), size, axis=0), size, axis=1)
     if n_of_m:
         kept_of, group = int(n_of_m[1]), int(n_of_m[2])
-        if Fraction(str(sparsity.level)) != 1 - Fraction(kept_of, group):
-            raise UserError(f"sparsity.level: pattern {sparsity.pattern} has level {1 - kept_of / group:g}")
         if columns % group:
             raise UserError(f"sparsity.pattern: {name} has {columns} inputs, no multiple of {group}")
         score = scores(sparsity.seed, name, rows * columns).reshape(-1, group)

@@ -38,6 +38,7 @@ OWN_SETTINGS = {
     "train_batch_size": "training.global_batch_size",
     "fp16": "training.precision (fp32 or bf16)",
     "amp": "training.precision (fp32 or bf16)",
+    "torch_autocast": "training.precision (fp32 or bf16)",
 }
 """DeepSpeed's keys for what the config says already; it would ignore some and stumble over others."""
 
@@ -90,15 +91,15 @@ def deepspeed_settings(config: AnyConfig, data_size: int) -> dict[str, Any]:
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": training.global_batch_size // (training.micro_batch_size * data_size),
-        # Stage 0 has no norm of its own in fp32; clipping is done here, where it is computed (see Engine).
-        "gradient_clipping": training.clip_grad if stage else 0.0,
+        "gradient_clipping": training.clip_grad,
         "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**12,
     }
+    ours["data_types"] = {"grad_accum_dtype": "fp32"}
+    ours["bf16"] = {"enabled": training.precision == "bf16"}
     if training.precision == "bf16":
-        ours["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        ours["data_types"] = {"grad_accum_dtype": "fp32"}
+        ours["bf16"]["check_grad_overflow"] = True
         ours["communication_data_type"] = "fp32"
     user = config.deepspeed
     if isinstance(user, str):
@@ -112,6 +113,8 @@ def deepspeed_settings(config: AnyConfig, data_size: int) -> dict[str, Any]:
         if key in (user or {}):
             raise UserError(f"deepspeed.{key}: set {instead} instead")
     merge_settings(ours, user or {}, "deepspeed")
+    if stage == 0:  # it has no norm of its own in fp32; clipping is done here, where that is computed (see Engine)
+        ours["gradient_clipping"] = 0.0
     return ours
 
 
@@ -293,6 +296,8 @@ class Engine:
         """This tensor rank's AdamW moment of a parameter; every data rank takes part."""
         if self.stage == 0:
             return self.adamw.state[parameter][key]
+        if parameter.numel() == 0:  # a slice that keeps nothing: DeepSpeed does not map it
+            return torch.zeros_like(parameter, dtype=torch.float32)
         moment: Tensor = safe_get_full_optimizer_state(parameter, key)
         return moment
 
@@ -327,5 +332,5 @@ class Engine:
         """Put a moment in place."""
         if self.stage == 0:
             self.adamw.state[parameter][key].copy_(value)
-        else:
+        elif parameter.numel() > 0:
             safe_set_full_optimizer_state(parameter, value, key)

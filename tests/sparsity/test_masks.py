@@ -63,8 +63,8 @@ def test_blocks_and_n_of_m():
     two_of_four = make_mask("w", (64, 96), SparsityConfig(level=0.5, pattern="2:4"))
     assert (two_of_four.reshape(-1, 4).sum(1) == 2).all()
     assert len(np.unique(two_of_four.reshape(-1, 4), axis=0)) == 6
-    with pytest.raises(UserError, match="level"):
-        make_mask("w", (64, 96), SparsityConfig(level=0.75, pattern="2:4"))
+    one_of_three = make_mask("w", (64, 96), SparsityConfig(level=0.666667, pattern="1:3"))
+    assert (one_of_three.reshape(-1, 3).sum(1) == 1).all()
     with pytest.raises(UserError, match="divide"):
         make_mask("w", (60, 96), SparsityConfig(level=0.5, pattern="block:16"))
 

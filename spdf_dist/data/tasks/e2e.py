@@ -108,7 +108,7 @@ def linearize(meaning: str) -> str:
 
 
 def load(path: Path, split: str) -> list[Example]:
-    """The examples of an E2E CSV (plain or .gz). Without a ``ref`` column the targets are empty.
+    """The examples of an E2E CSV (plain or .gz). A test set without a ``ref`` column has empty targets.
 
     Raises:
         UserError: no such file, a column missing, a meaning representation that cannot be read.
@@ -116,8 +116,9 @@ def load(path: Path, split: str) -> list[Example]:
     rules = TEST_RULES if split == "test" else TRAIN_RULES
     pairs = []
     for line, row in read_csv(path):
-        if "mr" not in row:
-            raise UserError(f"{path} has no column 'mr' (it has {', '.join(row)}); E2E's CSV has mr,ref")
+        for column in ("mr",) if split == "test" else ("mr", "ref"):
+            if column not in row:
+                raise UserError(f"{path} has no column '{column}' (it has {', '.join(row)}); E2E's CSV has mr,ref")
         try:
             context = linearize(row["mr"])
         except ValueError as error:
