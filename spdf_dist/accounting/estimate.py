@@ -125,11 +125,15 @@ def best_layouts(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def estimate(config: PretrainConfig, cluster: Cluster, gpu_hour_price: float | None = None) -> dict[str, Any]:
     """Memory, traffic, time and cost of the config as it stands, the executions side by side, and what fits best.
 
-    Raises UserError when the GPUs do not divide into tensor ranks.
+    Raises UserError when the GPUs do not divide into tensor ranks, or are not those of ``parallel.data``.
     """
-    tensor = config.parallel.tensor
+    tensor, data = config.parallel.tensor, config.parallel.data
     if cluster.gpus % tensor:
         raise UserError(f"parallel.tensor: {tensor} does not divide {cluster.gpus} GPUs")
+    if data is not None and tensor * data != cluster.gpus:
+        raise UserError(
+            f"parallel.data: {data} x parallel.tensor {tensor} are {tensor * data} ranks, not {cluster.gpus} GPUs"
+        )
     layout = layout_of(config, cluster.gpus)
     own = judge(config, layout, cluster)
     batch, steps = config.training.global_batch_size, total_steps(config)

@@ -189,3 +189,11 @@ def test_tensor_parallel_sums_between_nodes_run_at_the_network_s_rate(capsys: py
     arguments = ["estimate", "gpt3_xl", "parallel.tensor=16", "model.num_attention_heads=16", "--nodes", "4"]
     assert main([*arguments, "--gpus-per-node", "8"]) == 0
     assert "their sums run at the network's rate" in capsys.readouterr().out
+
+
+def test_estimate_refuses_gpus_that_are_not_those_of_parallel_data(capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = ["--nodes", "4", "--gpus-per-node", "8"]
+    assert main(["estimate", "gpt3_xl_s75", "parallel.data=4", *cluster]) == 2
+    error = capsys.readouterr().err
+    assert "parallel.data: 4" in error and "32 GPUs" in error and error.count("\n") == 1
+    assert main(["estimate", "gpt3_xl_s75", "parallel.data=32", *cluster]) == 0
