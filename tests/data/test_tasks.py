@@ -166,6 +166,7 @@ def test_reference_files_as_lora_writes_them(tmp_path: Path) -> None:
     ("task", "name", "content", "message"),
     [
         ("e2e", "x.csv", "meaning,ref\na,b\n", "has no column 'mr'"),
+        ("e2e", "x.csv", "mr,reference\nname[A],b\n", "has no column 'ref'"),
         ("e2e", "x.csv", "mr,ref\nname[A],b\nbroken,c\n", "line 3: 'broken'"),
         ("e2e", "x.csv", "mr,ref\nname[A],b,c\n", "line 2: 3 fields where the header has 2"),
         ("e2e", "x.csv", "mr,ref\n,text\n", "the meaning is empty"),

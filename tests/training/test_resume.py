@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,3 +78,17 @@ def test_sigterm_saves_and_the_run_goes_on_at_another_topology_and_execution(tin
     assert run_spdf("pretrain", tiny_config, f"run_dir={whole}", *other[:2]).returncode == 0
     for ours, theirs in zip(numbers(moved), numbers(whole), strict=True):
         assert [x for x in ours if x is not None] == pytest.approx([x for x in theirs if x is not None], rel=1e-4)
+
+
+@pytest.mark.distributed
+def test_ranks_whose_slice_keeps_nothing_save_and_continue(tiny_config, tmp_path):
+    run = tmp_path / "run"
+    blocks = (f"run_dir={run}", *RANKS, "sparsity.pattern=block:16")  # one block of four is kept, by one of two ranks
+    done = run_spdf("pretrain", tiny_config, *blocks)
+    assert done.returncode == 0, done.stderr
+    before = numbers(run)
+    for step in (10, 12):
+        shutil.rmtree(run / "checkpoints" / f"step_{step}")
+    done = run_spdf("pretrain", tiny_config, *blocks)
+    assert done.returncode == 0 and "continues from step 5" in done.stderr, done.stderr
+    assert numbers(run) == before
