@@ -14,6 +14,7 @@ import json
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,11 @@ class SentencePieceTokenizer(Tokenizer):
         if self.eod_id < 0:
             raise UserError(f"{path} has no end-of-sentence piece to end documents with; train it with eos_id >= 0")
         self.digest = files_digest([(SENTENCEPIECE_FILE, content)])
-        self._space = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in SP_SPACE.encode()]
-        self._bytes_known = all(self.processor.is_byte(i) for i in self._space)
+        byte_ids = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+        self._byte_of = {i: byte for byte, i in enumerate(byte_ids) if self.processor.is_byte(i)}
+        self._space = [byte_ids[byte] for byte in SP_SPACE.encode()]
+        self._bytes_known = all(i in self._byte_of for i in self._space)
+        self._no_utf8 = byte_ids[0xFF]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         ids = self.processor.encode(list(texts), out_type=int, num_threads=1)
@@ -94,7 +98,21 @@ class SentencePieceTokenizer(Tokenizer):
         return first + [i for part in rest for i in self._space + part]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.processor.decode([int(i) for i in ids if i != self.eod_id])
+        """As :meth:`Tokenizer.decode`: in a run of byte pieces that is no UTF-8 each byte gives U+FFFD.
+
+        SentencePiece alone would keep the good parts of the run; Hugging Face's decoder does not, and texts of an
+        exported model are to be equal.
+        """
+        kept: list[int] = []
+        for is_bytes, group in groupby((int(i) for i in ids if i != self.eod_id), key=self._byte_of.__contains__):
+            run = list(group)
+            if is_bytes:
+                try:
+                    bytes(self._byte_of[i] for i in run).decode()
+                except UnicodeDecodeError:
+                    run = [self._no_utf8] * len(run)  # 0xFF is valid nowhere: one U+FFFD for each
+            kept += run
+        return self.processor.decode(kept)
 
     def save(self, folder: str | Path) -> None:
         copy_files([(self.path, SENTENCEPIECE_FILE)], Path(folder))

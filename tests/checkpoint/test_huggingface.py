@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,25 @@ def test_sentencepiece_goes_along(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["eos_token_id"] == ours.eod_id
     import_hf(tmp_path / "hf", tmp_path / "back")
     assert load_tokenizer(tmp_path / "back" / "tokenizer").digest == ours.digest
+
+
+def test_broken_bytes_give_the_same_text(tmp_path: Path) -> None:
+    """A model may stop within a character, or write bytes that are none."""
+    from transformers import AutoTokenizer
+
+    train_sentencepiece([Path(os.__file__).read_text()], 500, tmp_path / "t.model")
+    folder = save_with_tokenizer(tmp_path / "ck", tmp_path / "t.model")
+    export_hf(folder, tmp_path / "hf")
+    ours = load_tokenizer(folder / "tokenizer")
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    cut = ours.encode("one.\n\u2022")[:-2]
+    assert ours.decode(cut) == theirs.decode(cut) == "one.\ufffd\ufffd"
+    rng = random.Random(3)
+    for _ in range(500):
+        ids = ours.encode("".join(rng.choices("the \n\u2022日🙂▁", k=8)))
+        for _ in range(rng.randrange(3)):
+            del ids[rng.randrange(len(ids))]
+        assert ours.decode(ids) == theirs.decode(ids)
 
 
 @pytest.mark.skipif("SPDF_DATA" not in os.environ, reason="SPDF_DATA is not set: GPT-2's vocabulary lies there")
