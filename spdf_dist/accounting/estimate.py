@@ -125,7 +125,8 @@ def best_layouts(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def estimate(config: PretrainConfig, cluster: Cluster, gpu_hour_price: float | None = None) -> dict[str, Any]:
     """Memory, traffic, time and cost of the config as it stands, the executions side by side, and what fits best.
 
-    Raises UserError when the GPUs do not divide into tensor ranks, or are not those of ``parallel.data``.
+    Raises UserError when the GPUs do not divide into tensor ranks, are not those of ``parallel.data``, or the
+    batch does not divide over them.
     """
     tensor, data = config.parallel.tensor, config.parallel.data
     if cluster.gpus % tensor:
@@ -135,9 +136,14 @@ def estimate(config: PretrainConfig, cluster: Cluster, gpu_hour_price: float | N
             f"parallel.data: {data} x parallel.tensor {tensor} are {tensor * data} ranks, not {cluster.gpus} GPUs"
         )
     layout = layout_of(config, cluster.gpus)
+    batch = config.training.global_batch_size
+    if batch % (layout.micro_batch * layout.data):
+        raise UserError(
+            f"training.global_batch_size: {batch} is not divisible by training.micro_batch_size {layout.micro_batch} x "
+            f"{layout.data} data ranks ({cluster.gpus} GPUs)"
+        )
     own = judge(config, layout, cluster)
-    batch, steps = config.training.global_batch_size, total_steps(config)
-    whole = batch % (layout.micro_batch * layout.data) == 0
+    steps = total_steps(config)
     fitting = best_layouts([judge(config, candidate, cluster) for candidate in layouts(config, cluster)])
     hours = own["step_seconds"]["total"] * steps / 3600
     model_flops = training_flops(config.model, config.sparsity) * batch
@@ -152,7 +158,7 @@ def estimate(config: PretrainConfig, cluster: Cluster, gpu_hour_price: float | N
         "gpu": asdict(cluster.gpu),
         "nodes": cluster.nodes,
         "gpus": cluster.gpus,
-        "batch_divides": whole,
+        "batch_divides": True,  # what does not divide is refused above; readers of this schema may ask for the key
         **own,
         "memory_by_execution": executions,
         "communication_bytes_per_step": communication(config.model, config.sparsity, layout, batch),

@@ -55,8 +55,7 @@ def show(facts: dict[str, Any], price: float | None) -> str:
     executions = list(facts["memory_by_execution"])
     lines = [
         f"ESTIMATE (roofline, not a measurement): {facts['gpus']} x {gpu['name']}, {facts['nodes']} nodes",
-        f"layout   {layout_text(facts['layout'])}, {facts['layout']['precision']}, {facts['layout']['execution']}"
-        + ("" if facts["batch_divides"] else "; the global batch does not divide over it"),
+        f"layout   {layout_text(facts['layout'])}, {facts['layout']['precision']}, {facts['layout']['execution']}",
         f"memory   {bytes_text(facts['memory_bytes']['total'])} a GPU, {fits} in {bytes_text(room)} "
         f"({HEADROOM:.0%} of {bytes_text(gpu['memory_bytes'])})",
         f"step     {seconds['total']:.3f} s: compute {seconds['compute']:.3f}, optimizer {seconds['optimizer']:.3f}, "

@@ -197,3 +197,11 @@ def test_estimate_refuses_gpus_that_are_not_those_of_parallel_data(capsys: pytes
     error = capsys.readouterr().err
     assert "parallel.data: 4" in error and "32 GPUs" in error and error.count("\n") == 1
     assert main(["estimate", "gpt3_xl_s75", "parallel.data=32", *cluster]) == 0
+
+
+def test_estimate_refuses_a_batch_that_does_not_divide(capsys: pytest.CaptureFixture[str]) -> None:
+    for nodes, extra in ((1000, []), (3, []), (1000, ["--json"])):
+        assert main(["estimate", "gpt3_xl_s75", "--nodes", str(nodes), "--gpus-per-node", "8", *extra]) == 2
+        out, error = capsys.readouterr()
+        assert out == "" and error.count("\n") == 1 and f"{8 * nodes} GPUs" in error
+        assert "training.global_batch_size: 512" in error and "training.micro_batch_size 4" in error
