@@ -216,8 +216,17 @@ def show_paper() -> str:
     )
 
 
+def refuse_arguments(given: dict[str, object], what: str) -> None:
+    """Raise UserError for the first of the ``given`` arguments that is set: ``what`` takes none of them."""
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"{name}: does not apply to {what}")
+
+
 def run(args: argparse.Namespace) -> int:
+    finetuning_only = {"--model": args.model, "--examples": args.examples}
     if args.paper:
+        refuse_arguments({f"'{args.config}'": args.config} | finetuning_only, "--paper")
         print(json.dumps({"schema_version": 1} | paper_json()) if args.json else show_paper())
         return 0
     if args.config is None:
@@ -230,6 +239,7 @@ def run(args: argparse.Namespace) -> int:
         numbers = finetuning(load_config(FinetuneConfig, args.config, args.overrides), args.model, args.examples)
         text = show_finetuning(numbers)
     else:
+        refuse_arguments(finetuning_only, "a pre-training config")
         numbers = pretraining(load_config(PretrainConfig, args.config, args.overrides))
         text = show_pretraining(numbers)
     print(json.dumps({"schema_version": 1, "config": args.config} | numbers) if args.json else text)

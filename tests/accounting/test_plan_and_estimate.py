@@ -205,3 +205,21 @@ def test_estimate_refuses_a_batch_that_does_not_divide(capsys: pytest.CaptureFix
         out, error = capsys.readouterr()
         assert out == "" and error.count("\n") == 1 and f"{8 * nodes} GPUs" in error
         assert "training.global_batch_size: 512" in error and "training.micro_batch_size 4" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gpt2_small", "--examples", "5"], "--examples: does not apply to a pre-training config"),
+        (["gpt2_small", "--model", "nope"], "--model: does not apply to a pre-training config"),
+        (["--paper", "nope", "--json"], "'nope': does not apply to --paper"),
+        (["--paper", "--model", "gpt2_small"], "--model: does not apply to --paper"),
+        (["--paper", "--examples", "5"], "--examples: does not apply to --paper"),
+    ],
+)
+def test_flops_refuses_arguments_that_do_not_apply(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["flops", *arguments]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and message in error and error.count("\n") == 1
