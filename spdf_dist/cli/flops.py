@@ -98,6 +98,9 @@ def finetuning(config: FinetuneConfig, model: str | None, examples: int | None) 
     }
     if examples is not None:
         out["sequences"] = examples * config.finetune.epochs
+        if config.finetune.max_steps is not None:
+            most = config.finetune.max_steps * config.training.global_batch_size
+            out["sequences"] = min(out["sequences"], most)
         out["total_flops"] = per_sequence * out["sequences"]
         out["exaflops"] = out["total_flops"] / 1e18
     return out

@@ -223,3 +223,13 @@ def test_flops_refuses_arguments_that_do_not_apply(
     assert main(["flops", *arguments]) == 2
     out, error = capsys.readouterr()
     assert out == "" and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("max_steps", "sequences"), [(3, 24), (1000, 50)])
+def test_finetuning_flops_end_at_max_steps(max_steps: int, sequences: int, capsys: pytest.CaptureFixture[str]) -> None:
+    limits = [f"finetune.max_steps={max_steps}", "training.global_batch_size=8", "finetune.epochs=5"]
+    arguments = ["flops", "finetune/gpt2_small_e2e", *limits, "--model", "gpt2_small", "--examples", "10", "--json"]
+    assert main(arguments) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["sequences"] == sequences
+    assert facts["total_flops"] == sequences * facts["flops_per_sequence"]
