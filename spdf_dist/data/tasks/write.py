@@ -11,7 +11,15 @@ from spdf_dist.data.tasks.example import Example, Task, distinct_contexts, refer
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write ``lines`` as UTF-8, each ended by a newline; ``path`` is whole or not there."""
+    """Write ``lines`` as UTF-8, each ended by a newline; a file is whole or not there.
+
+    A device or a pipe is written to, and a link is followed: renaming would put a file in the place of either.
+    """
+    if is_special(path):
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
     with aside.open("w", encoding="utf-8", newline="\n") as file:
@@ -19,6 +27,11 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def is_special(path: Path) -> bool:
+    """Whether a device, a pipe or the like is at ``path``, as what /dev/stdout leads to may be."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def reference_groups(task: Task, examples: Sequence[Example]) -> list[list[str]]:
@@ -48,14 +61,21 @@ def check_place(path: Path) -> None:
     """Whether a file can be written at ``path``, as far as can be told without writing.
 
     Raises:
-        UserError: a folder is there, or what is to be its folder is a file or is not writable.
+        UserError: a folder is there, a device that is not writable, or links that lead in a circle; or
+            what is to be its folder is a file or is not writable.
     """
     try:
         if path.is_dir():
             raise UserError(f"{path} is a folder; name a file to write")
-        above = next(parent for parent in path.absolute().parents if parent.exists())
+        if is_special(path):
+            if not os.access(path, os.W_OK):
+                raise UserError(f"{path} cannot be written: no permission")
+            return
+        above = next(parent for parent in path.resolve().parents if parent.exists())
     except OSError as error:  # a name that is too long
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    except RuntimeError as error:  # how resolve() tells of links in a circle
+        raise UserError(f"{path} cannot be written: its links lead in a circle") from error
     if not above.is_dir():
         raise UserError(f"{path} cannot be written: {above} is a file, not a folder")
     if not os.access(above, os.W_OK):
