@@ -74,7 +74,10 @@ def finetuning_model(config: FinetuneConfig, model: str | None) -> PretrainConfi
     checkpoint = Path(config.finetune.checkpoint)
     for path in (checkpoint / "config.yaml", checkpoint.parent.parent / "config.yaml"):
         if path.is_file():
-            return config_from_tree(PretrainConfig, read_tree(path))
+            tree = read_tree(path)
+            if "finetune" in tree:
+                raise UserError(f"finetune.checkpoint: {path} is a fine-tuning's: name the model with --model CONFIG")
+            return config_from_tree(PretrainConfig, tree)
     raise UserError(f"finetune.checkpoint: no config.yaml at '{checkpoint}': name the model with --model CONFIG")
 
 

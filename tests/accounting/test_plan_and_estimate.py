@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -233,3 +234,13 @@ def test_finetuning_flops_end_at_max_steps(max_steps: int, sequences: int, capsy
     facts = json.loads(capsys.readouterr().out)
     assert facts["sequences"] == sequences
     assert facts["total_flops"] == sequences * facts["flops_per_sequence"]
+
+
+def test_flops_of_a_finetuning_from_a_finetuned_run_ask_for_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("finetune:\n  task: e2e\n")
+    for checkpoint in (tmp_path, tmp_path / "checkpoints" / "step_1"):
+        assert main(["flops", "finetune/gpt2_small_e2e", f"finetune.checkpoint={checkpoint}"]) == 2
+        error = capsys.readouterr().err
+        assert "name the model with --model CONFIG" in error and error.count("\n") == 1
