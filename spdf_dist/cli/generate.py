@@ -25,6 +25,9 @@ HELP = "generate text from a checkpoint"
 LOWEST_TEMPERATURE = 1e-6
 """Logits divided by less may overflow."""
 
+HIGHEST_LENGTH_PENALTY = 10.0
+"""Lengths to a higher power may overflow, to a lower than its negative may vanish."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a step_N folder, or a run folder")
@@ -44,7 +47,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     how = parser.add_argument_group("how")
     how.add_argument("--beam", type=positive, default=10, metavar="N", help="beams (10)")
-    how.add_argument("--length-penalty", type=float, default=0.8, metavar="X", help="exponent of the length (0.8)")
+    how.add_argument(
+        "--length-penalty", type=float, default=0.8, metavar="X", help="exponent of the length, -10 to 10 (0.8)"
+    )
     how.add_argument(
         "--no-repeat-ngram",
         type=natural,
@@ -106,8 +111,9 @@ def check(args: argparse.Namespace) -> None:
             f"--temperature {args.temperature}: must be finite and at least {LOWEST_TEMPERATURE:g}"
             " (--greedy is the limit of a low one)"
         )
-    if not math.isfinite(args.length_penalty):
-        raise UserError(f"--length-penalty {args.length_penalty}: must be a finite number")
+    if not abs(args.length_penalty) <= HIGHEST_LENGTH_PENALTY:
+        limit = HIGHEST_LENGTH_PENALTY
+        raise UserError(f"--length-penalty {args.length_penalty}: must be in [-{limit:g}, {limit:g}]")
     if not 0 < args.top_p <= 1:
         raise UserError(f"--top-p {args.top_p}: must be in (0, 1]")
 

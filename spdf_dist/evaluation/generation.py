@@ -134,8 +134,8 @@ def continue_single(
     """Greedy or sampled continuations. ``numbers`` are the inputs' own, which key their random streams."""
     ends = torch.tensor(list(end_ids), device=decoder.device)
     prompts_NP = left_padded(prompts, decoder.device)
-    uniform_NS = uniform(settings, numbers).to(decoder.device) if settings.sample else None
     most = limits(decoder, prompts, settings)
+    uniform_NS = uniform(settings.seed, numbers, max(most)).to(decoder.device) if settings.sample else None
     limit_N = torch.tensor(most, device=decoder.device)
     cache, logits_NV = decoder.prefill(prompts, 1, max(most))
     tokens_NS = torch.empty((len(prompts), 0), dtype=torch.int64, device=decoder.device)
@@ -160,13 +160,16 @@ def until_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
     return ids[: at + 1]
 
 
-def uniform(settings: GenerationSettings, numbers: Sequence[int]) -> Tensor:
-    """One number in [0, 1) an input and step [N, S], float64; keyed by the seed and the input's number."""
+def uniform(seed: int, numbers: Sequence[int], steps: int) -> Tensor:
+    """One number in [0, 1) an input and step [N, S], float64; keyed by the seed and the input's number.
+
+    Fewer steps give the beginning of the same numbers.
+    """
     rows = []
     for number in numbers:
-        key = hashlib.sha256(f"sampling/{settings.seed}/{number}".encode()).digest()
+        key = hashlib.sha256(f"sampling/{seed}/{number}".encode()).digest()
         raw = np.random.Philox(key=np.frombuffer(key[:16], dtype="<u8").astype(np.uint64))
-        rows.append((raw.random_raw(settings.max_new_tokens) >> np.uint64(11)) * 2.0**-53)
+        rows.append((raw.random_raw(steps) >> np.uint64(11)) * 2.0**-53)
     return torch.from_numpy(np.stack(rows))
 
 

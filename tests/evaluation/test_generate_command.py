@@ -80,6 +80,8 @@ def test_greedy_prompt_is_what_transformers_continues(checkpoint: Path, capsys: 
         (["--prompt", "x", "--sample", "--temperature", "inf"], "--temperature inf"),
         (["--prompt", "x", "--sample", "--temperature", "1e-320"], "at least 1e-06"),
         (["--prompt", "x", "--length-penalty", "nan"], "--length-penalty nan"),
+        (["--prompt", "x", "--beam", "2", "--length-penalty", "200"], "must be in [-10, 10]"),
+        (["--prompt", "x", "--beam", "2", "--length-penalty=-200"], "--length-penalty -200.0"),
         (["--prompt", "caf\udce9"], "--prompt is not UTF-8 (character 3)"),
     ],
 )

@@ -11,7 +11,7 @@ from tiny_gpt import make_decoder, random_weights, transformers_model
 
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.evaluation.decoder import Decoder
-from spdf_dist.evaluation.generation import GenerationSettings, generate
+from spdf_dist.evaluation.generation import GenerationSettings, generate, uniform
 
 MODEL = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, seq_length=64, vocab_size=61)
 ENDS = (0, 7)
@@ -118,6 +118,26 @@ def test_top_p_keeps_the_token_that_crosses(models: tuple[Decoder, Any]) -> None
     )
     drawn = {ids[0] for ids in generate(decoder, [[4, 4]] * 3000, (), settings, batch_size=1000)}
     assert drawn <= set(tokens[:3].tolist()) and {int(tokens[0]), int(tokens[1])} <= drawn
+
+
+def test_numbers_are_drawn_for_the_context_window_alone(models: tuple[Decoder, Any]) -> None:
+    decoder, _ = models
+    prompts = [[1, 2, 3], [5] * 60]
+    found = []
+    for most in (MODEL.seq_length, 10**15):  # more numbers than fit in memory
+        settings = GenerationSettings(max_new_tokens=most, beams=1, sample=True, no_repeat_ngram=0, seed=2)
+        found.append(generate(decoder, prompts, (), settings))
+    assert found[0] == found[1]
+    assert [len(ids) for ids in found[0]] == [61, 4]
+
+
+def test_numbers_of_a_seed_stay_what_they_are() -> None:
+    expected = [
+        [0.4879286329632675, 0.26075514747283524, 0.5850415022857571],
+        [0.1681509853831853, 0.8005929909695705, 0.21972134854639147],
+    ]
+    assert uniform(4, [0, 9], 3).tolist() == expected
+    assert uniform(4, [0, 9], 64)[:, :3].tolist() == expected
 
 
 def test_generation_ends_with_the_context_window(models: tuple[Decoder, Any]) -> None:
