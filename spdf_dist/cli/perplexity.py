@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from spdf_dist.evaluation.stop import stop_on_signal
 
     problems: list[Problem] = []
-    with stop_on_signal(), tqdm(unit="tok", unit_scale=True, file=sys.stderr) as bar:
+    # On a terminal alone, and gone at the end: an error is to be the one line on stderr.
+    with stop_on_signal(), tqdm(unit="tok", unit_scale=True, file=sys.stderr, disable=None, leave=False) as bar:
         total, step = measure(args, problems.append, bar.update)
     for problem in problems:
         print(f"spdf perplexity: {problem}", file=sys.stderr)
@@ -93,7 +94,7 @@ def measure(
     elif folders:
         packed = [PackedDataset(folder) for folder in folders]
     else:
-        check_inputs(args.data)
+        check_inputs(args.data, "--data")
 
     from spdf_dist.evaluation.checkpoint import load
     from spdf_dist.evaluation.perplexity import (

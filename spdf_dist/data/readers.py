@@ -73,8 +73,8 @@ class Document:
     ends: bool = True
 
 
-def check_inputs(paths: Iterable[str | Path]) -> list[Path]:
-    """The inputs as paths.
+def check_inputs(paths: Iterable[str | Path], option: str = "--input") -> list[Path]:
+    """The inputs as paths; ``option`` is what messages say they were given by.
 
     Raises:
         UserError: a file is missing, is a folder, or has a suffix that no reader takes.
@@ -82,11 +82,11 @@ def check_inputs(paths: Iterable[str | Path]) -> list[Path]:
     checked = []
     for path in map(Path, paths):
         if path.is_dir():
-            raise UserError(f"--input {path} is a folder; name the files in it")
+            raise UserError(f"{option} {path} is a folder; name the files in it")
         if not path.is_file():
-            raise UserError(f"--input {path} does not exist")
+            raise UserError(f"{option} {path} does not exist")
         if not path.name.endswith(SUFFIXES):
-            raise UserError(f"--input {path}: unknown kind of file; known: {', '.join(SUFFIXES)}")
+            raise UserError(f"{option} {path}: unknown kind of file; known: {', '.join(SUFFIXES)}")
         checked.append(path)
     return checked
 

@@ -110,7 +110,7 @@ def test_broken_lines_are_named_and_left_out(checkpoint: Path, jsonl: Path, caps
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (["missing.txt"], "missing.txt does not exist"),
+        (["missing.txt"], "--data missing.txt does not exist"),
         (["missing.txt", "."], "not both at once"),
         (["a.csv", "b.csv", "--task", "curation"], "takes one file"),
     ],
@@ -119,7 +119,8 @@ def test_mistakes_are_one_line(
     checkpoint: Path, data: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["perplexity", str(checkpoint), "--data", *data]) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
 def test_empty_documents_count_as_little_as_in_packing(
@@ -134,7 +135,8 @@ def test_empty_documents_count_as_little_as_in_packing(
     assert measured([str(checkpoint), "--data", str(text)], capsys)["words"] == 2
     jsonl.write_text(empty * 3)
     assert main(["perplexity", str(checkpoint), "--data", str(jsonl)]) == 2
-    assert "holds no text" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "holds no text" in error and error.count("\n") == 1
 
 
 def test_a_loss_beyond_floats_is_infinite_and_null_in_json(
