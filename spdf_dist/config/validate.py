@@ -17,7 +17,6 @@ from spdf_dist.config.schema import (
 )
 from spdf_dist.config.suggest import nearest
 
-
 LEVEL_TOLERANCE = 1e-5
 """Between an N:M pattern's level and the decimal that stands for it: no decimal is 1 - 1/3."""
 
