@@ -1,7 +1,7 @@
 """Print the resolved config: base files and overrides applied, defaults filled in.
 
-CONFIG is a YAML file or the name of a shipped config; without it the shipped ones are listed. A workflow is printed with
-its base and overrides; `spdf run --dry-run` checks it."""
+CONFIG is a YAML file or the name of a shipped config; without it the shipped ones are listed. A workflow is
+printed with its base and overrides; `spdf run --dry-run` checks it."""
 
 from __future__ import annotations
 
