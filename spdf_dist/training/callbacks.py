@@ -67,15 +67,19 @@ class MetricsFile(Callback):
 
 
 class TensorBoard(Callback):
-    """The same numbers as scalars, with memory, and the sparsity of each layer group once.
+    """The same numbers as scalars, with memory and HFU, and the sparsity of each layer group once.
 
     A disk that does not take its files is a warning, and the end of them: metrics.jsonl has the numbers.
     """
 
-    def __init__(self, folder: RunFolder, start_step: int, sparsity_by_group: dict[str, float]) -> None:
+    def __init__(
+        self, folder: RunFolder, start_step: int, sparsity_by_group: dict[str, float], executed_ratio: float = 1.0
+    ) -> None:
+        """``executed_ratio``: FLOPs that a step executes over its model FLOPs."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder.tensorboard
+        self.executed_ratio = executed_ratio
         self.writer: Any = None
         purge_step = start_step + 1 if start_step else None
         self.attempt(lambda: setattr(self, "writer", SummaryWriter(str(self.path), purge_step=purge_step)))
@@ -103,6 +107,7 @@ class TensorBoard(Callback):
             "speed/tokens_per_s": metrics.tokens_per_s,
             "speed/step_ms": metrics.step_ms,
             "speed/mfu": metrics.mfu,
+            "speed/hfu": None if metrics.mfu is None else metrics.mfu * self.executed_ratio,
             "flops/step": metrics.model_flops,
             "flops/total": metrics.total_flops,
             "memory/bytes": used_memory(),

@@ -34,6 +34,7 @@ from spdf_dist.training.run_folder import RunFolder, writing
 from spdf_dist.training.setup import (
     build_model,
     check_tokenizer,
+    executed_ratio,
     newest_checkpoint,
     on_rank_zero,
     peak_flops,
@@ -89,7 +90,8 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
             load_moments(engine, checkpoint)
 
         reactivated = 0 if task.keep_mask else reactivated_weights(origin)
-        callbacks = reporting("finetune", folder, groups, model, state, source.total_steps)
+        ratio = executed_ratio(config, model_config, sparsity, execution)
+        callbacks = reporting("finetune", folder, groups, model, state, source.total_steps, ratio)
         if checkpoint is None:
             note = "keeps the mask" if task.keep_mask else f"dense, {reactivated:,} pruned weights reactivated"
             for callback in callbacks:

@@ -20,6 +20,7 @@ from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.setup import (
     build_model,
     check_tokenizer,
+    executed_ratio,
     newest_checkpoint,
     on_rank_zero,
     peak_flops,
@@ -62,7 +63,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
             load_moments(engine, checkpoint)
 
         source = PretrainBatches(config, train, validation, groups)
-        callbacks = reporting("pretrain", folder, groups, model, state, source.total_steps)
+        ratio = executed_ratio(config, config.model, config.sparsity, execution)
+        callbacks = reporting("pretrain", folder, groups, model, state, source.total_steps, ratio)
         for callback in callbacks:
             for place, how in execution.items():
                 callback.on_note(f"sparse {place}: {how}")

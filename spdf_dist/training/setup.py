@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from spdf_kernels import set_code_budget_mb
 
+from spdf_dist.accounting.flops import executed_flops, training_flops
 from spdf_dist.accounting.hardware import recognise_gpu
 from spdf_dist.checkpoint.find import damaged, latest
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import prune
 from spdf_dist.config.errors import SpdfError, UserError
-from spdf_dist.config.schema import AnyConfig, ModelConfig
+from spdf_dist.config.schema import AnyConfig, ModelConfig, SparsityConfig
 from spdf_dist.config.validate import validate_batch
 from spdf_dist.data.tokenizer import Tokenizer
 from spdf_dist.model.gpt import GPT, Execution, build_gpt, sparse_linears
@@ -110,7 +111,13 @@ def build_model(
 
 
 def reporting(
-    name: str, folder: RunFolder, groups: Groups, model: GPT, state: TrainingState, total_steps: int
+    name: str,
+    folder: RunFolder,
+    groups: Groups,
+    model: GPT,
+    state: TrainingState,
+    total_steps: int,
+    executed_ratio: float,
 ) -> list[Callback]:
     """Rank 0's metrics file, cut back to the step that the run goes on from, TensorBoard and progress line."""
     on_rank_zero(groups, lambda: folder.cut_metrics(state.step, validated=not state.validation_due))
@@ -119,7 +126,18 @@ def reporting(
     progress = Progress(name, state.step, total_steps)
     if state.step:
         progress.on_note(f"continues from step {state.step} of {total_steps}")
-    return [MetricsFile(folder), TensorBoard(folder, state.step, sparsity_by_group(model)), progress]
+    board = TensorBoard(folder, state.step, sparsity_by_group(model), executed_ratio)
+    return [MetricsFile(folder), board, progress]
+
+
+def executed_ratio(
+    config: AnyConfig, model: ModelConfig, sparsity: SparsityConfig | None, execution: Mapping[str, str]
+) -> float:
+    """FLOPs that a step executes over its model FLOPs: HFU over MFU. Where executions are mixed all count as masked,
+    which happens on CPUs alone, of which no peak is known."""
+    how = "compressed" if set(execution.values()) == {"compressed"} else "masked"
+    recomputed = config.training.activation_checkpointing
+    return executed_flops(model, sparsity, how, recomputed) / training_flops(model, sparsity)
 
 
 def prune_checkpoints(folder: RunFolder, keep: int, callbacks: Sequence[Callback], protect: int | None = None) -> None:
