@@ -170,7 +170,7 @@ def import_hf(
                 yield "model", whole(name, tensor), tensor
 
     with tempfile.TemporaryDirectory() as tokenizer:
-        has_tokenizer = read_tokenizer(folder, Path(tokenizer))
+        has_tokenizer = read_tokenizer(folder, Path(tokenizer), source.model.vocab_size)
         single_writer(real, 0).write(
             pieces(),
             masks=packed,

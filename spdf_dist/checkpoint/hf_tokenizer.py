@@ -22,6 +22,7 @@ from spdf_dist.data.tokenizer import (
     Gpt2Tokenizer,
     SentencePieceTokenizer,
     Tokenizer,
+    load_tokenizer,
 )
 
 if TYPE_CHECKING:
@@ -64,21 +65,46 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int, out: Pa
     (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def read_tokenizer(folder: Path, out: Path) -> bool:
-    """Copy a model folder's tokenizer to ``out`` in our form; False, and why on stderr, when it has none that fits."""
+def read_tokenizer(folder: Path, out: Path, vocab_size: int) -> bool:
+    """Copy a model folder's tokenizer to ``out``, empty before, in our form; False, and why on stderr, when none fits.
+
+    One fits when it loads and has no more ids than the model's ``vocab_size``.
+    """
+    reasons = []
     for names in (GPT2_FILES, (SENTENCEPIECE_FILE,)):
         if all((folder / RENAMED[name]).is_file() for name in names):
             for name in names:
                 shutil.copyfile(folder / RENAMED[name], out / name)
-            return True
-    reason = f"it has neither {VOCABULARY} and {MERGES} nor {SENTENCEPIECE} nor {TOKENIZER}"
+            found = misfit(out, vocab_size)
+            if found is None:
+                return True
+            reasons.append(found)
     if (folder / TOKENIZER).is_file():
         found = differences_from_gpt2(read_json(folder / TOKENIZER)) or take_apart(folder / TOKENIZER, out)
-        if found is None:
+        reason = f"its {TOKENIZER} {found}" if found else misfit(out, vocab_size)
+        if reason is None:
             return True
-        reason = f"its {TOKENIZER} {found}"
+        reasons.append(reason)
+    reason = "; ".join(reasons) or f"it has neither {VOCABULARY} and {MERGES} nor {SENTENCEPIECE} nor {TOKENIZER}"
     print(f"{folder}: no tokenizer is taken along: {reason}", file=sys.stderr)
     return False
+
+
+def misfit(out: Path, vocab_size: int) -> str | None:
+    """Why the tokenizer in ``out`` is none for a model of ``vocab_size`` words, its files then removed; or None."""
+    try:
+        found = load_tokenizer(out).vocab_size
+        if found <= vocab_size:
+            return None
+        reason = f"its tokenizer has {found} ids, the model {vocab_size}"
+    except UserError as error:
+        reason = str(error)
+        for ours, theirs in RENAMED.items():
+            reason = reason.replace(f"{out / ours}", theirs).replace(ours, theirs)
+        reason = reason.replace(f"{out}: ", "")
+    for name in RENAMED:
+        (out / name).unlink(missing_ok=True)
+    return reason
 
 
 def differences_from_gpt2(tree: dict[str, Any]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from spdf_dist.checkpoint.manifest import KINDS, Kind, global_shapes
-from spdf_dist.checkpoint.write import CheckpointWriter, single_writer
+from spdf_dist.checkpoint.write import CheckpointWriter, single_writer, whole
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
+from spdf_dist.data.tokenizer import load_tokenizer
 from spdf_dist.parallel.layout import Piece
 from spdf_dist.sparsity.masks import BoolArray, RandomMasks
 
@@ -26,13 +27,13 @@ ROW = ("W_D", "W_O")
 Tensors = dict[Kind, dict[str, torch.Tensor]]
 
 
-def make_tensors(masks: dict[str, BoolArray], seed: int = 0) -> Tensors:
-    """Weights and moments of MODEL, dense, pruned entries zero."""
+def make_tensors(masks: dict[str, BoolArray], seed: int = 0, model: ModelConfig = MODEL) -> Tensors:
+    """Weights and moments, dense, pruned entries zero."""
     generator = torch.Generator().manual_seed(seed)
     tensors: Tensors = {}
     for kind in KINDS:
         tensors[kind] = {}
-        for name, shape in global_shapes(MODEL).items():
+        for name, shape in global_shapes(model).items():
             tensor = torch.randn(shape, generator=generator)
             if name in masks:
                 tensor[~torch.from_numpy(masks[name])] = 0.0
@@ -183,11 +184,12 @@ def write_gpt2_tokenizer(folder: Path) -> Path:
 
 
 def save_with_tokenizer(folder: Path, tokenizer: Path) -> Path:
-    """Write a dense checkpoint that carries a tokenizer; its folder."""
+    """Write a dense checkpoint that carries a tokenizer, the model as large as its vocabulary; its folder."""
+    model = replace(MODEL, vocab_size=load_tokenizer(tokenizer).vocab_size)
     return single_writer(folder, 5).write(
-        responsible(0, 1, {}, {"model": make_tensors({})["model"]}),
+        (("model", whole(name, tensor), tensor) for name, tensor in make_tensors({}, model=model)["model"].items()),
         masks=None,
         config_yaml="seed: 1\n",
         tokenizer=tokenizer,
-        manifest=manifest_of(None),
+        manifest=manifest_of(None, model=asdict(model)),
     )

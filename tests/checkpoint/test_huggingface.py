@@ -335,6 +335,43 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path, capsys: pytest.Ca
     assert "no tokenizer is taken along: it has neither vocab.json" in capsys.readouterr().err
 
 
+def test_two_files_that_do_not_load_are_named(
+    tmp_path: Path, gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Byte-level BPE, but documents end with another token than ours."""
+    path = gpt2_folder / "vocab.json"
+    path.write_text(path.read_text().replace("<|endoftext|>", "</s>"))
+    import_hf(gpt2_folder, tmp_path / "out")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"{gpt2_folder}: no tokenizer is taken along: vocab.json has no <|endoftext|> to end documents with"
+    )
+    assert Checkpoint(tmp_path / "out").tokenizer_dir is None
+
+
+@pytest.mark.parametrize("form", ["tokenizer.model", "vocab.json", "tokenizer.json"])
+def test_a_tokenizer_of_more_ids_than_the_model_is_named(
+    tmp_path: Path, gpt2_folder: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    size = 263
+    if form == "tokenizer.json":
+        with_tokenizer_json(gpt2_folder, lambda tree: None)
+    elif form == "tokenizer.model":
+        size = 500
+        train_sentencepiece([Path(os.__file__).read_text()], size, gpt2_folder / form)
+        for name in ("vocab.json", "merges.txt"):
+            (gpt2_folder / name).unlink()
+    (small,) = save(tmp_path / "run", 5)
+    export_hf(small, tmp_path / "small")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "small" / name).replace(gpt2_folder / name)
+    capsys.readouterr()
+    import_hf(gpt2_folder, tmp_path / "out")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"{gpt2_folder}: no tokenizer is taken along: its tokenizer has {size} ids, the model 11"
+    assert Checkpoint(tmp_path / "out").tokenizer_dir is None
+
+
 def test_a_densified_checkpoint_exports_alike(tmp_path: Path) -> None:
     from spdf_dist.checkpoint.densify import densify
 
