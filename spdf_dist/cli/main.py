@@ -22,9 +22,9 @@ from spdf_dist.parallel.ranks import ALONE, discover, first_told, follow_parent,
 
 GROUP = "spdf.commands"
 TRAINING = ("pretrain", "finetune")
+"""Commands that a stop leaves to be gone on with."""
 UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 """Errors of the file system for a path that a user gave and may not enter, or that no file can have."""
-"""Commands that a stop leaves to be gone on with."""
 
 DESCRIPTION = """Sparse pre-training and dense fine-tuning of GPT models (SPDF).
 

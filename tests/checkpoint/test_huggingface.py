@@ -19,7 +19,7 @@ from spdf_dist.checkpoint.hf_export import export_hf
 from spdf_dist.checkpoint.hf_import import import_hf
 from spdf_dist.checkpoint.read import Checkpoint, DenseCheckpoint, read_dense
 from spdf_dist.config.errors import UserError
-from spdf_dist.data.tokenizer import load_tokenizer
+from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.data.tokenizer_training import train_sentencepiece
 
 
@@ -205,14 +205,18 @@ def test_wrong_folders(tmp_path: Path) -> None:
 TEXT = "The Eagle is a coffee shop.\n  It serves  Indian food — £20-25, naïve 日本 🙂.\n\nname[The Eagle]"
 
 
-def test_sentencepiece_goes_along(tmp_path: Path) -> None:
+def exported_sentencepiece(tmp_path: Path) -> tuple[Tokenizer, Any]:
+    """Our tokenizer, and what Transformers makes of it as ``tmp_path/hf`` has it."""
     from transformers import AutoTokenizer
 
     train_sentencepiece([Path(os.__file__).read_text()], 500, tmp_path / "t.model")
     folder = save_with_tokenizer(tmp_path / "ck", tmp_path / "t.model")
     export_hf(folder, tmp_path / "hf")
-    ours = load_tokenizer(folder / "tokenizer")
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    return load_tokenizer(folder / "tokenizer"), AutoTokenizer.from_pretrained(tmp_path / "hf")
+
+
+def test_sentencepiece_goes_along(tmp_path: Path) -> None:
+    ours, theirs = exported_sentencepiece(tmp_path)
     source = Path(json.__file__).read_text()
     for text in (TEXT, source):
         ids = ours.encode(text)
@@ -225,13 +229,7 @@ def test_sentencepiece_goes_along(tmp_path: Path) -> None:
 
 def test_broken_bytes_give_the_same_text(tmp_path: Path) -> None:
     """A model may stop within a character, or write bytes that are none."""
-    from transformers import AutoTokenizer
-
-    train_sentencepiece([Path(os.__file__).read_text()], 500, tmp_path / "t.model")
-    folder = save_with_tokenizer(tmp_path / "ck", tmp_path / "t.model")
-    export_hf(folder, tmp_path / "hf")
-    ours = load_tokenizer(folder / "tokenizer")
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ours, theirs = exported_sentencepiece(tmp_path)
     cut = ours.encode("one.\n\u2022")[:-2]
     assert ours.decode(cut) == theirs.decode(cut) == "one.\ufffd\ufffd"
     rng = random.Random(3)

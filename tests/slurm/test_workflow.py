@@ -181,12 +181,17 @@ def test_a_cell_that_is_tried_again_leaves_the_others_alone(fake) -> None:  # ty
     assert fake.slurm_states("finetune").count("PENDING") == 1  # written for a task that goes back into the queue
 
 
-def test_signal_before_the_limit_saves_requeues_and_goes_on(fake) -> None:  # type: ignore[no-untyped-def]
+def start_training(fake) -> str:  # type: ignore[no-untyped-def]
+    """Submit a slow pre-training and wait for two of its steps; its Slurm id."""
     fake.faults = {"jobs/pretrain": ["slow", ""]}
     fake.write(ONE)
     fake.run()
     wait_for(lambda: len(fake.metrics("pretrain")) >= 2, 60, "two steps")
-    slurm_id = fake.states()["pretrain"]["slurm_id"]
+    return fake.states()["pretrain"]["slurm_id"]
+
+
+def test_signal_before_the_limit_saves_requeues_and_goes_on(fake) -> None:  # type: ignore[no-untyped-def]
+    slurm_id = start_training(fake)
     fake.cluster.command("scancel", "--batch", "--signal=USR1", slurm_id)
     states = fake.wait_end(120)
     assert {job["state"] for job in states.values()} == {"done"}
@@ -209,11 +214,7 @@ def preempt(cluster) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_preempted_training_saves_requeues_and_goes_on(fake) -> None:  # type: ignore[no-untyped-def]
-    fake.faults = {"jobs/pretrain": ["slow", ""]}
-    fake.write(ONE)
-    fake.run()
-    wait_for(lambda: len(fake.metrics("pretrain")) >= 2, 60, "two steps")
-    slurm_id = fake.states()["pretrain"]["slurm_id"]
+    slurm_id = start_training(fake)
     preempt(fake.cluster)
     states = fake.wait_end(120)
     assert {job["state"] for job in states.values()} == {"done"}
@@ -241,11 +242,7 @@ def test_limit_and_preemption_of_a_job_that_starts_anew(fake) -> None:  # type: 
 
 
 def test_what_a_person_takes_out_of_the_queue_stays_out(fake) -> None:  # type: ignore[no-untyped-def]
-    fake.faults = {"jobs/pretrain": ["slow", ""]}
-    fake.write(ONE)
-    fake.run()
-    wait_for(lambda: len(fake.metrics("pretrain")) >= 2, 60, "two steps")
-    slurm_id = fake.states()["pretrain"]["slurm_id"]
+    slurm_id = start_training(fake)
     fake.cluster.command("scancel", slurm_id)
     wait_for(lambda: not fake.cluster.command("squeue", "-h"), 60, "the queue to be empty")
     job = fake.cluster.job(slurm_id)
@@ -254,10 +251,7 @@ def test_what_a_person_takes_out_of_the_queue_stays_out(fake) -> None:  # type: 
 
 
 def test_cancel_and_go_on(fake) -> None:  # type: ignore[no-untyped-def]
-    fake.faults = {"jobs/pretrain": ["slow", ""]}
-    fake.write(ONE)
-    fake.run()
-    wait_for(lambda: len(fake.metrics("pretrain")) >= 2, 60, "two steps")
+    start_training(fake)
     said = fake.spdf("cancel", str(fake.dir))
     assert "told to save and stop" in said and "taken out of the queue" in said
     wait_for(lambda: not fake.cluster.command("squeue", "-h"), 60, "the queue to be empty")
