@@ -24,5 +24,5 @@ for message in (
 ):
     warnings.filterwarnings("ignore", message=message)
 warnings.filterwarnings("ignore", category=FutureWarning, module="deepspeed.*|megatron.*|torch.distributed.*")
-for logger in ("DeepSpeed", "megatron", "torch.distributed.elastic"):
+for logger in ("DeepSpeed", "megatron", "torch.distributed.elastic", "torch.utils.cpp_extension"):
     logging.getLogger(logger).setLevel(logging.ERROR)
