@@ -31,9 +31,9 @@ bool take_code_bytes(int64_t bytes) {
     return false;
 }
 
-// Pairs of bf16 save a share density / 2 of the multiply-adds and half the loads of x. Below this density that is less than
-// what the merging of values costs, and bf16 is widened to float while it is packed.
-constexpr double kPairsFromDensity = 0.05;
+// Below this density next to no row keeps two inputs of a pair, and bf16 is widened to float while it is packed, which
+// takes as long.
+constexpr double kPairsFromDensity = 0.01;
 
 #endif
 

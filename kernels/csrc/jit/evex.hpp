@@ -32,6 +32,18 @@ public:
     void dot_bf16_broadcast(int sum, int factor, Reg base, int disp) {
         evex_memory(kMap0F38, kF3, 0x52, sum, factor, base, disp, true);
     }
+    // odd 16-bit words of zmm `to` = those at [base + displacement], even ones stay; after select_odd_words
+    void merge_odd_words(int to, Reg base, int32_t displacement) {
+        bytes({0x62, p0(kMap0F, to, static_cast<int>(base)), static_cast<uint8_t>(0x80 | p1(kF2, 0)),
+               static_cast<uint8_t>(p2(0, false) | 1), 0x6f,
+               static_cast<uint8_t>(0x80 | (to & 7) << 3 | (static_cast<int>(base) & 7))});
+        word(displacement);
+    }
+    // Sets the mask k1 that merge_odd_words takes; rax is lost.
+    void select_odd_words() {
+        bytes({0xb8, 0xaa, 0xaa, 0xaa, 0xaa});  // mov eax, 0xaaaaaaaa
+        bytes({0xc5, 0xfb, 0x92, 0xc8});        // kmovd k1, eax
+    }
     // zmm r = 0
     void zero_vector(int r) {
         bytes({0x62, p0(kMap0F, r, r), p1(k66, r), p2(r, false), 0xef, static_cast<uint8_t>(0xc0 | (r & 7) << 3 | (r & 7))});
@@ -64,7 +76,7 @@ public:
 
 private:
     enum Map : uint8_t { kMap0F = 1, kMap0F38 = 2 };
-    enum Prefix : uint8_t { kNone = 0, k66 = 1, kF3 = 2 };
+    enum Prefix : uint8_t { kNone = 0, k66 = 1, kF3 = 2, kF2 = 3 };
 
     // Register extension bits are stored inverted: R and R' extend `reg`, X and B extend the register operand `rm`.
     static uint8_t p0(Map map, int reg, int rm) {

@@ -33,15 +33,38 @@ constexpr int64_t kBytesOfEntry = 8 + 4;  // code and value
 // Each part packs x anew: multiply-adds that an element of x is worth at least.
 constexpr int64_t kWorkOfPackedElement = 320;
 
-// Which rows of a row block keep an input, one bit a row: words[block * inputs + input].
+// Which rows of a row block keep a feature, one bit a row: [row_blocks * features].
 template <class Column>
 std::vector<uint32_t> row_bits(const Pattern& pattern, const Column* columns, const Generated& g) {
-    std::vector<uint32_t> words(static_cast<size_t>(g.row_blocks * g.inputs));
+    std::vector<uint32_t> words(static_cast<size_t>(g.row_blocks * g.features));
     for (int64_t r = 0; r < pattern.rows; ++r) {
         for (int64_t i = pattern.row_start[r]; i < pattern.row_start[r + 1]; ++i) {
             const int64_t row = g.transposed ? static_cast<int64_t>(columns[i]) : r;
-            const int64_t input = g.transposed ? r : static_cast<int64_t>(columns[i]);
-            words[row / g.block_rows * g.inputs + (g.pairs ? input / 2 : input)] |= 1u << (row % g.block_rows);
+            const int64_t feature = g.transposed ? r : static_cast<int64_t>(columns[i]);
+            words[row / g.block_rows * g.features + feature] |= 1u << (row % g.block_rows);
+        }
+    }
+    return words;
+}
+
+// Chooses the pairs of each block; which rows keep either of a pair: [row_blocks * inputs].
+std::vector<uint32_t> match(Generated& g, int threads) {
+    std::vector<uint32_t> words(static_cast<size_t>(g.row_blocks * g.inputs));
+    std::vector<uint32_t> memory(static_cast<size_t>(2 * g.inputs * threads));
+    g.partner.resize(words.size());
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int part = 0; part < threads; ++part) {
+        uint32_t* rows = memory.data() + part * 2 * g.inputs;  // of features and the missing half of a last pair
+        for (int64_t b = g.row_blocks * part / threads; b < g.row_blocks * (part + 1) / threads; ++b) {
+            std::copy_n(g.kept.data() + b * g.features, g.features, rows);
+            for (int64_t first = 0; first < g.inputs; first += g.block_inputs) {
+                const int64_t count = std::min(g.block_inputs, g.inputs - first);
+                uint16_t* partner = g.partner.data() + b * g.inputs + first;
+                match_pairs(rows + 2 * first, count, partner);
+                for (int64_t p = 0; p < count; ++p) {
+                    words[b * g.inputs + first + p] = rows[2 * (first + p)] | rows[2 * (first + partner[p]) + 1];
+                }
+            }
         }
     }
     return words;
@@ -56,19 +79,6 @@ std::vector<uint8_t> entries_of_inputs(const std::vector<uint32_t>& words, const
         }
     }
     return counts;
-}
-
-// Transposed: which rows of a row block keep a feature, one bit a row: [features * row_blocks].
-template <class Column>
-std::vector<uint32_t> rows_of_features(const Pattern& pattern, const Column* columns, const Generated& g) {
-    std::vector<uint32_t> kept(static_cast<size_t>(g.features * g.row_blocks));
-    for (int64_t r = 0; r < pattern.rows; ++r) {
-        for (int64_t i = pattern.row_start[r]; i < pattern.row_start[r + 1]; ++i) {
-            const int64_t row = static_cast<int64_t>(columns[i]);
-            kept[r * g.row_blocks + row / g.block_rows] |= 1u << (row % g.block_rows);
-        }
-    }
-    return kept;
 }
 
 // Place of each input's first value in its block: [row_blocks * inputs].
@@ -124,10 +134,10 @@ private:
 
 struct Block {
     const uint32_t* words;  // per input: which of the rows keep it
+    const uint16_t* partner;  // of pairs: where the second half of each input lies; null for single inputs
     int64_t inputs;
     int rows;
     bool first;         // of its rows: starts the sums at zero instead of going on with y
-    bool pairs;         // dot products of bf16 pairs instead of float multiply-adds
     int64_t entries;    // of them
     int64_t next_code;  // where the code that runs after this block begins, counted from this block's code
 };
@@ -140,6 +150,7 @@ size_t assemble(uint8_t* out, const Block& block) {
     const int64_t interval = block.entries / lines + 1;
     int32_t prefetched = 0;
     a.address(Reg::r11, block.next_code);
+    if (block.partner) a.select_odd_words();
     const size_t next_tile = a.size();
     a.move(Reg::r10, Reg::rdi);
     a.move(Reg::rax, Reg::rsi);
@@ -157,9 +168,12 @@ size_t assemble(uint8_t* out, const Block& block) {
         uint32_t word = block.words[input];
         if (!word) continue;
         a.load_vector(kXRegister, Reg::r10, x.reach(input));
+        if (block.partner && block.partner[input] != input) {
+            a.merge_odd_words(kXRegister, Reg::rdi, static_cast<int32_t>(kLine * block.partner[input]));
+        }
         for (; word; word &= word - 1) {
             const int row = __builtin_ctz(word), place = values.reach(used);
-            if (block.pairs) {
+            if (block.partner) {
                 a.dot_bf16_broadcast(row, kXRegister, Reg::rax, place);
             } else {
                 a.fma_broadcast(row, kXRegister, Reg::rax, place);
@@ -192,8 +206,12 @@ bool generate(const Pattern& pattern, bool transposed, bool pairs, int64_t limit
     g.block_rows = (g.rows + g.row_blocks - 1) / g.row_blocks;
     g.input_blocks = (g.inputs + kMaxBlockInputs - 1) / kMaxBlockInputs;
     g.block_inputs = (g.inputs + g.input_blocks - 1) / g.input_blocks;
-    const std::vector<uint32_t> words = pattern.wide() ? row_bits(pattern, pattern.col32.data(), g)
-                                                       : row_bits(pattern, pattern.col16.data(), g);
+    std::vector<uint32_t> words = pattern.wide() ? row_bits(pattern, pattern.col32.data(), g)
+                                                 : row_bits(pattern, pattern.col16.data(), g);
+    if (pairs) {
+        g.kept = std::move(words);
+        words = match(g, threads);
+    }
     const int64_t blocks = g.row_blocks * g.input_blocks;
     std::vector<int64_t> size(static_cast<size_t>(blocks)), used(static_cast<size_t>(blocks));
     g.entry.resize(static_cast<size_t>(blocks));
@@ -209,8 +227,9 @@ bool generate(const Pattern& pattern, bool transposed, bool pairs, int64_t limit
             for (int64_t i = 0; i < inputs; ++i) used[index] += __builtin_popcount(word[i]);
         }
         const int64_t next_code = g.entry[(index + 1) % blocks] - g.entry[index];
+        const uint16_t* partner = pairs ? g.partner.data() + row_block * g.inputs + first : nullptr;
         return static_cast<int64_t>(
-            assemble(out, {word, inputs, static_cast<int>(rows), first == 0, g.pairs, used[index], next_code}));
+            assemble(out, {word, partner, inputs, static_cast<int>(rows), first == 0, used[index], next_code}));
     };
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < blocks; ++i) size[i] = block(i, nullptr);
@@ -227,12 +246,9 @@ bool generate(const Pattern& pattern, bool transposed, bool pairs, int64_t limit
     if (!code) return false;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < blocks; ++i) block(i, code + g.entry[i]);
-    if (transposed && pairs) {
-        g.kept = pattern.wide() ? rows_of_features(pattern, pattern.col32.data(), g)
-                                : rows_of_features(pattern, pattern.col16.data(), g);
-    } else if (transposed) {
+    if (!pairs && transposed) {
         g.counts = entries_of_inputs(words, g);
-    } else {
+    } else if (!pairs) {
         g.starts = starts_of_inputs(words, g);
     }
     return g.code.seal();

@@ -15,8 +15,10 @@
 
 namespace spdf::jit {
 
-// For bf16 there is a second kind: two neighbouring inputs share a vector of x, and one dot product of pairs takes both. A
-// row that keeps one of the two has a zero beside its value, so x must be finite; spmm_generated tells when it is not.
+// For bf16 there is a second kind: two inputs share a vector of x, and one dot product of pairs takes both. x is packed in
+// pairs of neighbours, an even and an odd feature; a block puts the even half of one beside the odd half of another, chosen
+// so that few rows keep only one of the two (match_pairs). Such a row has a zero beside its value, so x must be finite;
+// spmm_generated tells when it is not.
 struct Generated {
     bool transposed = false;
     bool pairs = false;
@@ -32,13 +34,14 @@ struct Generated {
     std::vector<int64_t> entry;        // [input_blocks * row_blocks] offset of each block's code
     std::vector<int64_t> value_start;  // [input_blocks * row_blocks] first value of each block
     std::vector<uint8_t> counts;   // transposed, single: [inputs * row_blocks] kept entries of an input in a row block
-    std::vector<uint32_t> kept;    // transposed, pairs: [features * row_blocks] rows of the block that keep a feature
-    std::vector<uint16_t> starts;  // forward: [row_blocks * inputs] place of an input's first value in its block
+    std::vector<uint16_t> starts;  // forward, single: [row_blocks * inputs] place of an input's first value in its block
+    std::vector<uint32_t> kept;    // pairs: [row_blocks * features] rows of the block that keep a feature
+    std::vector<uint16_t> partner;  // pairs: [row_blocks * inputs] where its odd half lies, from the block's first input
     CodeMemory code;
 
     int64_t index_bytes() const {
-        return static_cast<int64_t>(counts.size() + kept.size() * sizeof(uint32_t) +
-                                    starts.size() * sizeof(uint16_t) +
+        return static_cast<int64_t>(counts.size() + starts.size() * sizeof(uint16_t) +
+                                    kept.size() * sizeof(uint32_t) + partner.size() * sizeof(uint16_t) +
                                     (entry.size() + value_start.size()) * sizeof(int64_t));
     }
 };

@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "jit/generated.hpp"
-#include "jit/pairs.hpp"
 #include "jit/segments.hpp"
 
 namespace spdf::jit {
@@ -57,76 +56,7 @@ void order_transposed(const Pattern& pattern, const Generated& g, const T* value
     }
 }
 
-// Forward, pairs: as above; a slot holds the two values of a row at neighbouring inputs, zero where one is pruned.
-template <class Column>
-void order_forward_pairs(const Pattern& pattern, const Column* columns, const Generated& g, const Bf16* values,
-                         Bf16* ordered, int threads) {
-    std::vector<uint32_t> memory(static_cast<size_t>(g.inputs * threads));
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int part = 0; part < threads; ++part) {
-        uint32_t* next = memory.data() + part * g.inputs;
-        for (int64_t b = g.row_blocks * part / threads; b < g.row_blocks * (part + 1) / threads; ++b) {
-            const uint16_t* starts = g.starts.data() + b * g.inputs;
-            Bf16* to = ordered + 2 * g.value_start[b];
-            for (int64_t k = 0; k < g.input_blocks; ++k) {
-                const int64_t index = k * g.row_blocks + b;
-                const int64_t start = g.value_start[index];
-                const int64_t stop = index + 1 < static_cast<int64_t>(g.value_start.size()) ? g.value_start[index + 1]
-                                                                                            : g.entries;
-                std::fill(ordered + 2 * start, ordered + 2 * stop, Bf16{0});
-                const uint32_t block = static_cast<uint32_t>(start - g.value_start[b]);
-                const int64_t end = std::min((k + 1) * g.block_inputs, g.inputs);
-                for (int64_t c = k * g.block_inputs; c < end; ++c) next[c] = starts[c] + block;
-            }
-            for (int64_t r = b * g.block_rows; r < std::min((b + 1) * g.block_rows, g.rows); ++r) {
-                const int64_t last = pattern.row_start[r + 1];
-                for (int64_t i = pattern.row_start[r]; i < last; ++i) {
-                    const int64_t pair = columns[i] >> 1;
-                    to[2 * static_cast<int64_t>(next[pair]) + (columns[i] & 1)] = values[i];
-                    next[pair] += i + 1 == last || (columns[i + 1] >> 1) != pair;  // the pair is complete
-                }
-            }
-        }
-    }
-}
-
-// Transposed, pairs: two rows of the pattern at a time, their values spread to common slots.
-void order_transposed_pairs(const Pattern& pattern, const Generated& g, const Bf16* values, Bf16* ordered, int threads) {
-    const std::vector<uint32_t> none(static_cast<size_t>(g.row_blocks));
-    std::vector<Bf16*> to(static_cast<size_t>(g.row_blocks));
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int part = 0; part < threads; ++part) {
-        const int64_t begin = g.row_blocks * part / threads, end = g.row_blocks * (part + 1) / threads;
-        for (int64_t k = 0; k < g.input_blocks; ++k) {
-            for (int64_t b = begin; b < end; ++b) to[b] = ordered + 2 * g.value_start[k * g.row_blocks + b];
-            const int64_t last = std::min((k + 1) * g.block_inputs, g.inputs);
-            for (int64_t pair = k * g.block_inputs; pair < last; ++pair) {
-                const uint32_t* kept[2];
-                const Bf16* from[2];
-                for (int64_t half = 0; half < 2; ++half) {
-                    const int64_t r = 2 * pair + half;
-                    kept[half] = r < g.features ? g.kept.data() + r * g.row_blocks : none.data();
-                    from[half] = values + pattern.row_start[std::min(r, g.features)];
-                    for (int64_t b = 0; b < begin; ++b) from[half] += __builtin_popcount(kept[half][b]);
-                }
-                merge_segments(from[0], from[1], kept[0] + begin, kept[1] + begin, end - begin,
-                               to.data() + begin);
-            }
-        }
-    }
-}
-
 }  // namespace
-
-void order_pairs(const Pattern& pattern, const Generated& g, const Bf16* values, Bf16* ordered, int threads) {
-    if (g.transposed) {
-        order_transposed_pairs(pattern, g, values, ordered, threads);
-    } else if (pattern.wide()) {
-        order_forward_pairs(pattern, pattern.col32.data(), g, values, ordered, threads);
-    } else {
-        order_forward_pairs(pattern, pattern.col16.data(), g, values, ordered, threads);
-    }
-}
 
 template <class T>
 void order_values(const Pattern& pattern, const Generated& g, const T* values, float* ordered, int threads) {

@@ -42,6 +42,10 @@ void test_evex() {
            [](Assembler& a) { a.dot_bf16_broadcast(9, 31, Reg::rax, 1); });
     expect("vdpbf16ps zmm25, zmm14, [r9-4*2]{1to16}", {0x62, 0x42, 0x0e, 0x58, 0x52, 0x49, 0xfe},
            [](Assembler& a) { a.dot_bf16_broadcast(25, 14, Reg::r9, -2); });
+    expect("vmovdqu16 zmm31{k1}, [rdi+0x12340]", {0x62, 0x61, 0xff, 0x49, 0x6f, 0xbf, 0x40, 0x23, 0x01, 0x00},
+           [](Assembler& a) { a.merge_odd_words(31, Reg::rdi, 0x12340); });
+    expect("mov eax, 0xaaaaaaaa; kmovd k1, eax", {0xb8, 0xaa, 0xaa, 0xaa, 0xaa, 0xc5, 0xfb, 0x92, 0xc8},
+           [](Assembler& a) { a.select_odd_words(); });
     expect("vpxord zmm0, zmm0, zmm0", {0x62, 0xf1, 0x7d, 0x48, 0xef, 0xc0}, [](Assembler& a) { a.zero_vector(0); });
     expect("vpxord zmm13, zmm13, zmm13", {0x62, 0x51, 0x15, 0x48, 0xef, 0xed}, [](Assembler& a) { a.zero_vector(13); });
     expect("vpxord zmm30, zmm30, zmm30", {0x62, 0x01, 0x0d, 0x40, 0xef, 0xf6}, [](Assembler& a) { a.zero_vector(30); });
