@@ -39,6 +39,7 @@ struct Cursor {
     const uint16_t* rows;
     const uint8_t* columns;
     const float* next_x;
+    int lines;  // of it that each row asks for
 };
 
 // Rows whose sums are asked for ahead of their turn.
@@ -55,12 +56,11 @@ void run_bucket(const Bucket& bucket, int large, int small, const float* y, cons
         const typename Kernel::Row y_row(y + r * (Kernel::kVectors * kChunkFloats));
         float* to = values + position[r];
         position[r] += bucket.entries;
-        // Rows come in no order that hardware could guess, so their sums would be waited for; and each row asks for one
-        // line of the next block's x, which comes from the third level and takes the place of this block's in the first.
+        // Rows come in no order that hardware could guess, so their sums would be waited for; and each row asks for its share
+        // of the next block's x, which comes from the third level and takes the place of this block's in the first.
         const float* soon = values + position[at.rows[std::min<int>(i + kRowsAhead, bucket.rows - 1)]];
         for (int e = 0; e < bucket.entries; e += kChunkFloats) __builtin_prefetch(soon + e, 1);
-        __builtin_prefetch(at.next_x);
-        at.next_x += kChunkFloats;
+        for (int line = 0; line < at.lines; ++line, at.next_x += kChunkFloats) __builtin_prefetch(at.next_x);
         for (int g = 0; g < large; ++g, columns += size, to += size) {
             Kernel::template group<size>(columns, y_row, x, to);
         }
@@ -80,7 +80,10 @@ void run_block(const BlockView& block, const float* y, const float* x, float* va
         run_bucket<Kernel, 1>, run_bucket<Kernel, 2>, run_bucket<Kernel, 3>, run_bucket<Kernel, 4>,
         run_bucket<Kernel, 5>, run_bucket<Kernel, 6>, run_bucket<Kernel, 7>, run_bucket<Kernel, 8>};
     static_assert(sizeof by_size / sizeof *by_size == kLargestGroup);
-    Cursor at{block.rows, block.columns, x + kColumnsPerBlock * Kernel::kVectors * kChunkFloats};
+    int rows = 0;
+    for (uint32_t b = 0; b < block.count; ++b) rows += block.buckets[b].rows;
+    const int lines = block.width * Kernel::kVectors;
+    Cursor at{block.rows, block.columns, x + lines * kChunkFloats, (lines + rows - 1) / std::max(rows, 1)};
     for (uint32_t b = 0; b < block.count; ++b) {
         const Bucket& bucket = block.buckets[b];
         const int groups = (bucket.entries + kLargestGroup - 1) / kLargestGroup;

@@ -8,7 +8,9 @@ namespace {
 
 struct Float32 {
     static constexpr bool kSumsAbreast = false;
-    static inline __m512 add_product(__m512 sum, __m512 a, __m512 b) { return _mm512_fmadd_ps(a, b, sum); }
+    static inline __m512 add_product(__m512 sum, __m512 a, const float* b) {
+        return _mm512_fmadd_ps(a, _mm512_load_ps(b), sum);
+    }
 };
 
 }  // namespace

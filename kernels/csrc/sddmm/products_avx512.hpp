@@ -76,7 +76,7 @@ struct Avx512Kernel {
             for (int t = 0; t < vectors; ++t) {
 #pragma GCC unroll 8
                 for (int i = 0; i < size; ++i) {
-                    sum[i] = Arithmetic::add_product(sum[i], y.v[t], _mm512_load_ps(from[i] + t * kChunkFloats));
+                    sum[i] = Arithmetic::add_product(sum[i], y.v[t], from[i] + t * kChunkFloats);
                 }
             }
         } else {
@@ -86,7 +86,7 @@ struct Avx512Kernel {
                 sum[i] = _mm512_setzero_ps();
 #pragma GCC unroll 8
                 for (int t = 0; t < vectors; ++t) {
-                    sum[i] = Arithmetic::add_product(sum[i], y.v[t], _mm512_load_ps(from + t * kChunkFloats));
+                    sum[i] = Arithmetic::add_product(sum[i], y.v[t], from + t * kChunkFloats);
                 }
             }
         }

@@ -13,7 +13,7 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <class Column>
 void fill(spdf_sddmm& s, const Column* col) {
     std::vector<int64_t> cursor(s.rows_per_block), first(s.rows_per_block);
-    std::vector<std::vector<uint16_t>> by_count(kColumnsPerBlock + 1);
+    std::vector<std::vector<uint16_t>> by_count(s.columns_per_block + 1);
     s.columns.reserve(s.nnz());
     s.blocks.reserve(s.row_blocks * s.column_blocks);
     for (int64_t rb = 0; rb < s.row_blocks; ++rb) {
@@ -21,15 +21,15 @@ void fill(spdf_sddmm& s, const Column* col) {
         const int64_t rows = std::min(s.rows_per_block, s.out - row0);
         std::copy_n(&s.row_start[row0], rows, cursor.begin());
         for (int64_t cb = 0; cb < s.column_blocks; ++cb) {
-            const int64_t col0 = cb * kColumnsPerBlock;
+            const int64_t col0 = cb * s.columns_per_block;
             for (int64_t r = 0; r < rows; ++r) {
                 int64_t e = first[r] = cursor[r];
-                while (e < s.row_start[row0 + r + 1] && int64_t(col[e]) < col0 + kColumnsPerBlock) ++e;
+                while (e < s.row_start[row0 + r + 1] && int64_t(col[e]) < col0 + s.columns_per_block) ++e;
                 cursor[r] = e;
                 by_count[e - first[r]].push_back(uint16_t(r));
             }
             Block block{uint32_t(s.buckets.size()), 0, s.rows.size(), s.columns.size()};
-            for (int count = kColumnsPerBlock; count > 0; --count) {
+            for (int count = s.columns_per_block; count > 0; --count) {
                 if (by_count[count].empty()) continue;
                 s.buckets.push_back({uint16_t(by_count[count].size()), uint8_t(count)});
                 ++block.buckets;
@@ -66,7 +66,9 @@ extern "C" spdf_sddmm* spdf_sddmm_prepare(int64_t out, int64_t in, const int64_t
             s->row_blocks = std::max<int64_t>(1, divide_up(out, kRowsPerBlock));
             s->rows_per_block = std::max<int64_t>(1, divide_up(out, s->row_blocks));
             s->row_blocks = divide_up(out, s->rows_per_block);
-            s->column_blocks = divide_up(in, kColumnsPerBlock);
+            const bool sparse = s->nnz() < static_cast<int64_t>(kSparseDensity * static_cast<double>(out * in));
+            s->columns_per_block = sparse ? kColumnsPerSparseBlock : kColumnsPerBlock;
+            s->column_blocks = divide_up(in, s->columns_per_block);
             if (col32 != nullptr) {
                 fill(*s, col32);
             } else {

@@ -13,11 +13,15 @@
 namespace spdf::sddmm {
 
 constexpr int kColumnsPerBlock = 48;  // x 8 vectors of 64 bytes: 24 KiB of a 32 KiB L1
+// Where rows have few entries in a block, coming to a row costs as much as its products: wider blocks halve the visits,
+// though a third of x then comes from the second-level cache.
+constexpr int kColumnsPerSparseBlock = 96;
+constexpr double kSparseDensity = 0.22;
 constexpr int kLargestGroup = 8;      // entries of one row that a kernel sums side by side
 
 struct Bucket {
     uint16_t rows;     // rows in it
-    uint8_t entries;   // kept entries of each of them, 1 .. kColumnsPerBlock
+    uint8_t entries;   // kept entries of each of them, 1 .. kColumnsPerSparseBlock
 };
 
 // One row block x column block, as slices of the arrays in spdf_sddmm.
@@ -34,6 +38,7 @@ struct BlockView {
     uint32_t count;
     const uint16_t* rows;     // within the row block
     const uint8_t* columns;   // within the column block
+    int width;                // columns of a block
 };
 
 }  // namespace spdf::sddmm
@@ -42,6 +47,7 @@ struct spdf_sddmm {
     int64_t out = 0;
     int64_t in = 0;
     int64_t rows_per_block = 1;
+    int columns_per_block = spdf::sddmm::kColumnsPerBlock;
     int64_t row_blocks = 0;
     int64_t column_blocks = 0;
     std::vector<int64_t> row_start;               // [out + 1]
@@ -54,6 +60,7 @@ struct spdf_sddmm {
 
     spdf::sddmm::BlockView block(int64_t row_block, int64_t column_block) const {
         const spdf::sddmm::Block& b = blocks[row_block * column_blocks + column_block];
-        return {buckets.data() + b.first_bucket, b.buckets, rows.data() + b.first_row, columns.data() + b.first_entry};
+        return {buckets.data() + b.first_bucket, b.buckets, rows.data() + b.first_row, columns.data() + b.first_entry,
+                columns_per_block};
     }
 };

@@ -74,7 +74,7 @@ void pack_panel(const Path<T>& path, const Run& run, const T* source, int64_t ld
 // Column blocks of a task: as many as its sums allow, and few enough that every thread has a task.
 int64_t task_column_blocks(const spdf_sddmm& s, int threads) {
     const int64_t sums = std::max<int64_t>(1, s.nnz() / (s.row_blocks * s.column_blocks));
-    const int64_t most = std::clamp<int64_t>(kTaskSums / sums, 1, kMostTaskColumns / kColumnsPerBlock);
+    const int64_t most = std::clamp<int64_t>(kTaskSums / sums, 1, kMostTaskColumns / s.columns_per_block);
     const int64_t parts = std::max((s.column_blocks + most - 1) / most, (threads + s.row_blocks - 1) / s.row_blocks);
     return (s.column_blocks + parts - 1) / parts;
 }
@@ -150,7 +150,7 @@ void multiply(const spdf_sddmm& s, const Path<T>& path, const T* dy, int64_t ldy
                     position = start;
                     for (int64_t cb = first; cb < last; ++cb) {
                         run.products(s.block(rb, cb), y_panel,
-                                     x_panel + cb * kColumnsPerBlock * run.vectors * kChunkFloats, sums,
+                                     x_panel + cb * s.columns_per_block * run.vectors * kChunkFloats, sums,
                                      position.data());
                     }
                 }
