@@ -103,7 +103,9 @@ void multiply(const spdf_sddmm& s, const Path<T>& path, const T* dy, int64_t ldy
     const int64_t x_floats = s.in * kVectorCounts[0] * kChunkFloats;
     const int64_t y_floats = s.rows_per_block * kVectorCounts[0] * kChunkFloats;
     const int64_t worth = kPackedFloatsOfSum * s.nnz() / ((s.in + s.out) * kVectorCounts[0] * kChunkFloats);
-    const int64_t at_once = std::max<int64_t>(1, std::min({worth, kPackedFloats / x_floats, run_count}));
+    const int64_t most_at_once = std::max<int64_t>(1, std::min(worth, kPackedFloats / x_floats));
+    const int64_t passes = std::max<int64_t>(1, (run_count + most_at_once - 1) / most_at_once);
+    const int64_t at_once = (run_count + passes - 1) / passes;  // as even as can be
     float* const x_panels = scratch.floats(x_floats * at_once + y_floats * threads + (kNarrow ? s.nnz() : 0));
     float* const y_panels = x_panels + x_floats * at_once;
     float* sums = y_panels + y_floats * threads;
