@@ -23,6 +23,7 @@ namespace {
 constexpr int64_t kMaxBlockRows = 31;  // accumulators; the 32nd vector register holds x
 constexpr int kXRegister = 31;
 constexpr int64_t kMaxBlockInputs = 768;  // a block's code stays in the second-level cache beside x
+constexpr int64_t kMaxBlockPairs = 512;   // at 90% in the first-level instruction cache
 // Each pass of a block over one tile wishes for this share of the next block's code, so that it is in the second-level
 // cache when its turn comes: code that streams from the third level runs at half speed.
 constexpr int64_t kPassesPerPrefetch = 6;
@@ -204,7 +205,8 @@ bool generate(const Pattern& pattern, bool transposed, bool pairs, int64_t limit
     g.inputs = pairs ? (g.features + 1) / 2 : g.features;
     g.row_blocks = (g.rows + kMaxBlockRows - 1) / kMaxBlockRows;
     g.block_rows = (g.rows + g.row_blocks - 1) / g.row_blocks;
-    g.input_blocks = (g.inputs + kMaxBlockInputs - 1) / kMaxBlockInputs;
+    const int64_t most = pairs ? kMaxBlockPairs : kMaxBlockInputs;
+    g.input_blocks = (g.inputs + most - 1) / most;
     g.block_inputs = (g.inputs + g.input_blocks - 1) / g.input_blocks;
     std::vector<uint32_t> words = pattern.wide() ? row_bits(pattern, pattern.col32.data(), g)
                                                  : row_bits(pattern, pattern.col16.data(), g);

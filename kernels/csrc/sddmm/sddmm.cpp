@@ -24,7 +24,7 @@ namespace {
 constexpr int64_t kPackedFloats = int64_t{16} << 20;
 // Sums of a task, which come by again for each run of tokens: most of them then are still in the second-level cache.
 constexpr int64_t kTaskSums = int64_t{200} << 10;
-constexpr int64_t kMostTaskColumns = 1536;
+constexpr int64_t kMostTaskColumns = 3072;
 // Each pass goes through all sums; so it packs this many floats a sum, and no more, for these should stay in cache.
 constexpr int64_t kPackedFloatsOfSum = 16;
 // Features that are packed at a time: small enough that threads share a pass evenly.
