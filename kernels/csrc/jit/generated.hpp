@@ -1,8 +1,9 @@
 // SpMM with the mask compiled to machine code: no indices, no branches, one multiply-add a kept entry.
 //
-// The rows of a direction are cut into blocks of at most 31, its inputs into blocks of at most kMaxBlockInputs. One piece
-// of straight-line code a (row block, input block): 31 accumulators of 16 tokens, one load of x an input, then one
-// multiply-add with a broadcast value a kept entry. Values are data, in the order of use; training changes no code.
+// The rows of a direction are cut into blocks of at most 31, its inputs into blocks of at most kMaxBlockInputs, or
+// kMaxBlockPairs pairs. One piece of straight-line code a (row block, input block): 31 accumulators of 16 tokens, one load
+// of x an input, then one multiply-add with a broadcast value a kept entry. Values are data, in the order of use; training
+// changes no code.
 #pragma once
 
 #include <cstdint>
