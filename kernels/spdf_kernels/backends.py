@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ def available_backends() -> dict[str, str | None]:
 def backend_for(pattern: SparsityPattern) -> str:
     """Name of the back end for a pattern. Raises ValueError when the forced one is unknown or not available."""
     forced = os.environ.get(VARIABLE)
-    if pattern.device.type != "cpu":
+    if not pattern.bits.is_cpu:
         if forced not in (None, "", "torch"):
             raise ValueError(f"{VARIABLE}={forced}: on {pattern.device} there is only the back end torch")
         return "torch"
@@ -35,16 +36,12 @@ def backend_for(pattern: SparsityPattern) -> str:
         if forced != "torch" and (reason := native.missing(forced)) is not None:
             raise ValueError(f"{VARIABLE}={forced} is not available: {reason}")
         return forced
-    return next(name for name, reason in _available().items() if reason is None)
+    return _fastest()
 
 
-_known: dict[str, str | None] = {}
-
-
-def _available() -> dict[str, str | None]:
-    if not _known:
-        _known.update(available_backends())
-    return _known
+@functools.cache
+def _fastest() -> str:
+    return next(name for name, reason in available_backends().items() if reason is None)
 
 
 def set_code_budget_mb(megabytes: float) -> None:

@@ -53,6 +53,11 @@ def _check(
         raise ValueError(f"operands must be on {device}, as the pattern's mask was")
 
 
+def _tokens(operand: torch.Tensor) -> int:
+    shape = operand.shape
+    return shape[0] if shape else 0
+
+
 @_operator
 def spmm(
     x_TI: torch.Tensor, values_K: torch.Tensor, bias_O: torch.Tensor | None, handle: int, out_features: int
@@ -60,8 +65,8 @@ def spmm(
     """y [T, O] = x W^T + bias."""
     pattern = pattern_of(handle)
     rows, columns = pattern.shape
-    sizes = (x_TI.shape[1:], values_K.shape, (rows,) if bias_O is None else bias_O.shape, out_features)
-    _check(pattern, sizes, ((columns,), (pattern.nnz,), (rows,), rows), x_TI, values_K, bias_O)
+    sizes = (x_TI.shape, values_K.shape, (rows,) if bias_O is None else bias_O.shape, out_features)
+    _check(pattern, sizes, ((_tokens(x_TI), columns), (pattern.nnz,), (rows,), rows), x_TI, values_K, bias_O)
     backend = backend_for(pattern)
     if backend != "torch":
         return native.spmm(x_TI, values_K, bias_O, pattern, backend, transposed=False)
@@ -73,8 +78,8 @@ def spmm_transposed(dy_TO: torch.Tensor, values_K: torch.Tensor, handle: int, in
     """dx [T, I] = dy W."""
     pattern = pattern_of(handle)
     rows, columns = pattern.shape
-    sizes = (dy_TO.shape[1:], values_K.shape, in_features)
-    _check(pattern, sizes, ((rows,), (pattern.nnz,), columns), dy_TO, values_K)
+    sizes = (dy_TO.shape, values_K.shape, in_features)
+    _check(pattern, sizes, ((_tokens(dy_TO), rows), (pattern.nnz,), columns), dy_TO, values_K)
     backend = backend_for(pattern)
     if backend != "torch":
         return native.spmm(dy_TO, values_K, None, pattern, backend, transposed=True)
@@ -86,7 +91,8 @@ def sddmm(dy_TO: torch.Tensor, x_TI: torch.Tensor, handle: int, nnz: int) -> tor
     """dvalues [K]: dy^T x at the kept entries."""
     pattern = pattern_of(handle)
     rows, columns = pattern.shape
-    _check(pattern, (dy_TO.shape, x_TI.shape[1:], nnz), ((*x_TI.shape[:1], rows), (columns,), pattern.nnz), dy_TO, x_TI)
+    tokens = _tokens(dy_TO)
+    _check(pattern, (dy_TO.shape, x_TI.shape, nnz), ((tokens, rows), (tokens, columns), pattern.nnz), dy_TO, x_TI)
     backend = backend_for(pattern)
     if backend != "torch":
         return native.sddmm(dy_TO, x_TI, pattern, backend)
