@@ -6,7 +6,8 @@
 namespace spdf::sddmm {
 namespace {
 
-constexpr int64_t kRowsPerBlock = 384;  // at most
+constexpr int64_t kRowsPerBlock = 384;               // at most
+constexpr int64_t kEntriesOfBlocks = int64_t{1} << 32;  // of all column blocks of a row block, at most: BlockView::first
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -35,6 +36,7 @@ void fill(spdf_sddmm& s, const Column* col) {
                 ++block.buckets;
                 for (uint16_t r : by_count[count]) {
                     s.rows.push_back(r);
+                    s.first.push_back(uint32_t(first[r] - s.row_start[row0]));
                     for (int i = 0; i < count; ++i) s.columns.push_back(uint8_t(col[first[r] + i] - col0));
                 }
             }
@@ -43,6 +45,7 @@ void fill(spdf_sddmm& s, const Column* col) {
         }
     }
     s.rows.shrink_to_fit();
+    s.first.resize(s.first.size() + kRowsAhead);
     s.buckets.shrink_to_fit();
 }
 
@@ -63,7 +66,8 @@ extern "C" spdf_sddmm* spdf_sddmm_prepare(int64_t out, int64_t in, const int64_t
             s->out = out;
             s->in = in;
             s->row_start.assign(row_start, row_start + out + 1);
-            s->row_blocks = std::max<int64_t>(1, divide_up(out, kRowsPerBlock));
+            const int64_t most_rows = std::clamp<int64_t>(kEntriesOfBlocks / std::max<int64_t>(in, 1), 1, kRowsPerBlock);
+            s->row_blocks = std::max<int64_t>(1, divide_up(out, most_rows));
             s->rows_per_block = std::max<int64_t>(1, divide_up(out, s->row_blocks));
             s->row_blocks = divide_up(out, s->rows_per_block);
             const bool sparse = s->nnz() < static_cast<int64_t>(kSparseDensity * static_cast<double>(out * in));
@@ -87,7 +91,7 @@ extern "C" spdf_sddmm* spdf_sddmm_prepare(int64_t out, int64_t in, const int64_t
 extern "C" int64_t spdf_sddmm_bytes(const spdf_sddmm* s) {
     using namespace spdf::sddmm;
     return int64_t(sizeof(*s)) + bytes_of(s->row_start) + bytes_of(s->blocks) + bytes_of(s->buckets) +
-           bytes_of(s->rows) + bytes_of(s->columns);
+           bytes_of(s->rows) + bytes_of(s->first) + bytes_of(s->columns);
 }
 
 extern "C" void spdf_sddmm_free(spdf_sddmm* s) { delete s; }

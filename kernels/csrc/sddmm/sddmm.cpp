@@ -20,13 +20,13 @@ namespace spdf::sddmm {
 
 namespace {
 
-// Most memory for packed x at a time; more tokens go in several passes.
-constexpr int64_t kPackedFloats = int64_t{16} << 20;
+// Most packed x of a pass, of which two are in memory; more tokens go in several passes.
+constexpr int64_t kPackedFloats = int64_t{8} << 20;
 // Sums of a task, which come by again for each run of tokens: most of them then are still in the second-level cache.
 constexpr int64_t kTaskSums = int64_t{200} << 10;
 constexpr int64_t kMostTaskColumns = 3072;
 // Each pass goes through all sums; so it packs this many floats a sum, and no more, for these should stay in cache.
-constexpr int64_t kPackedFloatsOfSum = 16;
+constexpr int64_t kPackedFloatsOfSum = 8;
 // Features that are packed at a time: small enough that threads share a pass evenly.
 constexpr int64_t kPackedFeatures = 256;
 
@@ -79,19 +79,6 @@ int64_t task_column_blocks(const spdf_sddmm& s, int threads) {
     return (s.column_blocks + parts - 1) / parts;
 }
 
-// Where the entries of each row from column block `first` on stand.
-void positions_of(const spdf_sddmm& s, int64_t row_block, int64_t first, std::vector<int64_t>& position) {
-    const int64_t row0 = row_block * s.rows_per_block;
-    position.assign(s.row_start.begin() + row0, s.row_start.begin() + std::min(row0 + s.rows_per_block, s.out));
-    for (int64_t cb = 0; cb < first; ++cb) {
-        const BlockView block = s.block(row_block, cb);
-        const uint16_t* row = block.rows;
-        for (uint32_t b = 0; b < block.count; ++b) {
-            for (int i = 0; i < block.buckets[b].rows; ++i) position[*row++] += block.buckets[b].entries;
-        }
-    }
-}
-
 template <class T>
 void multiply(const spdf_sddmm& s, const Path<T>& path, const T* dy, int64_t ldy, const T* x, int64_t ldx,
               int64_t tokens, T* values, int threads) {
@@ -106,56 +93,58 @@ void multiply(const spdf_sddmm& s, const Path<T>& path, const T* dy, int64_t ldy
     const int64_t most_at_once = std::max<int64_t>(1, std::min(worth, kPackedFloats / x_floats));
     const int64_t passes = std::max<int64_t>(1, (run_count + most_at_once - 1) / most_at_once);
     const int64_t at_once = (run_count + passes - 1) / passes;  // as even as can be
-    float* const x_panels = scratch.floats(x_floats * at_once + y_floats * threads + (kNarrow ? s.nnz() : 0));
-    float* const y_panels = x_panels + x_floats * at_once;
+    const int64_t pass_floats = x_floats * at_once;
+    const int64_t buffers = std::min<int64_t>(passes, 2);  // of packed x, filled in turn
+    float* const x_panels = scratch.floats(pass_floats * buffers + y_floats * threads + (kNarrow ? s.nnz() : 0));
+    float* const y_panels = x_panels + pass_floats * buffers;
     float* sums = y_panels + y_floats * threads;
     if constexpr (!kNarrow) sums = values;
     const int64_t task_blocks = task_column_blocks(s, threads);
     const int64_t column_groups = (s.column_blocks + task_blocks - 1) / task_blocks;
     const int64_t parts = (s.in + kPackedFeatures - 1) / kPackedFeatures;
-    std::vector<std::vector<int64_t>> memory(static_cast<size_t>(2 * threads), std::vector<int64_t>(s.rows_per_block));
+    const auto panels_of = [&](int64_t pass) { return x_panels + pass % buffers * pass_floats; };
+    const auto end_of = [&](int64_t pass) { return std::min((pass + 1) * at_once, run_count); };
 
 #pragma omp parallel num_threads(threads)
     {
 #ifdef _OPENMP
-        const size_t me = static_cast<size_t>(omp_get_thread_num());
+        const int64_t me = omp_get_thread_num();
 #else
-        const size_t me = 0;
+        const int64_t me = 0;
 #endif
-        std::vector<int64_t>& start = memory[2 * me];
-        std::vector<int64_t>& position = memory[2 * me + 1];
         // Packed where it is used: it stays in this thread's cache, and memory holds packed x alone.
-        float* const y_panel = y_panels + static_cast<int64_t>(me) * y_floats;
+        float* const y_panel = y_panels + me * y_floats;
 #pragma omp for schedule(static) nowait
         for (int64_t e = 0; e < s.nnz(); ++e) sums[e] = 0.0f;
-        for (int64_t pass = 0; pass < run_count; pass += at_once) {
-            const int64_t pass_runs = std::min(at_once, run_count - pass);
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < pass_runs * parts; ++i) {
-                const Run& run = runs[pass + i / parts];
-                const int64_t first = i % parts * kPackedFeatures;
-                pack_panel(path, run, x + first, ldx, std::min(kPackedFeatures, s.in - first),
-                           x_panels + i / parts * x_floats + first * run.vectors * kChunkFloats);
-            }
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t task = 0; task < s.row_blocks * column_groups; ++task) {
+        // Whoever is done with the products of a pass packs x for the next one: threads meet once a pass.
+        for (int64_t pass = -1; pass < passes; ++pass) {
+            const int64_t tasks = pass < 0 ? 0 : s.row_blocks * column_groups;
+#pragma omp for schedule(dynamic, 1) nowait
+            for (int64_t task = 0; task < tasks; ++task) {
                 const int64_t rb = task / column_groups;
                 const int64_t first = task % column_groups * task_blocks;
                 const int64_t last = std::min(first + task_blocks, s.column_blocks);
                 const int64_t row0 = rb * s.rows_per_block;
                 const int64_t rows = std::min(s.rows_per_block, s.out - row0);
-                positions_of(s, rb, first, start);
-                for (int64_t i = 0; i < pass_runs; ++i) {
-                    const Run& run = runs[pass + i];
-                    const float* x_panel = x_panels + i * x_floats;
+                for (int64_t i = pass * at_once; i < end_of(pass); ++i) {
+                    const Run& run = runs[i];
+                    const float* x_panel = panels_of(pass) + (i - pass * at_once) * x_floats;
                     pack_panel(path, run, dy + row0, ldy, rows, y_panel);
-                    position = start;
                     for (int64_t cb = first; cb < last; ++cb) {
                         run.products(s.block(rb, cb), y_panel,
-                                     x_panel + cb * s.columns_per_block * run.vectors * kChunkFloats, sums,
-                                     position.data());
+                                     x_panel + cb * s.columns_per_block * run.vectors * kChunkFloats,
+                                     sums + s.row_start[row0]);
                     }
                 }
+            }
+            const int64_t next = (pass + 1) * at_once;
+            const int64_t packings = pass + 1 < passes ? (end_of(pass + 1) - next) * parts : 0;
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t i = 0; i < packings; ++i) {
+                const Run& run = runs[next + i / parts];
+                const int64_t first = i % parts * kPackedFeatures;
+                pack_panel(path, run, x + first, ldx, std::min(kPackedFeatures, s.in - first),
+                           panels_of(pass + 1) + i / parts * x_floats + first * run.vectors * kChunkFloats);
             }
         }
         if constexpr (kNarrow) {
