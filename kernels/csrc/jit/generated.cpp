@@ -208,8 +208,7 @@ bool generate(const Pattern& pattern, bool transposed, bool pairs, int64_t limit
     const int64_t most = pairs ? kMaxBlockPairs : kMaxBlockInputs;
     g.input_blocks = (g.inputs + most - 1) / most;
     g.block_inputs = (g.inputs + g.input_blocks - 1) / g.input_blocks;
-    std::vector<uint32_t> words = pattern.wide() ? row_bits(pattern, pattern.col32.data(), g)
-                                                 : row_bits(pattern, pattern.col16.data(), g);
+    std::vector<uint32_t> words = pattern.with_columns([&](auto columns) { return row_bits(pattern, columns, g); });
     if (pairs) {
         g.kept = std::move(words);
         words = match(g, threads);

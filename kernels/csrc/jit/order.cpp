@@ -62,10 +62,8 @@ template <class T>
 void order_values(const Pattern& pattern, const Generated& g, const T* values, float* ordered, int threads) {
     if (g.transposed) {
         order_transposed(pattern, g, values, ordered, threads);
-    } else if (pattern.wide()) {
-        order_forward(pattern, pattern.col32.data(), g, values, ordered, threads);
     } else {
-        order_forward(pattern, pattern.col16.data(), g, values, ordered, threads);
+        pattern.with_columns([&](auto columns) { order_forward(pattern, columns, g, values, ordered, threads); });
     }
 }
 

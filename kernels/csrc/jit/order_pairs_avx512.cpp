@@ -123,10 +123,8 @@ void order_transposed(const Pattern& pattern, const Generated& g, const Bf16* va
 void order_pairs(const Pattern& pattern, const Generated& g, const Bf16* values, Bf16* ordered, int threads) {
     if (g.transposed) {
         order_transposed(pattern, g, values, ordered, threads);
-    } else if (pattern.wide()) {
-        order_forward(pattern, pattern.col32.data(), g, values, ordered, threads);
     } else {
-        order_forward(pattern, pattern.col16.data(), g, values, ordered, threads);
+        pattern.with_columns([&](auto columns) { order_forward(pattern, columns, g, values, ordered, threads); });
     }
 }
 

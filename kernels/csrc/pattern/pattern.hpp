@@ -17,6 +17,12 @@ struct Pattern {
     std::vector<uint32_t> col32;     // [nnz] or empty
 
     bool wide() const { return cols > 65536; }
+
+    // f(columns), the column of each entry in the type that holds them.
+    template <class F>
+    auto with_columns(F&& f) const {
+        return wide() ? f(col32.data()) : f(col16.data());
+    }
 };
 
 // Structure from a mask packed row-major, first entry in the highest bit: ceil(rows * cols / 8) bytes, nnz bits set.

@@ -38,7 +38,7 @@ struct BlockView {
     const Bucket* buckets;
     uint32_t count;
     const uint16_t* rows;     // within the row block
-    const uint32_t* first;    // entry of each of these rows in this block, from the row block's first on; kRowsAhead more
+    const uint32_t* first;    // entry of each of these rows, counted from the row block's first; kRowsAhead more
     const uint8_t* columns;   // within the column block
     int width;                // columns of a block
 };

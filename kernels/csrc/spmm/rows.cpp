@@ -9,9 +9,8 @@ namespace spdf {
 namespace {
 
 template <class Column, class Row>
-void scatter_rows(const Pattern& pattern, const std::vector<Column>& columns, const std::vector<int64_t>& start,
-                  std::vector<Row>& rows) {
-    rows.resize(columns.size());
+void scatter_rows(const Pattern& pattern, const Column* columns, const std::vector<int64_t>& start, std::vector<Row>& rows) {
+    rows.resize(static_cast<size_t>(pattern.nnz));
     std::vector<int64_t> next(start.begin(), start.end() - 1);
     for (int64_t r = 0; r < pattern.rows; ++r) {
         for (int64_t i = pattern.row_start[r]; i < pattern.row_start[r + 1]; ++i) {
@@ -21,9 +20,9 @@ void scatter_rows(const Pattern& pattern, const std::vector<Column>& columns, co
 }
 
 template <class Column>
-void build(const Pattern& pattern, const std::vector<Column>& columns, Transpose& transpose) {
+void build(const Pattern& pattern, const Column* columns, Transpose& transpose) {
     transpose.start.assign(static_cast<size_t>(pattern.cols) + 1, 0);
-    for (const Column c : columns) ++transpose.start[static_cast<size_t>(c) + 1];
+    for (int64_t i = 0; i < pattern.nnz; ++i) ++transpose.start[static_cast<size_t>(columns[i]) + 1];
     for (int64_t c = 0; c < pattern.cols; ++c) transpose.start[c + 1] += transpose.start[c];
     if (pattern.rows > 65536) {
         scatter_rows(pattern, columns, transpose.start, transpose.index32);
@@ -55,11 +54,7 @@ void reorder(const Pattern& pattern, const Column* columns, const Transpose& tra
 
 Transpose transpose_of(const Pattern& pattern) {
     Transpose transpose;
-    if (pattern.wide()) {
-        build(pattern, pattern.col32, transpose);
-    } else {
-        build(pattern, pattern.col16, transpose);
-    }
+    pattern.with_columns([&](auto columns) { build(pattern, columns, transpose); });
     return transpose;
 }
 
@@ -76,11 +71,7 @@ Rows transposed_rows(const Pattern& pattern, const Transpose& transpose) {
 
 template <class T>
 void transpose_values(const Pattern& pattern, const Transpose& transpose, const T* values, float* ordered, int threads) {
-    if (pattern.wide()) {
-        reorder(pattern, pattern.col32.data(), transpose, values, ordered, threads);
-    } else {
-        reorder(pattern, pattern.col16.data(), transpose, values, ordered, threads);
-    }
+    pattern.with_columns([&](auto columns) { reorder(pattern, columns, transpose, values, ordered, threads); });
 }
 
 template void transpose_values(const Pattern&, const Transpose&, const float*, float*, int);
