@@ -88,7 +88,7 @@ bool pack_pairs(const Bf16* x, int64_t row_length, int tokens, int64_t features,
         const int64_t count = features - f < 32 ? features - f : 32;
         const __mmask32 lanes = count == 32 ? ~__mmask32{0} : static_cast<__mmask32>((1u << count) - 1);
         const Bf16* next = ahead(x, 16 * row_length, features, f, 128);
-        for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length);
+        for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length, 0, 2);
         __m512 r[16];
         for (int t = 0; t < 16; ++t) {
             const __m512i pairs = t < tokens ? _mm512_maskz_loadu_epi16(lanes, x + t * row_length + f) : _mm512_setzero_si512();

@@ -21,7 +21,7 @@ void pack_f32(const float* x, int64_t row_length, int tokens, int64_t features, 
         const __mmask16 lanes = first(count);
         __m512 r[16];
         const float* next = ahead(x, 16 * row_length, features, f, kAhead);
-        for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length);
+        for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length, 0, 2);
         for (int t = 0; t < 16; ++t) {
             r[t] = t < tokens ? _mm512_maskz_loadu_ps(lanes, x + t * row_length + f) : _mm512_setzero_ps();
         }
@@ -63,7 +63,7 @@ void pack_bf16(const Bf16* x, int64_t row_length, int tokens, int64_t features, 
         const __mmask32 lanes = first_of_32(count);
         __m512 r[16];
         const Bf16* next = ahead(x, 16 * row_length, features, f, 2 * kAhead);
-        for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length);
+        for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length, 0, 2);
         for (int t = 0; t < 16; ++t) {
             r[t] = t < tokens ? _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(lanes, x + t * row_length + f))
                               : _mm512_setzero_ps();

@@ -63,7 +63,7 @@ struct spdf_sddmm {
 
     spdf::sddmm::BlockView block(int64_t row_block, int64_t column_block) const {
         const spdf::sddmm::Block& b = blocks[row_block * column_blocks + column_block];
-        return {buckets.data() + b.first_bucket, b.buckets, rows.data() + b.first_row, first.data() + b.first_row, columns.data() + b.first_entry,
-                columns_per_block};
+        return {buckets.data() + b.first_bucket, b.buckets, rows.data() + b.first_row, first.data() + b.first_row,
+                columns.data() + b.first_entry, columns_per_block};
     }
 };
