@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from spdf_dist.config.errors import UserError
-from spdf_launcher.folder import append_line, in_one_line, now, read_lines, try_lock, unlock
+from spdf_launcher.folder import append_line, in_one_line, is_locked, now, read_lines, try_lock, unlock
 
 FILE = "journal.jsonl"
 
@@ -50,6 +50,11 @@ class Journal:
 def events(root: Path, *names: str) -> list[dict[str, Any]]:
     """The journal's lines with one of these events, oldest first."""
     return [line for line in read_lines(root / FILE) if line.get("event") in names]
+
+
+def is_held(root: Path) -> bool:
+    """Whether a launcher is at work in the folder."""
+    return is_locked(root / FILE)
 
 
 def holder(root: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from spdf_launcher.progress import Progress, read_progress
 from spdf_launcher.slurm.state import LOST, SlurmState, slurm_states
 
 WAITING, READY, QUEUED, RUNNING, STOPPED = "waiting", "ready", "queued", "running", "stopped"
+ENDED = (DONE, FAILED, CANCELLED, LOST)
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,22 @@ def exit_code(states: list[JobState], jobs: list[Job]) -> int:
         return bad and (not users[job_id] or any(by_id[user].state != DONE and lacking(user) for user in users[job_id]))
 
     return 1 if any(lacking(job.id) for job in jobs) else 0
+
+
+def is_more_to_come(wanted: Collection[str], states: list[JobState], plan: list[Job], launcher: bool) -> bool:
+    """Whether one of the ``wanted`` jobs runs or may yet run without anyone doing anything about it.
+
+    ``launcher``: whether one was at work before the states were gathered, for it starts one job after the other.
+    """
+    by_id = {state.job: state for state in states}
+    live: set[str] = set()
+    for job in plan:  # each after what it needs
+        state = by_id[job.id]
+        waits = state.state == WAITING and (state.slurm_id is not None or not live.isdisjoint(job.needs))
+        if state.state in (RUNNING, QUEUED) or waits:
+            live.add(job.id)
+    left = [job for job in wanted if by_id[job].state not in ENDED]
+    return bool(left) and (launcher or not live.isdisjoint(left))
 
 
 def table(states: list[JobState]) -> str:

@@ -18,7 +18,7 @@ from spdf_launcher.cancel import cancel
 from spdf_launcher.commands import cancel as cancel_command
 from spdf_launcher.commands import logs, status
 from spdf_launcher.process import birth
-from spdf_launcher.status import JobState, read_plan
+from spdf_launcher.status import JobState, is_more_to_come, read_plan
 
 from spdf_dist.config.errors import UserError
 
@@ -169,6 +169,9 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(bench) -> None:  # type: igno
     assert "stopped" in out
     assert bench.states()["pretrain"]["state"] == "stopped"
     assert bench.states()["dense"]["state"] == "waiting"
+    watched = bench.start("status", str(bench.dir), "--watch")
+    table, note = watched.communicate(timeout=30)
+    assert "stopped" in table and "nothing runs here any more" in note and watched.returncode == 0
     bench.run()
     assert steps_of(metrics) == list(range(1, 21))
     assert bench.states()["pretrain"]["restarts"] == 1
@@ -417,15 +420,13 @@ def test_following_logs_goes_on_while_a_job_that_is_needed_runs(bench) -> None: 
     ],
 )
 def test_what_may_yet_write(  # type: ignore[no-untyped-def]
-    bench, monkeypatch: pytest.MonkeyPatch, pretrain: str, dense: str, launcher: bool, more: bool
+    bench, pretrain: str, dense: str, launcher: bool, more: bool
 ) -> None:
     bench.file.write_text(SMALL)
     bench.faults = {"jobs/pretrain": [2]}
     bench.run(code=1)
     states = [JobState(name, state, None, 0, None, None) for name, state in (("pretrain", pretrain), ("dense", dense))]
-    monkeypatch.setattr(logs, "gather", lambda root: states)
-    monkeypatch.setattr(logs, "is_locked", lambda path: launcher)
-    assert logs.is_more_to_come(bench.dir, read_plan(bench.dir)[1:]) is more
+    assert is_more_to_come(["dense"], states, read_plan(bench.dir), launcher) is more
 
 
 def test_status_of_a_folder_without_a_workflow(bench) -> None:  # type: ignore[no-untyped-def]

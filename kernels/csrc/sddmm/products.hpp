@@ -30,7 +30,8 @@ extern const Products kAvx512Products;
 extern const Products kAvx512Bf16Products;  // panels hold bf16
 #endif
 
-// A Kernel's Row is one row of packed dy, kept where its groups use it. Internal linkage: each instruction set compiles its own.
+// A Kernel's Row is one row of packed dy, kept where its groups use it. Internal linkage: each instruction set compiles its
+// own.
 namespace {
 
 // What a bucket goes on with: the places of its rows, their sums and columns, and the packed x that the next block needs.

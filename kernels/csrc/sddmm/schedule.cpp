@@ -6,8 +6,8 @@
 namespace spdf::sddmm {
 namespace {
 
-constexpr int64_t kRowsPerBlock = 384;               // at most
-constexpr int64_t kEntriesOfBlocks = int64_t{1} << 32;  // of all column blocks of a row block, at most: BlockView::first
+constexpr int64_t kRowsPerBlock = 384;                  // at most
+constexpr int64_t kEntriesOfBlocks = int64_t{1} << 32;  // at most, of a row block's column blocks: BlockView::first
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -44,8 +44,9 @@ void fill(spdf_sddmm& s, const Column* col) {
             s.blocks.push_back(block);
         }
     }
-    s.rows.shrink_to_fit();
     s.first.resize(s.first.size() + kRowsAhead);
+    s.rows.shrink_to_fit();
+    s.first.shrink_to_fit();
     s.buckets.shrink_to_fit();
 }
 

@@ -10,11 +10,9 @@ import time
 from pathlib import Path
 
 from spdf_launcher.choose import matching
-from spdf_launcher.folder import CANCELLED, DONE, FAILED, in_one_line, is_locked, job_folder
-from spdf_launcher.journal import FILE
-from spdf_launcher.plan import Job
-from spdf_launcher.slurm.state import LOST
-from spdf_launcher.status import QUEUED, RUNNING, WAITING, gather, read_plan
+from spdf_launcher.folder import in_one_line, job_folder
+from spdf_launcher.journal import is_held
+from spdf_launcher.status import gather, is_more_to_come, read_plan
 
 HELP = "print the output of a workflow's jobs"
 FOLLOW_SECONDS = 0.5
@@ -46,7 +44,8 @@ def logs_in(root: Path, args: argparse.Namespace) -> int:
     looked, ended = float("-inf"), False
     while True:
         if args.follow and time.monotonic() - looked >= STATE_SECONDS:
-            looked, ended = time.monotonic(), not is_more_to_come(root, jobs)
+            looked, launcher = time.monotonic(), is_held(root)
+            ended = not is_more_to_come([job.id for job in jobs], gather(root), read_plan(root), launcher)
         for job in jobs:
             log = job_folder(root, job.id).log
             if not log.exists():
@@ -73,17 +72,3 @@ def logs_in(root: Path, args: argparse.Namespace) -> int:
     if not at:
         print("nothing written yet", file=sys.stderr)
     return 0
-
-
-def is_more_to_come(root: Path, jobs: list[Job]) -> bool:
-    """Whether one of ``jobs`` runs or may yet run without anyone doing anything about it."""
-    states = {state.job: state for state in gather(root)}
-    live: set[str] = set()
-    for job in read_plan(root):  # each after what it needs
-        state = states[job.id]
-        waits = state.state == WAITING and (state.slurm_id is not None or not live.isdisjoint(job.needs))
-        if state.state in (RUNNING, QUEUED) or waits:
-            live.add(job.id)
-    open_jobs = [job for job in jobs if states[job.id].state not in (DONE, FAILED, CANCELLED, LOST)]
-    # A launcher at work here starts one job after the other.
-    return any(job.id in live for job in open_jobs) or (bool(open_jobs) and is_locked(root / FILE))

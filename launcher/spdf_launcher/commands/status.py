@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from spdf_launcher.folder import CANCELLED, DONE, FAILED, in_one_line
-from spdf_launcher.slurm.state import LOST
-from spdf_launcher.status import exit_code, gather, read_plan, table
+from spdf_launcher.folder import in_one_line
+from spdf_launcher.journal import is_held
+from spdf_launcher.status import ENDED, exit_code, gather, is_more_to_come, read_plan, table
 
 HELP = "show the jobs of a workflow"
 WATCH_SECONDS = 2.0
@@ -20,7 +20,7 @@ WATCH_SECONDS = 2.0
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", type=Path, help="the workflow's folder")
-    parser.add_argument("--watch", action="store_true", help="show it again until every job has ended")
+    parser.add_argument("--watch", action="store_true", help="show it again until no job runs or waits its turn")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
@@ -34,10 +34,10 @@ def status_in(root: Path, args: argparse.Namespace) -> int:
     """The command, in one folder."""
     shown = ""
     while True:
-        states = gather(root)
-        code = exit_code(states, read_plan(root))
-        ended = all(state.state in (DONE, FAILED, CANCELLED, LOST) for state in states)
-        if args.json and (ended or not args.watch):
+        launcher, states, plan = is_held(root), gather(root), read_plan(root)
+        code = exit_code(states, plan)
+        ends = not args.watch or not is_more_to_come([job.id for job in plan], states, plan, launcher)
+        if args.json and ends:
             print(json.dumps({"schema_version": 1, "dir": str(root), "jobs": [state.to_json() for state in states]}))
         elif not args.json:
             text = table(states)
@@ -46,7 +46,9 @@ def status_in(root: Path, args: argparse.Namespace) -> int:
             elif text != shown:
                 print(text, flush=True)
             shown = text
-        if ended or not args.watch:
+        if ends:
+            if args.watch and any(state.state not in ENDED for state in states):
+                print("nothing runs here any more; run the same command again to go on", file=sys.stderr)
             return code
         try:
             time.sleep(WATCH_SECONDS)
