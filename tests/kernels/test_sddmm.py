@@ -140,9 +140,10 @@ def test_leading_strides(isa: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_same_bits_for_any_number_of_threads(isa: int, dtype: torch.dtype) -> None:
-    mask, dy, x = random_case(300, 200, 150, 0.3, dtype)
+    mask, dy, x = random_case(900, 700, 150, 0.3, dtype)  # 3 x 15 blocks, shared out by rows, by columns and by both
     one = sddmm(mask, dy, x, isa, threads=1)
-    for threads in (1, 2, 3, 5):
+    check(mask, dy, x, one)
+    for threads in (1, 2, 3, 5, 8, 64):
         assert torch.equal(one, sddmm(mask, dy, x, isa, threads=threads))
 
 

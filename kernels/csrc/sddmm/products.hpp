@@ -16,8 +16,8 @@ constexpr int kChunkFloats = 16;  // 64 bytes, also when they hold bf16
 // Panels have 8, 4, 2 or 1 chunks a feature: long runs first, the last tokens in shorter ones.
 constexpr int kVectorCounts[] = {8, 4, 2, 1};
 
-// Adds the products of one block to `values`, those of its row block.
-using BlockProducts = void (*)(const BlockView& block, const float* y_panel, const float* x_panel, float* values);
+// Adds the products of one block to `sums`, in the order of its `columns`.
+using BlockProducts = void (*)(const BlockView& block, const float* y_panel, const float* x_panel, float* sums);
 
 struct Products {
     BlockProducts by_vectors[4];  // as in kVectorCounts
@@ -34,11 +34,11 @@ extern const Products kAvx512Bf16Products;  // panels hold bf16
 // own.
 namespace {
 
-// What a bucket goes on with: the places of its rows, their sums and columns, and the packed x that the next block needs.
+// What a bucket goes on with: its rows, their columns and sums, and the packed x that the next block needs.
 struct Cursor {
     const uint16_t* rows;
-    const uint32_t* first;
     const uint8_t* columns;
+    float* sums;
     const float* next_x;
     int lines;  // of it that each row asks for
 };
@@ -46,36 +46,32 @@ struct Cursor {
 // Rows of one bucket. Kernel::group<size> adds the products of `size` entries of one row; a row's entries are cut into
 // `large` groups of `size` and `small` ones of one less.
 template <class Kernel, int size>
-void run_bucket(const Bucket& bucket, int large, int small, const float* y, const float* x, float* values,
-                Cursor& at) {
+void run_bucket(const Bucket& bucket, int large, int small, const float* y, const float* x, Cursor& at) {
     // Copies, which the compiler may keep in registers across the stores of sums.
     const uint8_t* columns = at.columns;
     const uint16_t* rows = at.rows;
-    const uint32_t* first = at.first;
+    float* sums = at.sums;
     const float* next_x = at.next_x;
-    const int count = bucket.rows, entries = bucket.entries, lines = at.lines;
+    const int count = bucket.rows, lines = at.lines;
     for (int i = 0; i < count; ++i) {
         const typename Kernel::Row y_row(y + int64_t{rows[i]} * (Kernel::kVectors * kChunkFloats));
-        float* to = values + first[i];
-        // Rows come in no order that hardware could guess, so their sums would be waited for; and each row asks for its share
-        // of the next block's x, which comes from the third level and takes the place of this block's in the first.
-        const float* soon = values + first[i + kRowsAhead];
-        for (int e = 0; e < entries; e += kChunkFloats) __builtin_prefetch(soon + e, 1);
+        // Each row asks for its share of the next block's x, which comes from the second or third level and takes the place of
+        // this block's in the first.
         for (int line = 0; line < lines; ++line, next_x += kChunkFloats) __builtin_prefetch(next_x);
-        for (int g = 0; g < large; ++g, columns += size, to += size) {
-            Kernel::template group<size>(columns, y_row, x, to);
+        for (int g = 0; g < large; ++g, columns += size, sums += size) {
+            Kernel::template group<size>(columns, y_row, x, sums);
         }
         if constexpr (size > 1) {
-            for (int g = 0; g < small; ++g, columns += size - 1, to += size - 1) {
-                Kernel::template group<size - 1>(columns, y_row, x, to);
+            for (int g = 0; g < small; ++g, columns += size - 1, sums += size - 1) {
+                Kernel::template group<size - 1>(columns, y_row, x, sums);
             }
         }
     }
-    at = {rows + count, first + count, columns, next_x, lines};
+    at = {rows + count, columns, sums, next_x, lines};
 }
 
 template <class Kernel>
-void run_block(const BlockView& block, const float* y, const float* x, float* values) {
+void run_block(const BlockView& block, const float* y, const float* x, float* sums) {
     constexpr decltype(&run_bucket<Kernel, 1>) by_size[] = {
         run_bucket<Kernel, 1>, run_bucket<Kernel, 2>, run_bucket<Kernel, 3>, run_bucket<Kernel, 4>,
         run_bucket<Kernel, 5>, run_bucket<Kernel, 6>, run_bucket<Kernel, 7>, run_bucket<Kernel, 8>};
@@ -83,13 +79,13 @@ void run_block(const BlockView& block, const float* y, const float* x, float* va
     int rows = 0;
     for (uint32_t b = 0; b < block.count; ++b) rows += block.buckets[b].rows;
     const int lines = block.width * Kernel::kVectors;
-    Cursor at{block.rows, block.first, block.columns, x + lines * kChunkFloats, (lines + rows - 1) / std::max(rows, 1)};
+    Cursor at{block.rows, block.columns, sums, x + lines * kChunkFloats, (lines + rows - 1) / std::max(rows, 1)};
     for (uint32_t b = 0; b < block.count; ++b) {
         const Bucket& bucket = block.buckets[b];
         const int groups = (bucket.entries + kLargestGroup - 1) / kLargestGroup;
         const int size = (bucket.entries + groups - 1) / groups;
         const int small = groups * size - bucket.entries;
-        by_size[size - 1](bucket, groups - small, small, y, x, values, at);
+        by_size[size - 1](bucket, groups - small, small, y, x, at);
     }
 }
 

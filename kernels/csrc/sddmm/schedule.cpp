@@ -6,8 +6,7 @@
 namespace spdf::sddmm {
 namespace {
 
-constexpr int64_t kRowsPerBlock = 384;                  // at most
-constexpr int64_t kEntriesOfBlocks = int64_t{1} << 32;  // at most, of a row block's column blocks: BlockView::first
+constexpr int64_t kRowsPerBlock = 384;  // at most
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -16,7 +15,7 @@ void fill(spdf_sddmm& s, const Column* col) {
     std::vector<int64_t> cursor(s.rows_per_block), first(s.rows_per_block);
     std::vector<std::vector<uint16_t>> by_count(s.columns_per_block + 1);
     s.columns.reserve(s.nnz());
-    s.blocks.reserve(s.row_blocks * s.column_blocks);
+    s.blocks.reserve(s.row_blocks * s.column_blocks + 1);
     for (int64_t rb = 0; rb < s.row_blocks; ++rb) {
         const int64_t row0 = rb * s.rows_per_block;
         const int64_t rows = std::min(s.rows_per_block, s.out - row0);
@@ -36,7 +35,6 @@ void fill(spdf_sddmm& s, const Column* col) {
                 ++block.buckets;
                 for (uint16_t r : by_count[count]) {
                     s.rows.push_back(r);
-                    s.first.push_back(uint32_t(first[r] - s.row_start[row0]));
                     for (int i = 0; i < count; ++i) s.columns.push_back(uint8_t(col[first[r] + i] - col0));
                 }
             }
@@ -44,9 +42,8 @@ void fill(spdf_sddmm& s, const Column* col) {
             s.blocks.push_back(block);
         }
     }
-    s.first.resize(s.first.size() + kRowsAhead);
+    s.blocks.push_back({uint32_t(s.buckets.size()), 0, s.rows.size(), s.columns.size()});
     s.rows.shrink_to_fit();
-    s.first.shrink_to_fit();
     s.buckets.shrink_to_fit();
 }
 
@@ -67,8 +64,7 @@ extern "C" spdf_sddmm* spdf_sddmm_prepare(int64_t out, int64_t in, const int64_t
             s->out = out;
             s->in = in;
             s->row_start.assign(row_start, row_start + out + 1);
-            const int64_t most_rows = std::clamp<int64_t>(kEntriesOfBlocks / std::max<int64_t>(in, 1), 1, kRowsPerBlock);
-            s->row_blocks = std::max<int64_t>(1, divide_up(out, most_rows));
+            s->row_blocks = std::max<int64_t>(1, divide_up(out, kRowsPerBlock));
             s->rows_per_block = std::max<int64_t>(1, divide_up(out, s->row_blocks));
             s->row_blocks = divide_up(out, s->rows_per_block);
             const bool sparse = s->nnz() < static_cast<int64_t>(kSparseDensity * static_cast<double>(out * in));
@@ -92,7 +88,7 @@ extern "C" spdf_sddmm* spdf_sddmm_prepare(int64_t out, int64_t in, const int64_t
 extern "C" int64_t spdf_sddmm_bytes(const spdf_sddmm* s) {
     using namespace spdf::sddmm;
     return int64_t(sizeof(*s)) + bytes_of(s->row_start) + bytes_of(s->blocks) + bytes_of(s->buckets) +
-           bytes_of(s->rows) + bytes_of(s->first) + bytes_of(s->columns);
+           bytes_of(s->rows) + bytes_of(s->columns);
 }
 
 extern "C" void spdf_sddmm_free(spdf_sddmm* s) { delete s; }

@@ -17,7 +17,6 @@ constexpr int kColumnsPerBlock = 48;  // x 8 vectors of 64 bytes: 24 KiB of a 32
 // though a third of x then comes from the second-level cache.
 constexpr int kColumnsPerSparseBlock = 96;
 constexpr double kSparseDensity = 0.22;
-constexpr int kRowsAhead = 2;         // rows whose sums a kernel asks for ahead of their turn
 constexpr int kLargestGroup = 8;      // entries of one row that a kernel sums side by side
 
 struct Bucket {
@@ -38,7 +37,6 @@ struct BlockView {
     const Bucket* buckets;
     uint32_t count;
     const uint16_t* rows;     // within the row block
-    const uint32_t* first;    // entry of each of these rows, counted from the row block's first; kRowsAhead more
     const uint8_t* columns;   // within the column block
     int width;                // columns of a block
 };
@@ -53,17 +51,21 @@ struct spdf_sddmm {
     int64_t row_blocks = 0;
     int64_t column_blocks = 0;
     std::vector<int64_t> row_start;               // [out + 1]
-    std::vector<spdf::sddmm::Block> blocks;       // [row_blocks * column_blocks]
+    std::vector<spdf::sddmm::Block> blocks;       // [row_blocks * column_blocks + 1], the last one empty
     std::vector<spdf::sddmm::Bucket> buckets;
     std::vector<uint16_t> rows;
-    std::vector<uint32_t> first;                  // [rows.size() + kRowsAhead]
     std::vector<uint8_t> columns;                 // [nnz]
 
     int64_t nnz() const { return row_start.back(); }
 
+    // Of a block in `columns`; the last row block ends where the block after it would start.
+    int64_t first_entry(int64_t row_block, int64_t column_block) const {
+        return static_cast<int64_t>(blocks[row_block * column_blocks + column_block].first_entry);
+    }
+
     spdf::sddmm::BlockView block(int64_t row_block, int64_t column_block) const {
         const spdf::sddmm::Block& b = blocks[row_block * column_blocks + column_block];
-        return {buckets.data() + b.first_bucket, b.buckets, rows.data() + b.first_row, first.data() + b.first_row,
+        return {buckets.data() + b.first_bucket, b.buckets, rows.data() + b.first_row,
                 columns.data() + b.first_entry, columns_per_block};
     }
 };

@@ -1,12 +1,9 @@
-// The product: packs both operands, shares blocks of the weight out to threads, runs their products.
+// The product: shares the weight out to threads, packs for each what it reads of both operands, runs its products.
 #include "sddmm/sddmm.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include <algorithm>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "cpu.hpp"
@@ -20,15 +17,15 @@ namespace spdf::sddmm {
 
 namespace {
 
-// Most packed x of a pass, of which two are in memory; more tokens go in several passes.
-constexpr int64_t kPackedFloats = int64_t{8} << 20;
+// Packed x of all shares together; more tokens go in several passes.
+constexpr int64_t kPackedFloats = int64_t{16} << 20;
 // Sums of a task, which come by again for each run of tokens: most of them then are still in the second-level cache.
 constexpr int64_t kTaskSums = int64_t{200} << 10;
 constexpr int64_t kMostTaskColumns = 3072;
 // Each pass goes through all sums; so it packs this many floats a sum, and no more, for these should stay in cache.
-constexpr int64_t kPackedFloatsOfSum = 8;
-// Features that are packed at a time: small enough that threads share a pass evenly.
-constexpr int64_t kPackedFeatures = 256;
+constexpr int64_t kPackedFloatsOfSum = 2;
+// Packing a feature takes as long as the products of so many entries.
+constexpr int64_t kEntriesOfFeature = 10;
 
 template <class T>
 struct Path {
@@ -71,86 +68,157 @@ void pack_panel(const Path<T>& path, const Run& run, const T* source, int64_t ld
     }
 }
 
-// Column blocks of a task: as many as its sums allow, and few enough that every thread has a task.
-int64_t task_column_blocks(const spdf_sddmm& s, int threads) {
-    const int64_t sums = std::max<int64_t>(1, s.nnz() / (s.row_blocks * s.column_blocks));
-    const int64_t most = std::clamp<int64_t>(kTaskSums / sums, 1, kMostTaskColumns / s.columns_per_block);
-    const int64_t parts = std::max((s.column_blocks + most - 1) / most, (threads + s.row_blocks - 1) / s.row_blocks);
-    return (s.column_blocks + parts - 1) / parts;
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Blocks first .. last - 1 of the weight's rows or columns.
+struct Blocks {
+    int64_t first, last;
+};
+
+// The weight cut into rows x columns of shares, one a thread.
+struct Grid {
+    int64_t rows = 1, columns = 1;
+
+    int64_t shares() const { return rows * columns; }
+    static Blocks part(int64_t blocks, int64_t parts, int64_t i) { return {blocks * i / parts, blocks * (i + 1) / parts}; }
+};
+
+// A share packs what it reads by itself, so that no thread waits for lines that another one has written: between cores
+// that share no cache, they take longer to come than to pack. The grid whose largest share takes the least time.
+Grid grid_of(const spdf_sddmm& s, int threads) {
+    const int64_t entries_of_block = s.nnz() / (s.row_blocks * s.column_blocks);
+    Grid best;
+    int64_t least = INT64_MAX;
+    for (int64_t rows = 1; rows <= std::min<int64_t>(threads, s.row_blocks); ++rows) {
+        const int64_t columns = std::min<int64_t>(threads / rows, s.column_blocks);
+        const int64_t height = divide_up(s.row_blocks, rows), width = divide_up(s.column_blocks, columns);
+        const int64_t features = height * s.rows_per_block + width * s.columns_per_block;
+        const int64_t time = height * width * entries_of_block + features * kEntriesOfFeature;
+        if (time < least) {
+            least = time;
+            best = {rows, columns};
+        }
+    }
+    return best;
 }
+
+// What all shares have in common.
+struct Plan {
+    std::vector<Run> runs;
+    Grid grid;
+    int64_t runs_at_once;  // of a pass
+    int64_t task_blocks;   // column blocks of a task
+    int64_t x_floats;      // packed, of a run of a share
+    int64_t y_floats;      // of a run of a row block
+    int64_t share_floats;  // all that a share packs
+};
+
+Plan plan_of(const spdf_sddmm& s, std::vector<Run> runs, int threads) {
+    constexpr int64_t kFeatureFloats = kVectorCounts[0] * kChunkFloats;  // of a feature in the longest run
+    const Grid grid = grid_of(s, threads);
+    const int64_t width = divide_up(s.column_blocks, grid.columns) * s.columns_per_block;
+    const int64_t height = divide_up(s.row_blocks, grid.rows) * s.rows_per_block;
+    const int64_t x_floats = width * kFeatureFloats, y_floats = s.rows_per_block * kFeatureFloats;
+    const int64_t run_count = static_cast<int64_t>(runs.size());
+    const int64_t worth = kPackedFloatsOfSum * s.nnz() / (grid.shares() * (width + height) * kFeatureFloats);
+    const int64_t most = std::max<int64_t>(1, std::min(worth, kPackedFloats / (x_floats * grid.shares())));
+    const int64_t passes = std::max<int64_t>(1, divide_up(run_count, most));
+    const int64_t at_once = divide_up(run_count, passes);  // as even as can be
+    const int64_t block_sums = std::max<int64_t>(1, s.nnz() / (s.row_blocks * s.column_blocks));
+    const int64_t task_blocks = std::clamp<int64_t>(kTaskSums / block_sums, 1, kMostTaskColumns / s.columns_per_block);
+    return {std::move(runs), grid, at_once, task_blocks, x_floats, y_floats, x_floats * at_once + y_floats};
+}
+
+// One thread's part of the product. Sums come in the order of the schedule, one after the other.
+template <class T>
+struct Share {
+    const spdf_sddmm& s;
+    const Path<T>& path;
+    const Plan& plan;
+    Blocks rows, columns;
+    float* x_panels;
+    float* y_panel;
+    float* sums;    // [nnz], of all shares
+    int64_t* next;  // [rows_per_block], memory for the place of a value in each row
+
+    int64_t first_row(int64_t rb) const { return rb * s.rows_per_block; }
+    int64_t rows_of(int64_t rb) const { return std::min(s.rows_per_block, s.out - first_row(rb)); }
+
+    void multiply(const T* dy, int64_t ldy, const T* x, int64_t ldx) const {
+        const int64_t first_column = columns.first * s.columns_per_block;
+        const int64_t width = std::min(columns.last * s.columns_per_block, s.in) - first_column;
+        for (int64_t rb = rows.first; rb < rows.last; ++rb) {
+            std::fill(sums + s.first_entry(rb, columns.first), sums + s.first_entry(rb, columns.last), 0.0f);
+        }
+        const int64_t runs = static_cast<int64_t>(plan.runs.size());
+        for (int64_t first = 0; first < runs; first += plan.runs_at_once) {
+            const int64_t last = std::min(first + plan.runs_at_once, runs);
+            for (int64_t i = first; i < last; ++i) {
+                pack_panel(path, plan.runs[i], x + first_column, ldx, width, x_panels + (i - first) * plan.x_floats);
+            }
+            for (int64_t rb = rows.first; rb < rows.last; ++rb) {
+                for (int64_t cb = columns.first; cb < columns.last; cb += plan.task_blocks) {
+                    run_task(rb, {cb, std::min(cb + plan.task_blocks, columns.last)}, first, last, dy, ldy);
+                }
+            }
+        }
+    }
+
+    // Runs first .. last - 1 of a row block, in some of the share's column blocks.
+    void run_task(int64_t rb, Blocks of, int64_t first, int64_t last, const T* dy, int64_t ldy) const {
+        for (int64_t i = first; i < last; ++i) {
+            const Run& run = plan.runs[i];
+            const float* x_panel = x_panels + (i - first) * plan.x_floats;
+            const int64_t block_floats = int64_t{run.vectors} * kChunkFloats * s.columns_per_block;
+            pack_panel(path, run, dy + first_row(rb), ldy, rows_of(rb), y_panel);
+            for (int64_t cb = of.first; cb < of.last; ++cb) {
+                run.products(s.block(rb, cb), y_panel, x_panel + (cb - columns.first) * block_floats,
+                             sums + s.first_entry(rb, cb));
+            }
+        }
+    }
+
+    // The values in row-major order, rounded.
+    void write(T* values) const {
+        for (int64_t rb = rows.first; rb < rows.last; ++rb) {
+            std::copy_n(&s.row_start[first_row(rb)], rows_of(rb), next);
+            for (int64_t cb = 0; cb < columns.last; ++cb) {
+                const BlockView block = s.block(rb, cb);
+                const float* from = sums + s.first_entry(rb, cb);
+                const uint16_t* row = block.rows;
+                for (uint32_t b = 0; b < block.count; ++b) {
+                    const int64_t entries = block.buckets[b].entries;
+                    for (int i = 0; i < block.buckets[b].rows; ++i, ++row, from += entries) {
+                        T* to = values + next[*row];
+                        next[*row] += entries;
+                        if (cb < columns.first) continue;  // another share's
+                        for (int64_t e = 0; e < entries; ++e) store(to + e, from[e]);
+                    }
+                }
+            }
+        }
+    }
+};
 
 template <class T>
 void multiply(const spdf_sddmm& s, const Path<T>& path, const T* dy, int64_t ldy, const T* x, int64_t ldx,
               int64_t tokens, T* values, int threads) {
     thread_local Scratch scratch;
-    constexpr bool kNarrow = sizeof(T) != sizeof(float);  // sums need a place of their own
     if (s.nnz() == 0) return;
-    const std::vector<Run> runs = cut(path, tokens);
-    const int64_t run_count = static_cast<int64_t>(runs.size());
-    const int64_t x_floats = s.in * kVectorCounts[0] * kChunkFloats;
-    const int64_t y_floats = s.rows_per_block * kVectorCounts[0] * kChunkFloats;
-    const int64_t worth = kPackedFloatsOfSum * s.nnz() / ((s.in + s.out) * kVectorCounts[0] * kChunkFloats);
-    const int64_t most_at_once = std::max<int64_t>(1, std::min(worth, kPackedFloats / x_floats));
-    const int64_t passes = std::max<int64_t>(1, (run_count + most_at_once - 1) / most_at_once);
-    const int64_t at_once = (run_count + passes - 1) / passes;  // as even as can be
-    const int64_t pass_floats = x_floats * at_once;
-    const int64_t buffers = std::min<int64_t>(passes, 2);  // of packed x, filled in turn
-    float* const x_panels = scratch.floats(pass_floats * buffers + y_floats * threads + (kNarrow ? s.nnz() : 0));
-    float* const y_panels = x_panels + pass_floats * buffers;
-    float* sums = y_panels + y_floats * threads;
-    if constexpr (!kNarrow) sums = values;
-    const int64_t task_blocks = task_column_blocks(s, threads);
-    const int64_t column_groups = (s.column_blocks + task_blocks - 1) / task_blocks;
-    const int64_t parts = (s.in + kPackedFeatures - 1) / kPackedFeatures;
-    const auto panels_of = [&](int64_t pass) { return x_panels + pass % buffers * pass_floats; };
-    const auto end_of = [&](int64_t pass) { return std::min((pass + 1) * at_once, run_count); };
+    const Plan plan = plan_of(s, cut(path, tokens), threads);
+    const Grid& grid = plan.grid;
+    std::vector<int64_t> next(grid.shares() * s.rows_per_block);
+    float* const panels = scratch.floats(plan.share_floats * grid.shares() + s.nnz());
+    float* const sums = panels + plan.share_floats * grid.shares();
 
-#pragma omp parallel num_threads(threads)
-    {
-#ifdef _OPENMP
-        const int64_t me = omp_get_thread_num();
-#else
-        const int64_t me = 0;
-#endif
-        // Packed where it is used: it stays in this thread's cache, and memory holds packed x alone.
-        float* const y_panel = y_panels + me * y_floats;
-#pragma omp for schedule(static) nowait
-        for (int64_t e = 0; e < s.nnz(); ++e) sums[e] = 0.0f;
-        // Whoever is done with the products of a pass packs x for the next one: threads meet once a pass.
-        for (int64_t pass = -1; pass < passes; ++pass) {
-            const int64_t tasks = pass < 0 ? 0 : s.row_blocks * column_groups;
-#pragma omp for schedule(dynamic, 1) nowait
-            for (int64_t task = 0; task < tasks; ++task) {
-                const int64_t rb = task / column_groups;
-                const int64_t first = task % column_groups * task_blocks;
-                const int64_t last = std::min(first + task_blocks, s.column_blocks);
-                const int64_t row0 = rb * s.rows_per_block;
-                const int64_t rows = std::min(s.rows_per_block, s.out - row0);
-                for (int64_t i = pass * at_once; i < end_of(pass); ++i) {
-                    const Run& run = runs[i];
-                    const float* x_panel = panels_of(pass) + (i - pass * at_once) * x_floats;
-                    pack_panel(path, run, dy + row0, ldy, rows, y_panel);
-                    for (int64_t cb = first; cb < last; ++cb) {
-                        run.products(s.block(rb, cb), y_panel,
-                                     x_panel + cb * s.columns_per_block * run.vectors * kChunkFloats,
-                                     sums + s.row_start[row0]);
-                    }
-                }
-            }
-            const int64_t next = (pass + 1) * at_once;
-            const int64_t packings = pass + 1 < passes ? (end_of(pass + 1) - next) * parts : 0;
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < packings; ++i) {
-                const Run& run = runs[next + i / parts];
-                const int64_t first = i % parts * kPackedFeatures;
-                pack_panel(path, run, x + first, ldx, std::min(kPackedFeatures, s.in - first),
-                           panels_of(pass + 1) + i / parts * x_floats + first * run.vectors * kChunkFloats);
-            }
-        }
-        if constexpr (kNarrow) {
-#pragma omp for schedule(static)
-            for (int64_t e = 0; e < s.nnz(); ++e) values[e] = to_bf16(sums[e]);
-        }
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int64_t i = 0; i < grid.shares(); ++i) {
+        float* const x_panels = panels + i * plan.share_floats;
+        const Share<T> share{s, path, plan, Grid::part(s.row_blocks, grid.rows, i / grid.columns),
+                             Grid::part(s.column_blocks, grid.columns, i % grid.columns), x_panels,
+                             x_panels + plan.share_floats - plan.y_floats, sums, &next[i * s.rows_per_block]};
+        share.multiply(dy, ldy, x, ldx);
+        share.write(values);
     }
 }
 
