@@ -111,7 +111,21 @@ struct Plan {
     int64_t x_floats;      // packed, of a run of a share
     int64_t y_floats;      // of a run of a row block
     int64_t share_floats;  // all that a share packs
+    // With one pass a task's sums are done when it ends: a share has those of one task, else all have theirs in common.
+    bool one_pass;
+    int64_t sum_floats;  // of a share with one pass, else of all
 };
+
+int64_t most_sums_of_task(const spdf_sddmm& s, int64_t task_blocks) {
+    int64_t most = 0;
+    for (int64_t rb = 0; rb < s.row_blocks; ++rb) {
+        for (int64_t cb = 0; cb < s.column_blocks; ++cb) {
+            const int64_t end = std::min(cb + task_blocks, s.column_blocks);
+            most = std::max(most, s.first_entry(rb, end) - s.first_entry(rb, cb));
+        }
+    }
+    return divide_up(most, kChunkFloats) * kChunkFloats;
+}
 
 Plan plan_of(const spdf_sddmm& s, std::vector<Run> runs, int threads) {
     constexpr int64_t kFeatureFloats = kVectorCounts[0] * kChunkFloats;  // of a feature in the longest run
@@ -126,7 +140,9 @@ Plan plan_of(const spdf_sddmm& s, std::vector<Run> runs, int threads) {
     const int64_t at_once = divide_up(run_count, passes);  // as even as can be
     const int64_t block_sums = std::max<int64_t>(1, s.nnz() / (s.row_blocks * s.column_blocks));
     const int64_t task_blocks = std::clamp<int64_t>(kTaskSums / block_sums, 1, kMostTaskColumns / s.columns_per_block);
-    return {std::move(runs), grid, at_once, task_blocks, x_floats, y_floats, x_floats * at_once + y_floats};
+    const bool one_pass = passes == 1;
+    const int64_t sum_floats = one_pass ? most_sums_of_task(s, task_blocks) : s.nnz();
+    return {std::move(runs), grid, at_once, task_blocks, x_floats, y_floats, x_floats * at_once + y_floats, one_pass, sum_floats};
 }
 
 // One thread's part of the product. Sums come in the order of the schedule, one after the other.
@@ -135,37 +151,66 @@ struct Share {
     const spdf_sddmm& s;
     const Path<T>& path;
     const Plan& plan;
+    const T* dy;
+    int64_t ldy;
+    const T* x;
+    int64_t ldx;
+    T* values;
     Blocks rows, columns;
     float* x_panels;
     float* y_panel;
-    float* sums;    // [nnz], of all shares
-    int64_t* next;  // [rows_per_block], memory for the place of a value in each row
+    float* sums;
+    int64_t* next;  // [rows_per_block], the place of the next value of each row
 
     int64_t first_row(int64_t rb) const { return rb * s.rows_per_block; }
     int64_t rows_of(int64_t rb) const { return std::min(s.rows_per_block, s.out - first_row(rb)); }
 
-    void multiply(const T* dy, int64_t ldy, const T* x, int64_t ldx) const {
-        const int64_t first_column = columns.first * s.columns_per_block;
-        const int64_t width = std::min(columns.last * s.columns_per_block, s.in) - first_column;
-        for (int64_t rb = rows.first; rb < rows.last; ++rb) {
-            std::fill(sums + s.first_entry(rb, columns.first), sums + s.first_entry(rb, columns.last), 0.0f);
-        }
+    void multiply() const {
         const int64_t runs = static_cast<int64_t>(plan.runs.size());
+        if (plan.one_pass) {
+            pack_x(0, runs);
+            each_task([&](int64_t rb, Blocks of) {
+                if (of.first == columns.first) find_places(rb);
+                const int64_t entries = s.first_entry(rb, of.last) - s.first_entry(rb, of.first);
+                std::fill_n(sums, entries, 0.0f);
+                run_task(rb, of, 0, runs, sums);
+                write(rb, of, sums);
+            });
+            return;
+        }
+        each_task([&](int64_t rb, Blocks of) {
+            std::fill(sums + s.first_entry(rb, of.first), sums + s.first_entry(rb, of.last), 0.0f);
+        });
         for (int64_t first = 0; first < runs; first += plan.runs_at_once) {
             const int64_t last = std::min(first + plan.runs_at_once, runs);
-            for (int64_t i = first; i < last; ++i) {
-                pack_panel(path, plan.runs[i], x + first_column, ldx, width, x_panels + (i - first) * plan.x_floats);
-            }
-            for (int64_t rb = rows.first; rb < rows.last; ++rb) {
-                for (int64_t cb = columns.first; cb < columns.last; cb += plan.task_blocks) {
-                    run_task(rb, {cb, std::min(cb + plan.task_blocks, columns.last)}, first, last, dy, ldy);
-                }
+            pack_x(first, last);
+            each_task([&](int64_t rb, Blocks of) { run_task(rb, of, first, last, sums + s.first_entry(rb, of.first)); });
+        }
+        each_task([&](int64_t rb, Blocks of) {
+            if (of.first == columns.first) find_places(rb);
+            write(rb, of, sums + s.first_entry(rb, of.first));
+        });
+    }
+
+    template <class Task>
+    void each_task(const Task& task) const {
+        for (int64_t rb = rows.first; rb < rows.last; ++rb) {
+            for (int64_t cb = columns.first; cb < columns.last; cb += plan.task_blocks) {
+                task(rb, Blocks{cb, std::min(cb + plan.task_blocks, columns.last)});
             }
         }
     }
 
-    // Runs first .. last - 1 of a row block, in some of the share's column blocks.
-    void run_task(int64_t rb, Blocks of, int64_t first, int64_t last, const T* dy, int64_t ldy) const {
+    void pack_x(int64_t first, int64_t last) const {
+        const int64_t column = columns.first * s.columns_per_block;
+        const int64_t width = std::min(columns.last * s.columns_per_block, s.in) - column;
+        for (int64_t i = first; i < last; ++i) {
+            pack_panel(path, plan.runs[i], x + column, ldx, width, x_panels + (i - first) * plan.x_floats);
+        }
+    }
+
+    // Runs first .. last - 1, of which x is packed.
+    void run_task(int64_t rb, Blocks of, int64_t first, int64_t last, float* task_sums) const {
         for (int64_t i = first; i < last; ++i) {
             const Run& run = plan.runs[i];
             const float* x_panel = x_panels + (i - first) * plan.x_floats;
@@ -173,30 +218,37 @@ struct Share {
             pack_panel(path, run, dy + first_row(rb), ldy, rows_of(rb), y_panel);
             for (int64_t cb = of.first; cb < of.last; ++cb) {
                 run.products(s.block(rb, cb), y_panel, x_panel + (cb - columns.first) * block_floats,
-                             sums + s.first_entry(rb, cb));
+                             task_sums + s.first_entry(rb, cb) - s.first_entry(rb, of.first));
             }
         }
     }
 
-    // The values in row-major order, rounded.
-    void write(T* values) const {
-        for (int64_t rb = rows.first; rb < rows.last; ++rb) {
-            std::copy_n(&s.row_start[first_row(rb)], rows_of(rb), next);
-            for (int64_t cb = 0; cb < columns.last; ++cb) {
-                const BlockView block = s.block(rb, cb);
-                const float* from = sums + s.first_entry(rb, cb);
-                const uint16_t* row = block.rows;
-                for (uint32_t b = 0; b < block.count; ++b) {
-                    const int64_t entries = block.buckets[b].entries;
-                    for (int i = 0; i < block.buckets[b].rows; ++i, ++row, from += entries) {
-                        T* to = values + next[*row];
-                        next[*row] += entries;
-                        if (cb < columns.first) continue;  // another share's
-                        for (int64_t e = 0; e < entries; ++e) store(to + e, from[e]);
-                    }
-                }
+    // Calls entries(row of the block, count) for what each row keeps in each block, in the order of the sums.
+    template <class Entries>
+    void each_row(int64_t rb, Blocks of, const Entries& entries) const {
+        for (int64_t cb = of.first; cb < of.last; ++cb) {
+            const BlockView block = s.block(rb, cb);
+            const uint16_t* row = block.rows;
+            for (uint32_t b = 0; b < block.count; ++b) {
+                for (int i = 0; i < block.buckets[b].rows; ++i, ++row) entries(*row, int64_t{block.buckets[b].entries});
             }
         }
+    }
+
+    // Before a row block's first task: the values of the columns before it are another share's.
+    void find_places(int64_t rb) const {
+        std::copy_n(&s.row_start[first_row(rb)], rows_of(rb), next);
+        each_row(rb, {0, columns.first}, [&](uint16_t row, int64_t count) { next[row] += count; });
+    }
+
+    // The values of a task in row-major order, rounded; tasks of a row block come one after the other.
+    void write(int64_t rb, Blocks of, const float* from) const {
+        each_row(rb, of, [&](uint16_t row, int64_t count) {
+            T* to = values + next[row];
+            for (int64_t e = 0; e < count; ++e) store(to + e, from[e]);
+            next[row] += count;
+            from += count;
+        });
     }
 };
 
@@ -208,17 +260,19 @@ void multiply(const spdf_sddmm& s, const Path<T>& path, const T* dy, int64_t ldy
     const Plan plan = plan_of(s, cut(path, tokens), threads);
     const Grid& grid = plan.grid;
     std::vector<int64_t> next(grid.shares() * s.rows_per_block);
-    float* const panels = scratch.floats(plan.share_floats * grid.shares() + s.nnz());
-    float* const sums = panels + plan.share_floats * grid.shares();
+    const int64_t panel_floats = plan.share_floats * grid.shares();
+    float* const panels = scratch.floats(panel_floats + plan.sum_floats * (plan.one_pass ? grid.shares() : 1));
+    float* const sums = panels + panel_floats;
 
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int64_t i = 0; i < grid.shares(); ++i) {
         float* const x_panels = panels + i * plan.share_floats;
-        const Share<T> share{s, path, plan, Grid::part(s.row_blocks, grid.rows, i / grid.columns),
+        const Share<T> share{s, path, plan, dy, ldy, x, ldx, values,
+                             Grid::part(s.row_blocks, grid.rows, i / grid.columns),
                              Grid::part(s.column_blocks, grid.columns, i % grid.columns), x_panels,
-                             x_panels + plan.share_floats - plan.y_floats, sums, &next[i * s.rows_per_block]};
-        share.multiply(dy, ldy, x, ldx);
-        share.write(values);
+                             x_panels + plan.share_floats - plan.y_floats, sums + (plan.one_pass ? i * plan.sum_floats : 0),
+                             &next[i * s.rows_per_block]};
+        share.multiply();
     }
 }
 
