@@ -156,6 +156,8 @@ def merge(tree: dict[str, Any], over: dict[str, Any]) -> None:
 
 def build(kind: Any, tree: Any, where: str) -> Any:
     """An instance of the dataclass ``kind`` from nested dicts; ``where`` is the dotted key, for errors."""
+    if tree is None:  # defaults would silently take the place of what a base file says there
+        raise UserError(f"config key '{where}' is a section without keys: give it some or leave it out")
     if not isinstance(tree, dict):
         raise UserError(f"config key '{where}': expected keys and values, got {tree!r}")
     hints = typing.get_type_hints(kind)
@@ -176,7 +178,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if hint is DatasetEntry and isinstance(value, str):
             return DatasetEntry(value)
-        return build(hint, {} if value is None else value, where)
+        return build(hint, value, where)
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         options = typing.get_args(hint)

@@ -56,6 +56,7 @@ def test_words_that_yaml_1_1_takes_for_numbers(tmp_path):
         ("sparsity: {execution: compress}", ["compressed"]),
         ("sparsity: {targets: [W_X]}", ["W_X"]),
         ("base: nowhere.yaml", ["nowhere"]),
+        ("base: gpt2_small_s75\nsparsity:\n", ["'sparsity'", "leave it out"]),
         ("[1, 2]", ["keys and values"]),
         ("a: {", ["YAML"]),
         ("device: gpu", ["device"]),
