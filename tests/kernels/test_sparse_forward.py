@@ -43,6 +43,18 @@ def test_huge_k() -> None:
     assert_close(sparse_linear(x, values, pattern), forward(x, values, pattern), 7000)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("out", "in_features", "tokens"), [(256, 8, 2100), (250, 8, 2100), (1056, 1408, 520)])
+def test_results_that_go_past_the_caches(out: int, in_features: int, tokens: int, dtype: torch.dtype) -> None:
+    """1056 rows: generated code takes them in two parts of blocks of 31, of which the second begins in mid-line."""
+    pattern = random_pattern(out, in_features, 0.9, seed=1)
+    x = random_tensor(tokens, in_features, dtype=dtype, seed=1)
+    values = random_tensor(pattern.nnz, dtype=dtype, seed=2)
+    bias = random_tensor(out, dtype=dtype, seed=3)
+    exact = x.double() @ pattern.to_dense(values.double()).t() + bias.double()
+    assert_close(sparse_linear(x, values, pattern, bias), exact, in_features)
+
+
 def test_empty_and_full_rows_and_columns() -> None:
     mask = torch.zeros(40, 50, dtype=torch.bool)
     mask[7], mask[33], mask[:, 11] = True, True, True

@@ -328,6 +328,7 @@ bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
     const int64_t x_floats = g.block_inputs * 16 * group;
     const int64_t y_floats = y_stride * group;
     float* memory = scratch.floats((x_floats + y_floats) * threads);
+    const bool stream = tokens * g.rows * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes * threads;
     std::atomic<bool> finite{true};
 
 #pragma omp parallel num_threads(threads)
@@ -365,7 +366,7 @@ bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
             for (int64_t t = 0; t < count; ++t) {
                 packing.unpack(y_packed + t * y_stride + first_row * 16, 16, lanes(t), rows,
                                bias ? bias + first_row : nullptr,
-                               y + (first_tile + t) * 16 * g.rows + first_row, g.rows);
+                               y + (first_tile + t) * 16 * g.rows + first_row, g.rows, stream);
             }
         }
     }

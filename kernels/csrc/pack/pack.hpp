@@ -33,11 +33,16 @@ static inline void store(Bf16* to, float value) { *to = to_bf16(value); }
 // tile[f * stride + t] = x[t * row_length + f] for t < tokens (1..16), f < features.
 using PackF32 = void (*)(const float* x, int64_t row_length, int tokens, int64_t features, float* tile, int64_t stride);
 using PackBf16 = void (*)(const Bf16* x, int64_t row_length, int tokens, int64_t features, float* tile, int64_t stride);
-// y[t * row_length + f] = tile[f * stride + t] + bias[f] for t < tokens, f < features; bias may be null.
+// y[t * row_length + f] = tile[f * stride + t] + bias[f] for t < tokens, f < features; bias may be null. `stream`: past the
+// caches, where the code can and rows are whole lines apart.
 using UnpackF32 = void (*)(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, float* y,
-                           int64_t row_length);
+                           int64_t row_length, bool stream);
 using UnpackBf16 = void (*)(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, Bf16* y,
-                            int64_t row_length);
+                            int64_t row_length, bool stream);
+
+// Of a thread's part of y from which on it is streamed: by the time that somebody reads it, so much has left the
+// second-level cache anyway, and on its way through it pushes packed operands and code out.
+constexpr int64_t kStreamedBytes = int64_t{512} << 10;
 
 struct Packing {
     PackF32 pack_f32;
@@ -47,11 +52,11 @@ struct Packing {
 
     void pack(const float* x, int64_t n, int t, int64_t f, float* to, int64_t s) const { pack_f32(x, n, t, f, to, s); }
     void pack(const Bf16* x, int64_t n, int t, int64_t f, float* to, int64_t s) const { pack_bf16(x, n, t, f, to, s); }
-    void unpack(const float* from, int64_t s, int t, int64_t f, const float* b, float* y, int64_t n) const {
-        unpack_f32(from, s, t, f, b, y, n);
+    void unpack(const float* from, int64_t s, int t, int64_t f, const float* b, float* y, int64_t n, bool stream) const {
+        unpack_f32(from, s, t, f, b, y, n, stream);
     }
-    void unpack(const float* from, int64_t s, int t, int64_t f, const float* b, Bf16* y, int64_t n) const {
-        unpack_bf16(from, s, t, f, b, y, n);
+    void unpack(const float* from, int64_t s, int t, int64_t f, const float* b, Bf16* y, int64_t n, bool stream) const {
+        unpack_bf16(from, s, t, f, b, y, n, stream);
     }
 };
 

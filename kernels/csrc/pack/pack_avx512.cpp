@@ -34,24 +34,44 @@ void pack_f32(const float* x, int64_t row_length, int tokens, int64_t features, 
     }
 }
 
-void unpack_f32(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, float* y,
-                int64_t row_length) {
-    for (int64_t f = 0; f < features; f += 16) {
-        const int64_t count = features - f < 16 ? features - f : 16;
+// Elements from y to the end of its line.
+template <class T>
+inline int64_t to_end_of_line(const T* y) {
+    return static_cast<int64_t>((64 - reinterpret_cast<uintptr_t>(y) % 64) / sizeof(T));
+}
+
+// With kStream rows are whole lines apart; what is left of the first line goes alone, then lines are written whole.
+template <bool kStream>
+void unpack_rows_f32(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, float* y,
+                     int64_t row_length) {
+    int64_t count = kStream ? to_end_of_line(y) : 16;
+    for (int64_t f = 0; f < features; f += count, count = 16) {
+        count = features - f < count ? features - f : count;
         const __mmask16 lanes = first(count);
         __m512 r[16];
-        float* next = ahead(y, 16 * row_length, features, f, kAhead);
-        for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length, 1);
+        if (!kStream) {
+            float* next = ahead(y, 16 * row_length, features, f, kAhead);
+            for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length, 1);
+        }
         for (int i = 0; i < 16; ++i) r[i] = i < count ? _mm512_loadu_ps(tile + (f + i) * stride) : _mm512_setzero_ps();
         transpose(r);
         const __m512 add = bias ? _mm512_maskz_loadu_ps(lanes, bias + f) : _mm512_setzero_ps();
-        const auto save = [&](int t) { _mm512_mask_storeu_ps(y + t * row_length + f, lanes, _mm512_add_ps(r[t], add)); };
-        if (tokens == 16) {
-            for (int t = 0; t < 16; ++t) save(t);
+        float* to = y + f;
+        if (kStream && count == 16) {
+            for (int t = 0; t < tokens; ++t) _mm512_stream_ps(to + t * row_length, _mm512_add_ps(r[t], add));
         } else {
-            for (int t = 0; t < tokens; ++t) save(t);
+            for (int t = 0; t < tokens; ++t) {
+                _mm512_mask_storeu_ps(to + t * row_length, lanes, _mm512_add_ps(r[t], add));
+            }
         }
     }
+    if (kStream) _mm_sfence();
+}
+
+void unpack_f32(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, float* y,
+                int64_t row_length, bool stream) {
+    (stream && row_length % 16 == 0 ? unpack_rows_f32<true> : unpack_rows_f32<false>)(tile, stride, tokens, features, bias,
+                                                                                     y, row_length);
 }
 
 // bf16 is transposed as pairs of neighbouring features: half the shuffles, and whole lines of x and y.
@@ -91,14 +111,18 @@ inline __m512i rounded(__m512 value) {
     return _mm512_mask_or_epi32(sum, nan, bits, _mm512_set1_epi32(0x400000));
 }
 
-void unpack_bf16(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, Bf16* y,
-                 int64_t row_length) {
+template <bool kStream>
+void unpack_rows_bf16(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, Bf16* y,
+                      int64_t row_length) {
     const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
-    for (int64_t f = 0; f < features; f += 32) {
-        const int64_t count = features - f < 32 ? features - f : 32;
+    int64_t count = kStream ? to_end_of_line(y) : 32;
+    for (int64_t f = 0; f < features; f += count, count = 32) {
+        count = features - f < count ? features - f : count;
         const __mmask32 lanes = first_of_32(count);
-        Bf16* next = ahead(y, 16 * row_length, features, f, 2 * kAhead);
-        for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length, 1);
+        if (!kStream) {
+            Bf16* next = ahead(y, 16 * row_length, features, f, 2 * kAhead);
+            for (int t = 0; t < tokens; ++t) __builtin_prefetch(next + t * row_length, 1);
+        }
         const auto feature = [&](int i) {
             const __m512 sums = i < count ? _mm512_loadu_ps(tile + (f + i) * stride) : _mm512_setzero_ps();
             return rounded(bias && i < count ? _mm512_add_ps(sums, _mm512_set1_ps(bias[f + i])) : sums);
@@ -109,15 +133,22 @@ void unpack_bf16(const float* tile, int64_t stride, int tokens, int64_t features
             r[i] = _mm512_castsi512_ps(_mm512_or_si512(even, _mm512_and_si512(feature(2 * i + 1), upper)));
         }
         transpose(r);
-        const auto save = [&](int t) {
-            _mm512_mask_storeu_epi16(y + t * row_length + f, lanes, _mm512_castps_si512(r[t]));
-        };
-        if (tokens == 16) {
-            for (int t = 0; t < 16; ++t) save(t);
+        Bf16* to = y + f;
+        if (kStream && count == 32) {
+            for (int t = 0; t < tokens; ++t) {
+                _mm512_stream_si512(reinterpret_cast<__m512i*>(to + t * row_length), _mm512_castps_si512(r[t]));
+            }
         } else {
-            for (int t = 0; t < tokens; ++t) save(t);
+            for (int t = 0; t < tokens; ++t) _mm512_mask_storeu_epi16(to + t * row_length, lanes, _mm512_castps_si512(r[t]));
         }
     }
+    if (kStream) _mm_sfence();
+}
+
+void unpack_bf16(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, Bf16* y,
+                 int64_t row_length, bool stream) {
+    (stream && row_length % 32 == 0 ? unpack_rows_bf16<true> : unpack_rows_bf16<false>)(tile, stride, tokens, features,
+                                                                                        bias, y, row_length);
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ void pack(const T* x, int64_t row_length, int tokens, int64_t features, float* t
 
 template <class T>
 void unpack(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, T* y,
-            int64_t row_length) {
+            int64_t row_length, bool /*stream*/) {
     constexpr int64_t kBlock = 16;
     for (int64_t begin = 0; begin < features; begin += kBlock) {
         const int64_t end = begin + kBlock < features ? begin + kBlock : features;

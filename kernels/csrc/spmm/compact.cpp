@@ -28,6 +28,7 @@ void spmm_compact(const CompactBackend& backend, const Rows& rows, const T* x, i
     float* memory = scratch.floats((x_floats + y_floats) * threads);
     std::vector<int64_t> cursors(static_cast<size_t>(rows.count * threads));
     const Packing& packing = *backend.packing;
+    const bool stream = tokens * rows.count * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes * threads;
 
 #pragma omp parallel num_threads(threads)
     {
@@ -56,7 +57,7 @@ void spmm_compact(const CompactBackend& backend, const Rows& rows, const T* x, i
             for (int64_t t = 0; t < count; t += 16) {
                 const int lanes = static_cast<int>(std::min<int64_t>(count - t, 16));
                 packing.unpack(y_packed + begin * width + t, width, lanes, end - begin, bias ? bias + begin : nullptr,
-                               y + (first + t) * rows.count + begin, rows.count);
+                               y + (first + t) * rows.count + begin, rows.count, stream);
             }
         }
     }

@@ -24,6 +24,7 @@ constexpr Case kCases[] = {
     {100, 769, 5, 0.2}, {40, 1537, 70, 0.05}, {257, 64, 130, 0.5}, {2, 70000, 3, 0.01}, {70000, 2, 3, 0.3},
     {300, 401, 40, 0.007}, {65, 1601, 20, 0.5},  // bf16: too few entries for pairs; several windows of pairs, one of them short
     {600, 900, 7, 0.5},  // enough work for several threads, too few tokens to share
+    {64, 3, 4200, 0.5}, {3, 64, 4200, 0.5}, {70, 3, 4200, 0.5},  // results that go past the caches; rows that are no whole lines
 };
 
 float as_float(float value) { return value; }
