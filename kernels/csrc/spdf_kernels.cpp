@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -178,6 +179,11 @@ const char* spdf_backend_missing(int backend) {
 #else
     return "the library was built for another architecture than x86-64";
 #endif
+}
+
+int spdf_backend_forced(void) {
+    const char* name = std::getenv("SPDF_KERNELS_BACKEND");
+    return name && *name;
 }
 
 int spdf_cpu_is_intel(void) { return spdf::is_intel(); }

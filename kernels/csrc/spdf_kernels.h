@@ -21,6 +21,9 @@ typedef struct spdf_pattern spdf_pattern;
 // Null when this machine can run the backend, else the reason in English.
 SPDF_EXPORT const char* spdf_backend_missing(int backend);
 
+// Whether the environment variable SPDF_KERNELS_BACKEND names a back end.
+SPDF_EXPORT int spdf_backend_forced(void);
+
 // Whether the CPU is Intel's.
 SPDF_EXPORT int spdf_cpu_is_intel(void);
 

@@ -25,6 +25,8 @@ def available_backends() -> dict[str, str | None]:
 
 def backend_for(pattern: SparsityPattern) -> str:
     """Name of the back end for a pattern. Raises ValueError when the forced one is unknown or not available."""
+    if pattern.bits.is_cpu and native.unforced():
+        return _fastest()
     forced = os.environ.get(VARIABLE)
     if not pattern.bits.is_cpu:
         if forced not in (None, "", "torch"):

@@ -22,6 +22,7 @@ _NO_MEMORY = 1
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _SIGNATURES = {
     "spdf_backend_missing": (ctypes.c_char_p, [_INT]),
+    "spdf_backend_forced": (_INT, []),
     "spdf_cpu_is_intel": (_INT, []),
     "spdf_pattern_new": (_POINTER, [_POINTER, _INT64, _INT64, _INT64]),
     "spdf_pattern_free": (None, [_POINTER]),
@@ -60,6 +61,14 @@ def missing(backend: str) -> str | None:
         return missing_library
     reason = _library.spdf_backend_missing(BACKENDS[backend])
     return None if reason is None else reason.decode()
+
+
+def unforced() -> bool:
+    """Whether the library is there and SPDF_KERNELS_BACKEND empty.
+
+    In caches that a product has emptied, os.environ takes 30 us longer to say so.
+    """
+    return _library is not None and not _library.spdf_backend_forced()
 
 
 def is_intel() -> bool:
