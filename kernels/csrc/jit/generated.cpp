@@ -31,7 +31,7 @@ constexpr int64_t kPassesPerPrefetch = 6;
 // into parts of this many bytes, up to twice as many, and all groups go through one part before the next.
 constexpr int64_t kBytesOfPart = int64_t{4} << 20;
 constexpr int64_t kBytesOfEntry = 8 + 4;  // code and value
-// Each part packs x anew: multiply-adds that an element of x is worth at least.
+// Each part reads x anew, and packs it: multiply-adds that an element of x is worth at least.
 constexpr int64_t kWorkOfPackedElement = 320;
 
 // Which rows of a row block keep a feature, one bit a row: [row_blocks * features].
@@ -285,7 +285,8 @@ int64_t tiles_of_task(const Generated& g, int64_t tiles, int threads) {
 
 // Parts of the rows, each taken through by all groups of tiles before the next.
 int64_t parts_of_rows(const Generated& g) {
-    return std::clamp<int64_t>(g.entries * kBytesOfEntry / kBytesOfPart, 1, g.row_blocks);
+    const int64_t worth = g.entries / (g.inputs * kWorkOfPackedElement);
+    return std::clamp<int64_t>(std::min(g.entries * kBytesOfEntry / kBytesOfPart, worth), 1, g.row_blocks);
 }
 
 BlockCode code_of(const Generated& g, int64_t block) {
@@ -322,8 +323,7 @@ bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
     const bool by_tokens = tiles >= 4 * threads;
     const int64_t group = tiles_of_task(g, tiles, by_tokens ? threads : 1);
     const int64_t groups = (tiles + group - 1) / group;
-    const int64_t worth = std::max<int64_t>(1, g.entries / (g.inputs * kWorkOfPackedElement));
-    const int64_t parts = by_tokens ? std::min(parts_of_rows(g), worth) : std::min<int64_t>(g.row_blocks, threads);
+    const int64_t parts = by_tokens ? parts_of_rows(g) : std::min<int64_t>(g.row_blocks, threads);
     const int64_t y_stride = tile_floats(g.rows);
     const int64_t x_floats = g.block_inputs * 16 * group;
     const int64_t y_floats = y_stride * group;
