@@ -328,7 +328,7 @@ bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int6
     const int64_t x_floats = g.block_inputs * 16 * group;
     const int64_t y_floats = y_stride * group;
     float* memory = scratch.floats((x_floats + y_floats) * threads);
-    const bool stream = tokens * g.rows * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes * threads;
+    const bool stream = streamed(y, tokens, g.rows, threads);
     std::atomic<bool> finite{true};
 
 #pragma omp parallel num_threads(threads)

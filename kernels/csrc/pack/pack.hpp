@@ -40,9 +40,12 @@ using UnpackF32 = void (*)(const float* tile, int64_t stride, int tokens, int64_
 using UnpackBf16 = void (*)(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, Bf16* y,
                             int64_t row_length, bool stream);
 
-// Of a thread's part of y from which on it is streamed: by the time that somebody reads it, so much has left the
-// second-level cache anyway, and on its way through it pushes packed operands and code out.
-constexpr int64_t kStreamedBytes = int64_t{512} << 10;
+// Whether y is streamed: from half a MiB a thread on. By the time that somebody reads it, so much has left the second-level
+// cache anyway, and on its way through it pushes packed operands and code out.
+template <class T>
+bool streamed(const T*, int64_t tokens, int64_t features, int threads) {
+    return tokens * features * static_cast<int64_t>(sizeof(T)) >= (int64_t{512} << 10) * threads;
+}
 
 struct Packing {
     PackF32 pack_f32;

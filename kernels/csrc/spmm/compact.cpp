@@ -28,7 +28,7 @@ void spmm_compact(const CompactBackend& backend, const Rows& rows, const T* x, i
     float* memory = scratch.floats((x_floats + y_floats) * threads);
     std::vector<int64_t> cursors(static_cast<size_t>(rows.count * threads));
     const Packing& packing = *backend.packing;
-    const bool stream = tokens * rows.count * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes * threads;
+    const bool stream = streamed(y, tokens, rows.count, threads);
 
 #pragma omp parallel num_threads(threads)
     {
