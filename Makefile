@@ -1,4 +1,4 @@
-# make setup | demo | test | test-fast | test-sanitize | lint | bench
+# make setup | demo | test | test-fast | test-sanitize | lint | bench | docs
 # Everything runs in .venv, which the first target makes; a second call starts at once.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: setup demo test test-fast test-sanitize lint bench clean
+.PHONY: setup demo test test-fast test-sanitize lint bench docs clean
 
 setup: $(STAMP)
 
@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py $(shell find kernels/csrc -nam
 	@command -v c++ >/dev/null || { echo "SPDF needs a C++ compiler: install g++ or clang++"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "SPDF needs python3-venv"; exit 1; }
 	@echo "Installing into .venv (about two minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
 # Without SPDF_DATA: text of the Python installation and synthetic fine-tuning data. With it: its real text/ and e2e/.
@@ -41,6 +41,10 @@ lint: setup
 
 bench: setup
 	@$(BIN)/spdf bench gemm
+
+# Fails on any warning: a broken link, a name that is not documented.
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo "The documentation is in build/site/index.html"
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,0 +1,92 @@
+"""MkDocs hooks: the table of configuration keys, and the kernels' READMEs as pages of the site.
+
+The schema documents each field by the string below it. Python does not keep these strings, so they are read from the
+syntax tree. The hooks import no project code.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+MARKER = "<!-- configuration keys -->"
+SCHEMA = ROOT / "spdf_dist/config/schema.py"
+ROOTS = {"PretrainConfig": "`spdf pretrain`", "FinetuneConfig": "`spdf finetune`"}
+
+
+def documented_fields(class_: ast.ClassDef) -> Iterator[tuple[str, ast.expr, ast.expr | None, str]]:
+    """Name, type, default and docstring of each field of a dataclass."""
+    for statement, after in zip(class_.body, [*class_.body[1:], None], strict=True):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            text = ""
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                text = " ".join(str(after.value.value).split())
+            yield statement.target.id, statement.annotation, statement.value, text
+
+
+def default_text(default: ast.expr | None) -> str:
+    """The default as YAML would have it."""
+    match default:
+        case None:
+            return "required"
+        case ast.Constant(value=None):
+            return "null"
+        case ast.Constant(value=bool() as value):
+            return str(value).lower()
+        case ast.Constant(value=value):
+            return str(value) if value != "" else '""'
+        case ast.Call(keywords=[ast.keyword(arg="default_factory", value=ast.Name(id="list"))]):
+            return "[]"
+        case ast.Call(keywords=[ast.keyword(arg="default_factory", value=ast.Name(id="dict"))]):
+            return "{}"
+        case ast.Call(keywords=[ast.keyword(arg="default_factory", value=ast.Lambda(body=body))]):
+            return ast.unparse(body)
+        case _:
+            return ast.unparse(default)
+
+
+def tables(classes: dict[str, ast.ClassDef], name: str, prefix: str) -> Iterator[str]:
+    """The table of one class, then those of its sections."""
+    class_ = classes[name]
+    sections = []
+    yield " ".join((ast.get_docstring(class_) or "").split()) + "\n"
+    yield "| key | type | default | meaning |\n|---|---|---|---|"
+    for field, annotation, default, text in documented_fields(class_):
+        kind = ast.unparse(annotation)
+        if kind in classes:
+            sections.append((field, kind))
+            continue
+        alternatives = " or ".join(f"`{part}`" for part in kind.replace("None", "null").split(" | "))
+        text = text.replace("|", "\\|")
+        yield f"| `{prefix}{field}` | {alternatives} | `{default_text(default)}` | {text} |"
+    for field, kind in sections:
+        yield f"\n### {prefix}{field}\n"
+        yield from tables(classes, kind, f"{prefix}{field}.")
+
+
+def reference() -> str:
+    """All keys of both commands, in Markdown."""
+    tree = ast.parse(SCHEMA.read_text(encoding="utf-8"))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    parts = []
+    for root, command in ROOTS.items():
+        parts += [f"\n## Keys of {command}\n", *tables(classes, root, "")]
+    return "\n".join(parts)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the READMEs of the kernels, which lie outside the documentation's folder."""
+    for readme in sorted((ROOT / "kernels").rglob("*.md")):
+        text = readme.read_text(encoding="utf-8").replace("](../docs/", "](../")
+        files.append(File.generated(config, str(readme.relative_to(ROOT)), content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Fill in the configuration keys, and make links to the kernels' READMEs links inside the site."""
+    return markdown.replace(MARKER, reference()).replace("](../kernels/", "](kernels/")
