@@ -1,4 +1,4 @@
-"""MkDocs hooks: the table of configuration keys, and the kernels' READMEs as pages of the site.
+"""MkDocs hooks: the table of configuration keys, and the tutorial and the kernels' READMEs as pages of the site.
 
 The schema documents each field by the string below it. Python does not keep these strings, so they are read from the
 syntax tree. The hooks import no project code.
@@ -7,6 +7,7 @@ syntax tree. The hooks import no project code.
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,8 +80,17 @@ def reference() -> str:
     return "\n".join(parts)
 
 
+def notebook_text(path: Path) -> str:
+    """The cells of a notebook as Markdown, without outputs."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = [("".join(cell["source"]), cell["cell_type"] == "code") for cell in cells]
+    return "\n\n".join(f"```python\n{text}\n```" if code else text for text, code in texts)
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the READMEs of the kernels, which lie outside the documentation's folder."""
+    """Add pages that are not Markdown files of the documentation's folder."""
+    for notebook in sorted((ROOT / "docs/tutorials").glob("*.ipynb")):
+        files.append(File.generated(config, f"tutorials/{notebook.stem}.md", content=notebook_text(notebook)))
     for readme in sorted((ROOT / "kernels").rglob("*.md")):
         text = readme.read_text(encoding="utf-8").replace("](../docs/", "](../")
         files.append(File.generated(config, str(readme.relative_to(ROOT)), content=text))
