@@ -41,6 +41,7 @@ BATCH=${BATCHES[$((CELL % ${#BATCHES[@]}))]}
 RATE=${RATES[$((CELL / ${#BATCHES[@]}))]}
 RUN_DIR="$RUNS/batch=$BATCH,lr=$RATE"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+export PYTHONSAFEPATH=1                         # a script of yours called random.py is not imported in place of Python's
 
 if ! ls "$PRETRAINED"/checkpoints/step_*/manifest.json >/dev/null 2>&1; then
   echo "no whole checkpoint in $PRETRAINED: pre-train first (slurm/pretrain_xl.sh)"

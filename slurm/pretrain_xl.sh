@@ -43,6 +43,7 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+export PYTHONSAFEPATH=1                         # a script of yours called random.py is not imported in place of Python's
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1        # a rank whose peer is gone ends instead of waiting for ever
 
 # Every rank is one task. All GPUs of a node stay visible to its tasks (NCCL's peer access needs that); rank i takes GPU i.

@@ -2,6 +2,10 @@
 
 import sys
 
+# `-m` puts the current folder first, where a user's tokenize.py would replace the standard one.
+if not sys.flags.safe_path and sys.path and not __file__.startswith(sys.path[0]):
+    del sys.path[0]
+
 from spdf_dist.cli.main import main
 
 if __name__ == "__main__":

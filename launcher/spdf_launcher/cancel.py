@@ -9,12 +9,13 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from spdf_dist.file_locks import birth, is_locked
 from spdf_launcher.attempts import history
-from spdf_launcher.folder import CANCELLED, DONE, is_locked, job_folder, now, read_json, write_json
+from spdf_launcher.folder import CANCELLED, DONE, job_folder, now, read_json, write_json
 from spdf_launcher.journal import Journal
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.plan import Job
-from spdf_launcher.process import birth, tell_to_stop
+from spdf_launcher.process import tell_to_stop
 from spdf_launcher.slurm import commands
 from spdf_launcher.slurm.state import SlurmState, recover, slurm_states
 

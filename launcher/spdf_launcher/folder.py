@@ -1,4 +1,4 @@
-"""A workflow's folder: where things lie, written aside and renamed, locked with flock.
+"""A workflow's folder: where things lie, written aside and renamed.
 
 journal.jsonl               what the launchers did (see journal.py)
 workflow.yaml  plan.json    the workflow as it was read, and its jobs
@@ -15,11 +15,9 @@ slurm/                      batch scripts and their logs
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -113,45 +111,6 @@ def last_lines(path: Path, reach: int = 65536) -> list[dict[str, Any]]:
             if isinstance(value, dict):
                 found.append(value)
     return found
-
-
-def try_lock(path: Path, patience: float = 0.0) -> int | None:
-    """An open file descriptor that holds the lock on ``path``; None when another process still has it after
-    ``patience`` seconds (a look at the lock takes it for an instant)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                os.close(descriptor)
-                return None
-            time.sleep(0.05)
-        else:
-            return descriptor
-
-
-def unlock(descriptor: int) -> None:
-    """Give a lock back, also when a process that inherited the descriptor lives on."""
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
-
-
-def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock on ``path``, which this one need not be allowed to write."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 @dataclass(frozen=True)

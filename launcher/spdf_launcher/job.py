@@ -24,26 +24,24 @@ from typing import Any
 import yaml
 
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
+from spdf_dist.file_locks import birth, is_locked, try_lock, unlock
 from spdf_launcher.attempts import COMMAND, END, START, history, newest_checkpoint, record
 from spdf_launcher.folder import (
     CANCELLED,
     DONE,
     FAILED,
     digest,
-    is_locked,
     job_folder,
     now,
     read_json,
     read_lines,
-    try_lock,
-    unlock,
     write_json,
     write_text,
 )
 from spdf_launcher.kinds import KINDS, OUT
 from spdf_launcher.moved import follow
 from spdf_launcher.plan import Job, job_from_json, outputs
-from spdf_launcher.process import Signals, birth, goes_on, outcome_of, run_command, told_code
+from spdf_launcher.process import Signals, goes_on, outcome_of, run_command, told_code
 from spdf_launcher.rank import EXIT_FILE
 from spdf_launcher.references import substitute
 from spdf_launcher.requeue import is_preempted, requeue_self, slurm_job

@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from spdf_dist.config.errors import UserError
-from spdf_launcher.folder import append_line, in_one_line, is_locked, now, read_lines, try_lock, unlock
+from spdf_dist.file_locks import is_locked, try_lock, unlock
+from spdf_launcher.folder import append_line, in_one_line, now, read_lines
 
 FILE = "journal.jsonl"
 

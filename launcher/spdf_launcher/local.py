@@ -12,8 +12,9 @@ from pathlib import Path
 from types import FrameType
 
 from spdf_dist.config.errors import EXIT_STOPPED
+from spdf_dist.file_locks import is_locked
 from spdf_launcher.display import Display
-from spdf_launcher.folder import CANCELLED, DONE, is_locked, job_folder, read_json
+from spdf_launcher.folder import CANCELLED, DONE, job_folder, read_json
 from spdf_launcher.journal import Journal
 from spdf_launcher.plan import Job
 from spdf_launcher.prepare import wanted_jobs

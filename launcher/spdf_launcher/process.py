@@ -109,15 +109,6 @@ def tell_to_stop(command: int, on: str) -> None:
             os.kill(pid, signal.SIGTERM)
 
 
-def birth(pid: int) -> int | None:
-    """When a process of this machine started, in clock ticks since boot: ids are used again. None: it does not run."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
 def ranks_below(session: int) -> list[int]:
     """Process ids of the ranks of this machine in a session."""
     found = []

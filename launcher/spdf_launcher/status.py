@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from spdf_dist.config.errors import UserError
+from spdf_dist.file_locks import is_locked
 from spdf_launcher.attempts import history
-from spdf_launcher.folder import CANCELLED, DONE, FAILED, is_locked, job_folder, read_json
+from spdf_launcher.folder import CANCELLED, DONE, FAILED, job_folder, read_json
 from spdf_launcher.journal import require_workflow
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.plan import Job, job_from_json

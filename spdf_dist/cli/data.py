@@ -104,9 +104,9 @@ def run_tokenizer_train(args: argparse.Namespace) -> int:
 
 
 def run_pack(args: argparse.Namespace) -> int:
-    from spdf_dist.cli.main import is_rank_zero
     from spdf_dist.config.errors import SpdfError
     from spdf_dist.data.pack import pack
+    from spdf_dist.data.ranks import is_rank_zero
 
     start = time.monotonic()
     before = signal.signal(signal.SIGTERM, interrupt)  # so that what was written aside is removed

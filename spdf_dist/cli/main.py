@@ -16,13 +16,17 @@ from typing import NoReturn
 
 from spdf_dist import __version__
 from spdf_dist.cli.memory import keep_freed_memory
+from spdf_dist.cli.surroundings import import_nothing_from_here, open_standard_streams
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_STOPPED, SpdfError
+from spdf_dist.config.paths import with_home
 from spdf_dist.config.suggest import nearest
 from spdf_dist.parallel.ranks import ALONE, discover, first_told, follow_parent, lost_peer, may_speak
 
 GROUP = "spdf.commands"
 TRAINING = ("pretrain", "finetune")
 """Commands that a stop leaves to be gone on with."""
+PROMPT = "--prompt"
+"""The option whose value is a text."""
 UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 """Errors of the file system for a path that a user gave and may not enter, or that no file can have."""
 
@@ -57,6 +61,22 @@ def build_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
     return parser
 
 
+def expand_home(words: Sequence[str]) -> list[str]:
+    """Put the home folder for a leading ``~`` of a word or an option's value, as in ``--out=~/x`` or in quotes.
+
+    A shell leaves both alone. Overrides are the config's; a prompt is a text.
+    """
+    expanded = []
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.partition("=")
+        if word.startswith("~") and before != PROMPT:
+            word = with_home(word)
+        elif option.startswith("--") and option != PROMPT and value.startswith("~"):
+            word = f"{option}{equals}{with_home(value)}"
+        expanded.append(word)
+    return expanded
+
+
 def overview(points: dict[str, importlib.metadata.EntryPoint]) -> str:
     """The text of ``spdf --help``."""
     width = max(len(name) for name in points)
@@ -69,15 +89,6 @@ def overview(points: dict[str, importlib.metadata.EntryPoint]) -> str:
             "\n75 stopped by a signal after saving (start it again to go on)."
         )
     )
-
-
-def is_rank_zero() -> bool:
-    """Whether this process speaks for the job: rank 0 of whatever launcher started it, or the only process."""
-    env = os.environ
-    rank = env.get("RANK") or env.get("OMPI_COMM_WORLD_RANK")
-    if rank is None and "SLURM_STEP_ID" in env:
-        rank = env.get("SLURM_PROCID")
-    return rank in (None, "", "0")
 
 
 def report(line: str, code: int) -> int:
@@ -115,15 +126,28 @@ def stoppable(name: str) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``spdf`` with ``argv`` (default: the process's own) and return its exit code."""
+    open_standard_streams()
+    import_nothing_from_here()
     code = 0
     try:
         try:
             code = run_command(sys.argv[1:] if argv is None else argv)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads, such as `head`, has enough; the rest goes nowhere, also at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever reads, such as `head`, has enough
+        drop_output()
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        drop_output()
+        print(f"spdf: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        code = code or 1
     return code
+
+
+def drop_output() -> None:
+    """Send the rest of standard output nowhere, also what Python flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -140,7 +164,7 @@ def run_command(argv: Sequence[str]) -> int:
     if arguments[0] == "--version":
         print(f"spdf {__version__}")
         return 0
-    name, *rest = arguments
+    name, *rest = expand_home(arguments)
     if name not in points:
         print(f"spdf: error: unknown command '{name}'{nearest(name, points)}", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.schema import AnyConfig, DatasetEntry, FinetuneConfig, PretrainConfig
+from spdf_dist.config.paths import with_home
+from spdf_dist.config.schema import AnyConfig, DatasetEntry, FinetuneConfig, PathText, PretrainConfig
 from spdf_dist.config.suggest import nearest
 from spdf_dist.config.validate import validate
 
@@ -94,7 +95,7 @@ def shipped_configs() -> list[str]:
 
 def find_config(source: str) -> Path:
     """The file that ``source`` names: a path, else a shipped config."""
-    path = Path(source)
+    path = Path(with_home(source))
     if path.is_file():
         return path
     name = source.removesuffix(".yaml")
@@ -160,7 +161,7 @@ def build(kind: Any, tree: Any, where: str) -> Any:
         raise UserError(f"config key '{where}' is a section without keys: give it some or leave it out")
     if not isinstance(tree, dict):
         raise UserError(f"config key '{where}': expected keys and values, got {tree!r}")
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     values = {}
     for key, value in tree.items():
         dotted = f"{where}.{key}" if where else str(key)
@@ -177,9 +178,11 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     """``value`` as the annotated type ``hint``."""
     if dataclasses.is_dataclass(hint):
         if hint is DatasetEntry and isinstance(value, str):
-            return DatasetEntry(value)
+            return DatasetEntry(with_home(value))
         return build(hint, value, where)
     origin = typing.get_origin(hint)
+    if origin is typing.Annotated:  # PathText
+        return with_home(convert(str, value, where))
     if origin in (typing.Union, types.UnionType):
         options = typing.get_args(hint)
         if value is None and type(None) in options:
@@ -187,7 +190,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         inner = [option for option in options if option is not type(None)]
         if len(inner) == 1:
             return convert(inner[0], value, where)
-        return convert(dict[str, Any] if isinstance(value, dict) else str, value, where)
+        return convert(dict[str, Any] if isinstance(value, dict) else PathText, value, where)
     if origin is list:
         (item,) = typing.get_args(hint)
         values = value if isinstance(value, list) else [] if value is None else [value]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+PathText = Annotated[str, "path"]
+"""A path as text; a leading `~` is the home folder."""
 
 LOGICAL_WEIGHTS = ("W_Q", "W_K", "W_V", "W_D", "W_I", "W_O")
 """The six matrices of a layer that the paper sparsifies (appendix A.1), each of shape [out, in]."""
@@ -101,7 +104,7 @@ class TrainingConfig:
 class DatasetEntry:
     """A packed dataset and its share of the batches."""
 
-    path: str
+    path: PathText
     """A folder written by `spdf data pack`, or the prefix of Megatron .bin/.idx files."""
     weight: float = 1.0
     """Relative share of the sequences drawn."""
@@ -115,7 +118,7 @@ class DataConfig:
     """A path, a list of paths, or a list of {path, weight}."""
     validation: list[DatasetEntry] = field(default_factory=list)
     """The same, for the validation loss; empty is no validation."""
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """A .model file or a folder with encoder.json and vocab.bpe; null takes the one kept with the packed data."""
 
 
@@ -145,13 +148,13 @@ class KernelsConfig:
 class PretrainConfig:
     """Everything `spdf pretrain` needs."""
 
-    run_dir: str = "runs/pretrain"
+    run_dir: PathText = "runs/pretrain"
     """The run's folder; starting it again continues it."""
     seed: int = 1234
     """Seeds initialisation, data order and dropout, each through a domain of its own."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
-    deepspeed: dict[str, Any] | str | None = None
+    deepspeed: dict[str, Any] | PathText | None = None
     """A DeepSpeed JSON file (or its content) to merge in; a key that this config sets too is an error."""
     model: ModelConfig = field(default_factory=ModelConfig)
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
@@ -167,13 +170,13 @@ class PretrainConfig:
 class TaskConfig:
     """What is fine-tuned, on what, and for how long. Defaults are LoRA's E2E recipe (Hu et al., 2022)."""
 
-    checkpoint: str = ""
+    checkpoint: PathText = ""
     """A checkpoint (step_N) or a run folder, whose newest whole checkpoint is taken; densified on load."""
     task: str = "e2e"
     """`e2e`, `webnlg`, `dart` or `curation`."""
-    train: str = ""
+    train: PathText = ""
     """The task's training file."""
-    validation: str = ""
+    validation: PathText = ""
     """The task's validation file."""
     epochs: int = 5
     """Passes over the training file (paper, appendix A.2)."""
@@ -226,11 +229,11 @@ class FinetuneSparsityConfig:
 class FinetuneConfig:
     """Everything `spdf finetune` needs; the architecture comes from the checkpoint."""
 
-    run_dir: str = "runs/finetune"
+    run_dir: PathText = "runs/finetune"
     seed: int = 1234
     """Seeds batch order and dropout."""
     device: str = "auto"
-    deepspeed: dict[str, Any] | str | None = None
+    deepspeed: dict[str, Any] | PathText | None = None
     finetune: TaskConfig = field(default_factory=TaskConfig)
     sparsity: FinetuneSparsityConfig = field(default_factory=FinetuneSparsityConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

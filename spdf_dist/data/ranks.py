@@ -20,6 +20,15 @@ from spdf_dist.config.errors import UserError
 POLL_SECONDS = 0.2
 
 
+def is_rank_zero() -> bool:
+    """Whether this process speaks for the job: rank 0 of whatever launcher started it, or the only process."""
+    env = os.environ
+    rank = env.get("RANK") or env.get("OMPI_COMM_WORLD_RANK")
+    if rank is None and "SLURM_STEP_ID" in env:
+        rank = env.get("SLURM_PROCID")
+    return rank in (None, "", "0")
+
+
 class Ranks(ABC):
     """``size`` processes, this one being number ``rank``."""
 

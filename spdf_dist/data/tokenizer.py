@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,15 @@ GPT2_END = "<|endoftext|>"
 
 # GPT-2's rule for cutting text into words before merging. The ``regex`` package is what the original encoder used.
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CACHED_WORDS = 1 << 19
+ADDED_TOKEN = re.compile(r"<\|.*\|>|<.*>|\[[A-Z_0-9]+\]")
+"""Entries that are tokens of their own and no result of a merge."""
+CACHED_BYTES = 200 << 20
+"""What the ids of words may take in a process; then the cache begins anew."""
+LONGEST_CACHED_WORD = 64
+"""Characters; longer words, as of DNA or of scripts without spaces, hardly come again."""
+WORD_BYTES = 250
+ID_BYTES = 40
+"""What Python takes for a cached word, and for each of its ids."""
 
 # SentencePiece writes a space as this character, so one in the text would come back as a space.
 SP_SPACE = "▁"
@@ -144,6 +153,7 @@ class Gpt2Tokenizer(Tokenizer):
         if GPT2_END not in entries:
             raise UserError(f"{vocabulary} has no {GPT2_END} to end documents with")
         self.eod_id = entries[GPT2_END]
+        check_merges(entries, merges)
         self.digest = files_digest([(path.name, path.read_bytes()) for path in (vocabulary, merges)])
         self._find_words = regex.compile(GPT2_WORDS).findall
         self._merges = tokenizers.Tokenizer(model)
@@ -158,8 +168,6 @@ class Gpt2Tokenizer(Tokenizer):
             for word_ids in map(self._words.__getitem__, self._find_words(text)):
                 ids += word_ids
             result.append(ids)
-            if len(self._words) > CACHED_WORDS:
-                self._words.clear()
         return result
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -169,15 +177,37 @@ class Gpt2Tokenizer(Tokenizer):
         copy_files([(self.folder / name, name) for name in GPT2_FILES], Path(folder))
 
 
+def check_merges(entries: dict[str, int], merges: Path) -> None:
+    """Raise UserError unless each entry of the vocabulary but bytes and added tokens is the result of a merge.
+
+    A merges file that was cut short would give other, more ids without a word.
+    """
+    lines = merges.read_text(encoding="utf-8").split("\n")
+    made = {left + right for left, space, right in (line.partition(" ") for line in lines) if space}
+    lacking = [entry for entry in entries if len(entry) > 1 and not ADDED_TOKEN.fullmatch(entry) and entry not in made]
+    if lacking:
+        raise UserError(
+            f"{merges}: no merge makes {lacking[0]!r} and {len(lacking) - 1} other entries of the vocabulary; "
+            "is the file whole?"
+        )
+
+
 class WordCache(dict[str, list[int]]):
-    """Word -> ids; a word that is missing is encoded."""
+    """Word -> ids; a word that is missing is encoded. Bounded by ``CACHED_BYTES``."""
 
     def __init__(self, merges: Any) -> None:
         super().__init__()
         self._merges = merges
+        self._bytes = 0
 
     def __missing__(self, word: str) -> list[int]:
-        ids = self[word] = self._merges.encode(word, add_special_tokens=False).ids
+        ids: list[int] = self._merges.encode(word, add_special_tokens=False).ids
+        if len(word) <= LONGEST_CACHED_WORD:
+            self._bytes += WORD_BYTES + 4 * len(word) + ID_BYTES * len(ids)
+            if self._bytes > CACHED_BYTES:
+                self.clear()
+                self._bytes = 0
+            self[word] = ids
         return ids
 
 

@@ -236,3 +236,33 @@ def test_unknown_names_are_answered_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.csv does not exist"):
         load_task("e2e", tmp_path / "x.csv", "test")
     assert all(name == task.name for name, task in TASKS.items())
+
+
+EMPTY_TARGETS = {
+    "e2e": ("x.csv", 'mr,ref\n"name[A], area[b]",\n"name[B]",  \n"name[B]",It is B.\n', 2),
+    "dart": ("x.json", '[{"tripleset":[["A","R","B"]],"annotations":[{"text":" "},{"text":"A has B."}]}]', 1),
+    "webnlg": (
+        "x.xml",
+        "<b><entries><entry category='City' eid='1'><modifiedtripleset><mtriple>A | r | B</mtriple></modifiedtripleset>"
+        "<lex comment='good'></lex><lex comment='good'>A has B.</lex></entry></entries></b>",
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("task", EMPTY_TARGETS)
+def test_empty_targets_are_no_examples_to_learn(task: str, split: str, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    name, content, empty = EMPTY_TARGETS[task]
+    (tmp_path / name).write_text(content)
+    examples = load_task(task, tmp_path / name, split)
+    assert [example.target for example in examples] in (["It is B ."], ["A has B."])
+    assert [example.group for example in examples] == [0]
+    assert capsys.readouterr().err == f"{tmp_path / name}: {empty} examples with an empty text are left out\n"
+
+
+def test_a_file_of_empty_targets_alone_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('mr,ref\n"name[A]",\n')
+    with pytest.raises(UserError, match="nothing to learn"):
+        load_task("e2e", tmp_path / "x.csv", "train")
+    assert len(load_task("e2e", tmp_path / "x.csv", "test")) == 1

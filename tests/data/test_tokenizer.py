@@ -160,3 +160,26 @@ def test_bad_arguments_are_one_line(
     assert main(["data", *command]) == 2
     error = capfd.readouterr().err
     assert words.replace("FILE", file.name) in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("kept_lines", [0, 1, 20_001, 49_990])
+def test_merges_that_are_cut_short_are_refused(kept_lines: int, tmp_path: Path, gpt2_folder: str) -> None:
+    shutil.copy(Path(gpt2_folder) / "encoder.json", tmp_path)
+    lines = (Path(gpt2_folder) / "vocab.bpe").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "vocab.bpe").write_text("".join(lines[:kept_lines]), encoding="utf-8")
+    with pytest.raises(UserError, match="is the file whole"):
+        load_tokenizer(tmp_path)
+
+
+def test_the_words_kept_are_bounded_in_bytes(gpt2_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_tokenizer(gpt2_folder)
+    rng = random.Random(1)
+    dna = ["".join(rng.choices("ACGT", k=1000)) for _ in range(200)]
+    expected = tokenizer.encode_batch(dna)
+    assert len(tokenizer._words) == 0  # type: ignore[attr-defined]
+    monkeypatch.setattr("spdf_dist.data.tokenizer.CACHED_BYTES", 100_000)
+    sentences = ["".join(chr(rng.randrange(0x4E00, 0x9FA5)) for _ in range(30)) for _ in range(2000)]
+    ids = tokenizer.encode_batch(["\n".join(sentences)])[0]
+    assert len(tokenizer._words) < 100  # type: ignore[attr-defined]
+    assert tokenizer.decode(ids) == "\n".join(sentences)
+    assert tokenizer.encode_batch(dna) == expected

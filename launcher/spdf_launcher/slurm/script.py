@@ -109,7 +109,8 @@ def render(script: Script, root: Path, cluster: Cluster) -> str:
     ]
     lines = ["#!/bin/bash", f"# Written by `spdf run`. By hand: sbatch {script.path}", "#"]
     lines += [f"#SBATCH {option}" for option in options]
-    lines += ["", *cluster.setup]
+    # A script in the current folder that has the name of a module, as tokenize.py, is not to be imported for it.
+    lines += ["", "export PYTHONSAFEPATH=1", *cluster.setup]
     lines += [f"export {name}={shlex.quote(str(value))}" for name, value in cluster.env.items()]
     if resources.ranks > 1:
         lines += [

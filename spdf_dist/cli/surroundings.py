@@ -1,0 +1,56 @@
+"""What a command must not depend on: open standard streams, a live terminal, the files in the current folder."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+
+
+class Messages(io.TextIOWrapper):
+    """Standard error that drops what nobody can take any more, as when the terminal, the reader or the disk is gone.
+
+    No work ends for want of a message.
+    """
+
+    def write(self, text: str, /) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+def open_standard_streams() -> None:
+    """Open /dev/null in the place of closed standard streams, as daemons and job systems start commands.
+
+    Else the next file that is opened takes the number of a stream, and libraries write their messages into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            stream = open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)  # it closes its file when nothing refers to it
+    if type(sys.stderr) is io.TextIOWrapper:
+        sys.stderr = Messages(
+            sys.stderr.buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True, write_through=True
+        )
+
+
+def import_nothing_from_here() -> None:
+    """Processes that this one starts import no module from the current folder.
+
+    A user's tokenize.py there would replace the standard one in spawned ranks, workers and jobs.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"

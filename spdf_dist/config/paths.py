@@ -1,0 +1,10 @@
+"""Paths as people write them in configs and on the command line."""
+
+from __future__ import annotations
+
+import os
+
+
+def with_home(text: str) -> str:
+    """``text`` with the home folder for a leading ``~`` or ``~user``; unchanged where there is no such user."""
+    return os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises for an unknown user

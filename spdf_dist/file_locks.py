@@ -1,0 +1,137 @@
+"""Locks on files that end with the process that holds them, also on file systems that have none.
+
+``flock`` is the lock. Where the file system refuses it (NFS without lockd, Lustre mounted without ``flock``) a file
+beside the locked one names the holder: processes of one machine see each other, those of different machines do not, and
+whoever takes such a lock is told so in a warning.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What ``flock`` gives where the file system has no locks."""
+
+WRITING_SECONDS = 10.0
+"""How long a holder's file may be empty."""
+
+_holder_files: dict[int, Path] = {}
+"""By open file descriptor: the file that stands for a lock which the file system refused."""
+
+
+def try_lock(path: Path, patience: float = 0.0) -> int | None:
+    """An open file descriptor that holds the lock on ``path`` (made when missing).
+
+    None when another process still has it after ``patience`` seconds; a look at the lock takes it for an instant.
+    Raises OSError when the file cannot be opened for writing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + patience
+    try:
+        while not _taken(descriptor, path):
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                return None
+            time.sleep(0.05)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def unlock(descriptor: int) -> None:
+    """Give a lock back, also when a process that inherited the descriptor lives on."""
+    holder_file = _holder_files.pop(descriptor, None)
+    if holder_file is not None:
+        holder_file.unlink(missing_ok=True)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process holds the lock on ``path``, which this one need not be allowed to write."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return _lives(_holder_file(path))
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def birth(pid: int) -> int | None:
+    """When a process of this machine started, in clock ticks since boot: ids are used again. None: it does not run."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _taken(descriptor: int, path: Path) -> bool:
+    """Whether this process now holds the lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return _taken_by_name(descriptor, path, error)
+    return True
+
+
+def _taken_by_name(descriptor: int, path: Path, refused: OSError) -> bool:
+    """The lock without ``flock``: a file that one process alone can create; that of a dead process gives way."""
+    holder_file = _holder_file(path)
+    if _lives(holder_file):
+        return False
+    holder_file.unlink(missing_ok=True)
+    try:
+        made = os.open(holder_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        return False
+    with os.fdopen(made, "w", encoding="utf-8") as file:
+        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "birth": birth(os.getpid())}, file)
+    _holder_files[descriptor] = holder_file
+    print(
+        f"WARNING: the file system of {path.parent} has no file locks ({refused.strerror}); "
+        "start no second process there from another machine",
+        file=sys.stderr,
+    )
+    return True
+
+
+def _holder_file(path: Path) -> Path:
+    """Where the holder of the lock on ``path`` is named when the file system has no locks."""
+    return path.with_name(f".{path.name.lstrip('.')}.holder")
+
+
+def _lives(holder_file: Path) -> bool:
+    """Whether the process that a holder file names runs on this machine."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        content = holder_file.read_text(encoding="utf-8")
+        if not content:  # it is being written, unless its writer died in between
+            return time.time() - holder_file.stat().st_mtime < WRITING_SECONDS
+        holder = json.loads(content)
+        if holder["host"] == socket.gethostname():
+            return birth(holder["pid"]) == holder["birth"]
+    return False

@@ -1,0 +1,94 @@
+"""What surrounds a command: closed streams, a full or dead output, `~`, and a current folder full of scripts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spdf_dist.cli.main import expand_home
+from spdf_dist.config.load import load_config
+from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
+
+SPDF = f"{sys.executable} -m spdf_dist"
+
+
+def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A line of bash in ``folder``."""
+    return subprocess.run(
+        ["bash", "-c", line],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_a_command_works_with_closed_standard_streams(closed, tiny_data, tmp_path):
+    pack = f"{SPDF} data pack --input {tiny_data.train.parent}/train.jsonl --tokenizer {tiny_data.tokenizer}"
+    done = shell(f"{pack} --out packed --seq-len 32 --workers 2 {closed}", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "packed/index.json").is_file()
+
+
+@pytest.mark.parametrize("closed", [">&- 2>&-", "2> /dev/full", "2> >(exit)"])
+def test_training_goes_on_when_nobody_can_hear_it(closed, tiny_config, tmp_path):
+    done = shell(f"{SPDF} pretrain {tiny_config} run_dir=run training.train_tokens=1536 {closed}", tmp_path)
+    assert done.returncode == 0
+    assert (tmp_path / "run/result.json").is_file()
+
+
+def test_what_is_wrong_with_closed_streams_keeps_its_exit_code(tmp_path):
+    assert shell(f"{SPDF} inspect nothing >&- 2>&-", tmp_path).returncode == 2
+    assert shell(f"{SPDF} no-such-command 2>&-", tmp_path).returncode == 2
+
+
+def test_a_full_disk_under_the_output_is_one_line(tmp_path):
+    done = shell(f"{SPDF} config gpt2_small > /dev/full", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "No space left" in done.stderr
+
+
+def test_home_in_every_path_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_config(
+        PretrainConfig,
+        "gpt2_small",
+        [
+            "run_dir=~/run",
+            "deepspeed=~/ds.json",
+            "data.train=[~/a, {path: ~/b, weight: 2}]",
+            "data.validation=~/v",
+            "data.tokenizer=~/t.model",
+        ],
+    )
+    paths = [config.run_dir, config.deepspeed, config.data.tokenizer]
+    paths += [entry.path for entry in (*config.data.train, *config.data.validation)]
+    assert paths == [f"{tmp_path}/{name}" for name in ("run", "ds.json", "t.model", "a", "b", "v")]
+    keys = ("checkpoint", "train", "validation")
+    tuned = load_config(FinetuneConfig, "finetune/gpt3_xl_e2e", [f"finetune.{key}=~/{key}" for key in keys])
+    assert [getattr(tuned.finetune, key) for key in keys] == [f"{tmp_path}/{key}" for key in keys]
+
+
+def test_home_on_the_command_line(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["~/ckpt", "--out=~/x", "--prompt", "~/text", "--prompt=~/text", "run_dir=~/x", "~nobody-here/x", "a~b"]
+    expected = ["/home/me/ckpt", "--out=/home/me/x", *words[2:]]
+    assert expand_home(words) == expected
+
+
+@pytest.mark.parametrize("name", ["tokenize", "random", "queue", "json", "numpy", "yaml"])
+def test_no_module_is_imported_from_the_current_folder(name, tiny_data, tmp_path):
+    (tmp_path / f"{name}.py").write_text('print("this is my own script"); raise SystemExit(0)')
+    pack = f"data pack --input {tiny_data.train.parent}/train.jsonl --tokenizer {tiny_data.tokenizer} --seq-len 32"
+    for number, spdf in enumerate((SPDF, Path(sys.executable).with_name("spdf"))):
+        if name == "tokenize" and spdf == SPDF:
+            continue  # Python itself imports it for `-m` before any of ours runs
+        done = shell(f"{spdf} {pack} --out packed{number} --workers 2", tmp_path)
+        assert "my own script" not in done.stdout + done.stderr
+        assert (tmp_path / f"packed{number}/index.json").is_file(), done.stderr

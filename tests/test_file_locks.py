@@ -1,0 +1,82 @@
+"""Locks, also where the file system refuses them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from spdf_dist.file_locks import is_locked, try_lock, unlock
+
+SHIM = """
+#include <errno.h>
+#include <stdlib.h>
+int flock(int fd, int op) { errno = atoi(getenv("FLOCK_ERRNO")); return -1; }
+"""
+HOLD = """
+import sys, time
+from pathlib import Path
+from spdf_dist.file_locks import try_lock
+print(try_lock(Path(sys.argv[1])) is not None, flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_holder_at_a_time_until_it_ends(tmp_path):
+    held = try_lock(tmp_path / "lock")
+    assert held is not None and is_locked(tmp_path / "lock") and try_lock(tmp_path / "lock") is None
+    unlock(held)
+    assert not is_locked(tmp_path / "lock")
+
+
+@pytest.mark.parametrize("refusal", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_still_keeps_processes_of_one_machine_apart(refusal, tmp_path, monkeypatch, capfd):
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = tmp_path / "run/.lock"
+    held = try_lock(path)
+    assert held is not None
+    warning = capfd.readouterr().err
+    assert warning.count("\n") == 1 and "no file locks" in warning and str(path.parent) in warning
+    assert is_locked(path) and try_lock(path) is None
+    unlock(held)
+    assert not is_locked(path)
+    held = try_lock(path)
+    assert held is not None
+    unlock(held)
+    assert [entry.name for entry in path.parent.iterdir()] == [".lock"]
+
+
+def test_an_error_that_is_no_lack_of_locks_is_told(tmp_path, monkeypatch):
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        try_lock(tmp_path / "lock")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler for the shim")
+def test_a_killed_holder_gives_way_without_locks(tmp_path):
+    (tmp_path / "shim.c").write_text(SHIM)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "shim.so", tmp_path / "shim.c"], check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(tmp_path / "shim.so"), "FLOCK_ERRNO": str(errno.ENOSYS)}
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "lock")]
+    answers = []
+    for _ in range(2):
+        holder = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        second = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        for process in (holder, second):
+            assert process.stdout is not None
+            answers.append(process.stdout.readline())
+        for process in (holder, second):
+            process.kill()
+            process.communicate()
+    assert sorted(answers) == [b"False\n", b"False\n", b"True\n", b"True\n"]
