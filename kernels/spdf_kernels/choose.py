@@ -52,19 +52,19 @@ def compare(pattern: SparsityPattern, tokens: int, dtype: torch.dtype = torch.fl
     "compressed" runs `sparse_linear`, "masked" the dense product with the mask on its gradient. Compressed is chosen
     when it is shown not to be slower (`CRITERION`).
 
-    Measured once for layers alike in shape, density (to 1%), tokens, dtype, threads and back end. Without a native back
-    end, and on CUDA devices, it is "masked".
+    Measured once for layers alike in shape, density (to 1%), tokens, dtype, threads and back end. It is "masked" where
+    the back end does not skip work.
     """
-    backend = backend_for(pattern)
+    backend = backend_for(pattern, dtype)
     if pattern.nnz == 0:
         return Comparison("compressed", "nothing is kept: there is no work")
-    if backend == "torch":
-        return Comparison("masked", "the back end torch multiplies as much as dense does")
+    if not backend.skips_work:
+        return Comparison("masked", f"the back end {backend.name} multiplies as much as dense does")
     if tokens < 1:
         return Comparison("masked", "no tokens, nothing to measure")
     threads = torch.get_num_threads()
     tokens = min(tokens, measured_tokens(pattern.shape))
-    key = (pattern.shape, round(pattern.density, 2), tokens, dtype, threads, backend)
+    key = (pattern.shape, round(pattern.density, 2), tokens, dtype, threads, backend.name)
     if key not in _known:
         dense, sparse = products(pattern, tokens, dtype)
         _known[key] = judge(paired_ratios(dense, sparse, clock(threads)), tokens, threads)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from spdf_kernels import native, plain
+from spdf_kernels import native
 from spdf_kernels.backends import backend_for
 from spdf_kernels.pattern import SparsityPattern, pattern_of
 
@@ -67,10 +67,7 @@ def spmm(
     rows, columns = pattern.shape
     sizes = (x_TI.shape, values_K.shape, (rows,) if bias_O is None else bias_O.shape, out_features)
     _check(pattern, sizes, ((_tokens(x_TI), columns), (pattern.nnz,), (rows,), rows), x_TI, values_K, bias_O)
-    backend = backend_for(pattern)
-    if backend != "torch":
-        return native.spmm(x_TI, values_K, bias_O, pattern, backend, transposed=False)
-    return plain.spmm(x_TI, values_K, bias_O, pattern)
+    return backend_for(pattern, x_TI.dtype).spmm(x_TI, values_K, bias_O, pattern)
 
 
 @_operator
@@ -80,10 +77,7 @@ def spmm_transposed(dy_TO: torch.Tensor, values_K: torch.Tensor, handle: int, in
     rows, columns = pattern.shape
     sizes = (dy_TO.shape, values_K.shape, in_features)
     _check(pattern, sizes, ((_tokens(dy_TO), rows), (pattern.nnz,), columns), dy_TO, values_K)
-    backend = backend_for(pattern)
-    if backend != "torch":
-        return native.spmm(dy_TO, values_K, None, pattern, backend, transposed=True)
-    return plain.spmm_transposed(dy_TO, values_K, pattern)
+    return backend_for(pattern, dy_TO.dtype).spmm_t(dy_TO, values_K, pattern)
 
 
 @_operator
@@ -93,10 +87,7 @@ def sddmm(dy_TO: torch.Tensor, x_TI: torch.Tensor, handle: int, nnz: int) -> tor
     rows, columns = pattern.shape
     tokens = _tokens(dy_TO)
     _check(pattern, (dy_TO.shape, x_TI.shape, nnz), ((tokens, rows), (tokens, columns), pattern.nnz), dy_TO, x_TI)
-    backend = backend_for(pattern)
-    if backend != "torch":
-        return native.sddmm(dy_TO, x_TI, pattern, backend)
-    return plain.sddmm(dy_TO, x_TI, pattern)
+    return backend_for(pattern, dy_TO.dtype).sddmm(dy_TO, x_TI, pattern)
 
 
 @torch.library.register_fake("spdf::spmm", lib=_library)

@@ -19,14 +19,15 @@ class SparsityPattern:
     `handle` is the integer that stands for the pattern in the custom operators.
     """
 
-    __slots__ = ("__weakref__", "bits", "device", "handle", "nnz", "prepared", "shape")
+    __slots__ = ("__weakref__", "bits", "chosen", "device", "handle", "nnz", "prepared", "shape")
 
     device: torch.device
     handle: int
     nnz: int
     shape: tuple[int, int]
     bits: torch.Tensor  # the mask, row-major, first entry in the highest bit: uint8 [ceil(out * in / 8)]
-    prepared: dict[str, Any]  # what the back ends have prepared
+    prepared: dict[str, Any]  # what the back ends have prepared, each under keys of its own
+    chosen: dict[torch.dtype, Any]  # the back end of products in a dtype, where none is forced
 
     def __init__(self) -> None:
         raise TypeError("make a pattern with SparsityPattern.from_mask(mask)")
@@ -53,6 +54,7 @@ class SparsityPattern:
             "shape": (mask.shape[0], mask.shape[1]),
             "bits": _pack(mask),
             "prepared": {},
+            "chosen": {},
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)

@@ -20,7 +20,6 @@ from spdf_kernels.pattern import SparsityPattern
 
 BYTES_OF_ENTRY = 16
 """Parameter, gradient and two moments in float32."""
-PATHS = ("compact", "generated")
 
 
 @dataclass(frozen=True)
@@ -53,23 +52,22 @@ class PathState:
 
 
 States = Mapping[str, PathState | str]
-"""By name in PATHS; text instead of a state is why this machine lacks the path."""
+"""By path of the back ends; text instead of a state is why this machine lacks the path."""
 
 
 def model_state(mask: torch.Tensor, dtype: torch.dtype = torch.float32) -> dict[str, PathState | str]:
-    """States of a weight with this bool mask [out, in]: `compact` by compressed rows, `generated` by machine code.
+    """States of a weight with this bool mask [out, in], by path of the back ends that skip its work.
 
-    Indices and code are those of products of `dtype`, float32 or bfloat16. Prepares a pattern for each path and
-    lets it go.
+    On a CPU `compact` is compressed rows, `generated` machine code. Indices and code are those of products of `dtype`,
+    float32 or bfloat16. Prepares a pattern for each path and lets it go.
     """
-    there = backends.available_backends()
     found: dict[str, PathState | str] = {}
-    for path, backend in zip(PATHS, ("avx512" if there["avx512"] is None else "portable", "jit"), strict=True):
-        reason = there[backend]
+    for path, backend in backends_by_path(SparsityPattern.from_mask(mask), dtype).items():
+        reason = backend.available()
         if reason is not None:
             found[path] = reason
             continue
-        with forced_backend(backend):
+        with forced_backend(backend.name):
             start = time.perf_counter()
             pattern = SparsityPattern.from_mask(mask)
             description = backends.describe(pattern, dtype)
@@ -78,6 +76,20 @@ def model_state(mask: torch.Tensor, dtype: torch.dtype = torch.float32) -> dict[
         found[path] = PathState(
             names, pattern.nnz, mask.numel(), description.index_bytes, description.code_bytes, seconds
         )
+    return found
+
+
+def backends_by_path(pattern: SparsityPattern, dtype: torch.dtype = torch.float32) -> dict[str, backends.Backend]:
+    """The preferred back end of each path that skips a pattern's work, the least preferred path first.
+
+    It is one that this machine has, or, where it has none of a path, the one whose `available` says why.
+    """
+    found: dict[str, backends.Backend] = {}
+    for backend in reversed(backends.backends()):
+        if not backend.skips_work or backend.supports(pattern.device, dtype, pattern) is not None:
+            continue
+        if backend.path not in found or backend.available() is None or found[backend.path].available() is not None:
+            found[backend.path] = backend
     return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from spdf_kernels import Comparison, SparsityPattern, compare, describe
 from spdf_kernels.choose import CRITERION
-from spdf_kernels.state import forced_backend
+from spdf_kernels.state import backends_by_path, forced_backend
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import AnyConfig, ModelConfig
@@ -106,7 +106,7 @@ def measure(
     left = code_budget_mb * 2**20
     if sum(code.values()) <= left:
         return found, ""
-    with forced_backend("avx512"):
+    with forced_backend(backends_by_path(next(iter(patterns.values())), dtype)["compact"].name):
         on_rows = {place: compare(patterns[place], tokens, dtype) for place in code}
     left -= sum(size for place, size in code.items() if on_rows[place].execution == "compressed")
     for place in sorted(code, key=lambda place: -(found[place].speedup or 0)):

@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 import torch
 from kernels_reference import BACKENDS, forward, grad_input, random_pattern, random_tensor
-from spdf_kernels import available_backends, dense_linear, describe, native, plain, set_code_budget_mb, sparse_linear
+from spdf_kernels import (
+    available_backends,
+    dense_linear,
+    describe,
+    native,
+    reference,
+    set_code_budget_mb,
+    sparse_linear,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NATIVE = [name for name in BACKENDS if name != "torch"]
@@ -155,7 +163,11 @@ def test_the_reference_takes_all_non_finite_tokens_at_once(transposed: bool) -> 
         x = random_tensor(32, 40, dtype=torch.float32, seed=1)
         x[:tokens, 17], x[:tokens, 3] = float("inf"), float("nan")
         with CountOperations() as counter:
-            y = plain.spmm_transposed(x, values, pattern) if transposed else plain.spmm(x, values, None, pattern)
+            y = (
+                reference.spmm_transposed(x, values, pattern)
+                if transposed
+                else reference.spmm(x, values, None, pattern)
+            )
         operations.append(counter.count)
         exact = (grad_input if transposed else forward)(x, values, pattern)
         torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-4, equal_nan=True)

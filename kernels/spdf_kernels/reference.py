@@ -1,5 +1,5 @@
 """The three products in plain torch: expand, dense product, gather. The reference for every other back end, and the
-path for CUDA devices.
+back end `torch` for devices and dtypes that no kernel supports.
 
 Legend: T tokens, O out, I in, K kept entries. A dense weight lives only inside one call.
 """
@@ -10,6 +10,7 @@ import warnings
 
 import torch
 
+from spdf_kernels.backends import Backend, Held, Routes
 from spdf_kernels.pattern import SparsityPattern
 
 
@@ -70,3 +71,31 @@ def _kept_alone(values_K: torch.Tensor, pattern: SparsityPattern) -> torch.Tenso
     index = pattern.flat_index().long()
     starts = torch.searchsorted(index, columns * torch.arange(rows + 1, device=index.device))
     return torch.sparse_csr_tensor(starts, index % columns, values_K.float(), (rows, columns), check_invariants=False)
+
+
+class Reference:
+    """The back end `torch`: any device, any floating dtype. It multiplies as much as a dense layer does."""
+
+    name = "torch"
+    path = "dense"
+    skips_work = False
+    spmm = staticmethod(spmm)
+    spmm_t = staticmethod(spmm_transposed)
+    sddmm = staticmethod(sddmm)
+
+    def available(self) -> None:
+        return None
+
+    def supports(self, device: torch.device, dtype: torch.dtype, pattern: SparsityPattern) -> str | None:
+        return None if dtype.is_floating_point else f"the back end torch multiplies floating-point numbers, not {dtype}"
+
+    def prepare(self, pattern: SparsityPattern, dtype: torch.dtype) -> Routes:
+        pattern.flat_index()
+        return Routes("torch", "torch", "torch")
+
+    def bytes(self, pattern: SparsityPattern) -> Held:
+        index = pattern.prepared.get("flat_index")
+        return Held(0 if index is None else index.numel() * index.element_size(), 0)
+
+
+BACKENDS: tuple[Backend, ...] = (Reference(),)
