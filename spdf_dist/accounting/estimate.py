@@ -21,7 +21,7 @@ from spdf_dist.accounting.hardware import Gpu
 from spdf_dist.accounting.layout import Layout, layout_of
 from spdf_dist.accounting.memory import memory
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.config.schema import PretrainConfig, SparsityConfig
 
 EFFICIENCY = 0.40
 HEADROOM = 0.90
@@ -150,8 +150,8 @@ def estimate(config: PretrainConfig, cluster: Cluster, gpu_hour_price: float | N
     peak = cluster.gpu.peak(layout.precision) * cluster.gpus
     executions = {}
     for name in ("dense", "masked", "compressed"):
-        if name == "dense" or config.sparsity.level > 0:
-            dense = replace(config.sparsity, level=0.0) if name == "dense" else config.sparsity
+        if name == "dense" or config.sparsity.is_sparse:
+            dense = SparsityConfig() if name == "dense" else config.sparsity
             executions[name] = memory(config.model, dense, replace(layout, execution=name))
     return {
         "schema_version": 1,

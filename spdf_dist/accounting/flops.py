@@ -32,7 +32,7 @@ def forward_flops(
     tokens = seq_length or model.seq_length
     n, d = model.num_layers, model.hidden_size
     nonzeros = linear_nonzeros(model, sparsity)
-    flops = {part: 2 * tokens * nonzeros[f"W_{part}"] * n for part in LINEARS}
+    flops = {part: 2 * tokens * nonzeros[f"W_{part}"] for part in LINEARS}
     flops["attention"] = 4 * tokens * tokens * d * n
     flops["softmax"] = 3 * model.num_attention_heads * tokens * tokens * n
     flops["logits"] = 2 * tokens * d * model.vocab_size

@@ -47,7 +47,7 @@ def layout_of(config: PretrainConfig, world_size: int, device: str = "cuda") -> 
     """The layout that a config asks for on ``world_size`` ranks; `auto` execution is masked on a GPU."""
     tensor = config.parallel.tensor
     execution = config.sparsity.execution
-    if config.sparsity.level == 0:
+    if not config.sparsity.is_sparse:
         execution = "dense"
     elif execution == "auto":
         execution = "masked" if device == "cuda" else "compressed"
@@ -100,8 +100,8 @@ def local_elements(model: ModelConfig, sparsity: SparsityConfig | None, layout: 
     shapes, kept = linear_shapes(model), linear_nonzeros(model, sparsity)
     linears = masked = compressed = nonzeros = 0
     for stack in STACKED:
-        numel = sum(shapes[name][0] * shapes[name][1] for name in stack)
-        is_sparse = sparsity is not None and sparsity.level > 0 and any(name in sparsity.targets for name in stack)
+        numel = n * sum(shapes[name][0] * shapes[name][1] for name in stack)
+        is_sparse = sparsity is not None and sparsity.is_sparse and any(name in sparsity.targets for name in stack)
         if not is_sparse or layout.execution in ("dense", "masked"):
             linears += numel
             masked += numel if is_sparse and layout.execution == "masked" else 0
@@ -113,9 +113,9 @@ def local_elements(model: ModelConfig, sparsity: SparsityConfig | None, layout: 
     words = padded_vocabulary(model.vocab_size, t) // t * d
     divided_biases = 3 * d + model.ffn
     return LocalElements(
-        decayed=n * linears // t + words + model.seq_length * d,
+        decayed=linears // t + words + model.seq_length * d,
         undecayed=n * (divided_biases // t + 2 * d) + (2 * n + 1) * 2 * d,
-        masked=n * masked // t,
-        compressed=n * compressed // t,
-        nonzeros=n * nonzeros // t,
+        masked=masked // t,
+        compressed=compressed // t,
+        nonzeros=nonzeros // t,
     )

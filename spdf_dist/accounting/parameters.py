@@ -5,10 +5,9 @@ Source: SPDF, Table 1 (GPT-2 Small 125M, GPT-3 XL 1.3B) and appendix A.1 (what i
 
 from __future__ import annotations
 
-import re
-from fractions import Fraction
-
 from spdf_dist.config.schema import LOGICAL_WEIGHTS, ModelConfig, SparsityConfig
+from spdf_dist.sparsity.assignment import leaf, real_level, sparse_weights
+from spdf_dist.sparsity.masks import logical_weights
 
 
 def linear_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -17,30 +16,19 @@ def linear_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
     return {"W_Q": (d, d), "W_K": (d, d), "W_V": (d, d), "W_D": (d, d), "W_I": (f, d), "W_O": (d, f)}
 
 
-def kept_count(shape: tuple[int, int], sparsity: SparsityConfig) -> int:
-    """Entries that the mask of one target keeps: numel - floor(level x numel), in exact decimal arithmetic.
-
-    A block pattern counts blocks in the same way; N:M keeps N of every M.
-    """
-    rows, columns = shape
-    level = Fraction(str(sparsity.level))
-    block = re.fullmatch(r"block:(\d+)", sparsity.pattern)
-    if block:
-        size = int(block[1])
-        blocks = (rows // size) * (columns // size)
-        return (blocks - int(level * blocks)) * size * size
-    n_of_m = re.fullmatch(r"(\d+):(\d+)", sparsity.pattern)
-    if n_of_m and sparsity.level > 0:
-        return rows * columns * int(n_of_m[1]) // int(n_of_m[2])
-    return rows * columns - int(level * rows * columns)
-
-
 def linear_nonzeros(model: ModelConfig, sparsity: SparsityConfig | None) -> dict[str, int]:
-    """Non-zeros of each of the six matrices of one layer."""
-    return {
-        name: kept_count(shape, sparsity) if sparsity and name in sparsity.targets else shape[0] * shape[1]
-        for name, shape in linear_shapes(model).items()
-    }
+    """Kept entries of each of the six matrices, over all layers; all entries without ``sparsity``."""
+    shapes = logical_weights(model)
+    sparse = sparse_weights(shapes, sparsity) if sparsity is not None and sparsity.is_sparse else {}
+    counts = dict.fromkeys(LOGICAL_WEIGHTS, 0)
+    for name, (rows, columns) in shapes.items():
+        counts[leaf(name)] += sparse[name].kept if name in sparse else rows * columns
+    return counts
+
+
+def real_sparsity(model: ModelConfig, sparsity: SparsityConfig) -> float:
+    """The share of pruned entries over the weights that have a mask, as the masks have it; 0 for a dense model."""
+    return real_level(sparse_weights(logical_weights(model), sparsity))
 
 
 def parameter_counts(model: ModelConfig, sparsity: SparsityConfig | None = None) -> dict[str, int]:
@@ -51,7 +39,7 @@ def parameter_counts(model: ModelConfig, sparsity: SparsityConfig | None = None)
     """
     n, d, f = model.num_layers, model.hidden_size, model.ffn
     counts = {"word_embedding": model.vocab_size * d, "position_embedding": model.seq_length * d}
-    counts |= {name: n * count for name, count in linear_nonzeros(model, sparsity).items()}
+    counts |= linear_nonzeros(model, sparsity)
     counts["biases"] = n * (5 * d + f)
     counts["norms"] = (2 * n + 1) * 2 * d
     return counts

@@ -10,11 +10,13 @@ from spdf_dist.accounting.communication import communication
 from spdf_dist.accounting.flops import executed_flops, linears_share, training_flops
 from spdf_dist.accounting.layout import layout_of
 from spdf_dist.accounting.memory import memory
-from spdf_dist.accounting.parameters import parameter_counts, total_parameters
+from spdf_dist.accounting.parameters import parameter_counts, real_sparsity, total_parameters
 from spdf_dist.accounting.text_table import text_table
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.config.validate import validate_batch
+from spdf_dist.sparsity.assignment import remarks
+from spdf_dist.sparsity.masks import logical_weights
 
 
 def device_kind(config: PretrainConfig) -> str:
@@ -41,7 +43,9 @@ def plan(config: PretrainConfig, world_size: int) -> dict[str, Any]:
         "parameters": total_parameters(model),
         "nonzeros": total_parameters(model, sparsity),
         "parameters_by_part": parameter_counts(model, sparsity),
-        "sparsity": sparsity.level,
+        "sparsity": real_sparsity(model, sparsity),
+        "sparsity_asked": sparsity.level,
+        "remarks": remarks(logical_weights(model), sparsity),
         "pattern": sparsity.pattern,
         "train_tokens": training.train_tokens,
         "tokens_per_step": tokens_per_step(config),
@@ -75,7 +79,8 @@ def plan_text(facts: dict[str, Any]) -> str:
     sparse = facts["sparsity"] > 0
     lines = [
         f"parameters    {facts['parameters']:,}"
-        + (f"; {facts['nonzeros']:,} kept at {facts['sparsity']:g} {facts['pattern']}" if sparse else " (dense)"),
+        + (f"; {facts['nonzeros']:,} kept at {facts['sparsity']:.6g} {facts['pattern']}" if sparse else " (dense)"),
+        *(f"REMARK        {remark}" for remark in facts["remarks"]),
         f"tokens        {facts['train_tokens']:,} in {facts['steps']:,} steps of {facts['tokens_per_step']:,}, "
         f"{facts['warmup_steps']:,} of them warm-up",
         f"layout        {facts['world_size']} ranks: tensor {layout['tensor']} x data {layout['data']}, "

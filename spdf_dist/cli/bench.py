@@ -198,7 +198,7 @@ def run_gemm(args: argparse.Namespace) -> int:
 
 def run_step(args: argparse.Namespace) -> int:
     config = load_config(PretrainConfig, args.config, [*STEP_OVERRIDES, *args.overrides])
-    if config.sparsity.level == 0:
+    if not config.sparsity.is_sparse:
         raise UserError(f"{args.config}: sparsity.level is 0, so there is nothing to compare; set it above 0")
     if config.parallel.tensor * (config.parallel.data or 1) != 1:
         raise UserError("spdf bench step runs in one process: parallel.tensor and parallel.data must be 1")

@@ -19,11 +19,13 @@ from typing import Any
 from spdf_dist.accounting.budget import total_steps, warmup_steps
 from spdf_dist.accounting.flops import LINEARS, PARTS, TRAINING_FACTOR, forward_flops, linears_share, training_flops
 from spdf_dist.accounting.paper import FIGURE_2_REMARK, TABLE_3_REMARKS, Row, figure_2, table_2, table_3
-from spdf_dist.accounting.parameters import total_parameters
+from spdf_dist.accounting.parameters import real_sparsity, total_parameters
 from spdf_dist.accounting.text_table import text_table
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import config_from_tree, find_config, load_config, parse_override, read_tree
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
+from spdf_dist.sparsity.assignment import remarks
+from spdf_dist.sparsity.masks import logical_weights
 
 HELP = "FLOPs of a config, and the paper's tables regenerated"
 
@@ -44,7 +46,9 @@ def pretraining(config: PretrainConfig) -> dict[str, Any]:
     per_sequence, dense = training_flops(model, sparsity), training_flops(model)
     return {
         "model": asdict(model),
-        "sparsity": sparsity.level,
+        "sparsity": real_sparsity(model, sparsity),
+        "sparsity_asked": sparsity.level,
+        "remarks": remarks(logical_weights(model), sparsity),
         "pattern": sparsity.pattern,
         "parameters": total_parameters(model),
         "nonzeros": total_parameters(model, sparsity),
@@ -91,7 +95,7 @@ def finetuning(config: FinetuneConfig, model: str | None, examples: int | None) 
         "task": config.finetune.task,
         "model": asdict(pretrain.model),
         "parameters": total_parameters(pretrain.model),
-        "sparsity": pretrain.sparsity.level if sparsity else 0.0,
+        "sparsity": real_sparsity(pretrain.model, sparsity) if sparsity else 0.0,
         "seq_length": length,
         "flops_per_sequence": per_sequence,
         "forward_flops_per_sequence": per_sequence // TRAINING_FACTOR,
@@ -124,6 +128,7 @@ def show_pretraining(numbers: dict[str, Any]) -> str:
             if sparse
             else " (dense)"
         ),
+        *(f"REMARK                {remark}" for remark in numbers["remarks"]),
         f"budget                {numbers['train_tokens']:,} tokens = {numbers['sequences']:.4g} sequences, "
         f"{numbers['steps']:,} steps ({numbers['warmup_steps']:,} warm-up)",
         f"FLOPs a sequence      {numbers['flops_per_sequence']:.5g} "

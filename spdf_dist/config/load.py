@@ -32,6 +32,9 @@ IDENTITY_EXEMPT = (
 )
 """Keys that may differ when a run continues: they change where and how, not what is computed."""
 
+NEEDS_LEVEL = ("pattern", "patterns", "targets", "permute", "distribution", "init_scale")
+"""Keys of ``sparsity`` that mean nothing for a dense model."""
+
 
 class PlainLoader(yaml.SafeLoader):
     """YAML without what 1.1 reads into plain words: 2:4 is no number of base 60, 010 not octal, 2024-01-02 no date."""
@@ -75,16 +78,25 @@ def load_config(kind: type[T], source: str, overrides: Sequence[str] = ()) -> T:
     tree = read_tree(find_config(source))
     for override in overrides:
         merge(tree, parse_override(override))
-    config = build(kind, tree, "")
-    validate(config)
-    return config
+    return config_from_tree(kind, tree)
 
 
 def config_from_tree(kind: type[T], tree: dict[str, Any]) -> T:
-    """The typed config of a resolved tree, such as a run folder's ``config.yaml``."""
+    """The typed config of a tree, such as a run folder's ``config.yaml``. Raises UserError."""
     config = build(kind, tree, "")
+    require_level(tree.get("sparsity"))
     validate(config)
     return config
+
+
+def require_level(sparsity: Any) -> None:
+    """Raise UserError where a tree says how weights are sparse and not how sparse: its model would be dense."""
+    idle = [key for key in NEEDS_LEVEL if key in (sparsity or {})]
+    if idle and not {"level", "levels"} & set(sparsity):
+        raise UserError(
+            f"sparsity.{idle[0]}: {sparsity[idle[0]]} has no effect without sparsity.level, which is not set; "
+            f"set it (0 is a dense model)"
+        )
 
 
 def shipped_configs() -> list[str]:
@@ -197,7 +209,12 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return [convert(item, v, f"{where}[{i}]") for i, v in enumerate(values)]
     if origin is dict:
         if isinstance(value, dict):
-            return numbers(value)
+            item = (*typing.get_args(hint), Any, Any)[1]
+            return (
+                numbers(value)
+                if item is Any
+                else {str(key): convert(item, each, f"{where}.{key}") for key, each in value.items()}
+            )
         raise UserError(f"config key '{where}': expected keys and values, got {value!r}")
     if hint is bool:
         if isinstance(value, bool):

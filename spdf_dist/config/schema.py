@@ -39,20 +39,36 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SparsityConfig:
-    """The static random mask (paper, section 3 and appendix A.1)."""
+    """Which weights are sparse, and how their masks are made (paper, section 3 and appendix A.1)."""
 
     level: float = 0.0
     """Fraction of each target's weights that is pruned, in [0, 1); 0 is a dense model."""
     pattern: str = "unstructured"
-    """`unstructured` (the paper's), `block:B` (random B x B blocks) or `N:M` (N of every M inputs kept)."""
+    """`unstructured` (the paper's), `block:B` (random B x B blocks), `balanced:B` (random blocks, equally many in each
+    block row and in each block column), `N:M` (N of every M inputs kept), a .safetensors file of masks by weight name,
+    or `init_from` (the masks of the checkpoint training.init_from)."""
+    permute: bool = False
+    """With a block pattern: permute the inputs and outputs of each layer's blocks at random."""
+    distribution: str = "uniform"
+    """`uniform` (each weight has `level`) or `er` (Erdos-Renyi: densities go as (in + out) / (in * out), `level` is the
+    mean over the weights that `levels` does not name)."""
+    levels: dict[str, float] = field(default_factory=dict)
+    """Glob over weight names (`layers.0.*`, `*.W_O`, `W_Q`) -> level, in place of `level`; the first match counts."""
+    patterns: dict[str, str] = field(default_factory=dict)
+    """Glob over weight names -> pattern, in place of `pattern`; the first match counts."""
     seed: int = 1234
-    """Seed of the masks alone; independent of `seed`."""
+    """Seed of the masks; independent of `seed`."""
     execution: str = "auto"
     """`masked` (dense weights with zeros), `compressed` (non-zeros only), or `auto` (the faster, measured once)."""
     targets: list[str] = field(default_factory=lambda: list(LOGICAL_WEIGHTS))
     """Which logical weights are sparse."""
     init_scale: str = "none"
     """`none` (the paper's) or `fan_in`: multiply the kept initial weights by 1/sqrt(density)."""
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether any weight may have a mask."""
+        return self.level > 0 or any(level > 0 for level in self.levels.values())
 
 
 @dataclass(frozen=True)

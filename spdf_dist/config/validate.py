@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 from spdf_dist.accounting.budget import tokens_per_step, total_steps
 from spdf_dist.config.errors import UserError
@@ -16,9 +15,9 @@ from spdf_dist.config.schema import (
     SparsityConfig,
 )
 from spdf_dist.config.suggest import nearest
-
-LEVEL_TOLERANCE = 1e-5
-"""Between an N:M pattern's level and the decimal that stands for it: no decimal is 1 - 1/3."""
+from spdf_dist.sparsity.assignment import sparse_weights
+from spdf_dist.sparsity.masks import logical_weights
+from spdf_dist.sparsity.patterns import parse_pattern
 
 
 def require(condition: bool, message: str) -> None:
@@ -47,38 +46,25 @@ def validate_model(model: ModelConfig) -> None:
 
 
 def validate_sparsity(sparsity: SparsityConfig) -> None:
-    """Level, pattern and targets."""
-    require(0 <= sparsity.level < 1, f"sparsity.level: must be in [0, 1), got {sparsity.level}")
+    """Levels, patterns and targets, before the model is known."""
+    for key, level in {"level": sparsity.level, **{f"levels.{g}": v for g, v in sparsity.levels.items()}}.items():
+        require(0 <= level < 1, f"sparsity.{key}: must be in [0, 1), got {level}")
     one_of("sparsity.execution", sparsity.execution, ("masked", "compressed", "auto"))
     one_of("sparsity.init_scale", sparsity.init_scale, ("none", "fan_in"))
+    one_of("sparsity.distribution", sparsity.distribution, ("uniform", "er"))
     for target in sparsity.targets:
         one_of("sparsity.targets", target, LOGICAL_WEIGHTS)
-    known = sparsity.pattern == "unstructured" or re.fullmatch(r"block:[1-9]\d*|[1-9]\d*:[1-9]\d*", sparsity.pattern)
+    patterns = [parse_pattern(text) for text in (sparsity.pattern, *sparsity.patterns.values())]
     require(
-        bool(known), f"sparsity.pattern: '{sparsity.pattern}' is not known: write unstructured, block:B or N:M, as 2:4"
+        not sparsity.permute or any(pattern.block > 1 for pattern in patterns),
+        f"sparsity.permute: means nothing for {sparsity.pattern}; it goes with block:B and balanced:B",
     )
-    n_of_m = re.fullmatch(r"(\d+):(\d+)", sparsity.pattern)
-    if n_of_m and sparsity.level > 0:  # 0 is dense, whatever the pattern
-        level = 1 - int(n_of_m[1]) / int(n_of_m[2])
-        require(level > 0, f"sparsity.pattern: {sparsity.pattern} keeps all or more")
-        fits = abs(sparsity.level - level) < LEVEL_TOLERANCE
-        require(fits, f"sparsity.level: pattern {sparsity.pattern} has level {level:.6g}, not {sparsity.level}")
 
 
 def validate_pattern(sparsity: SparsityConfig, model: ModelConfig) -> None:
-    """Whether the weights divide into the pattern's blocks or groups."""
-    d, f = model.hidden_size, model.ffn
-    shapes = {"W_I": (f, d), "W_O": (d, f)}
-    block, n_of_m = re.fullmatch(r"block:(\d+)", sparsity.pattern), re.fullmatch(r"\d+:(\d+)", sparsity.pattern)
-    for target in sparsity.targets if sparsity.level > 0 else ():
-        rows, columns = shapes.get(target, (d, d))
-        if block:
-            size = int(block[1])
-            fits = rows % size == 0 and columns % size == 0
-            require(fits, f"sparsity.pattern: {target} of shape {rows}x{columns} does not divide into blocks of {size}")
-        elif n_of_m:
-            fits = columns % int(n_of_m[1]) == 0
-            require(fits, f"sparsity.pattern: {target} has {columns} inputs, no multiple of {n_of_m[1]}")
+    """Whether the model's weights fit the patterns and levels."""
+    for weight in sparse_weights(logical_weights(model), sparsity).values():
+        weight.check()
 
 
 def validate_parallel(config: AnyConfig) -> None:

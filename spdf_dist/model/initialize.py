@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.parallel.layout import join_pieces, pieces_of
+from spdf_dist.sparsity.assignment import sparse_weights
+from spdf_dist.sparsity.masks import logical_weights
 from spdf_dist.sparsity.seeds import derive_seed
 
 STANDARD_DEVIATION = 0.02
@@ -34,6 +36,8 @@ def initial_tensor(name: str, shape: tuple[int, ...], model: ModelConfig, seed: 
 @torch.no_grad()
 def initialize_parameters(module: nn.Module, model: ModelConfig, sparsity: SparsityConfig, seed: int) -> None:
     """Fill this rank's parameters in place."""
+    weights = sparse_weights(logical_weights(model), sparsity)
+    densities = {name: weight.kept / weight.numel for name, weight in weights.items()}
     for parameter in module.parameters():
         contents = {}
         for piece in pieces_of(parameter):
@@ -42,6 +46,6 @@ def initialize_parameters(module: nn.Module, model: ModelConfig, sparsity: Spars
             if piece.mask is not None:
                 part = part[piece.mask]
                 if sparsity.init_scale == "fan_in":
-                    part = part / math.sqrt(1 - sparsity.level)
+                    part = part / math.sqrt(densities[piece.name])
             contents[piece.name] = part
         join_pieces(pieces_of(parameter), contents, parameter)

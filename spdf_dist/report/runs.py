@@ -180,7 +180,7 @@ def kept_linear_weights(run: Run) -> int | None:
     """Non-zeros in the six matrices of all layers of the pre-trained model."""
     if run.model is None:
         return None
-    return run.model.num_layers * sum(linear_nonzeros(run.model, run.sparsity).values())
+    return sum(linear_nonzeros(run.model, run.sparsity).values())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import yaml
 
 from spdf_dist.checkpoint.find import ASIDE
 from spdf_dist.config.errors import SpdfError, UserError
-from spdf_dist.config.load import run_differences, to_tree, to_yaml
+from spdf_dist.config.load import build, run_differences, to_tree, to_yaml
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.data.tokenizer import Tokenizer
 
@@ -116,6 +116,8 @@ class RunFolder:
             old = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{self.config} cannot be read: {' '.join(str(error).split())}") from None
+        with contextlib.suppress(UserError):  # a key that the older program lacked has its default
+            old = to_tree(build(type(config), old, ""))
         return run_differences(old if isinstance(old, dict) else {}, to_tree(config))
 
     def is_unused(self) -> bool:

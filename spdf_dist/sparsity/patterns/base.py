@@ -1,0 +1,117 @@
+"""What a sparsity pattern is, and the scores that it selects by."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.sparsity.seeds import derive_seed
+
+BoolArray = NDArray[np.bool_]
+Scores64 = NDArray[np.uint64]
+U64 = np.uint64
+
+Shape = tuple[int, int]
+"""[out, in] of a weight."""
+
+
+class Scores(Protocol):
+    """What a mask is selected by: the blocks of the lowest scores are kept."""
+
+    def __call__(self, size: int) -> Scores64:
+        """Scores of the size x size blocks of the weight (1: of its entries), flat, in row-major order."""
+
+    def stream(self, label: str, count: int) -> Scores64:
+        """``count`` further random integers. Raises UserError where the scores are not random."""
+
+
+class Pattern(Protocol):
+    """Which entries of a weight are kept together, and how many. Counts need no torch and make no mask."""
+
+    block: int
+    """Entries are kept in blocks of this size squared; 1: each by itself. Only blocks can be permuted."""
+
+    def check(self, name: str, shape: Shape, level: Fraction) -> None:
+        """Raise UserError unless a weight of this shape can have this level (0 < level < 1)."""
+
+    def kept_count(self, name: str, shape: Shape, level: Fraction) -> int:
+        """Entries that the mask keeps."""
+
+    def make_mask(self, name: str, shape: Shape, level: Fraction, scores: Scores) -> BoolArray:
+        """The mask [out, in]; True is kept."""
+
+
+def exact(level: float | Fraction) -> Fraction:
+    """The decimal that the user wrote, exactly: int((1 - 0.9) * 1000) is 99 in floats."""
+    return level if isinstance(level, Fraction) else Fraction(str(level))
+
+
+def pruned_count(numel: int, level: float | Fraction) -> int:
+    """floor(level * numel), exact on the decimal."""
+    return int(exact(level) * numel)
+
+
+def random_scores(seed: int, name: str, count: int) -> Scores64:
+    """[count] pseudo-random 64-bit integers for the flat indices of a weight: SplitMix64 at counters from a key.
+
+    For one key the map from index to score is a bijection, so scores of one weight never tie.
+    """
+    with np.errstate(over="ignore"):
+        z = np.arange(1, count + 1, dtype=U64)
+        z *= U64(0x9E3779B97F4A7C15)
+        z += U64(derive_seed("mask", seed, name))
+        z ^= z >> U64(30)
+        z *= U64(0xBF58476D1CE4E5B9)
+        z ^= z >> U64(27)
+        z *= U64(0x94D049BB133111EB)
+        z ^= z >> U64(31)
+    return z
+
+
+def keep_lowest(score: Scores64, kept: int) -> BoolArray:
+    """True at the ``kept`` lowest scores of a flat array; ties go to the lower index."""
+    if kept == 0:
+        return np.zeros(score.size, dtype=bool)
+    if kept == score.size:
+        return np.ones(score.size, dtype=bool)
+    threshold = np.partition(score, kept - 1)[kept - 1]
+    mask = score <= threshold
+    for index in np.flatnonzero(score == threshold)[::-1][: int(mask.sum()) - kept]:
+        mask[index] = False
+    return np.asarray(mask, dtype=bool)
+
+
+class RandomScores:
+    """Scores that depend on (seed, name, place) only."""
+
+    def __init__(self, seed: int, name: str, shape: Shape) -> None:
+        self.seed, self.name, self.shape = seed, name, shape
+
+    def __call__(self, size: int) -> Scores64:
+        return random_scores(self.seed, self.name, (self.shape[0] // size) * (self.shape[1] // size))
+
+    def stream(self, label: str, count: int) -> Scores64:
+        return random_scores(self.seed, f"{self.name}/{label}", count)
+
+
+class MagnitudeScores:
+    """Scores that keep the entries, or blocks, whose sum of magnitudes is largest."""
+
+    def __init__(self, weight: NDArray[np.float32]) -> None:
+        self.magnitude = np.abs(np.ascontiguousarray(weight, dtype=np.float32))
+
+    def __call__(self, size: int) -> Scores64:
+        magnitude = self.magnitude
+        if size > 1:
+            rows, columns = magnitude.shape
+            magnitude = magnitude.reshape(rows // size, size, columns // size, size).sum((1, 3), dtype=np.float64)
+            magnitude = magnitude.astype(np.float32)
+        # The bits of non-negative floats sort as the floats do.
+        return (np.uint32(0xFFFFFFFF) - np.ascontiguousarray(magnitude).view(np.uint32).reshape(-1)).astype(U64)
+
+    def stream(self, label: str, count: int) -> Scores64:
+        raise UserError("sparsity.pattern: a balanced mask is random; select by magnitude with block:B or unstructured")
