@@ -1,8 +1,9 @@
 """Tokenizers in the form of a Hugging Face model folder, and back.
 
-GPT-2's two files are the same under other names, or lie in a ``tokenizer.json``, the one form that transformers 5
-writes. A SentencePiece model goes along as it is; for programs that load ``tokenizer.json`` the byte-pair models that
-`spdf data tokenizer train` makes are also written in that form, when it gives the same ids on a set of probes.
+GPT-2's two files are the same under other names. A ``tokenizer.json`` is copied with its ``tokenizer_config.json``. A
+SentencePiece model is copied too. For programs that load ``tokenizer.json``, the
+byte-pair models that `spdf data tokenizer train` makes are also written in that form, when it gives the same ids on a
+set of probes.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spdf_dist.checkpoint.huggingface import MERGES, SENTENCEPIECE, TOKENIZER, VOCABULARY, read_json
+from spdf_dist.checkpoint.huggingface import MERGES, SENTENCEPIECE, TOKENIZER, VOCABULARY
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tokenizer import (
     GPT2_FILES,
     SENTENCEPIECE_FILE,
     SP_SPACE,
-    Gpt2Tokenizer,
     SentencePieceTokenizer,
     Tokenizer,
     load_tokenizer,
 )
+from spdf_dist.data.tokenizer_json import CONFIG_FILE, JSON_FILE, JsonTokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -43,6 +44,13 @@ PROBES = (
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int, out: Path) -> None:
     """Write the tokenizer that lies in ``folder`` to the model folder ``out``; ``max_length`` is in tokens."""
+    if isinstance(tokenizer, JsonTokenizer):
+        tokenizer.save(out)
+        if not (out / CONFIG_FILE).is_file():
+            end = tokenizer.end_token
+            named = {"model_max_length": max_length, "eos_token": end, "tokenizer_class": "PreTrainedTokenizerFast"}
+            (out / CONFIG_FILE).write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
+        return
     for name in (SENTENCEPIECE_FILE,) if isinstance(tokenizer, SentencePieceTokenizer) else GPT2_FILES:
         shutil.copyfile(folder / name, out / RENAMED[name])
     config: dict[str, Any] = {"model_max_length": max_length, "add_prefix_space": False}
@@ -62,7 +70,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int, out: Pa
         end = "<|endoftext|>"
         config["tokenizer_class"] = "GPT2Tokenizer"
     config |= {"bos_token": end, "eos_token": end, "unk_token": end}
-    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (out / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def read_tokenizer(folder: Path, out: Path, vocab_size: int) -> bool:
@@ -80,8 +88,10 @@ def read_tokenizer(folder: Path, out: Path, vocab_size: int) -> bool:
                 return True
             reasons.append(found)
     if (folder / TOKENIZER).is_file():
-        found = differences_from_gpt2(read_json(folder / TOKENIZER)) or take_apart(folder / TOKENIZER, out)
-        reason = f"its {TOKENIZER} {found}" if found else misfit(out, vocab_size)
+        for name in (JSON_FILE, CONFIG_FILE):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, out / name)
+        reason = misfit(out, vocab_size)
         if reason is None:
             return True
         reasons.append(reason)
@@ -101,56 +111,10 @@ def misfit(out: Path, vocab_size: int) -> str | None:
         reason = str(error)
         for ours, theirs in RENAMED.items():
             reason = reason.replace(f"{out / ours}", theirs).replace(ours, theirs)
-        reason = reason.replace(f"{out}: ", "")
-    for name in RENAMED:
+        reason = reason.replace(f"{out}: ", "").replace(f"{out}/", "")
+    for name in (*RENAMED, JSON_FILE, CONFIG_FILE):
         (out / name).unlink(missing_ok=True)
     return reason
-
-
-def differences_from_gpt2(tree: dict[str, Any]) -> str | None:
-    """What a ``tokenizer.json`` does that GPT-2's byte-level BPE does not, or None."""
-    model, words = tree.get("model"), tree.get("pre_tokenizer")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        return f"is of type {model.get('type') if isinstance(model, dict) else None}, not BPE"
-    if not isinstance(words, dict) or words.get("type") != "ByteLevel":
-        return "is not byte-level, or cuts words in another way than GPT-2"
-    if words.get("add_prefix_space", True) or not words.get("use_regex", True):
-        return "puts a space before a text, or cuts words in another way than GPT-2"
-    if tree.get("normalizer") is not None:
-        return "changes the text before it cuts it"
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"):
-        if model.get(key):
-            return f"has {key}"
-    return None
-
-
-def take_apart(path: Path, out: Path) -> str | None:
-    """Write vocabulary and merges of a byte-level ``tokenizer.json`` to ``out``; what is wrong with them, or None.
-
-    Merges are strings "a b" in older files, pairs in newer ones. Nothing is left in ``out`` when something is wrong.
-    """
-    from tokenizers import Tokenizer as Backend
-
-    tree = read_json(path)
-    vocabulary, merges = (out / name for name in GPT2_FILES)
-    try:
-        entries = {**tree["model"]["vocab"], **{token["content"]: token["id"] for token in tree["added_tokens"]}}
-        entries = dict(sorted(entries.items(), key=lambda entry: entry[1]))
-        pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in tree["model"]["merges"]]
-        vocabulary.write_text(json.dumps(entries), encoding="utf-8")
-        merges.write_text("\n".join(["#version: 0.2", *pairs, ""]), encoding="utf-8")
-        ours = Gpt2Tokenizer(out)
-        theirs = Backend.from_file(str(path))
-        if all(theirs.encode(text, add_special_tokens=False).ids == ours.encode(text) for text in PROBES):
-            return None
-        found = "gives other ids"
-    except UserError as error:
-        found = f"does not fit ({str(error).replace(f'{out}/', '')})"
-    except Exception as error:  # tokenizers raises bare Exception
-        found = f"is damaged ({type(error).__name__}: {error})"
-    for file in (vocabulary, merges):
-        file.unlink(missing_ok=True)
-    return found
 
 
 def convert_sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:

@@ -191,7 +191,7 @@ def run_prompt(args: argparse.Namespace) -> None:
     from spdf_dist.evaluation.generation import generate
 
     loaded = load(args.checkpoint, args.tokenizer, args.device)
-    prompt = loaded.tokenizer.encode(args.prompt) or [loaded.tokenizer.eod_id]
+    prompt = [*loaded.tokenizer.start_ids, *loaded.tokenizer.encode(args.prompt)] or [loaded.tokenizer.eod_id]
     window = loaded.decoder.model.seq_length
     if len(prompt) >= window:
         raise UserError(f"the prompt has {len(prompt)} tokens, the model's context window {window}; shorten it")

@@ -60,17 +60,20 @@ class Chunk:
     """For ``row``: the set of each record."""
     ends_document: bool = True
     """For ``piece``: whether the document ends with this chunk."""
+    starts_document: bool = True
+    """For ``piece``: whether the document starts with this chunk."""
     position: int = 0
     """Bytes of the file read so far, as it lies on disk."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text; ``ends`` is False for a part that the next document of the same file goes on from."""
+    """One text, or a part of one: ``starts`` and ``ends`` say whether its first and its last character are in it."""
 
     text: str
     set_name: str = UNNAMED_SET
     ends: bool = True
+    starts: bool = True
 
 
 def check_inputs(paths: Iterable[str | Path], option: str = "--input") -> list[Path]:
@@ -119,7 +122,7 @@ def parse_chunk(chunk: Chunk) -> tuple[list[Document], list[Problem]]:
     problems: list[Problem] = []
     if chunk.kind == "piece":
         text, problems = decode_piece(chunk)
-        return [Document(text, ends=chunk.ends_document)], problems
+        return [Document(text, ends=chunk.ends_document, starts=chunk.starts_document)], problems
     for at, record in enumerate(chunk.records):
         line = chunk.first_line + at
         try:
@@ -310,15 +313,25 @@ def text_chunks(path: Path) -> Iterator[Chunk]:
     """
     line = 1
     rest = b""
+    first = True
     with path.open("rb") as file:
         for block in without_mark(decompressed(file, path.name)):
             content = rest + block
             end = piece_end(content, len(rest))
             piece, rest = content[:end], content[end:]
             if piece:
-                yield Chunk(str(path), "piece", line, [piece], ends_document=False, position=file.tell())
+                yield Chunk(
+                    str(path),
+                    "piece",
+                    line,
+                    [piece],
+                    ends_document=False,
+                    starts_document=first,
+                    position=file.tell(),
+                )
                 line += piece.count(b"\n")
-        yield Chunk(str(path), "piece", line, [rest], position=file.tell())
+                first = False
+        yield Chunk(str(path), "piece", line, [rest], starts_document=first, position=file.tell())
 
 
 def piece_end(content: bytes, start: int) -> int:

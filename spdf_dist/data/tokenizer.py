@@ -4,7 +4,8 @@ A tokenizer is a file or a folder:
 
 * ``NAME.model``: a SentencePiece model (:mod:`spdf_dist.data.tokenizer_training` makes one);
 * a folder with ``encoder.json`` and ``vocab.bpe``: GPT-2's vocabulary, 50,257 ids, as in the SPDF paper;
-* a folder with ``tokenizer.model``: what :meth:`Tokenizer.save` wrote into a checkpoint or a packed folder.
+* a folder with ``tokenizer.model``: what :meth:`Tokenizer.save` wrote into a checkpoint or a packed folder;
+* a Hugging Face ``tokenizer.json``, or a folder with one (:mod:`spdf_dist.data.tokenizer_json`).
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ class Tokenizer(ABC):
     eod_id: int
     digest: str
     """sha256 (hex) over the content of the tokenizer's files; equal wherever they lie."""
+    start_ids: tuple[int, ...] = ()
+    """What begins each document, before its text; empty for most tokenizers."""
+    cuts_at_lines: bool = True
+    """Whether a text may be encoded in parts that are cut behind a line end between two visible ASCII characters."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -217,18 +222,24 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Raises:
         UserError: nothing there, a form that is not known, or damaged files.
     """
+    from spdf_dist.data.tokenizer_json import JSON_FILE, JsonTokenizer
+
     path = Path(path)
     if path.is_file():
         if path.suffix == ".model":
             return SentencePieceTokenizer(path)
-        raise UserError(f"{path} is no tokenizer: give a SentencePiece .model file, or a folder with {forms()}")
+        if path.name == JSON_FILE:
+            return JsonTokenizer(path)
+        raise UserError(f"{path} is not a tokenizer: give a SentencePiece .model file, a {JSON_FILE}, or {forms()}")
     if not path.is_dir():
-        raise UserError(f"the tokenizer {path} does not exist: give a .model file, or a folder with {forms()}")
+        raise UserError(f"the tokenizer {path} does not exist: give a .model file, a {JSON_FILE}, or {forms()}")
     if (path / SENTENCEPIECE_FILE).is_file():
         return SentencePieceTokenizer(path / SENTENCEPIECE_FILE)
     missing = [name for name in GPT2_FILES if not (path / name).is_file()]
     if not missing:
         return Gpt2Tokenizer(path)
+    if (path / JSON_FILE).is_file():
+        return JsonTokenizer(path / JSON_FILE)
     if len(missing) == 1:
         raise UserError(f"the tokenizer folder {path} lacks {missing[0]}; `spdf data fetch gpt2-vocab` gets both files")
     raise UserError(f"the folder {path} holds no tokenizer: expected {forms()}")
@@ -236,7 +247,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 def forms() -> str:
     """What a tokenizer folder may hold, in words."""
-    return f"{' and '.join(GPT2_FILES)}, or with {SENTENCEPIECE_FILE}"
+    return f"a folder with {' and '.join(GPT2_FILES)}, with {SENTENCEPIECE_FILE} or with tokenizer.json"
 
 
 def files_digest(files: Iterable[tuple[str, bytes]]) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from spdf_dist.config.errors import SpdfError
+from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.data.pack_progress import PackProgress
 from spdf_dist.data.readers import Chunk, Problem, parse_chunk, read_chunks
 from spdf_dist.data.shards import token_dtype
@@ -99,6 +99,13 @@ class ChunkTokenizer:
         for document, encoded in zip(
             kept, self._tokenizer.encode_batch([document.text for document in kept]), strict=True
         ):
+            if not ((document.starts and document.ends) or self._tokenizer.cuts_at_lines):
+                raise UserError(
+                    f"{chunk.file}: this tokenizer encodes a text as a whole only, and the file is too long for that; "
+                    "write its documents to a .jsonl file"
+                )
+            if document.starts:
+                encoded = [*self._tokenizer.start_ids, *encoded]
             ids += encoded
             count = sets.setdefault(document.set_name, SetCount())
             count.tokens += len(encoded)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from spdf_dist.config.errors import UserError
 from spdf_dist.data.loader import PackedDataset
 from spdf_dist.data.readers import Problem, documents
 from spdf_dist.data.tasks import Example
@@ -70,7 +71,9 @@ def text_stream(paths: Sequence[Path], tokenizer: Tokenizer, report: Callable[[P
         if not document.text and not inside:
             continue
         inside = not document.ends
-        ids = tokenizer.encode(document.text)
+        if not ((document.starts and document.ends) or tokenizer.cuts_at_lines):
+            raise UserError("this tokenizer encodes a text as a whole only; write the documents to a .jsonl file")
+        ids = [*(tokenizer.start_ids if document.starts else ()), *tokenizer.encode(document.text)]
         yield ids + [tokenizer.eod_id] * document.ends, len(document.text.split())
 
 

@@ -301,17 +301,12 @@ def test_a_tokenizer_json_gives_the_same_ids(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda tree: tree["model"].update(type="Unigram"), "is of type Unigram, not BPE"),
-        (lambda tree: tree.update(pre_tokenizer={"type": "Whitespace"}), "is not byte-level"),
-        (lambda tree: tree["pre_tokenizer"].update(add_prefix_space=True), "puts a space before a text"),
-        (lambda tree: tree.update(normalizer={"type": "NFC"}), "changes the text"),
-        (lambda tree: tree["model"].update(ignore_merges=True), "has ignore_merges"),
-        (lambda tree: tree["model"]["merges"].append(["t", "zz"]), "does not fit"),
-        (lambda tree: tree["model"]["vocab"].pop("a"), "does not fit"),
-        (lambda tree: tree["model"].pop("merges"), "is damaged"),
+        (lambda tree: tree["model"]["merges"].append(["t", "zz"]), "tokenizer.json is not a tokenizer.json"),
+        (lambda tree: tree["model"]["vocab"].pop("a"), "tokenizer.json lacks 1 of the 256 bytes"),
+        (lambda tree: tree["model"].pop("merges"), "tokenizer.json is not a tokenizer.json"),
     ],
 )
-def test_another_tokenizer_json_is_named(
+def test_a_damaged_tokenizer_json_is_named(
     tmp_path: Path,
     gpt2_folder: Path,
     capsys: pytest.CaptureFixture[str],
@@ -322,7 +317,7 @@ def test_another_tokenizer_json_is_named(
     capsys.readouterr()
     import_hf(gpt2_folder, tmp_path / "out")
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"{gpt2_folder}: no tokenizer is taken along: its tokenizer.json {reason}")
+    assert line.startswith(f"{gpt2_folder}: no tokenizer is taken along: {reason}")
     assert Checkpoint(tmp_path / "out").tokenizer_dir is None and not (tmp_path / "out" / "tokenizer").exists()
 
 

@@ -129,7 +129,7 @@ def test_wrong_tokenizers_are_user_errors(tmp_path: Path) -> None:
     (tmp_path / "vocab.bpe").write_text("#version: 0.2\n")
     with pytest.raises(UserError, match="ids are not 0 to 1"):
         load_tokenizer(tmp_path)
-    with pytest.raises(UserError, match="is no tokenizer"):
+    with pytest.raises(UserError, match="is not a tokenizer"):
         load_tokenizer(write_jsonl(tmp_path / "x.jsonl", ["x"]))
 
 

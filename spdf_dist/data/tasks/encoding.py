@@ -33,11 +33,11 @@ class EncodedExample:
 
 def encode_prompt(context: str, tokenizer: Tokenizer) -> list[int]:
     """What generation starts from: the context and the separator, which is the end-of-document token."""
-    return [*tokenizer.encode(context), tokenizer.eod_id]
+    return [*tokenizer.start_ids, *tokenizer.encode(context), tokenizer.eod_id]
 
 
 def encode_examples(examples: Sequence[Example], tokenizer: Tokenizer, max_length: int) -> list[EncodedExample]:
-    """Encode as LoRA does: ``context <eod> ' ' + target <eod>``.
+    """Encode as LoRA does: ``context <eod> ' ' + target <eod>``, after the tokenizer's start tokens if it has any.
 
     An example longer than ``max_length`` tokens loses the end of its context; where the target alone is too long, the
     end of the target.
@@ -48,7 +48,7 @@ def encode_examples(examples: Sequence[Example], tokenizer: Tokenizer, max_lengt
     encoded = []
     for context, target in zip(contexts, targets, strict=True):
         answer = (target + end)[: max_length - 1]
-        prompt = context[: max_length - 1 - len(answer)] + end
+        prompt = [*tokenizer.start_ids, *context][: max_length - 1 - len(answer)] + end
         encoded.append(EncodedExample(prompt + answer, len(prompt)))
     return encoded
 

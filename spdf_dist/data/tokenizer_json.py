@@ -1,0 +1,104 @@
+"""Any Hugging Face ``tokenizer.json`` as a tokenizer: Llama, Qwen, NeoX, OLMo and others.
+
+The package ``tokenizers`` runs the file as it is. Two rules are the trainer's own:
+
+* Special tokens that are spelled out in a text are text. A text never makes an end of document.
+* A document begins with what the file's own post-processor puts before a text (Llama's ``<|begin_of_text|>``), and ends
+  with the end-of-document token. What the post-processor puts behind a text is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.tokenizer import Tokenizer, copy_files, files_digest
+
+JSON_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+KNOWN_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+"""End-of-document tokens by name, for a file without a ``tokenizer_config.json`` that names one."""
+
+
+class JsonTokenizer(Tokenizer):
+    """A ``tokenizer.json``, and the ``tokenizer_config.json`` beside it where there is one."""
+
+    def __init__(self, path: Path) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # packing has its own processes
+        import tokenizers
+
+        self.path = path
+        config = path.with_name(CONFIG_FILE)
+        self._files = [(path, JSON_FILE)] + ([(config, CONFIG_FILE)] if config.is_file() else [])
+        try:
+            contents = [(name, source.read_bytes()) for source, name in self._files]
+            self._backend = tokenizers.Tokenizer.from_buffer(contents[0][1])
+        except Exception as error:  # tokenizers raises bare Exception
+            raise UserError(f"{path} is not a tokenizer.json: {' '.join(str(error).split())[:200]}") from None
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        # Only now, and only here: the post-processor's tokens are found by an encoding that adds them.
+        framed = self._backend.encode("", add_special_tokens=True).ids
+        self._backend.encode_special_tokens = True
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        if self.vocab_size == 0:
+            raise UserError(f"{path} has no tokens")
+        missing = set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys()
+        if missing and isinstance(self._backend.decoder, tokenizers.decoders.ByteLevel):
+            raise UserError(f"{path} lacks {len(missing)} of the 256 bytes; is the file whole?")
+        self.eod_id = self._end_id(named_end(config))
+        self.end_token = str(self._backend.id_to_token(self.eod_id))
+        self.start_ids = tuple(framed[: framed.index(self.eod_id)] if self.eod_id in framed else framed)
+        self.digest = files_digest(contents)
+        self.cuts_at_lines = self._cuts_at_lines()
+
+    def _end_id(self, named: str | None) -> int:
+        """The id of the token that ends documents."""
+        if named is not None:
+            found = self._backend.token_to_id(named)
+            if found is None:
+                raise UserError(f"{self.path}: its {CONFIG_FILE} names the end token {named!r}, which it does not have")
+            return int(found)
+        for name in KNOWN_ENDS:
+            found = self._backend.token_to_id(name)
+            if found is not None:
+                return int(found)
+        raise UserError(
+            f"{self.path}: no token ends documents; name one as eos_token in a {CONFIG_FILE} beside it "
+            f"(known by name: {', '.join(KNOWN_ENDS)})"
+        )
+
+    def _cuts_at_lines(self) -> bool:
+        """Whether the ids of a text are those of its parts, cut behind a line end between two letters."""
+        parts = ["The quick brown fox\n", "jumps over (it).\n", "x = 3\n"]
+        return self.encode("".join(parts)) == [i for part in parts for i in self.encode(part)]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        dropped = {self.eod_id, *self.start_ids}
+        text: str = self._backend.decode([int(i) for i in ids if i not in dropped], skip_special_tokens=False)
+        return text
+
+    def save(self, folder: str | Path) -> None:
+        copy_files(self._files, Path(folder))
+
+
+def named_end(config: Path) -> str | None:
+    """The ``eos_token`` of a ``tokenizer_config.json``: a text, or an object with its ``content``; None without one."""
+    if not config.is_file():
+        return None
+    try:
+        tree: Any = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{config} cannot be read: {error}") from None
+    token = tree.get("eos_token") if isinstance(tree, dict) else None
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) and token else None
