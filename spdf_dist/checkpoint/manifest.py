@@ -1,7 +1,8 @@
 """The manifest of a checkpoint: what is in the folder, and where each slice of each global tensor lies.
 
-``manifest.json`` is written last. A folder is a whole checkpoint when its manifest parses and every file that it lists
-is there with its size; nothing is read from names. The format is described in docs/checkpoint_format.md.
+``manifest.json`` is written last and names its own digest. A folder is a whole checkpoint when its manifest parses and
+every file that it lists is there with its size; nothing is read from names. docs/checkpoint_format.md describes the
+format.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -26,7 +28,30 @@ MASKS = "masks.safetensors"
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer"
 
+KEYS = (
+    "format",
+    "version",
+    "step",
+    "consumed_tokens",
+    "kind",
+    "model",
+    "sparsity",
+    "optimizer",
+    "state",
+    "rank_state",
+    "source",
+    "tensors",
+    "masks",
+    "files",
+    "versions",
+    "git_commit",
+)
+"""The keys of a manifest beside its digest. All must be there, and no other."""
+
 Kind = Literal["model", "exp_avg", "exp_avg_sq"]
+NO_DIGEST = "0" * 64
+DIGEST = re.compile(rb'\{\n "digest": "([0-9a-f]{64})"')
+"""How the text of a manifest begins."""
 KINDS: tuple[Kind, ...] = ("model", "exp_avg", "exp_avg_sq")
 """Weights, and AdamW's first and second moments."""
 
@@ -143,6 +168,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"load it with the program that wrote it"
         )
     try:
+        check_digest(content, "digest" in tree)
         return parse(tree, hashlib.sha256(content).hexdigest())
     except (ValueError, UserError) as error:
         raise UserError(f"{path} is damaged: {error}; take another checkpoint") from None
@@ -153,19 +179,20 @@ def read_manifest(folder: Path) -> Manifest:
 
 def parse(tree: dict[str, Any], sha256: str) -> Manifest:
     """A manifest's JSON as typed data. Raises UserError or an exception of Python's own for anything else."""
+    check_keys("the manifest", {key: value for key, value in tree.items() if key != "digest"}, KEYS)
     sparsity = tree["sparsity"]
+    model = build(ModelConfig, tree["model"], "model")
+    if model.num_layers > len(tree["tensors"]):  # before anything is made that is as large as the model
+        raise ValueError(f"{len(tree['tensors'])} tensors are too few for {model.num_layers} layers")
     manifest = Manifest(
         step=count(tree["step"]),
         consumed_tokens=count(tree["consumed_tokens"]),
-        kind=str(tree["kind"]),
-        model=build(ModelConfig, tree["model"], "model"),
+        kind=text(tree["kind"]),
+        model=model,
         sparsity=None if sparsity is None else build(SparsityConfig, sparsity, "sparsity"),
         tensors={name: parse_tensor(name, tensor) for name, tensor in tree["tensors"].items()},
-        masks={
-            name: StoredMask((count(m["shape"][0]), count(m["shape"][1])), count(m["kept"]), str(m["sha256"]))
-            for name, m in tree["masks"].items()
-        },
-        files={safe_name(name): StoredFile(count(f["bytes"]), str(f["sha256"])) for name, f in tree["files"].items()},
+        masks={name: parse_mask(name, mask) for name, mask in tree["masks"].items()},
+        files={safe_name(name): parse_file(name, file) for name, file in tree["files"].items()},
         optimizer=tree["optimizer"],
         state=tree["state"],
         rank_state=tree["rank_state"],
@@ -175,6 +202,24 @@ def parse(tree: dict[str, Any], sha256: str) -> Manifest:
     )
     check(manifest)
     return manifest
+
+
+def manifest_text(tree: dict[str, Any]) -> str:
+    """The text of a manifest file: ``tree`` as JSON, and before it the SHA-256 of the text with zeros in its place."""
+    content = json.dumps({"digest": NO_DIGEST, **tree}, indent=1, allow_nan=False)
+    return content.replace(NO_DIGEST, hashlib.sha256(content.encode()).hexdigest(), 1)
+
+
+def check_digest(content: bytes, has_digest: bool) -> None:
+    """Raise ValueError unless a manifest's content is the one that was written; older ones have no digest."""
+    match = DIGEST.match(content)
+    if match is None:
+        if has_digest:
+            raise ValueError("its digest is not where it belongs")
+        return
+    zeroed = content[: match.start(1)] + NO_DIGEST.encode() + content[match.end(1) :]
+    if hashlib.sha256(zeroed).hexdigest().encode() != match[1]:
+        raise ValueError("its content does not have the digest that it names")
 
 
 def check(manifest: Manifest) -> None:
@@ -200,8 +245,13 @@ def check(manifest: Manifest) -> None:
 
 def parse_tensor(name: str, tree: dict[str, Any]) -> StoredTensor:
     """One entry of ``tensors``."""
+    check_keys(name, tree, ("shape", "sparse", "slices", "pruned_nonzero"))
+    check_keys(f"slices of {name}", tree["slices"], tuple(tree["pruned_nonzero"]))
+    for kind in tree["slices"]:
+        if kind not in KINDS:
+            raise ValueError(f"{name} has slices of an unknown kind {kind[:40]!r}")
     slices = {kind: tuple(map(parse_slice, tree["slices"][kind])) for kind in KINDS if kind in tree["slices"]}
-    pruned = {kind: count(tree["pruned_nonzero"].get(kind, 0)) for kind in slices}
+    pruned = {kind: count(tree["pruned_nonzero"][kind]) for kind in slices}
     if not isinstance(tree["sparse"], bool):
         raise ValueError(f"sparse of {name} is neither true nor false")
     return StoredTensor(name, tuple(map(count, tree["shape"])), tree["sparse"], slices, pruned)
@@ -209,8 +259,50 @@ def parse_tensor(name: str, tree: dict[str, Any]) -> StoredTensor:
 
 def parse_slice(tree: dict[str, Any]) -> Slice:
     """One entry of a tensor's ``slices``."""
+    check_keys("a slice", tree, ("file", "dim", "start", "stop"))
     dim = None if tree["dim"] is None else count(tree["dim"])
-    return Slice(str(tree["file"]), dim, count(tree["start"]), count(tree["stop"]))
+    return Slice(text(tree["file"]), dim, count(tree["start"]), count(tree["stop"]))
+
+
+def parse_mask(name: str, tree: dict[str, Any]) -> StoredMask:
+    """One entry of ``masks``."""
+    check_keys(f"the mask of {name}", tree, ("shape", "kept", "sha256"))
+    rows, columns = map(count, tree["shape"])
+    if count(tree["kept"]) > rows * columns:
+        raise ValueError(f"the mask of {name} keeps {tree['kept']} of {rows * columns} entries")
+    return StoredMask((rows, columns), tree["kept"], sha256_text(tree["sha256"]))
+
+
+def parse_file(name: str, tree: dict[str, Any]) -> StoredFile:
+    """One entry of ``files``."""
+    check_keys(name, tree, ("bytes", "sha256"))
+    return StoredFile(count(tree["bytes"]), sha256_text(tree["sha256"]))
+
+
+def check_keys(what: str, tree: Any, keys: Sequence[str]) -> None:
+    """Raise ValueError unless ``tree`` is an object with exactly these keys."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"{what} is no object")
+    for key in keys:
+        if key not in tree:
+            raise ValueError(f"{what} lacks '{key}'")
+    for key in tree:
+        if key not in keys:
+            raise ValueError(f"{what} has an unknown key {key[:40]!r}")
+
+
+def text(value: Any) -> str:
+    """``value``, when it is text."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.40} stands where a text belongs")
+    return value
+
+
+def sha256_text(value: Any) -> str:
+    """``value``, when it is a SHA-256 in hex."""
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise ValueError(f"{value!r:.80} stands where a SHA-256 belongs")
+    return value
 
 
 def count(value: Any) -> int:

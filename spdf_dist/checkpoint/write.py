@@ -7,7 +7,6 @@ rank fails, all of them raise, the aside folder is removed and the checkpoints b
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -33,6 +32,7 @@ from spdf_dist.checkpoint.manifest import (
     file_digest,
     global_shapes,
     key_of,
+    manifest_text,
     read_manifest,
 )
 from spdf_dist.checkpoint.packed_masks import PackedMasks
@@ -238,7 +238,7 @@ class CheckpointWriter:
             "versions": versions(),
             "git_commit": git_commit(),
         }
-        content = json.dumps(tree, indent=1, allow_nan=False)
+        content = manifest_text(tree)
         for folder in {(self.aside / name).parent for name in files}:
             sync(folder)
         (self.aside / MANIFEST).write_text(content, encoding="utf-8")

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -272,9 +273,10 @@ def flip(path: Path) -> None:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a manifest's JSON."""
+    """Change a manifest's JSON, and leave its digest out, as in an older one."""
     path = folder / "manifest.json"
     tree = json.loads(path.read_text())
+    tree.pop("digest", None)
     change(tree)
     path.write_text(json.dumps(tree))
 
@@ -375,24 +377,36 @@ def test_slices_that_are_not_the_tensor(parts: list[tuple[int | None, int, int]]
     ("change", "message"),
     [
         (lambda tree: tree.update(version=2), "format version 2 is not known"),
-        (lambda tree: tree.pop("tensors"), "damaged: KeyError: 'tensors'"),
+        (lambda tree: tree.pop("tensors"), "damaged: the manifest lacks 'tensors'"),
         (lambda tree: tree["tensors"].pop("ln_f.bias"), "its tensors are not those of its model"),
         (lambda tree: tree["files"].update({"../../etc/passwd": {"bytes": 1, "sha256": ""}}), "leaves the checkpoint"),
         (
             lambda tree: tree["tensors"]["layers.0.b_Q"]["slices"].update(model=[]),
             r"model of layers\.0\.b_Q is not whole",
         ),
-        (lambda tree: tree["tensors"]["ln_f.bias"]["slices"].clear(), r"of ln_f\.bias is not whole"),
-        (lambda tree: tree["tensors"]["ln_f.bias"]["slices"].pop("exp_avg"), r"exp_avg of ln_f\.bias is not whole"),
+        (lambda tree: tree["tensors"]["ln_f.bias"]["slices"].clear(), r"slices of ln_f\.bias lacks 'model'"),
+        (lambda tree: tree["tensors"]["ln_f.bias"].update(slices={}, pruned_nonzero={}), r"ln_f\.bias is not whole"),
+        (lambda tree: tree["tensors"]["ln_f.bias"]["slices"].pop("exp_avg"), r"slices of ln_f\.bias lacks 'exp_avg'"),
+        (lambda tree: drop_kind(tree["tensors"]["ln_f.bias"], "exp_avg"), r"exp_avg of ln_f\.bias is not whole"),
+        (lambda tree: tree.update(extra=1), "the manifest has an unknown key 'extra'"),
+        (lambda tree: rename(tree["tensors"]["ln_f.bias"]["slices"], "exp_avg", "exp_afg"), "lacks 'exp_avg'"),
+        (lambda tree: rename(tree, "consumed_tokens", "consumed_tokenz"), "lacks 'consumed_tokens'"),
+        (lambda tree: tree["model"].update(num_layers=10**9), "too few for 1000000000 layers"),
+        (lambda tree: tree["model"].update(hidden_size=10**12), "not those of its model"),
+        (lambda tree: tree.update(step="5"), "'5' stands where a count belongs"),
+        (lambda tree: tree.update(kind=3), "3 stands where a text belongs"),
+        (lambda tree: tree["files"][MASKS].update(sha256="x"), "'x' stands where a SHA-256 belongs"),
+        (lambda tree: tree["masks"]["layers.0.W_Q"].update(kept=10**6), "keeps 1000000 of 64 entries"),
+        (lambda tree: tree.update(tensors=[]), "damaged"),
         (lambda tree: first_slice(tree).update(dim="x"), "'x' stands where a count belongs"),
         (lambda tree: first_slice(tree).update(dim=2), "cut along dimension 2 of 2"),
         (lambda tree: first_slice(tree).update(dim=[]), r"\[\] stands where a count belongs"),
         (lambda tree: first_slice(tree).update(start=-1), "-1 stands where a count belongs"),
         (lambda tree: first_slice(tree).update(stop=7), "its slices end at 7"),
-        (lambda tree: first_slice(tree).pop("file"), "KeyError: 'file'"),
-        (lambda tree: tree["tensors"]["ln_f.bias"].update(slices=[]), "damaged: "),
+        (lambda tree: first_slice(tree).pop("file"), "a slice lacks 'file'"),
+        (lambda tree: tree["tensors"]["ln_f.bias"].update(slices=[]), r"slices of ln_f\.bias is no object"),
         (lambda tree: tree["tensors"]["ln_f.bias"].update(sparse=0), "neither true nor false"),
-        (lambda tree: tree["masks"]["layers.0.W_Q"].update(shape=[4]), "damaged: IndexError"),
+        (lambda tree: tree["masks"]["layers.0.W_Q"].update(shape=[4]), "damaged: not enough values"),
         (
             lambda tree: tree["masks"]["layers.0.W_Q"].update(shape=[4, 16]),
             r"the mask of layers\.0\.W_Q has another shape",
@@ -408,6 +422,43 @@ def test_a_manifest_that_cannot_be_used(tmp_path: Path, change: Callable[[Any], 
     with pytest.raises(UserError, match=message) as raised:
         Checkpoint(tmp_path / "step_5")
     assert "\n" not in str(raised.value)
+
+
+def rename(tree: dict[str, Any], old: str, new: str) -> None:
+    """Give a key another name, in its place."""
+    items = [(new if key == old else key, value) for key, value in tree.items()]
+    tree.clear()
+    tree.update(items)
+
+
+def drop_kind(tensor: dict[str, Any], kind: str) -> None:
+    """Leave a tensor's slices of a kind out."""
+    tensor["slices"].pop(kind)
+    tensor["pruned_nonzero"].pop(kind)
+
+
+def test_every_flipped_bit_of_a_manifest_is_found(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    path = tmp_path / "step_5" / "manifest.json"
+    content = path.read_bytes()
+    random = Random(20)
+    for bit in random.sample(range(8 * len(content)), 400):
+        damaged_content = bytearray(content)
+        damaged_content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged_content)
+        with pytest.raises(UserError) as raised:
+            Checkpoint(tmp_path / "step_5")
+        assert "\n" not in str(raised.value), bit
+    for size in random.sample(range(len(content)), 50):
+        path.write_bytes(content[:size])
+        with pytest.raises(UserError):
+            Checkpoint(tmp_path / "step_5")
+
+
+def test_a_manifest_without_a_digest_is_an_older_one(tmp_path: Path) -> None:
+    save(tmp_path, 5)
+    edit(tmp_path / "step_5", lambda tree: None)
+    Checkpoint(tmp_path / "step_5").verify()
 
 
 def first_slice(tree: dict[str, Any]) -> dict[str, Any]:
