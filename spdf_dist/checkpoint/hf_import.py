@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
@@ -33,9 +31,9 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.config.validate import validate_model, validate_sparsity
 from spdf_dist.parallel.layout import Piece
-from spdf_dist.sparsity.masks import BoolArray, RandomMasks, keep_lowest, pruned_count
+from spdf_dist.sparsity.masks import BoolArray, MagnitudeScores, RandomMasks, logical_weights, select
 
-MaskSource = Literal["random", "magnitude"]
+MaskSource = Literal["random", "magnitude", "zeros"]
 
 REQUIRED = {
     "model_type": "gpt2",
@@ -127,12 +125,26 @@ def model_of(config: dict[str, Any], path: Path) -> ModelConfig:
     return model
 
 
-def magnitude_mask(weight: NDArray[np.float32], level: float) -> BoolArray:
-    """Keep the entries of largest magnitude, numel - floor(level x numel) of them; ties go to the lower flat index."""
-    # The bits of non-negative floats sort as the floats do.
-    bits = np.ascontiguousarray(np.abs(weight)).view(np.uint32).reshape(-1)
-    score = (np.uint32(0xFFFFFFFF) - bits).astype(np.uint64)
-    return keep_lowest(score, weight.size - pruned_count(weight.size, level)).reshape(weight.shape)
+def masks_by(source: HfFolder, mask: MaskSource, sparsity: SparsityConfig) -> Mapping[str, BoolArray]:
+    """The masks of the logical weights: random, of the largest magnitudes, or of what is not zero in the folder.
+
+    Raises UserError where `zeros` finds none.
+    """
+    random = RandomMasks(source.model, sparsity)
+    if mask == "random":
+        return random
+    if mask == "magnitude":
+        return {
+            name: select(random.weights[name], sparsity, MagnitudeScores(weight.numpy()))
+            for name, weight in source.tensors()
+            if name in random
+        }
+    names = logical_weights(source.model)
+    found = {name: weight.numpy() != 0 for name, weight in source.tensors() if name in names}
+    found = {name: kept for name, kept in found.items() if not kept.all()}
+    if not found:
+        raise UserError(f"{source.folder}: --mask zeros: no weight of its matrices is zero")
+    return found
 
 
 def import_hf(
@@ -141,7 +153,8 @@ def import_hf(
     """Write a Hugging Face GPT-2 as the checkpoint folder ``out``, weights alone, at step 0.
 
     With ``level`` above 0 the six matrices of each layer are pruned to it: by the random mask that pre-training with
-    ``sparsity.seed`` = ``seed`` has, or by keeping the largest magnitudes of each.
+    ``sparsity.seed`` = ``seed`` has, or by keeping the largest magnitudes of each. ``mask`` `zeros` prunes what
+    is exactly zero in the model's matrices.
 
     Returns the number of weights pruned.
 
@@ -152,13 +165,12 @@ def import_hf(
     source = HfFolder(folder)
     sparsity = SparsityConfig(level=level, seed=seed)
     validate_sparsity(sparsity)
-    random = RandomMasks(source.model, sparsity)
-    masks = (
-        random
-        if mask == "random"
-        else {n: magnitude_mask(w.numpy(), level) for n, w in source.tensors() if n in random}
-    )
-    packed = PackedMasks.pack(masks)
+    if mask == "zeros" and level > 0:
+        raise UserError("--level: does not apply to --mask zeros, which keeps what is not zero")
+    packed = PackedMasks.pack(masks_by(source, mask, sparsity))
+    if mask == "zeros":
+        entries = sum(fact.shape[0] * fact.shape[1] for fact in packed.facts.values())
+        sparsity = replace(sparsity, level=round(1 - sum(fact.kept for fact in packed.facts.values()) / entries, 6))
 
     def pieces() -> Iterator[tuple[Kind, Piece, Tensor]]:
         total = len(global_shapes(source.model))
@@ -179,10 +191,10 @@ def import_hf(
             manifest={
                 "kind": "imported",
                 "model": asdict(source.model),
-                "sparsity": asdict(sparsity) if level > 0 else None,
+                "sparsity": asdict(sparsity) if len(packed) else None,
                 "source": {
                     "files": {path.name: file_digest(path) for path in source.weight_files()},
-                    "mask": mask if level > 0 else None,
+                    "mask": mask if len(packed) else None,
                 },
             },
         )

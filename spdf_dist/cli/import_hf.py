@@ -2,7 +2,8 @@
 
 DIR holds config.json and model.safetensors. OUT becomes a checkpoint folder that `spdf finetune`,
 `spdf generate` and the other commands take. With --level the six matrices of each layer are pruned:
-by the random mask of pre-training, or by keeping the largest magnitudes."""
+by the random mask of pre-training, or by keeping the largest magnitudes; --mask zeros keeps the sparsity that the model
+has. `spdf pretrain` goes on from OUT with training.init_from=OUT sparsity.pattern=init_from."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="the checkpoint folder to write")
     parser.add_argument("--level", type=float, default=0.0, help="fraction of each matrix to prune (default: 0, dense)")
     parser.add_argument(
-        "--mask", choices=("random", "magnitude"), default="random", help="what is pruned (default: random)"
+        "--mask",
+        choices=("random", "magnitude", "zeros"),
+        default="random",
+        help="what is pruned; zeros: what is zero in the model (default: random)",
     )
     parser.add_argument("--seed", type=int, default=1234, help="sparsity.seed of the random mask (default: 1234)")
 

@@ -391,3 +391,14 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["import-hf", hf, str(tmp_path / "other"), "--level", "1.5"]) == 2
     assert "sparsity.level: must be in [0, 1), got 1.5" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "hf", "run"]
+    assert main(["export-hf", back, str(tmp_path / "sparse")]) == 0
+    assert main(["import-hf", str(tmp_path / "sparse"), str(tmp_path / "zeros"), "--mask", "zeros"]) == 0
+    again, first = Checkpoint(tmp_path / "zeros"), Checkpoint(tmp_path / "run")
+    assert again.sparsity is not None and again.sparsity.level == 0.75
+    assert {n: m.sha256 for n, m in again.manifest.masks.items()} == {
+        n: m.sha256 for n, m in first.manifest.masks.items()
+    }
+    (dense,) = save(tmp_path / "dense", 5, sparsity=None)
+    assert main(["export-hf", str(dense), str(tmp_path / "hf_dense")]) == 0
+    assert main(["import-hf", str(tmp_path / "hf_dense"), str(tmp_path / "none"), "--mask", "zeros"]) == 2
+    assert "--mask zeros: no weight" in capsys.readouterr().err
