@@ -99,6 +99,13 @@ class TrainingConfig:
     """Learning rate at the last token, as a fraction of the peak."""
     warmup_tokens: int = 0
     """Tokens of linear warm-up; less than train_tokens."""
+    schedule: str = "cosine"
+    """After the warm-up: `cosine` (the paper's) or `linear` to min_lr_ratio, `constant`, or `wsd` (constant, then a
+    cooldown to min_lr_ratio)."""
+    cooldown_fraction: float = 0.2
+    """Share of train_tokens that the cooldown of `wsd` takes."""
+    cooldown_shape: str = "linear"
+    """Shape of the cooldown: `linear` or `sqrt` (1 - sqrt of the progress)."""
     weight_decay: float = 0.1
     """Decay of linear weights and embeddings; norms and biases do not decay."""
     beta1: float = 0.9

@@ -149,6 +149,16 @@ def validate_pretrain(config: PretrainConfig) -> None:
     )
     spike = training.skip_loss_spike
     require(spike == 0 or spike > 1, f"training.skip_loss_spike: must be more than 1, or 0 for off, got {spike}")
+    one_of("training.schedule", training.schedule, ("cosine", "linear", "constant", "wsd"))
+    one_of("training.cooldown_shape", training.cooldown_shape, ("linear", "sqrt"))
+    if training.schedule == "wsd":
+        fraction = training.cooldown_fraction
+        require(0 < fraction <= 1, f"training.cooldown_fraction: must be in (0, 1], got {fraction}")
+        require(
+            training.warmup_tokens <= (1 - fraction) * tokens or tokens == 0,
+            f"training.cooldown_fraction: the last {fraction:g} of {tokens} tokens begins within the warm-up of "
+            f"{training.warmup_tokens}",
+        )
     require(0 <= training.min_lr_ratio <= 1, f"training.min_lr_ratio: must be in [0, 1], got {training.min_lr_ratio}")
     require(config.validation.interval >= 1, "validation.interval: must be 1 or more")
     require(config.validation.batches >= 1, "validation.batches: must be 1 or more")

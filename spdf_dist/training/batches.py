@@ -19,7 +19,7 @@ from spdf_dist.data.loader import Mixture
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.sparsity.seeds import derive_seed
 from spdf_dist.training.engine import MicroBatch
-from spdf_dist.training.schedule import cosine_by_tokens
+from spdf_dist.training.schedule import schedule_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class PretrainBatches:
         self.validation_data = validation
         self.groups = groups
         self.total_steps = total_steps(config)
+        self.schedule = schedule_of(config.training, self.consumed_tokens(self.total_steps))
         self._flops = training_flops(config.model, config.sparsity) * config.training.global_batch_size
 
     def _micro_batches(self, data: Mixture, start: int, stop: int) -> Iterator[MicroBatch]:
@@ -82,14 +83,7 @@ class PretrainBatches:
         return step * tokens_per_step(self.config)
 
     def lr(self, step: int) -> float:
-        training = self.config.training
-        return cosine_by_tokens(
-            self.consumed_tokens(step),
-            peak=training.lr,
-            min_ratio=training.min_lr_ratio,
-            warmup=training.warmup_tokens,
-            total=self.consumed_tokens(self.total_steps),
-        )
+        return self.schedule.lr(self.consumed_tokens(step))
 
     def validates_after(self, step: int) -> bool:
         due = step % self.config.validation.interval == 0 or step == self.total_steps

@@ -16,7 +16,7 @@ from spdf_dist.parallel.groups import Groups
 from spdf_dist.sparsity.seeds import derive_seed
 from spdf_dist.training.batches import GlobalBatch
 from spdf_dist.training.engine import MicroBatch
-from spdf_dist.training.schedule import linear_by_steps
+from spdf_dist.training.schedule import Linear
 
 
 class TaskBatches:
@@ -49,6 +49,7 @@ class TaskBatches:
                 f"finetune.warmup_steps: {task.warmup_steps} leaves nothing of {self.total_steps} steps "
                 f"({task.epochs} epochs of {self.steps_per_epoch})"
             )
+        self.schedule = Linear(config.training.lr, task.warmup_steps, self.total_steps)
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
         self._flops = {length: training_flops(model, sparsity, length - 1) for length in set(lengths)}
 
@@ -86,8 +87,7 @@ class TaskBatches:
         return tokens
 
     def lr(self, step: int) -> float:
-        task = self.config.finetune
-        return linear_by_steps(step, peak=self.config.training.lr, warmup=task.warmup_steps, total=self.total_steps)
+        return self.schedule.lr(step)
 
     def validates_after(self, step: int) -> bool:
         """At the end of each epoch, and of the run."""
