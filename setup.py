@@ -59,7 +59,7 @@ setup(
     packages=[
         *find_packages(include=["spdf_dist", "spdf_dist.*"]),
         *find_packages("launcher"),
-        *find_packages("kernels"),
+        *find_packages("kernels", include=["spdf_kernels", "spdf_kernels.*"]),
         "spdf_configs",
         "spdf_configs.finetune",
         "spdf_configs.workflows",

@@ -136,7 +136,8 @@ class _Broken:
 def available_backends() -> dict[str, str | None]:
     """Every back end, the most preferred first, with None where this machine has it and else the reason why not.
 
-    jit: AVX-512 code generated from the mask; avx512: compressed rows; portable: C++ for any CPU; torch: dense product.
+    triton-block: whole blocks on GPUs; triton-expand: any mask on GPUs; jit: AVX-512 code generated from the mask;
+    avx512: compressed rows; portable: C++ for any CPU; torch: dense product.
     """
     return {backend.name: backend.available() for backend in backends()}
 

@@ -42,7 +42,7 @@ def restore_threads() -> Iterator[None]:
 
 def test_every_backend_is_there_or_says_why_not() -> None:
     backends = available_backends()
-    assert list(backends) == ["jit", "avx512", "portable", "torch"]
+    assert list(backends) == ["triton-block", "triton-expand", "jit", "avx512", "portable", "torch"]
     assert backends["torch"] is None
     assert all(reason is None or len(reason) > 10 for reason in backends.values())
 

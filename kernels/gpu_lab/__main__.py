@@ -1,0 +1,41 @@
+"""`python -m gpu_lab run | pack | report`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="gpu_lab", description="Measures GPU kernels and training steps.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="measure everything on this machine's GPU, most valuable first")
+    run.add_argument("--out", type=Path, default=Path("runs/gpu_lab"), help="folder of the results (runs/gpu_lab)")
+    run.add_argument("--minutes", type=float, default=8.0, help="most time for all parts together (8)")
+    run.add_argument("--parts", nargs="+", help="only these parts")
+    run.add_argument("--smoke", action="store_true", help="every part once in Triton's interpreter, without a GPU")
+    pack = commands.add_parser("pack", help="collect wheels and the tree for a machine without internet")
+    pack.add_argument("--out", type=Path, default=Path(".gpu_pack"), help="folder to write (.gpu_pack)")
+    pack.add_argument("--python", default="3.12", help="the target's Python (3.12)")
+    report = commands.add_parser("report", help="print the table of a results file and draw its figure")
+    report.add_argument("file", type=Path)
+    args = parser.parse_args()
+    if args.command == "pack":
+        from gpu_lab.pack import write_pack
+
+        return write_pack(args.out, args.python)
+    if args.command == "report":
+        from gpu_lab.report import write_report
+
+        return write_report(args.file)
+    if args.smoke:
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+    from gpu_lab.run import run_lab
+
+    return run_lab(args.out, args.minutes * 60, args.smoke, args.parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

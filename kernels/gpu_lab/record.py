@@ -1,0 +1,73 @@
+"""Results as JSON lines, each written and printed when it is known, and the time that is left."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Record:
+    """The file of one run: a stop at any time loses nothing that was said."""
+
+    path: Path
+    seconds: float
+    """Most time for all parts together."""
+    began: float = field(default_factory=time.monotonic)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def say(self, part: str, **facts: Any) -> None:
+        """Writes and prints one result."""
+        line = {"part": part, **facts}
+        self.lines.append(line)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        shown = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in facts.items())
+        print(f"{part}: {' '.join(shown)}", flush=True)
+
+    def left(self) -> float:
+        """Seconds until the run should end."""
+        return self.seconds - (time.monotonic() - self.began)
+
+    def attempt(self, part: str, action: Callable[[], Any], **facts: Any) -> Any:
+        """What `action` returns; where it fails the error becomes a line and the run goes on with None."""
+        try:
+            return action()
+        except Exception as error:
+            traceback.print_exc()
+            self.say(part, **facts, error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            return None
+
+
+def machine_facts() -> dict[str, Any]:
+    """GPU, driver and versions."""
+    facts: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    try:
+        import triton
+
+        facts["triton"] = triton.__version__
+    except ImportError:
+        facts["triton"] = None
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        facts |= {
+            "gpu": properties.name,
+            "processors": properties.multi_processor_count,
+            "memory_bytes": properties.total_memory,
+            "capability": f"{properties.major}.{properties.minor}",
+        }
+        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,power.limit", "--format=csv,noheader"]
+        try:
+            answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+            facts["driver, SM clock, power limit"] = answer.strip()
+        except (OSError, subprocess.SubprocessError) as error:
+            facts["driver"] = f"unknown: {error}"
+    return facts

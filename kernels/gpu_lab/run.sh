@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# bash run.sh [OUT]: unpacks what `make gpu-pack` collected beside this file and measures. Needs python3 with torch and
+# Triton, and an NVIDIA GPU. Results: OUT (./gpu_lab_results).
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=$(realpath -m "${1:-gpu_lab_results}")
+site=$(mktemp -d)
+mkdir "$site/tree"
+tar -xzf "$here/tree.tar.gz" -C "$site/tree"
+python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site/wheels" "$here"/wheels/*.whl
+cd "$site/tree"
+export PYTHONPATH="$site/tree:$site/tree/kernels:$site/tree/launcher:$site/wheels" PYTHONUNBUFFERED=1
+export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-$site/triton}"
+python3 -m gpu_lab run --out "$out" "${@:2}"

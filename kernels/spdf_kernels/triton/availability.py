@@ -1,0 +1,40 @@
+"""Whether this machine runs the kernels."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+LEAST_CAPABILITY = (8, 0)
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1), on tensors of the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def missing() -> str | None:
+    """Why this machine cannot run the kernels; None when it can."""
+    return no_triton() or (None if interpreted() else no_gpu())
+
+
+@functools.cache
+def no_triton() -> str | None:
+    """Why there is no Triton; None when there is."""
+    return None if importlib.util.find_spec("triton") else "triton is not installed: it comes with the extra gpu"
+
+
+@functools.cache
+def no_gpu() -> str | None:
+    """Why there is no GPU that the kernels run on; None when there is one."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if torch.version.cuda is None:
+        return "torch is not built for CUDA"
+    capability = torch.cuda.get_device_capability()
+    if capability < LEAST_CAPABILITY:
+        return "the GPU has compute capability {}.{}; {}.{} is needed".format(*capability, *LEAST_CAPABILITY)
+    return None

@@ -1,0 +1,32 @@
+"""A repair of Triton's interpreter: bfloat16 operands of `tl.dot`.
+
+The interpreter holds bfloat16 as 16-bit integers and multiplies those (triton issue 11584, closed as not supported).
+Loads, stores and casts are right.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton.language as tl
+from triton.runtime import interpreter
+
+
+def widen_bfloat16_dot() -> None:
+    """Lets `tl.dot` see bfloat16 operands as float32; a second call changes nothing."""
+    builder: Any = interpreter.InterpreterBuilder
+    original = builder.create_dot
+    if getattr(original, "widens", False):
+        return
+
+    def widened(handle: Any) -> Any:
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        data = interpreter._convert_float(handle.data, tl.bfloat16, tl.float32, None).view("float32")
+        return interpreter.TensorHandle(data, tl.float32)
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+        return original(self, widened(a), widened(b), d, *rest)
+
+    create_dot.widens = True  # type: ignore[attr-defined]
+    builder.create_dot = create_dot

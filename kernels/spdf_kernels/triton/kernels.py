@@ -1,0 +1,234 @@
+# mypy: ignore-errors
+# ruff: noqa: E741
+"""The Triton kernels.
+
+Legend: T tokens, O out features, I in features, B block edge, N kept blocks, k kept blocks of a block row.
+
+Values have the row-major order of the mask. Block row r of a mask of whole blocks is therefore a dense matrix
+[B, k_r * B], which begins at value B * B * start[r]. Where every block row keeps k blocks, the values of the whole
+weight are the dense matrix [O, k * B].
+
+Kernels named `*_box` read through tensor descriptors (TMA on sm_90), the others through pointers. All store through
+pointers: a descriptor's store takes a second copy of the tile in shared memory, which leaves room for fewer programs.
+All sum in float32 and use no atomics: a launch gives the same bits each time.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _tile(pid, tiles_T, tiles_F, GROUP: tl.constexpr):
+    """Token and feature tile of a program: GROUP token tiles meet all feature tiles before the next GROUP does."""
+    width = GROUP * tiles_F
+    group = pid // width
+    first = group * GROUP
+    size = min(tiles_T - first, GROUP)
+    return first + (pid % width) % size, (pid % width) // size
+
+
+@triton.jit
+def spmm_box(
+    x_box, values_box, y, bias, start, where, T, O,
+    B: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, TRANSPOSED: tl.constexpr,
+    BIAS: tl.constexpr,
+):  # fmt: skip
+    """y [T, O] = x W^T + bias, or with TRANSPOSED y = x W. Each block row keeps the same number of blocks.
+
+    x_box [T, inputs] in boxes [BT, BK]; values_box [rows of W, k * B] in boxes [B, BK] (TRANSPOSED: [BK, B]). Blocks
+    start[f] to start[f + 1] make the feature block f. where[e] is the block column of block e; TRANSPOSED: its place
+    within its block row << 12 | its block row.
+
+    The loop over tiles makes any grid right. It also keeps Triton 3.6 from serialising the wgmma instructions.
+    """
+    PARTS: tl.constexpr = B // BK
+    tiles_T = tl.cdiv(T, BT)
+    for tile in range(tl.program_id(0), tiles_T * (O // B), tl.num_programs(0)):
+        tile_T, tile_F = _tile(tile, tiles_T, O // B, GROUP)
+        begin = tl.load(start + tile_F)
+        count = (tl.load(start + tile_F + 1) - begin) * PARTS
+        acc = tl.zeros((BT, B), tl.float32)
+        for step in range(0, count):
+            part = step % PARTS
+            at = tl.load(where + begin + step // PARTS)
+            block = at & 4095 if TRANSPOSED else at
+            x = x_box.load([tile_T * BT, block * B + part * BK])
+            if TRANSPOSED:
+                acc = tl.dot(x, values_box.load([block * B + part * BK, (at >> 12) * B]), acc, input_precision="ieee")
+            else:
+                acc = tl.dot(x, values_box.load([tile_F * B, step * BK]).T, acc, input_precision="ieee")
+        t = tile_T * BT + tl.arange(0, BT)
+        f = tile_F * B + tl.arange(0, B)
+        if BIAS:
+            acc += tl.load(bias + f).to(tl.float32)[None, :]
+        y_TF = y + t[:, None].to(tl.int64) * O + f[None, :]
+        tl.store(y_TF, acc.to(y.dtype.element_ty), mask=t[:, None] < T)
+
+
+@triton.jit
+def spmm(
+    x, values, y, bias, start, block, base, kept, T, I, O,
+    B: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, TRANSPOSED: tl.constexpr,
+    BIAS: tl.constexpr,
+):  # fmt: skip
+    """y [T, O] = x [T, I] W^T + bias, or with TRANSPOSED y = x W, for any number of blocks a block row.
+
+    Blocks start[f] to start[f + 1] make the feature block f. block[e] is the block of x's features that block e meets,
+    base[e] its first value / B, kept[e] the number of blocks in its block row.
+    """
+    PARTS: tl.constexpr = B // BK
+    tiles_T = tl.cdiv(T, BT)
+    for tile in range(tl.program_id(0), tiles_T * (O // B), tl.num_programs(0)):
+        tile_T, tile_F = _tile(tile, tiles_T, O // B, GROUP)
+        t = tile_T * BT + tl.arange(0, BT)
+        n = tl.arange(0, B)
+        k = tl.arange(0, BK)
+        begin = tl.load(start + tile_F)
+        count = tl.load(start + tile_F + 1) - begin
+        x_rows = x + t[:, None].to(tl.int64) * I
+        inside = t[:, None] < T
+        acc = tl.zeros((BT, B), tl.float32)
+        for step in range(0, count * PARTS):
+            e = begin + step // PARTS
+            part = step % PARTS
+            a = tl.load(x_rows + (tl.load(block + e) * B + part * BK + k)[None, :], mask=inside, other=0.0)
+            if TRANSPOSED:  # w[k, n]: rows part * BK + k of the block, its columns n
+                stride = tl.load(kept + e) * B
+                w_KB = values + tl.load(base + e).to(tl.int64) * B + (part * BK + k)[:, None] * stride + n[None, :]
+                acc = tl.dot(a, tl.load(w_KB), acc, input_precision="ieee")
+            else:  # w[n, k]: rows n of the block row, its columns from step * BK on
+                w_BK = values + begin.to(tl.int64) * (B * B) + n[:, None] * (count * B) + (step * BK + k)[None, :]
+                acc = tl.dot(a, tl.trans(tl.load(w_BK)), acc, input_precision="ieee")
+        if BIAS:
+            acc += tl.load(bias + tile_F * B + n).to(tl.float32)[None, :]
+        tl.store(y + t[:, None].to(tl.int64) * O + (tile_F * B + n)[None, :], acc.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def sddmm_box(
+    dy_box, x_box, out, column, T, O, KEPT, SPLIT,
+    B: tl.constexpr, G: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the values of G neighbouring blocks a program, which share dy. Each block row keeps KEPT blocks.
+
+    dy_box [T, O] and x_box [T, I] in boxes [BT, B]; out [SPLIT, O, KEPT * B]: part s of the tokens sums into out[s].
+    column[e] is the block column of block e.
+    """
+    first = tl.program_id(0) * G
+    share = tl.program_id(1)
+    row = first // KEPT
+    place = first % KEPT
+    column_0 = tl.load(column + first) * B
+    column_1 = tl.load(column + first + G - 1) * B
+    acc_0 = tl.zeros((B, B), tl.float32)
+    acc_1 = tl.zeros((B, B), tl.float32)
+    steps = tl.cdiv(T, BT)
+    per = tl.cdiv(steps, SPLIT)
+    for step in range(share * per, min((share + 1) * per, steps)):
+        dy_BT = dy_box.load([step * BT, row * B]).T
+        acc_0 = tl.dot(dy_BT, x_box.load([step * BT, column_0]), acc_0, input_precision="ieee")
+        if G == 2:
+            acc_1 = tl.dot(dy_BT, x_box.load([step * BT, column_1]), acc_1, input_precision="ieee")
+    f = (share * O + row * B + tl.arange(0, B)).to(tl.int64)
+    out_0 = out + f[:, None] * (KEPT * B) + (place * B + tl.arange(0, B))[None, :]
+    tl.store(out_0, acc_0.to(out.dtype.element_ty))
+    if G == 2:
+        tl.store(out_0 + B, acc_1.to(out.dtype.element_ty))
+
+
+@triton.jit
+def sddmm(
+    dy, x, out, row, column, base, kept, T, O, I, nnz, SPLIT,
+    B: tl.constexpr, BT: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the values of one block a program: out [SPLIT, nnz], part s of the tokens in out[s].
+
+    row[e] and column[e] are the block row and column of block e, base[e] its first value / B, kept[e] the number of
+    blocks in its block row.
+    """
+    e = tl.program_id(0)
+    share = tl.program_id(1)
+    o = tl.load(row + e) * B + tl.arange(0, B)
+    i = tl.load(column + e) * B + tl.arange(0, B)
+    acc = tl.zeros((B, B), tl.float32)
+    steps = tl.cdiv(T, BT)
+    per = tl.cdiv(steps, SPLIT)
+    for step in range(share * per, min((share + 1) * per, steps)):
+        t = (step * BT + tl.arange(0, BT)).to(tl.int64)
+        inside = t[:, None] < T
+        dy_TB = tl.load(dy + t[:, None] * O + o[None, :], mask=inside, other=0.0)
+        x_TB = tl.load(x + t[:, None] * I + i[None, :], mask=inside, other=0.0)
+        acc = tl.dot(tl.trans(dy_TB), x_TB, acc, input_precision="ieee")
+    stride = tl.load(kept + e) * B
+    here = out + share.to(tl.int64) * nnz + tl.load(base + e).to(tl.int64) * B
+    here = here + tl.arange(0, B)[:, None] * stride + tl.arange(0, B)[None, :]
+    tl.store(here, acc.to(out.dtype.element_ty))
+
+
+@triton.jit
+def _kept_entries(bits, before, numel, CHUNK: tl.constexpr):
+    """Of this program's CHUNK weights: (offsets, which exist, which the mask keeps, the place of each value).
+
+    bits: the row-major mask, first entry in the highest bit. before[p]: kept entries before chunk p.
+    """
+    begin = tl.program_id(0).to(tl.int64) * CHUNK
+    here = tl.arange(0, CHUNK)
+    inside = begin + here < numel
+    byte = tl.load(bits + begin // 8 + here // 8, mask=inside, other=0).to(tl.int32)
+    kept = tl.where(inside, (byte >> (7 - here % 8)) & 1, 0)
+    place = tl.load(before + tl.program_id(0)) + tl.cumsum(kept, 0) - kept
+    return begin + here, inside, kept != 0, place
+
+
+@triton.jit
+def expand(values, bits, before, weight, numel, CHUNK: tl.constexpr):
+    """weight [numel]: the values at the entries that the mask keeps, zero elsewhere."""
+    here, inside, kept, place = _kept_entries(bits, before, numel, CHUNK)
+    tl.store(weight + here, tl.load(values + place, mask=kept, other=0.0), mask=inside)
+
+
+@triton.jit
+def gather(dweight, bits, before, dvalues, numel, CHUNK: tl.constexpr):
+    """dvalues: the entries of dweight [numel] that the mask keeps."""
+    here, _, kept, place = _kept_entries(bits, before, numel, CHUNK)
+    entry = tl.load(dweight + here, mask=kept, other=0.0)
+    tl.store(dvalues + place, entry.to(dvalues.dtype.element_ty), mask=kept)
+
+
+@triton.jit
+def only_kept_entries(
+    x, weight, bits, bias, y, T, F, K, stride_f, stride_k,
+    BT: tl.constexpr, BF: tl.constexpr, BK: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Computes y [T, F] = x [T, K] times a weight over kept entries alone, for the rows where x is not finite.
+
+    y holds the product with the dense weight, which spread 0 * Inf over those rows.
+
+    A non-finite x[t, k] makes y[t, f] non-finite for every f, since 0 * Inf is NaN. One column of y therefore tells
+    whether there is work; in a healthy run the kernel reads that column and returns. weight[f, k] lies at
+    f * stride_f + k * stride_k, and its bit at the same position of `bits`.
+    """
+    t = tl.program_id(0) * BT + tl.arange(0, BT)
+    seen = tl.load(y + t.to(tl.int64) * F, mask=t < T, other=0.0).to(tl.float32)
+    again = tl.where(seen - seen == 0.0, 0, 1)
+    if tl.max(again, 0) > 0:
+        rows = (again > 0) & (t < T)
+        for begin_f in range(0, F, BF):
+            f = begin_f + tl.arange(0, BF)
+            acc = tl.zeros((BT, BF), tl.float32)
+            for begin_k in range(0, K, BK):
+                k = begin_k + tl.arange(0, BK)
+                there = (f[:, None] < F) & (k[None, :] < K)
+                at = f[:, None].to(tl.int64) * stride_f + k[None, :].to(tl.int64) * stride_k
+                w_FK = tl.load(weight + at, mask=there, other=0.0).to(tl.float32)
+                byte = tl.load(bits + at // 8, mask=there, other=0).to(tl.int32)
+                kept = (byte >> (7 - at % 8).to(tl.int32)) & 1
+                x_TK = tl.load(
+                    x + t[:, None].to(tl.int64) * K + k[None, :], mask=rows[:, None] & (k[None, :] < K), other=0.0
+                ).to(tl.float32)
+                product = tl.where(kept[None, :, :] != 0, x_TK[:, None, :] * w_FK[None, :, :], 0.0)
+                acc += tl.sum(product, 2)
+            if BIAS:
+                acc += tl.load(bias + f, mask=f < F, other=0.0).to(tl.float32)[None, :]
+            place = y + t[:, None].to(tl.int64) * F + f[None, :]
+            tl.store(place, acc.to(y.dtype.element_ty), mask=rows[:, None] & (f[None, :] < F))

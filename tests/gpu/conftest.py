@@ -1,0 +1,31 @@
+"""Tests of what runs on a GPU. Without one they run in Triton's interpreter (TRITON_INTERPRET=1), or are skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from spdf_kernels import triton as gpu
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if gpu.missing() is None:
+        return
+    for item in items:
+        if "tests/gpu/" in str(item.path):
+            item.add_marker(pytest.mark.skip(reason=f"{gpu.missing()}; TRITON_INTERPRET=1 runs it without a GPU"))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """New tensors are full of NaN, so that an entry that a kernel leaves out shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cpu" if gpu.interpreted() else "cuda")
