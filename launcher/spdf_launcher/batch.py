@@ -15,10 +15,11 @@ import socket
 import sys
 from pathlib import Path
 
+from spdf_dist.base.signals import ReceivedSignals
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
 from spdf_launcher.attempts import END, RESET, START, history, newest_checkpoint, record
 from spdf_launcher.folder import JobFolder, now
-from spdf_launcher.process import Signals, goes_on, outcome_of, run_command, told_code
+from spdf_launcher.process import goes_on, outcome_of, run_command, told_code
 from spdf_launcher.rank import EXIT_FILE
 from spdf_launcher.requeue import requeue_self, slurm_job
 
@@ -40,7 +41,7 @@ def main(arguments: list[str]) -> int:
     if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":  # submitted by a person, not requeued
         record(folder, RESET)
     record(folder, START, host=socket.gethostname(), slurm_job_id=slurm_job(), checkpoint=newest_checkpoint(run_dir))
-    with Signals() as signals, log_path.open("ab") as log:
+    with ReceivedSignals() as signals, log_path.open("ab") as log:
         log.write(f"== {now()} {os.environ.get('SLURM_JOB_NODELIST', socket.gethostname())}\n".encode())
         log.flush()
         code = run_command(

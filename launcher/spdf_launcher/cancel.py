@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from spdf_dist.file_locks import birth, is_locked
+from spdf_dist.base.file_locks import birth, is_locked
 from spdf_launcher.attempts import history
 from spdf_launcher.folder import CANCELLED, DONE, job_folder, now, read_json, write_json
 from spdf_launcher.journal import Journal

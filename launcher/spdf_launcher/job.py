@@ -9,13 +9,10 @@ be started again; 1 failed for good.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,8 +20,10 @@ from typing import Any
 
 import yaml
 
+from spdf_dist.base.file_locks import birth, is_locked, try_lock, unlock
+from spdf_dist.base.provenance import made_with
+from spdf_dist.base.signals import ReceivedSignals
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
-from spdf_dist.file_locks import birth, is_locked, try_lock, unlock
 from spdf_launcher.attempts import COMMAND, END, START, history, newest_checkpoint, record
 from spdf_launcher.folder import (
     CANCELLED,
@@ -41,13 +40,12 @@ from spdf_launcher.folder import (
 from spdf_launcher.kinds import KINDS, OUT
 from spdf_launcher.moved import follow
 from spdf_launcher.plan import Job, job_from_json, outputs
-from spdf_launcher.process import Signals, goes_on, outcome_of, run_command, told_code
+from spdf_launcher.process import goes_on, outcome_of, run_command, told_code
 from spdf_launcher.rank import EXIT_FILE
 from spdf_launcher.references import substitute
 from spdf_launcher.requeue import is_preempted, requeue_self, slurm_job
 from spdf_launcher.slurm.state import slurm_states
 
-PACKAGES = ("spdf", "torch", "deepspeed", "megatron-core", "numpy", "sentencepiece")
 RUN_LOCK = ".lock"
 """In a run folder; the trainer holds it while it runs there."""
 LEFT_OVER_SECONDS = 60.0
@@ -69,7 +67,7 @@ class Runner:
         self.queued = spec["on"] == "slurm" and slurm_job() is not None
         self.remark: str | None = None
         self.out_of_time = False
-        self.signals = Signals()
+        self.signals = ReceivedSignals()
         self.started = now()
         self.lock: int | None = None
 
@@ -319,8 +317,7 @@ class Runner:
                 "attempts": past.count,
                 "nodes": [os.environ.get("SLURM_JOB_NODELIST", socket.gethostname())],
                 "slurm_job_id": slurm_job(),
-                "versions": versions(),
-                "git_commit": git_commit(),
+                **made_with(),
                 "outputs": self.job.outputs if status == DONE else {},
                 "metrics": self.metrics() if status == DONE else {},
             },
@@ -376,32 +373,6 @@ def last_words(log: Path, reach: int = 16384) -> str | None:
     spoken = [line for line in lines if line.startswith("spdf ")]
     said = (spoken or lines)[-1:]
     return said[0][:300] if said else None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on, without importing it."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that the code comes from, `+` when it has changes; None outside of one."""
-    here = str(Path(__file__).parent)
-    try:
-        commit = subprocess.run(
-            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "-C", here, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{commit}+" if changed else commit
 
 
 def main(arguments: list[str]) -> int:

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from spdf_dist.base.file_locks import is_locked, try_lock, unlock
 from spdf_dist.config.errors import UserError
-from spdf_dist.file_locks import is_locked, try_lock, unlock
 from spdf_launcher.folder import append_line, in_one_line, now, read_lines
 
 FILE = "journal.jsonl"

@@ -6,13 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
+from spdf_dist.base.file_locks import is_locked
+from spdf_dist.base.signals import ReceivedSignals
 from spdf_dist.config.errors import EXIT_STOPPED
-from spdf_dist.file_locks import is_locked
 from spdf_launcher.display import Display
 from spdf_launcher.folder import CANCELLED, DONE, job_folder, read_json
 from spdf_launcher.journal import Journal
@@ -47,11 +45,11 @@ class LocalRun:
     def __init__(self, root: Path, jobs: list[Job], wanted: set[str], journal: Journal, display: Display) -> None:
         self.root, self.jobs, self.wanted = root, jobs, wanted
         self.journal, self.display = journal, display
-        self.signals = 0
+        self.signals = ReceivedSignals((signal.SIGTERM, signal.SIGINT))
 
     def run(self) -> int:
         """Run what is wanted; 0 when all of it is done, 75 when stopped by a signal, else 1."""
-        with self.handlers():
+        with self.signals:
             for number, job in enumerate(results_first(self.jobs), 1):
                 self.display.job(number, len(self.jobs), job.id)
                 if job.id not in self.wanted:
@@ -60,7 +58,7 @@ class LocalRun:
                     continue
                 code = self.run_job(job)
                 manifest = read_json(job_folder(self.root, job.id).manifest) or {}
-                if self.signals or (code == EXIT_STOPPED and not manifest):
+                if self.signals.got or (code == EXIT_STOPPED and not manifest):
                     self.display.end("stopped", "run the same command again to go on")
                     return EXIT_STOPPED
                 status = manifest.get("status", "failed")
@@ -78,10 +76,10 @@ class LocalRun:
         folder = job_folder(self.root, job.id)
         if folder.status() == CANCELLED:
             return 1
-        while is_locked(folder.lock) and not self.signals:
+        while is_locked(folder.lock) and not self.signals.got:
             self.display.note("running since an earlier launcher", read_progress(folder.run_dir, job.steps))
             time.sleep(POLL_SECONDS)
-        if self.signals:
+        if self.signals.got:
             return EXIT_STOPPED
         self.journal.write("start", job=job.id)
         errors = (folder.path / "runner.log").open("ab")
@@ -95,23 +93,9 @@ class LocalRun:
         errors.close()
         passed = 0
         while process.poll() is None:
-            while passed < self.signals:
+            while passed < len(self.signals.got):
                 process.send_signal(signal.SIGTERM)
                 passed += 1
-            self.display.note("stopping" if self.signals else "running", read_progress(folder.run_dir, job.steps))
+            self.display.note("stopping" if self.signals.got else "running", read_progress(folder.run_dir, job.steps))
             time.sleep(POLL_SECONDS)
         return process.returncode
-
-    @contextmanager
-    def handlers(self) -> Iterator[None]:
-        """Count SIGTERM and SIGINT, for the running job to hear of."""
-
-        def count(number: int, frame: FrameType | None) -> None:
-            self.signals += 1
-
-        before = {number: signal.signal(number, count) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from spdf_dist.base.file_locks import is_locked
 from spdf_dist.config.errors import UserError
-from spdf_dist.file_locks import is_locked
 from spdf_launcher.attempts import RESET, record
 from spdf_launcher.folder import in_one_line, job_folder, read_json, write_json, write_text
 from spdf_launcher.journal import Journal

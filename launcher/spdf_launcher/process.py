@@ -10,8 +10,8 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
 
+from spdf_dist.base.signals import ReceivedSignals
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
 from spdf_launcher.rank import RANK_MODULE
 
@@ -20,40 +20,11 @@ KILL_SECONDS = 30.0
 """From the second signal to the end by force."""
 HEAR_SECONDS = 2.0
 """How much later than its ranks a runner may hear what ends all of them."""
-HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-
-class Signals:
-    """Remembers SIGTERM, SIGINT and SIGUSR1 instead of dying of them, while it is entered."""
-
-    def __init__(self) -> None:
-        self.got: list[int] = []
-        self.before: dict[int, object] = {}
-
-    def __enter__(self) -> Signals:
-        self.before = {number: signal.signal(number, self.remember) for number in HEARD}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def remember(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
-        self.got.append(number)
-
-    def pause(self, seconds: float) -> None:
-        """Wait, or until a signal."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.got:
-            time.sleep(POLL_SECONDS)
 
 
 def run_command(
     command: Sequence[str],
-    signals: Signals,
+    signals: ReceivedSignals,
     *,
     cwd: str | None,
     environment: dict[str, str],
@@ -132,7 +103,7 @@ def told_code(code: int, exit_file: Path) -> int:
     return told or code
 
 
-def outcome_of(code: int, signals: Signals) -> str:
+def outcome_of(code: int, signals: ReceivedSignals) -> str:
     """`done`, `stopped` or `failed`."""
     if code == 0:
         return "done"
@@ -141,7 +112,7 @@ def outcome_of(code: int, signals: Signals) -> str:
     return "stopped" if stopped else "failed"
 
 
-def goes_on(signals: Signals) -> bool:
+def goes_on(signals: ReceivedSignals) -> bool:
     """Whether a job on Slurm that was stopped belongs back into the queue.
 
     It does after SIGUSR1, the signal before its limit, and when its ranks alone heard one, as at preemption. scancel

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from spdf_dist.base.file_locks import is_locked
 from spdf_dist.config.errors import UserError
-from spdf_dist.file_locks import is_locked
 from spdf_launcher.attempts import history
 from spdf_launcher.folder import CANCELLED, DONE, FAILED, job_folder, read_json
 from spdf_launcher.journal import require_workflow

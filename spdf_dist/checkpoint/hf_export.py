@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from spdf_dist.base.atomic_files import sync
 from spdf_dist.checkpoint.find import ASIDE
 from spdf_dist.checkpoint.hf_tokenizer import write_tokenizer
 from spdf_dist.checkpoint.huggingface import ACTIVATION, CONFIG, LAYER_NORM_EPSILON, PREFIX, WEIGHTS, hf_tensors
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.stream import SafetensorsStream, header_room
-from spdf_dist.checkpoint.write import describe, new_folder, remove, sync
+from spdf_dist.checkpoint.write import describe, new_folder, remove
 from spdf_dist.config.errors import SpdfError
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.data.tokenizer import load_tokenizer

@@ -7,7 +7,6 @@ rank fails, all of them raise, the aside folder is removed and the checkpoints b
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spdf_dist.base.atomic_files import sync
+from spdf_dist.base.provenance import made_with
 from spdf_dist.checkpoint.find import ASIDE, latest, whole_checkpoints
 from spdf_dist.checkpoint.manifest import (
     CONFIG,
@@ -36,7 +37,6 @@ from spdf_dist.checkpoint.manifest import (
     read_manifest,
 )
 from spdf_dist.checkpoint.packed_masks import PackedMasks
-from spdf_dist.checkpoint.provenance import git_commit, versions
 from spdf_dist.checkpoint.stream import SafetensorsStream, header_room
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.load import build
@@ -235,8 +235,7 @@ class CheckpointWriter:
             "tensors": tensors,
             "masks": {name: asdict(fact) for name, fact in packed.facts.items()},
             "files": files,
-            "versions": versions(),
-            "git_commit": git_commit(),
+            **made_with(),
         }
         content = manifest_text(tree)
         for folder in {(self.aside / name).parent for name in files}:
@@ -375,15 +374,6 @@ def describe(error: Exception | None) -> str | None:
 def describe_file(path: Path) -> dict[str, Any]:
     """Size and digest of a file, as the manifest lists them."""
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-
-
-def sync(path: Path) -> None:
-    """Force a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove(path: Path) -> None:

@@ -11,7 +11,6 @@ import json
 import signal
 import sys
 import time
-from typing import NoReturn
 
 HELP = "train tokenizers, pack text into shards, fetch or make data sets"
 
@@ -104,21 +103,20 @@ def run_tokenizer_train(args: argparse.Namespace) -> int:
 
 
 def run_pack(args: argparse.Namespace) -> int:
+    from spdf_dist.base.signals import interrupted_by
     from spdf_dist.config.errors import SpdfError
     from spdf_dist.data.pack import pack
     from spdf_dist.data.ranks import is_rank_zero
 
     start = time.monotonic()
-    before = signal.signal(signal.SIGTERM, interrupt)  # so that what was written aside is removed
     try:
-        result = pack(args.input, args.tokenizer, args.out, args.seq_len, args.workers, show_progress=True)
+        with interrupted_by(signal.SIGTERM):  # so that what was written aside is removed
+            result = pack(args.input, args.tokenizer, args.out, args.seq_len, args.workers, show_progress=True)
     except SpdfError:
         # All ranks failed alike. Launchers end the others at the first code that is not 0, and rank 0 has to speak.
         if is_rank_zero():
             raise
         return 0
-    finally:
-        signal.signal(signal.SIGTERM, before)
     if result.rank != 0:
         return 0
     index, seconds = result.index, time.monotonic() - start
@@ -138,11 +136,6 @@ def run_pack(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if index["problem_count"] else 0
-
-
-def interrupt(*_: object) -> NoReturn:
-    """What Ctrl-C does."""
-    raise KeyboardInterrupt
 
 
 def pack_summary(out: str, already_done: bool, ranks: int, seconds: float, index: dict) -> dict:

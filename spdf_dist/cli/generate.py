@@ -120,7 +120,7 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check(args)
-    from spdf_dist.evaluation.stop import stop_on_signal
+    from spdf_dist.base.signals import stop_on_signal
 
     with stop_on_signal():
         if args.prompt is None:

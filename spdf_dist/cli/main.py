@@ -7,7 +7,6 @@ import contextlib
 import errno
 import importlib.metadata
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from types import FrameType, ModuleType
 from typing import NoReturn
 
 from spdf_dist import __version__
+from spdf_dist.base.signals import STOP_SIGNALS, handled
 from spdf_dist.cli.memory import keep_freed_memory
 from spdf_dist.cli.surroundings import import_nothing_from_here, open_standard_streams
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_STOPPED, SpdfError
@@ -115,13 +115,9 @@ def stoppable(name: str) -> Iterator[None]:
             os.write(2, f"{line}\n".encode())
         os._exit(EXIT_STOPPED)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-    follow_parent()
-    try:
+    with handled(STOP_SIGNALS, stop):
+        follow_parent()
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

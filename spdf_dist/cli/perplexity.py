@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from spdf_dist.evaluation.stop import stop_on_signal
+    from spdf_dist.base.signals import stop_on_signal
 
     problems: list[Problem] = []
     # On a terminal alone, and gone at the end: an error is to be the one line on stderr.

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from spdf_dist.data.placing import aside_of, place
+from spdf_dist.data.placing import placed
 
 Record = tuple[tuple[str, str], ...]
 """Slots and values of one meaning representation, in order."""
@@ -78,9 +78,8 @@ def write_synthetic_e2e(out: str, seed: int) -> list[tuple[Path, int, int]]:
     written = []
     for name, (inputs, texts) in SIZES.items():
         target = folder / name
-        aside = aside_of(target)
         rows = 0
-        with aside.open("w", encoding="utf-8", newline="") as file:
+        with placed(target, newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["mr", "ref"])
             for _ in range(inputs):
@@ -88,7 +87,6 @@ def write_synthetic_e2e(out: str, seed: int) -> list[tuple[Path, int, int]]:
                 references = dict.fromkeys(sentences(record, rng) for _ in range(texts))
                 writer.writerows([format_mr(record), text] for text in references)
                 rows += len(references)
-        place(aside, target)
         written.append((target, inputs, rows))
     return written
 

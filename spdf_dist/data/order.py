@@ -14,6 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from spdf_dist.base.random_streams import mix
+
 ROUNDS = 6
 """With four, neighbours stay neighbours twice as often as chance has it; with six, as often."""
 DOMAIN = "spdf/data-order"
@@ -22,22 +24,12 @@ DOMAIN = "spdf/data-order"
 WEIGHT_DENOMINATOR = 10**6
 MAX_SAMPLE = 1 << 40
 
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-
 
 @lru_cache(maxsize=1024)
 def round_keys(seed: int, dataset: int, epoch: int) -> tuple[np.uint64, ...]:
     """The keys of one epoch's permutation."""
     stream = hashlib.shake_256(f"{DOMAIN}/{seed}/{dataset}/{epoch}".encode()).digest(8 * ROUNDS)
     return tuple(np.uint64(key) for key in np.frombuffer(stream, "<u8"))
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 that spreads every bit over all others (the finaliser of splitmix64)."""
-    x = (x ^ (x >> np.uint64(30))) * _MIX_1
-    x = (x ^ (x >> np.uint64(27))) * _MIX_2
-    return x ^ (x >> np.uint64(31))
 
 
 def permute(positions: np.ndarray, size: int, keys: Sequence[np.uint64]) -> np.ndarray:

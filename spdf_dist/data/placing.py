@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
+from spdf_dist.base.atomic_files import open_new, rename_new, temporary_beside
 from spdf_dist.config.errors import UserError
 
 
@@ -23,25 +28,25 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def aside_of(target: Path) -> Path:
-    """Where to write ``target`` until it is whole; its folder is made.
+@contextlib.contextmanager
+def placed(target: Path, mode: str = "w", **how: Any) -> Iterator[IO[Any]]:
+    """A new file that becomes ``target`` when the block ends without an exception; its folder is made.
+
+    A target with the same content stays. ``mode`` and ``how`` are those of ``atomic_file``.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: ``target`` exists with other content, or its folder cannot be made; nothing is left.
     """
-    return made(target.parent) / f".{target.name}.tmp"
-
-
-def place(aside: Path, target: Path) -> None:
-    """Rename ``aside`` to ``target``; a target with this very content stays.
-
-    Raises:
-        UserError: ``target`` exists with other content; ``aside`` is removed.
-    """
-    if not target.exists():
-        aside.rename(target)
-        return
-    same = target.is_file() and filecmp.cmp(aside, target, shallow=False)
-    aside.unlink()
-    if not same:
-        raise UserError(f"{target} exists with other content; remove it or name another file")
+    aside = temporary_beside(made(target.parent) / target.name)
+    try:
+        with open_new(aside, mode, **how) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            rename_new(aside, target)
+        except FileExistsError:
+            if not target.is_file() or not filecmp.cmp(aside, target, shallow=False):
+                raise UserError(f"{target} exists with other content; remove it or name another file") from None
+    finally:
+        aside.unlink(missing_ok=True)  # after a success it is not there

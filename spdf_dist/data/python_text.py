@@ -7,6 +7,7 @@ the same text in the same order.
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import io
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.data.placing import aside_of, place
+from spdf_dist.data.placing import placed
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data"}
 """Folders: tests, what is not the standard library, and tables of characters."""
@@ -123,26 +124,29 @@ def write_python_text(
             raise UserError(f"{target}: the name must end in .jsonl or .jsonl.zst")
     if len(set(targets)) < len(targets):
         raise UserError(f"--out and --validation are both {out}")
-    files = [open_text(target, aside_of(target)) for target in targets]
     counts, sizes = [0] * len(targets), [0] * len(targets)
-    for entry in python_documents():
-        chosen = 1 if validation is not None and name_hash(entry["meta"]["file"]) % VALIDATION_SHARE == 0 else 0
-        files[chosen].write(json.dumps(entry, ensure_ascii=False) + "\n")
-        counts[chosen] += 1
-        sizes[chosen] += len(entry["text"].encode())
-        if max_mb is not None and sum(sizes) >= max_mb * 1e6:
-            break
-    for file, target in zip(files, targets, strict=True):
-        file.close()
-        place(aside_of(target), target)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(placed_text(target)) for target in targets]
+        for entry in python_documents():
+            chosen = 1 if validation is not None and name_hash(entry["meta"]["file"]) % VALIDATION_SHARE == 0 else 0
+            files[chosen].write(json.dumps(entry, ensure_ascii=False) + "\n")
+            counts[chosen] += 1
+            sizes[chosen] += len(entry["text"].encode())
+            if max_mb is not None and sum(sizes) >= max_mb * 1e6:
+                break
     return list(zip(targets, counts, sizes, strict=True))
 
 
-def open_text(target: Path, aside: Path) -> IO[str]:
-    """``aside`` open for text, compressed as the name of ``target`` says."""
-    if target.name.endswith(".zst"):
-        import zstandard
+@contextlib.contextmanager
+def placed_text(target: Path) -> Iterator[IO[str]]:
+    """``placed`` for text, compressed where the name of ``target`` says so."""
+    if not target.name.endswith(".zst"):
+        with placed(target, newline="") as file:
+            yield file
+        return
+    import zstandard
 
-        opened: IO[str] = zstandard.open(aside, "wt", encoding="utf-8", newline="")
-        return opened
-    return aside.open("w", encoding="utf-8", newline="")
+    with placed(target, "wb") as file:
+        compressed = zstandard.ZstdCompressor().stream_writer(file, closefd=False)
+        with io.TextIOWrapper(compressed, encoding="utf-8", newline="") as text:
+            yield text

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+from spdf_dist.base.atomic_files import write_text
 from spdf_dist.config.errors import UserError
 
 POLL_SECONDS = 0.2
@@ -88,10 +89,8 @@ class FileRanks(Ranks):
         place = self._folder / str(self._meetings)
         self._meetings += 1
         place.mkdir(parents=True, exist_ok=True)
-        aside = place / f"{self.rank}.tmp"
-        aside.write_text(json.dumps(value))
         files = [place / f"{rank}.json" for rank in range(self.size)]
-        aside.replace(files[self.rank])
+        write_text(files[self.rank], json.dumps(value))
         while not all(file.exists() for file in files):
             time.sleep(POLL_SECONDS)
         return [json.loads(file.read_text()) for file in files]

@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from spdf_dist.base.atomic_files import write_bytes
 from spdf_dist.config.errors import UserError
 
 SENTENCEPIECE_FILE = "tokenizer.model"
@@ -263,6 +263,4 @@ def copy_files(files: Iterable[tuple[Path, str]], folder: Path) -> None:
     """Copy each file into ``folder`` under its new name, each written aside and renamed."""
     folder.mkdir(parents=True, exist_ok=True)
     for source, name in files:
-        aside = folder / f"{name}.tmp"
-        shutil.copyfile(source, aside)
-        aside.replace(folder / name)
+        write_bytes(folder / name, source.read_bytes())

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.data.placing import aside_of, place
+from spdf_dist.data.placing import made, placed
 from spdf_dist.data.tokenizer import SP_SPACE
 
 END_PIECE = "<|endoftext|>"
@@ -39,7 +39,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, out: str | Path) 
         raise UserError(
             f"--vocab-size {vocab_size}: must be positive, and hold the 256 bytes and the text's characters"
         )
-    aside = aside_of(out)
+    made(out.parent)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -65,11 +65,8 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, out: str | Path) 
         )
     except (RuntimeError, OSError) as error:
         raise UserError(explain(str(error), vocab_size)) from error
-    with aside.open("wb") as file:
+    with placed(out, "wb") as file:
         file.write(model.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    place(aside, out)
 
 
 def lines(texts: Iterable[str]) -> Iterator[str]:

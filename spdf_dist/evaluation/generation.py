@@ -5,7 +5,6 @@ Every input's result depends on that input alone: not on its neighbours in the b
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spdf_dist.base.random_streams import philox
 from spdf_dist.evaluation.decoder import Decoder
 
 NEVER = -1e9
@@ -167,9 +167,7 @@ def uniform(seed: int, numbers: Sequence[int], steps: int) -> Tensor:
     """
     rows = []
     for number in numbers:
-        key = hashlib.sha256(f"sampling/{seed}/{number}".encode()).digest()
-        raw = np.random.Philox(key=np.frombuffer(key[:16], dtype="<u8").astype(np.uint64))
-        rows.append((raw.random_raw(steps) >> np.uint64(11)) * 2.0**-53)
+        rows.append((philox(f"sampling/{seed}/{number}", steps) >> np.uint64(11)) * 2.0**-53)
     return torch.from_numpy(np.stack(rows))
 
 

@@ -10,11 +10,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from spdf_dist.base.random_streams import derive_seed
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.parallel.layout import join_pieces, pieces_of
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import logical_weights
-from spdf_dist.sparsity.seeds import derive_seed
 
 STANDARD_DEVIATION = 0.02
 

@@ -11,11 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
+from spdf_dist.base.signals import ReceivedSignals
 from spdf_dist.config.errors import UserError
 
 RENDEZVOUS = "SPDF_RENDEZVOUS_FILE"
@@ -98,7 +98,7 @@ def run_ranks(command: Sequence[str], count: int, log_dir: Path) -> int:
     with (
         tempfile.TemporaryDirectory(prefix="spdf-") as folder,
         contextlib.ExitStack() as logs,
-        remembered_signals() as pending,
+        ReceivedSignals(forwarded_signals()) as received,
     ):
         rendezvous = Path(folder) / "rendezvous"
         environment = {
@@ -125,7 +125,7 @@ def run_ranks(command: Sequence[str], count: int, log_dir: Path) -> int:
                     subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
                 )
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            return wait_all(processes, pending, rendezvous.with_suffix(FAILURE), log_dir)
+            return wait_all(processes, received.got, rendezvous.with_suffix(FAILURE), log_dir)
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             for process in processes:
@@ -139,22 +139,9 @@ def log_of(log_dir: Path, rank: int) -> Path:
     return log_dir / f"rank_{rank}.log"
 
 
-@contextlib.contextmanager
-def remembered_signals() -> Iterator[list[int]]:
-    """While entered, ``SIGNALS`` end nothing and are listed as they come."""
-    pending: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        pending.append(number)
-
-    # nohup has a process ignore SIGHUP, and means it.
-    heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP]
-    before = {number: signal.signal(number, remember) for number in heard}
-    try:
-        yield pending
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def forwarded_signals() -> list[int]:
+    """``SIGNALS``, without SIGHUP where it is ignored, as under nohup."""
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def wait_all(processes: list[subprocess.Popen[bytes]], pending: list[int], failure_file: Path, log_dir: Path) -> int:

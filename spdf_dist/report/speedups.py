@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spdf_dist.accounting.text_table import text_table
+from spdf_dist.base.atomic_files import write_bytes
 from spdf_dist.config.errors import UserError
 from spdf_dist.report.bench import COLOURS
 from spdf_dist.report.style import INK, MUTED, drawing, to_png, to_svg
@@ -105,13 +106,7 @@ def write_speedup_figure(path: Path, results: Sequence[dict[str, Any]], title: s
         data = to_png(figure) if path.suffix == ".png" else to_svg(figure, "speedup").encode()
         plt.close(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, data)
+    write_bytes(path, data)
     table = path.with_suffix(".csv")
-    _write(table, speedup_csv(results).encode())
+    write_bytes(table, speedup_csv(results).encode())
     return table
-
-
-def _write(path: Path, data: bytes) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_bytes(data)
-    aside.replace(path)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spdf_dist.accounting.flops import linears_share
+from spdf_dist.base.atomic_files import write_bytes
 from spdf_dist.config.errors import UserError
 from spdf_dist.report.evidence import CURVES, CurvePoint, Evidence, Row, read_evidence, to_csv
 from spdf_dist.report.evidence_tables import SECTION as EVIDENCE_SECTION
@@ -118,12 +119,7 @@ PAPER_INTRO = (
 
 def write(path: Path, content: str | bytes) -> None:
     """Write a file aside and move it into place."""
-    aside = path.with_name(path.name + ".tmp")
-    if isinstance(content, bytes):
-        aside.write_bytes(content)
-    else:
-        aside.write_text(content, encoding="utf-8")
-    aside.replace(path)
+    write_bytes(path, content if isinstance(content, bytes) else content.encode())
 
 
 def draw(plots: Sequence[Plot], out: Path) -> dict[str, str]:

@@ -14,10 +14,10 @@ import torch
 
 from spdf_dist.accounting.budget import tokens_per_step, total_steps
 from spdf_dist.accounting.flops import training_flops
+from spdf_dist.base.random_streams import derive_seed
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture
 from spdf_dist.parallel.groups import Groups
-from spdf_dist.sparsity.seeds import derive_seed
 from spdf_dist.training.engine import MicroBatch
 from spdf_dist.training.schedule import schedule_of
 

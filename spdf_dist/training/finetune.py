@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from spdf_dist.base.signals import StopRequest
 from spdf_dist.checkpoint.densify import reactivated_count
 from spdf_dist.checkpoint.find import whole_checkpoints
 from spdf_dist.checkpoint.packed_masks import PackedMasks
@@ -43,7 +44,6 @@ from spdf_dist.training.setup import (
     start,
 )
 from spdf_dist.training.state import load_moments, load_training_state, load_weights, save_state
-from spdf_dist.training.stop import StopRequest
 from spdf_dist.training.task_batches import TaskBatches
 
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from spdf_dist.base.signals import StopRequest
 from spdf_dist.config.errors import NonFiniteError, SpdfError, Stopped, UserError
 from spdf_dist.training.batches import Source
 from spdf_dist.training.callbacks import Callback, StepMetrics
 from spdf_dist.training.engine import Engine
-from spdf_dist.training.stop import StopRequest
 
 SPIKE_WINDOW = 64
 """Recent losses whose median a spike is measured against."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spdf_dist.base.signals import StopRequest
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
@@ -29,7 +30,6 @@ from spdf_dist.training.setup import (
     start,
 )
 from spdf_dist.training.state import load_moments, load_training_state, load_weights, save_state
-from spdf_dist.training.stop import StopRequest
 
 
 def pretrain(config: PretrainConfig, ranks: Ranks) -> None:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -18,6 +17,8 @@ from typing import IO, Any
 
 import yaml
 
+from spdf_dist.base import atomic_files
+from spdf_dist.base.file_locks import try_lock
 from spdf_dist.checkpoint.find import ASIDE
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.load import build, run_differences, to_tree, to_yaml
@@ -35,24 +36,16 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file aside, force it to the disk and rename it: readers see the old or the new one, never half.
-
-    Raises SpdfError when the disk does not take it.
-    """
-    aside = path.with_name(path.name + ".tmp")
+    """Write a file, whole or not at all. Raises SpdfError when the disk does not take it."""
     with writing(path):
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(path)
+        atomic_files.write_text(path, text)
 
 
 def is_leftover(path: Path) -> bool:
     """Whether an entry of a folder without a config is what a start leaves that was broken off before it wrote one."""
     if path.name in ("checkpoints", "tensorboard"):
         return path.is_dir() and not any(path.iterdir())
-    return path.name in ("logs", ".lock", "config.yaml.tmp")
+    return path.name in ("logs", ".lock", ".lock.holder") or atomic_files.is_temporary(path)
 
 
 class RunFolder:
@@ -79,15 +72,15 @@ class RunFolder:
         self.check(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = self.lock.open("w")
+            descriptor = try_lock(self.lock)
         except OSError as error:
             raise UserError(f"run_dir: cannot write to {self.path}: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"run_dir: another process is running in {self.path}") from None
+        if descriptor is None:
+            raise UserError(f"run_dir: another process is running in {self.path}")
+        self._lock = os.fdopen(descriptor, "w")
         self.check(config)  # again: another process may have come and gone before the lock
         with writing(self.path):
+            atomic_files.remove_temporaries(self.path)
             if self.differences(config):
                 self.execution.unlink(missing_ok=True)
                 for folder in (self.tensorboard, self.tokenizer):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from spdf_dist.accounting.flops import training_flops
+from spdf_dist.base.random_streams import derive_seed
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import FinetuneConfig, ModelConfig, SparsityConfig
 from spdf_dist.data.tasks import load_task
@@ -13,7 +14,6 @@ from spdf_dist.data.tasks.batches import FinetuneBatches, micro_batches
 from spdf_dist.data.tasks.encoding import EncodedExample, collate, encode_examples
 from spdf_dist.data.tokenizer import Tokenizer
 from spdf_dist.parallel.groups import Groups
-from spdf_dist.sparsity.seeds import derive_seed
 from spdf_dist.training.batches import GlobalBatch
 from spdf_dist.training.engine import MicroBatch
 from spdf_dist.training.schedule import Linear

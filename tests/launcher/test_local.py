@@ -19,8 +19,8 @@ from spdf_launcher.commands import cancel as cancel_command
 from spdf_launcher.commands import logs, status
 from spdf_launcher.status import JobState, is_more_to_come, read_plan
 
+from spdf_dist.base.file_locks import birth
 from spdf_dist.config.errors import UserError
-from spdf_dist.file_locks import birth
 
 SMALL = """
 jobs:

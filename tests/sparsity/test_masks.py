@@ -7,11 +7,11 @@ import hashlib
 import numpy as np
 import pytest
 
+from spdf_dist.base.random_streams import derive_seed
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.model.initialize import initial_tensor
 from spdf_dist.sparsity.masks import RandomMasks, keep_lowest, make_mask, mask_digest, pruned_count
-from spdf_dist.sparsity.seeds import derive_seed
 
 GOLDEN = "e1fe1c1d6ca7f112f24dbea1b4f83eae7b65f77a49515cd16a9fa50fdd88e539"
 """Of layers.0.W_Q, 64x64, 75%, seed 1234. A change of the generator breaks every run that continues: never edit it."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from spdf_dist.base.signals import StopRequest
 from spdf_dist.config.errors import NonFiniteError, SpdfError, Stopped, UserError
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.training.batches import GlobalBatch
@@ -21,7 +22,6 @@ from spdf_dist.training.engine import StepResult
 from spdf_dist.training.loop import Loop, TrainingState
 from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.state import load_training_state
-from spdf_dist.training.stop import StopRequest
 
 ALONE = Groups(0, 1, 0, 1, 0, 1, torch.device("cpu"))
 VAL_LOSSES = {2: 5.0, 4: 3.0, 6: 4.0}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from spdf_dist.base.atomic_files import temporary_beside
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.schema import CheckpointConfig, PretrainConfig, TrainingConfig, ValidationConfig
 from spdf_dist.data.tokenizer import load_tokenizer
@@ -56,7 +59,7 @@ def test_what_a_start_leaves_that_was_killed_before_its_config_is_taken(tmp_path
     for name in ("checkpoints", "logs", "tensorboard"):
         (tmp_path / name).mkdir()
     (tmp_path / ".lock").touch()
-    (tmp_path / "config.yaml.tmp").write_text("mod")
+    temporary_beside(tmp_path / "config.yaml").write_text("mod")
     RunFolder(tmp_path).open(OLD)
     (tmp_path / "config.yaml").unlink()
     (tmp_path / "checkpoints" / "step_3").mkdir()
@@ -107,13 +110,17 @@ def test_metrics_are_cut_to_the_step_that_a_run_goes_on_from(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_is_a_line(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begun(tmp_path / "run")
     folder = RunFolder(run)
     (run / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(SpdfError, match=r"metrics.jsonl cannot be written: No space left on device"):
         folder.append_metrics({"step": 1})
-    (run / "config.yaml.tmp").symlink_to("/dev/full")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SpdfError, match=r"config.yaml cannot be written: No space left on device"):
         folder.open(OLD)
 

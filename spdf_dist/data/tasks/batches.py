@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+
+from spdf_dist.base.random_streams import philox
 
 BATCHES_PER_BUCKET = 50
 """Batches that are sorted by length together: more wastes less padding, fewer mixes better."""
@@ -45,10 +46,8 @@ class FinetuneBatches:
         return [batches[at] for at in self._shuffled(len(batches), "batches", epoch)]
 
     def _shuffled(self, count: int, what: str, epoch: int) -> np.ndarray:
-        """A permutation of ``range(count)``; numpy guarantees the raw stream of Philox across its versions."""
-        key = hashlib.sha256(f"fine-tuning order/{what}/{self.seed}/{epoch}".encode()).digest()
-        keys = np.random.Philox(key=np.frombuffer(key[:16], dtype="<u8").astype(np.uint64)).random_raw(count)
-        return np.argsort(keys, kind="stable")
+        """A permutation of ``range(count)``."""
+        return np.argsort(philox(f"fine-tuning order/{what}/{self.seed}/{epoch}", count), kind="stable")
 
 
 def micro_batches(batch: Sequence[int], rank: int, ranks: int, size: int) -> list[tuple[int, list[int]]]:

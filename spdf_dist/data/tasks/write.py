@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from spdf_dist.base.atomic_files import atomic_file
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks.example import Example, Task, distinct_contexts, references
 
@@ -21,12 +22,8 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
         return
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8", newline="\n") as file:
+    with atomic_file(path, newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def is_special(path: Path) -> bool:

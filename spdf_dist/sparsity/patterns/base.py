@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from spdf_dist.base.random_streams import derive_seed, splitmix64
 from spdf_dist.config.errors import UserError
-from spdf_dist.sparsity.seeds import derive_seed
 
 BoolArray = NDArray[np.bool_]
 Scores64 = NDArray[np.uint64]
@@ -60,16 +60,7 @@ def random_scores(seed: int, name: str, count: int) -> Scores64:
 
     For one key the map from index to score is a bijection, so scores of one weight never tie.
     """
-    with np.errstate(over="ignore"):
-        z = np.arange(1, count + 1, dtype=U64)
-        z *= U64(0x9E3779B97F4A7C15)
-        z += U64(derive_seed("mask", seed, name))
-        z ^= z >> U64(30)
-        z *= U64(0xBF58476D1CE4E5B9)
-        z ^= z >> U64(27)
-        z *= U64(0x94D049BB133111EB)
-        z ^= z >> U64(31)
-    return z
+    return splitmix64(derive_seed("mask", seed, name), count)
 
 
 def keep_lowest(score: Scores64, kept: int) -> BoolArray:

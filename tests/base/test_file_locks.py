@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from spdf_dist.file_locks import is_locked, try_lock, unlock
+from spdf_dist.base.file_locks import is_locked, try_lock, unlock
 
 SHIM = """
 #include <errno.h>
@@ -21,7 +21,7 @@ int flock(int fd, int op) { errno = atoi(getenv("FLOCK_ERRNO")); return -1; }
 HOLD = """
 import sys, time
 from pathlib import Path
-from spdf_dist.file_locks import try_lock
+from spdf_dist.base.file_locks import try_lock
 print(try_lock(Path(sys.argv[1])) is not None, flush=True)
 time.sleep(60)
 """

@@ -1,0 +1,144 @@
+"""Writes a file or a folder so that readers see all of it or nothing.
+
+The content goes to a new entry beside the target, is forced to the disk, and is renamed. The entry has an unguessable
+name and is created exclusively, so that two writers never share one and no link that waits there is followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)
+"""Names that `temporary_beside` makes."""
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""Errors of a file system that does not offer fsync for folders; the files themselves were forced to the disk."""
+
+
+def temporary_beside(path: Path) -> Path:
+    """An unguessable name in the folder of ``path`` for what is to become ``path``."""
+    return path.with_name(f".{path.name[:48]}.{secrets.token_hex(8)}.tmp")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether ``temporary_beside`` made the name."""
+    return TEMPORARY.fullmatch(path.name) is not None
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what killed writers left in ``folder``. Only one process may write there at the time."""
+    for path in folder.iterdir():
+        if is_temporary(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the entries of a folder, to the disk. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC or not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def open_new(path: Path, mode: str = "w", **how: Any) -> IO[Any]:
+    """Create ``path`` and open it; ``how`` are arguments of ``open``. Raises FileExistsError for anything there."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+    how.setdefault("encoding", None if "b" in mode else "utf-8")
+    return open(path, mode, opener=opener, **how)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, mode: str = "w", *, replace: bool = True, **how: Any) -> Iterator[IO[Any]]:
+    """A new file that becomes ``path`` when the block ends without an exception; otherwise nothing is left.
+
+    Args:
+        mode: ``w`` (UTF-8) or ``wb``.
+        replace: whether an existing file is replaced; where not, it is an error.
+        how: arguments of ``open``, such as ``newline`` or ``errors``.
+
+    Raises:
+        FileExistsError: ``path`` exists and may not be replaced.
+        OSError: the file system does not take the file.
+    """
+    aside = temporary_beside(path)
+    try:
+        with open_new(aside, mode, **how) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            aside.replace(path)
+        else:
+            rename_new(aside, path)
+        sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # after a success it is not there
+            aside.unlink(missing_ok=True)
+
+
+def rename_new(aside: Path, path: Path) -> None:
+    """Rename a file to a name that nothing has. Raises FileExistsError when something has it."""
+    try:
+        os.link(aside, path, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: a check and a rename are the best that it offers
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        aside.rename(path)
+    else:
+        aside.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder that becomes ``path`` when the block ends without an exception; otherwise nothing is left.
+
+    The block forces its files to the disk. ``path`` must be absent or an empty folder: of two writers one wins.
+
+    Raises OSError (ENOTEMPTY or EEXIST when ``path`` was taken in the meantime).
+    """
+    aside = temporary_beside(path)
+    aside.mkdir()
+    try:
+        yield aside
+        sync(aside)
+        aside.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # after a success it is not there
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all. Raises OSError."""
+    with atomic_file(path, "wb") as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all, with line ends as given. Raises OSError."""
+    with atomic_file(path, newline="") as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Any, indent: int = 1) -> None:
+    """Write a value as readable JSON, whole or not at all. Raises OSError."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")

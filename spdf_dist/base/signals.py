@@ -1,0 +1,103 @@
+"""Signals that end or stop a command: handlers that are put back, and what commands do when one comes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+
+from spdf_dist.config.errors import EXIT_STOPPED, Stopped
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What a scheduler, a time limit and Ctrl-C send to end a command."""
+
+Handler = Callable[[int, FrameType | None], object] | int
+
+
+@contextlib.contextmanager
+def handled(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
+    """Handle the signals in the block with ``handler``, and as before after it. Main thread only."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+class ReceivedSignals:
+    """Collects signals, which end nothing: ``got`` lists them as they come. ``with received: ...``"""
+
+    def __init__(self, numbers: Iterable[int] = STOP_SIGNALS) -> None:
+        self.numbers = tuple(numbers)
+        self.got: list[int] = []
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> ReceivedSignals:
+        self._stack.enter_context(handled(self.numbers, lambda number, frame: self.got.append(number)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def pause(self, seconds: float, poll: float = 0.1) -> None:
+        """Wait until a signal has come, or ``seconds`` have passed."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.got:
+            time.sleep(poll)
+
+
+class StopRequest:
+    """Remembers a first stop signal in ``requested``; a second one ends the process at once. ``with stop: ...``"""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._owner = os.getpid()
+        self._stack = contextlib.ExitStack()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:  # a forked worker: its parent decides
+            return
+        if self.requested:
+            os._exit(EXIT_STOPPED if number == signal.SIGINT else 128 + number)
+        self.requested = True
+
+    def __enter__(self) -> StopRequest:
+        self._stack.enter_context(handled(STOP_SIGNALS, self._handle))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[None]:
+    """Raise ``Stopped`` in the block at the first stop signal; a second one ends the process at once.
+
+    For commands that have nothing to save.
+    """
+    seen = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal seen
+        if seen:
+            os._exit(EXIT_STOPPED)
+        seen = True
+        raise Stopped(f"stopped by {signal.Signals(number).name}; nothing was written, start it again")
+
+    with handled(STOP_SIGNALS, handle):
+        yield
+
+
+@contextlib.contextmanager
+def interrupted_by(*numbers: int) -> Iterator[None]:
+    """Raise KeyboardInterrupt in the block at these signals, as Ctrl-C does, so that it can clean up."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with handled(numbers, handle):
+        yield
