@@ -20,6 +20,7 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.config.validate import validate_model
+from spdf_dist.self_digest import check_seal
 
 FORMAT = "spdf-checkpoint"
 VERSION = 1
@@ -49,9 +50,6 @@ KEYS = (
 """The keys of a manifest beside its digest. All must be there, and no other."""
 
 Kind = Literal["model", "exp_avg", "exp_avg_sq"]
-NO_DIGEST = "0" * 64
-DIGEST = re.compile(rb'\{\n "digest": "([0-9a-f]{64})"')
-"""How the text of a manifest begins."""
 KINDS: tuple[Kind, ...] = ("model", "exp_avg", "exp_avg_sq")
 """Weights, and AdamW's first and second moments."""
 
@@ -168,7 +166,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"load it with the program that wrote it"
         )
     try:
-        check_digest(content, "digest" in tree)
+        check_seal(content, tree, "format")
         return parse(tree, hashlib.sha256(content).hexdigest())
     except (ValueError, UserError) as error:
         raise UserError(f"{path} is damaged: {error}; take another checkpoint") from None
@@ -202,24 +200,6 @@ def parse(tree: dict[str, Any], sha256: str) -> Manifest:
     )
     check(manifest)
     return manifest
-
-
-def manifest_text(tree: dict[str, Any]) -> str:
-    """The text of a manifest file: ``tree`` as JSON, and before it the SHA-256 of the text with zeros in its place."""
-    content = json.dumps({"digest": NO_DIGEST, **tree}, indent=1, allow_nan=False)
-    return content.replace(NO_DIGEST, hashlib.sha256(content.encode()).hexdigest(), 1)
-
-
-def check_digest(content: bytes, has_digest: bool) -> None:
-    """Raise ValueError unless a manifest's content is the one that was written; older ones have no digest."""
-    match = DIGEST.match(content)
-    if match is None:
-        if has_digest:
-            raise ValueError("its digest is not where it belongs")
-        return
-    zeroed = content[: match.start(1)] + NO_DIGEST.encode() + content[match.end(1) :]
-    if hashlib.sha256(zeroed).hexdigest().encode() != match[1]:
-        raise ValueError("its content does not have the digest that it names")
 
 
 def check(manifest: Manifest) -> None:

@@ -33,7 +33,6 @@ from spdf_dist.checkpoint.manifest import (
     file_digest,
     global_shapes,
     key_of,
-    manifest_text,
     read_manifest,
 )
 from spdf_dist.checkpoint.packed_masks import PackedMasks
@@ -43,6 +42,7 @@ from spdf_dist.config.load import build
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.data.tokenizer import load_tokenizer
 from spdf_dist.parallel.layout import Piece
+from spdf_dist.self_digest import sealed
 from spdf_dist.sparsity.masks import BoolArray
 
 STEMS: dict[Kind, str] = {"model": "model", "exp_avg": "optim", "exp_avg_sq": "optim"}
@@ -237,10 +237,10 @@ class CheckpointWriter:
             "files": files,
             **made_with(),
         }
-        content = manifest_text(tree)
+        content = sealed(tree)
         for folder in {(self.aside / name).parent for name in files}:
             sync(folder)
-        (self.aside / MANIFEST).write_text(content, encoding="utf-8")
+        (self.aside / MANIFEST).write_bytes(content)
         sync(self.aside / MANIFEST)
         sync(self.aside)
         # A folder of this name is a damaged one, or the same step saved before; it goes once the new one is whole.

@@ -122,8 +122,9 @@ def stoppable(name: str) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``spdf`` with ``argv`` (default: the process's own) and return its exit code."""
-    open_standard_streams()
-    import_nothing_from_here()
+    if argv is None:
+        open_standard_streams()
+        import_nothing_from_here()
     code = 0
     try:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,10 +20,22 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import DatasetEntry
 from spdf_dist.data.megatron import MegatronDataset, megatron_prefix
 from spdf_dist.data.order import sequence_at, share_samples, whole_weights
-from spdf_dist.data.shards import INDEX_FILE, SCHEMA_VERSION, MemberLayout
+from spdf_dist.data.ranks import is_rank_zero
+from spdf_dist.data.shards import (
+    DIGEST_BYTES,
+    DIGEST_OFFSET,
+    DIGEST_RULE,
+    INDEX_FILE,
+    SCHEMA_VERSION,
+    TAR_BLOCK,
+    MemberLayout,
+    content_digest,
+)
+from spdf_dist.self_digest import check_seal
 
 VERIFIED_BYTES = 1 << 30
-"""Data sets up to this size have their shards' sha256 checked when opened (a second); larger ones on ``verify``."""
+"""Data sets up to this size have their shards' sha256 checked when opened (a second); of larger ones each sequence is
+checked as it is read."""
 
 
 class Dataset(Protocol):
@@ -56,8 +69,8 @@ class PackedDataset:
         self.index = read_index(self.path)
         try:
             self._use_index()
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{self.path / INDEX_FILE} is damaged ({error!r}); pack the data again") from error
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            raise UserError(f"{self.path / INDEX_FILE} is damaged ({error!r:.200}); pack the data again") from error
         for file, size in zip(self._files, self._sizes, strict=True):
             if not file.is_file():
                 raise UserError(f"the shard {file} is missing; copy it back or pack the data again")
@@ -68,6 +81,12 @@ class PackedDataset:
                 )
         if sum(self._sizes) <= VERIFIED_BYTES:
             self.verify()
+        elif not self._has_digests and is_rank_zero():
+            print(
+                f"WARNING: {self.path} was packed before sequences had digests, and is too large to be checked at the "
+                f"start: `spdf data verify {self.path}` checks it; pack it again to have each sequence checked",
+                file=sys.stderr,
+            )
         self._shards: list[np.ndarray | None] = [None] * len(self._files)
 
     def _use_index(self) -> None:
@@ -78,6 +97,11 @@ class PackedDataset:
         self.vocab_size: int | None = int(index["tokenizer"]["vocab_size"])
         self.eod_id = int(index["tokenizer"]["eod_id"])
         self.tokenizer_digest: str | None = str(index["tokenizer"]["digest"])
+        if index["dtype"] not in ("uint16", "uint32"):
+            raise ValueError(f"dtype {index['dtype']!r:.40}")
+        if not 0 <= self.eod_id < self.vocab_size <= np.iinfo(index["dtype"]).max + 1:
+            raise ValueError(f"end of document {self.eod_id} of {self.vocab_size} ids as {index['dtype']}")
+        self._has_digests = index["members"].get("digest") == DIGEST_RULE
         self._dtype = np.dtype(index["dtype"]).newbyteorder("<")
         self._layout = MemberLayout.of(self.seq_length, index["dtype"])
         stored = MemberLayout(**{name: index["members"][name] for name in ("data_offset", "data_bytes", "stride")})
@@ -108,28 +132,57 @@ class PackedDataset:
                 )
 
     def read(self, sequences: np.ndarray) -> np.ndarray:
-        """The sequences of these numbers (int64 [n]) -> [n, seq_length + 1], uint16 or uint32."""
+        """The sequences of these numbers (int64 [n]) -> [n, seq_length + 1], uint16 or uint32.
+
+        Each is compared with its digest, which lies beside it, at each read: some microseconds a sequence.
+
+        Raises:
+            UserError: a sequence that is not what was packed.
+        """
         result = np.empty((len(sequences), self.seq_length + 1), self._dtype)
         shards = np.searchsorted(self._starts, sequences, side="right") - 1
         for shard in np.unique(shards):
             chosen = shards == shard
-            result[chosen] = self._shard(int(shard))[sequences[chosen] - self._starts[shard]]
+            content, inside = self._shard(int(shard)), sequences[chosen] - self._starts[shard]
+            if self._has_digests:
+                self._check(content, inside, int(shard))
+            result[chosen] = self._ids(content)[inside]
+        if result.size and result.max() >= self.vocab_size:
+            row = int(np.argmax(result.max(axis=1)))
+            raise UserError(
+                f"{self.path} is damaged: sequence {int(sequences[row])} holds token {result.max()}, and its tokenizer "
+                f"has {self.vocab_size} ids; pack the data again"
+            )
         return result
 
     def _shard(self, number: int) -> np.ndarray:
-        """The sequences of a shard, [sequences, seq_length + 1], mapped from the file."""
+        """The bytes of a shard, mapped from the file."""
         mapped = self._shards[number]
         if mapped is None:
-            content = np.memmap(self._files[number], np.uint8, "r")
-            mapped = np.ndarray(
-                shape=(int(self._starts[number + 1] - self._starts[number]), self.seq_length + 1),
-                dtype=self._dtype,
-                buffer=content,
-                offset=self._layout.data_offset,
-                strides=(self._layout.stride, self._dtype.itemsize),
-            )
-            self._shards[number] = mapped
+            mapped = self._shards[number] = np.memmap(self._files[number], np.uint8, "r")
         return mapped
+
+    def _ids(self, content: np.ndarray) -> np.ndarray:
+        """The sequences of a shard, [sequences, seq_length + 1], as a view of its bytes."""
+        return np.ndarray(
+            shape=(len(content) // self._layout.stride, self.seq_length + 1),
+            dtype=self._dtype,
+            buffer=content,
+            offset=self._layout.data_offset,
+            strides=(self._layout.stride, self._dtype.itemsize),
+        )
+
+    def _check(self, content: np.ndarray, members: np.ndarray, shard: int) -> None:
+        """Raise UserError unless these members of a shard have the digests in their headers."""
+        size = self._layout.data_offset - TAR_BLOCK + self._layout.data_bytes
+        for member in members.tolist():
+            at = member * self._layout.stride
+            stored = content[at + DIGEST_OFFSET : at + DIGEST_OFFSET + 2 * DIGEST_BYTES]
+            if content_digest(content[at + TAR_BLOCK : at + TAR_BLOCK + size]).encode() != stored.tobytes():
+                raise UserError(
+                    f"the shard {self._files[shard]} is damaged: sequence {member + int(self._starts[shard])} does not "
+                    "have its digest; copy it again or pack the data again"
+                )
 
     def digest(self) -> str:
         """sha256 (hex) over the shards' checksums, the lengths and the tokenizer."""
@@ -261,9 +314,13 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} holds no packed data ({INDEX_FILE} is missing); make it with `spdf data pack`")
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); pack the data again") from error
+        content = path.read_bytes()
+        index = json.loads(content)
+        check_seal(content, index, "schema_version")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!s:.200}); pack the data again") from error
     if not isinstance(index, dict) or index.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{path} is not of schema version {SCHEMA_VERSION}; pack the data again")
     return index

@@ -8,9 +8,13 @@ write hangs on neither their number nor that of the workers.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
-import json
+import os
+import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from spdf_dist.claims import claimed
 from spdf_dist.config.errors import EXIT_BAD_INPUT, SpdfError, UserError
+from spdf_dist.data.loader import PackedDataset, read_index
 from spdf_dist.data.pack_progress import PackProgress
+from spdf_dist.data.placing import made
 from spdf_dist.data.ranks import Ranks, find_ranks
 from spdf_dist.data.readers import check_inputs
 from spdf_dist.data.shards import (
@@ -34,6 +41,10 @@ from spdf_dist.data.shards import (
 )
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.data.tokenizing import LISTED_PROBLEMS, StreamSummary, stream_path, usable_cores, write_streams
+
+ASIDE = ".packing"
+ASIDE_NAME = re.compile(r"\.[a-z0-9_]{8}\.packing")
+"""How the name of a folder of ours ends; tempfile chooses the letters in the middle."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +112,12 @@ class Request:
         workers = workers or usable_cores()
         return cls(files, tokenizer, loaded, Path(out).resolve(), seq_len, workers, sequences_per_shard, show_progress)
 
-    @property
-    def aside(self) -> Path:
-        """The folder that becomes ``target`` when it is whole."""
-        return self.target.with_name(f".{self.target.name}.packing")
+    def make_aside(self) -> Path:
+        """Make the folder that becomes ``target`` when it is whole; remove those that killed processes left."""
+        for left in self.target.parent.glob(f".{glob.escape(self.target.name)}.*{ASIDE}"):
+            if ASIDE_NAME.fullmatch(left.name.removeprefix(f".{self.target.name}")) and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+        return Path(tempfile.mkdtemp(ASIDE, f".{self.target.name}.", self.target.parent))
 
 
 def pack(
@@ -145,22 +158,33 @@ def pack(
 
 def pack_together(ranks: Ranks, request: Request) -> PackResult:
     """Pack, every rank doing its part."""
-    existing = together(ranks, lambda: prepare(request) if ranks.rank == 0 else None)[0]
-    if existing is not None:
-        return PackResult(existing, True, ranks.size, ranks.rank)
-    try:
-        index = build(ranks, request)
-        together(ranks, lambda: finish(request, index) if ranks.rank == 0 else None)
-    except BaseException:
-        if ranks.rank == 0:
-            shutil.rmtree(request.aside, ignore_errors=True)
-        raise
+    with contextlib.ExitStack() as claim:
+        claim.callback(lambda: aside and shutil.rmtree(aside, ignore_errors=True))
+        aside = None
+
+        def prepare() -> str | None:
+            """The folder aside; None when the target holds this very packing already."""
+            nonlocal aside
+            if ranks.rank != 0:
+                return None
+            made(request.target.parent)
+            claim.enter_context(claimed(request.target))
+            if holds_this_already(request):
+                return None
+            aside = request.make_aside()
+            return str(aside)
+
+        shared = together(ranks, prepare)[0]
+        if shared is None:
+            return PackResult(read_index(request.target), True, ranks.size, ranks.rank)
+        index = build(ranks, request, Path(shared))
+        together(ranks, lambda: finish(request, index, Path(shared)) if ranks.rank == 0 else None)
     return PackResult(index, False, ranks.size, ranks.rank)
 
 
-def build(ranks: Ranks, request: Request) -> dict[str, Any]:
-    """Write the streams and the shards; the index is returned on every rank."""
-    loaded, seq_len, aside = request.loaded, request.seq_len, request.aside
+def build(ranks: Ranks, request: Request, aside: Path) -> dict[str, Any]:
+    """Write the streams and the shards into ``aside``; the index is returned on every rank."""
+    loaded, seq_len = request.loaded, request.seq_len
     mine = share_files(request.files, ranks)
 
     def tokenize() -> list[dict[str, Any]]:
@@ -216,28 +240,25 @@ def build(ranks: Ranks, request: Request) -> dict[str, Any]:
     }
 
 
-def prepare(request: Request) -> dict[str, Any] | None:
-    """Make the folder aside, empty; or return the index of the target when it holds this very packing already."""
-    target = request.target
-    if target.exists():
-        if not target.is_dir():
-            raise UserError(f"--out {target} is a file; name a new folder")
-        if any(target.iterdir()):
-            return check_existing(request)
-    shutil.rmtree(request.aside, ignore_errors=True)
-    request.aside.mkdir(parents=True)
-    return None
+def holds_this_already(request: Request) -> bool:
+    """Whether these inputs made the target's content, every byte of it; False when it is empty or not there.
 
-
-def check_existing(request: Request) -> dict[str, Any]:
-    """The index of the target if these inputs made it; UserError otherwise."""
+    Raises UserError when it holds something else, or is damaged.
+    """
     target, files = request.target, request.files
+    if not target.exists():
+        return False
+    if not target.is_dir():
+        raise UserError(f"--out {target} is a file; name a new folder")
+    if not any(target.iterdir()):
+        return False
+    if not (target / INDEX_FILE).is_file():
+        raise UserError(f"--out {target} is not empty and holds no packed data; name a new folder")
+    index = read_index(target)
     try:
-        index: dict[str, Any] = json.loads((target / INDEX_FILE).read_text(encoding="utf-8"))
         recorded = [(entry["file"], entry["bytes"], entry["sha256"]) for entry in index["inputs"]]
         made_with = (index["seq_len"], index["tokenizer"]["digest"])
-        shards = [(target / entry["file"], entry["bytes"]) for entry in index["shards"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"--out {target} is not empty and holds no packed data; name a new folder") from error
     other = f"--out {target} holds other packed data"
     if made_with[0] != request.seq_len:
@@ -249,21 +270,33 @@ def check_existing(request: Request) -> dict[str, Any]:
     sizes_differ = [(path.name, path.stat().st_size) for path in files] != [entry[:2] for entry in recorded]
     if sizes_differ or [digest_of(path) for path in files] != [entry[2] for entry in recorded]:
         raise UserError(f"{other} (made from other input files); name a new folder or remove this one")
-    for path, size in shards:
-        if not path.is_file() or path.stat().st_size != size:
-            raise UserError(f"--out {target} holds this data, but {path.name} is missing or damaged; remove the folder")
-    return index
+    try:
+        PackedDataset(target).verify()
+        kept = load_tokenizer(target / TOKENIZER_FOLDER).digest
+    except UserError as error:
+        raise UserError(f"--out {target} holds this data, but damaged: {error}; remove the folder") from None
+    if kept != request.loaded.digest:
+        raise UserError(f"--out {target} holds this data, but its {TOKENIZER_FOLDER} is damaged; remove the folder")
+    return True
 
 
-def finish(request: Request, index: dict[str, Any]) -> None:
+def finish(request: Request, index: dict[str, Any], aside: Path) -> None:
     """Complete the folder aside and rename it."""
-    for stream in request.aside.glob("*.tokens"):
+    for stream in aside.glob("*.tokens"):
         stream.unlink()
-    request.loaded.save(request.aside / TOKENIZER_FOLDER)
-    write_index(request.aside, index)
+    request.loaded.save(aside / TOKENIZER_FOLDER)
+    write_index(aside, index)
+    aside.chmod(0o777 & ~current_umask())  # what tempfile makes is its owner's alone
     if request.target.exists():
         request.target.rmdir()  # it is empty
-    request.aside.rename(request.target)
+    aside.rename(request.target)
+
+
+def current_umask() -> int:
+    """The permissions that new files do not get."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def share_files(files: list[Path], ranks: Ranks) -> list[tuple[int, Path]]:

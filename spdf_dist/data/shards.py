@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import tarfile
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from spdf_dist.self_digest import sealed
+
 INDEX_FILE = "index.json"
 TOKENIZER_FOLDER = "tokenizer"
 SCHEMA_VERSION = 1
@@ -26,6 +27,10 @@ SHARD_BYTES = 128 << 20
 BATCH_SEQUENCES = 512
 TAR_BLOCK = 512
 TAR_END = bytes(2 * TAR_BLOCK)
+DIGEST_BYTES = 8
+DIGEST_OFFSET = 297
+"""Of the group's name in a tar header; it holds the digest of the member's content, in hex."""
+DIGEST_RULE = "blake2b of the member, 8 bytes, in hex, as the group name in its tar header"
 MEMBER_NAME = "{:012d}.npy"
 
 
@@ -77,10 +82,16 @@ def npy_header(seq_len: int, dtype: str) -> bytes:
     return header.getvalue()
 
 
-def tar_header(number: int, size: int) -> bytes:
+def content_digest(content: np.ndarray) -> str:
+    """The digest of a member's content (bytes), in hex: short, as it guards against damage and not against people."""
+    return hashlib.blake2b(content.data, digest_size=DIGEST_BYTES).hexdigest()
+
+
+def tar_header(number: int, size: int, digest: str) -> bytes:
     """The tar header of sequence ``number``; nothing in it hangs on the time, the user or the machine."""
     member = tarfile.TarInfo(MEMBER_NAME.format(number))
     member.size = size
+    member.gname = digest
     return member.tobuf(tarfile.USTAR_FORMAT)
 
 
@@ -104,16 +115,18 @@ def write_shard(
             count = min(BATCH_SEQUENCES, first + sequences - start)
             ids = read(start * seq_len, count * seq_len + 1).astype(little, copy=False)
             members = np.zeros((count, layout.stride), np.uint8)
-            heads = b"".join(
-                tar_header(number, len(header) + layout.data_bytes) for number in range(start, start + count)
-            )
-            members[:, :TAR_BLOCK] = np.frombuffer(heads, np.uint8).reshape(count, TAR_BLOCK)
             members[:, TAR_BLOCK : layout.data_offset] = np.frombuffer(header, np.uint8)
             # A sequence's first token is the last of the one before.
             overlapping = np.lib.stride_tricks.sliding_window_view(ids, seq_len + 1)[::seq_len]
             members[:, layout.data_offset : layout.data_offset + layout.data_bytes] = np.ascontiguousarray(
                 overlapping
             ).view(np.uint8)
+            size = len(header) + layout.data_bytes
+            heads = b"".join(
+                tar_header(start + at, size, content_digest(members[at, TAR_BLOCK : TAR_BLOCK + size]))
+                for at in range(count)
+            )
+            members[:, :TAR_BLOCK] = np.frombuffer(heads, np.uint8).reshape(count, TAR_BLOCK)
             file.write(members.data)
             digest.update(members.data)
         file.write(TAR_END)
@@ -124,17 +137,14 @@ def write_shard(
 
 
 def write_index(folder: Path, content: dict[str, Any]) -> None:
-    """Write ``index.json`` into ``folder``, through to the disk.
-
-    Names of input files that are no UTF-8 are surrogates in Python; they are written as JSON's own escapes.
-    """
-    with (folder / INDEX_FILE).open("w", encoding="utf-8", errors="backslashreplace") as file:
-        json.dump({"schema_version": SCHEMA_VERSION, **content}, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+    """Write ``index.json`` into ``folder``, through to the disk; it names its own digest."""
+    with (folder / INDEX_FILE).open("wb") as file:
+        file.write(sealed({"schema_version": SCHEMA_VERSION, **content}))
         file.flush()
         os.fsync(file.fileno())
 
 
 def member_rule(seq_len: int, dtype: str) -> dict[str, Any]:
     """The index's account of the members."""
-    return {"name": "sequence number, 12 digits, .npy", **asdict(MemberLayout.of(seq_len, dtype))}
+    layout = asdict(MemberLayout.of(seq_len, dtype))
+    return {"name": "sequence number, 12 digits, .npy", **layout, "digest": DIGEST_RULE}

@@ -1,6 +1,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -118,15 +119,93 @@ def test_large_data_are_verified_on_demand(damaged: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("spdf_dist.data.loader.VERIFIED_BYTES", 1000)
     shard = damaged / "shard-000000.tar"
     content = shard.read_bytes()
-    shard.write_bytes(content[:900] + bytes([content[900] ^ 1]) + content[901:])
+    shard.write_bytes(content[:660] + bytes([content[660] ^ 1]) + content[661:])
     mixture = open_mixture([Entry(str(damaged))], 32, 0)
     with pytest.raises(UserError, match=r"shard-000000\.tar is damaged"):
         mixture.verify()
+    with pytest.raises(UserError, match=r"shard-000000\.tar is damaged: sequence 0 does not have its digest"):
+        mixture.batch(0, mixture.num_sequences)
+
+
+@pytest.mark.parametrize("place", ["header of the array", "ids", "digest"])
+def test_a_flipped_bit_is_found_when_its_sequence_is_read(
+    place: str, damaged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spdf_dist.data.loader.VERIFIED_BYTES", 1000)
+    rule = json.loads((damaged / "index.json").read_text())["members"]
+    offset = {"header of the array": 520, "ids": rule["data_offset"] + rule["data_bytes"] - 1, "digest": 300}[place]
+    shard = damaged / "shard-000001.tar"
+    content = bytearray(shard.read_bytes())
+    content[3 * rule["stride"] + offset] ^= 4
+    shard.write_bytes(content)
+    data = PackedDataset(damaged)
+    hurt = json.loads((damaged / "index.json").read_text())["shards"][0]["sequences"] + 3
+    data.read(np.array([number for number in range(data.num_sequences) if number != hurt]))
+    with pytest.raises(UserError, match=rf"shard-000001\.tar is damaged: sequence {hurt} "):
+        data.read(np.array([hurt]))
+
+
+def test_large_data_of_an_older_version_are_read_with_a_warning(
+    damaged: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = json.loads((damaged / "index.json").read_text())
+    del index["digest"], index["members"]["digest"]
+    (damaged / "index.json").write_text(json.dumps(index))
+    PackedDataset(damaged)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("spdf_dist.data.loader.VERIFIED_BYTES", 1000)
+    PackedDataset(damaged).read(np.arange(3))
+    assert "packed before sequences had digests" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sequences": float("inf")},
+        {"seq_len": float("nan")},
+        {"seq_len": 10**400},
+        {"tokens": None},
+        {"dtype": "O"},
+        {"dtype": 7},
+        {"dtype": "float64"},
+        {"tokenizer": {"digest": "x", "vocab_size": 70_000, "eod_id": 0}},
+        {"tokenizer": {"digest": "x", "vocab_size": 300, "eod_id": 300}},
+        {"tokenizer": []},
+        {"shards": {}},
+        {"shards": [3]},
+        {"members": "x"},
+        {"members": []},
+    ],
+)
+def test_an_index_with_values_that_cannot_be_is_refused(change: dict, damaged: Path) -> None:
+    index = json.loads((damaged / "index.json").read_text())
+    del index["digest"]
+    (damaged / "index.json").write_text(json.dumps({**index, **change}))
+    with pytest.raises(UserError, match=r"index\.json is damaged"):
+        PackedDataset(damaged)
+
+
+def test_every_flipped_bit_and_missing_key_of_an_index_is_found(damaged: Path) -> None:
+    path = damaged / "index.json"
+    content = path.read_bytes()
+    for bit in Random(20).sample(range(8 * len(content)), 200):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=r"index\.json"):
+            PackedDataset(damaged)
+    index = json.loads(content)
+    del index["digest"]
+    for key in ("seq_len", "dtype", "sequences", "tokens", "tokenizer", "members", "shards"):
+        path.write_text(json.dumps({name: value for name, value in index.items() if name != key}))
+        with pytest.raises(UserError, match=r"index\.json is damaged"):
+            PackedDataset(damaged)
 
 
 def test_an_index_that_is_damaged_or_of_another_version(damaged: Path) -> None:
     path = damaged / "index.json"
     index = json.loads(path.read_text())
+    del index["digest"]  # as in an older one
     for change, words in [
         ({"schema_version": 2}, "schema version 1"),
         ({"sequences": 1}, "do not add up"),

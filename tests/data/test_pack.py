@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shutil
@@ -151,6 +152,8 @@ def test_members_lie_where_the_index_says_and_tell_nothing_of_the_machine(
     rule = load_index(tmp_path / "out")["members"]
     with tarfile.open(tmp_path / "out" / "shard-000000.tar") as tar:
         members = tar.getmembers()
+        contents = [tar.extractfile(member).read() for member in members]  # type: ignore[union-attr]
+    assert [m.gname for m in members] == [hashlib.blake2b(content, digest_size=8).hexdigest() for content in contents]
     assert [m.offset for m in members] == [n * rule["stride"] for n in range(len(members))]
     assert {(m.offset_data - m.offset + m.size, m.mtime, m.uid, m.gid, m.uname) for m in members} == {
         (rule["data_offset"] + rule["data_bytes"], 0, 0, 0, "")
@@ -225,6 +228,14 @@ def test_an_existing_folder_is_kept(tmp_path: Path, sp_model: str, three_files: 
     with pytest.raises(UserError, match="other input files"):
         pack(three_files, sp_model, str(out), 64, workers=1)
     assert read_folder(out) == before
+    Path(three_files[0]).write_bytes(Path(three_files[0]).read_bytes().replace(b"cat", b"fox"))
+    for name in ("shard-000000.tar", "tokenizer/tokenizer.model", "index.json"):
+        content = (out / name).read_bytes()
+        (out / name).write_bytes(content[:900] + bytes([content[900] ^ 1]) + content[901:])
+        with pytest.raises(UserError, match="damaged"):
+            pack(three_files, sp_model, str(out), 64, workers=1)
+        (out / name).write_bytes(content)
+    assert pack(three_files, sp_model, str(out), 64, workers=1).already_done
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("x")
@@ -271,10 +282,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(
 ) -> None:
     (tmp_path / "file").write_text("x")
     command = ["data", "pack", "--input", *three_files, "--tokenizer", sp_model, "--seq-len", "64"]
-    assert main([*command, "--out", str(tmp_path / "file" / "out")]) == 1
+    assert main([*command, "--out", str(tmp_path / "file" / "out")]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    assert "Not a directory" in lines[0]
+    assert "is a file" in lines[0]
 
 
 def test_torchrun_is_refused(
@@ -315,8 +326,7 @@ def test_a_pack_that_is_ended_leaves_no_process_and_nothing_that_looks_whole(
     command = [sys.executable, "-m", "spdf_dist", "data", "pack", "--input", str(source), "--tokenizer", sp_model]
     command += ["--out", str(out), "--seq-len", "64", "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    stream = tmp_path / ".out.packing" / "000000.tokens"
-    wait_for(lambda: stream.exists() and stream.stat().st_size > 0)
+    wait_for(lambda: any(stream.stat().st_size > 0 for stream in tmp_path.glob(".out.*.packing/000000.tokens")))
     started = children(process.pid)
     process.send_signal(how)
     _, said = process.communicate(timeout=60)

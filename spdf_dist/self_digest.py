@@ -1,0 +1,37 @@
+"""JSON files that name the SHA-256 of their own bytes, so that no bit of them changes unnoticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+ZEROS = "0" * 64
+BEGIN = re.compile(rb'\{\n "digest": "([0-9a-f]{64})"')
+
+
+def sealed(tree: dict[str, Any]) -> bytes:
+    """``tree`` as readable JSON; its first key, ``digest``, is the SHA-256 of the text with zeros in its place.
+
+    Surrogates, as in names of files that are no UTF-8, are written as JSON's own escapes. Raises ValueError for numbers
+    that are not finite.
+    """
+    text = json.dumps({"digest": ZEROS, **tree}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    content = text.encode("utf-8", errors="backslashreplace")
+    return content.replace(ZEROS.encode(), hashlib.sha256(content).hexdigest().encode(), 1)
+
+
+def check_seal(content: bytes, tree: dict[str, Any], first: str) -> None:
+    """Raise ValueError unless ``content``, which was parsed to ``tree``, is what was written.
+
+    Older files, which have no digest and begin with the key ``first``, pass.
+    """
+    match = BEGIN.match(content)
+    if match is None:
+        if "digest" in tree or next(iter(tree), first) != first:
+            raise ValueError("its digest is not where it belongs")
+        return
+    zeroed = content[: match.start(1)] + ZEROS.encode() + content[match.end(1) :]
+    if hashlib.sha256(zeroed).hexdigest().encode() != match[1]:
+        raise ValueError("its content does not have the digest that it names")
