@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from spdf_dist.base.self_digest import check_seal
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.config.validate import validate_model
-from spdf_dist.self_digest import check_seal
 
 FORMAT = "spdf-checkpoint"
 VERSION = 1

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spdf_dist.base.atomic_files import sync
 from spdf_dist.base.provenance import made_with
+from spdf_dist.base.self_digest import sealed
 from spdf_dist.checkpoint.find import ASIDE, latest, whole_checkpoints
 from spdf_dist.checkpoint.manifest import (
     CONFIG,
@@ -42,7 +43,6 @@ from spdf_dist.config.load import build
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.data.tokenizer import load_tokenizer
 from spdf_dist.parallel.layout import Piece
-from spdf_dist.self_digest import sealed
 from spdf_dist.sparsity.masks import BoolArray
 
 STEMS: dict[Kind, str] = {"model": "model", "exp_avg": "optim", "exp_avg_sq": "optim"}

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from spdf_dist.base.self_digest import check_seal
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import DatasetEntry
 from spdf_dist.data.megatron import MegatronDataset, megatron_prefix
@@ -31,7 +32,6 @@ from spdf_dist.data.shards import (
     MemberLayout,
     content_digest,
 )
-from spdf_dist.self_digest import check_seal
 
 VERIFIED_BYTES = 1 << 30
 """Data sets up to this size have their shards' sha256 checked when opened (a second); of larger ones each sequence is

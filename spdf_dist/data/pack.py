@@ -11,10 +11,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-import os
-import re
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from spdf_dist.claims import claimed
+from spdf_dist.base.atomic_files import is_temporary, temporary_beside
+from spdf_dist.base.claims import claimed
 from spdf_dist.config.errors import EXIT_BAD_INPUT, SpdfError, UserError
 from spdf_dist.data.loader import PackedDataset, read_index
 from spdf_dist.data.pack_progress import PackProgress
@@ -42,9 +40,8 @@ from spdf_dist.data.shards import (
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.data.tokenizing import LISTED_PROBLEMS, StreamSummary, stream_path, usable_cores, write_streams
 
-ASIDE = ".packing"
-ASIDE_NAME = re.compile(r"\.[a-z0-9_]{8}\.packing")
-"""How the name of a folder of ours ends; tempfile chooses the letters in the middle."""
+ASIDE_SUFFIX = len("0123456789abcdef.tmp")
+"""Length of what differs between temporary names beside one target."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +111,12 @@ class Request:
 
     def make_aside(self) -> Path:
         """Make the folder that becomes ``target`` when it is whole; remove those that killed processes left."""
-        for left in self.target.parent.glob(f".{glob.escape(self.target.name)}.*{ASIDE}"):
-            if ASIDE_NAME.fullmatch(left.name.removeprefix(f".{self.target.name}")) and not left.is_symlink():
+        aside = temporary_beside(self.target)
+        for left in self.target.parent.glob(f"{glob.escape(aside.name[:-ASIDE_SUFFIX])}*"):
+            if is_temporary(left) and left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
-        return Path(tempfile.mkdtemp(ASIDE, f".{self.target.name}.", self.target.parent))
+        aside.mkdir()
+        return aside
 
 
 def pack(
@@ -159,12 +158,9 @@ def pack(
 def pack_together(ranks: Ranks, request: Request) -> PackResult:
     """Pack, every rank doing its part."""
     with contextlib.ExitStack() as claim:
-        claim.callback(lambda: aside and shutil.rmtree(aside, ignore_errors=True))
-        aside = None
 
         def prepare() -> str | None:
-            """The folder aside; None when the target holds this very packing already."""
-            nonlocal aside
+            """The folder aside, claimed by rank 0; None when the target holds this very packing already."""
             if ranks.rank != 0:
                 return None
             made(request.target.parent)
@@ -172,6 +168,7 @@ def pack_together(ranks: Ranks, request: Request) -> PackResult:
             if holds_this_already(request):
                 return None
             aside = request.make_aside()
+            claim.callback(shutil.rmtree, aside, ignore_errors=True)
             return str(aside)
 
         shared = together(ranks, prepare)[0]
@@ -286,17 +283,9 @@ def finish(request: Request, index: dict[str, Any], aside: Path) -> None:
         stream.unlink()
     request.loaded.save(aside / TOKENIZER_FOLDER)
     write_index(aside, index)
-    aside.chmod(0o777 & ~current_umask())  # what tempfile makes is its owner's alone
     if request.target.exists():
         request.target.rmdir()  # it is empty
     aside.rename(request.target)
-
-
-def current_umask() -> int:
-    """The permissions that new files do not get."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def share_files(files: list[Path], ranks: Ranks) -> list[tuple[int, Path]]:

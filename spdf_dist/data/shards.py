@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from spdf_dist.self_digest import sealed
+from spdf_dist.base.self_digest import sealed
 
 INDEX_FILE = "index.json"
 TOKENIZER_FOLDER = "tokenizer"

@@ -326,7 +326,7 @@ def test_a_pack_that_is_ended_leaves_no_process_and_nothing_that_looks_whole(
     command = [sys.executable, "-m", "spdf_dist", "data", "pack", "--input", str(source), "--tokenizer", sp_model]
     command += ["--out", str(out), "--seq-len", "64", "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: any(stream.stat().st_size > 0 for stream in tmp_path.glob(".out.*.packing/000000.tokens")))
+    wait_for(lambda: any(stream.stat().st_size > 0 for stream in tmp_path.glob(".out.*.tmp/000000.tokens")))
     started = children(process.pid)
     process.send_signal(how)
     _, said = process.communicate(timeout=60)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from spdf_dist.base.file_locks import try_lock, unlock
 from spdf_dist.config.errors import UserError
-from spdf_dist.file_locks import try_lock, unlock
 
 LOCK_NAME_CHARACTERS = 100
 
