@@ -22,6 +22,7 @@ from spdf_dist.accounting.layout import Layout, layout_of
 from spdf_dist.accounting.memory import memory
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig, SparsityConfig
+from spdf_dist.config.validate import tensor_size_fits
 
 EFFICIENCY = 0.40
 HEADROOM = 0.90
@@ -76,8 +77,7 @@ def layouts(config: PretrainConfig, cluster: Cluster) -> list[Layout]:
     batch = config.training.global_batch_size
     found = []
     for tensor in range(1, cluster.gpus_per_node + 1):
-        divides = cluster.gpus_per_node % tensor == 0 and config.model.num_attention_heads % tensor == 0
-        if not divides or config.model.ffn % tensor:
+        if cluster.gpus_per_node % tensor or not tensor_size_fits(config.model, tensor):
             continue
         data = cluster.gpus // tensor
         for stage in (0, 1, 2):

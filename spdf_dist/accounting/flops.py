@@ -1,23 +1,23 @@
-"""Floating-point operations of a GPT by part, counted as the paper's Tables 2 and 3 count them.
+"""Floating-point operations of a model by part, counted as the paper's Tables 2 and 3 count them.
 
-For one sequence of T tokens through n layers of width d, MLP width f, h heads, V words, kept fraction 1 - s:
+For one sequence of T tokens through n layers of width d, h heads, V words, kept fraction 1 - s:
 
-    each linear [out, in]    2 T out in (1 - s) n      a multiply and an add a kept weight and token
+    each linear [out, in]    2 T out in (1 - s) n      a multiplication and an addition per kept weight and token
     attention                4 T^2 d n                 scores and weighted sum over all T x T pairs
     softmax                  3 h T^2 n
     logits                   2 T d V
 
-Embedding look-ups, norms, GELU and biases count nothing; the backward pass is twice the forward. Recomputation is not
-counted here (see ``executed_flops``). Source: SPDF, appendix A.4; checked digit by digit in ``accounting.paper``.
+Embedding look-ups, norms, activation functions, rotary positions and biases are not counted. The backward pass is twice
+the forward pass. Recomputation is not counted here (see ``executed_flops``). Source: SPDF, appendix A.4; checked digit
+by digit in ``accounting.paper``.
 """
 
 from __future__ import annotations
 
-from spdf_dist.accounting.parameters import linear_nonzeros
+from spdf_dist.accounting.parameters import nonzeros
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
+from spdf_dist.model.architecture import architecture_of
 
-LINEARS = ("Q", "K", "V", "D", "I", "O")
-PARTS = (*LINEARS, "attention", "softmax", "logits")
 TRAINING_FACTOR = 3
 """Forward plus backward, in forwards."""
 
@@ -25,18 +25,26 @@ TRAINING_FACTOR = 3
 def forward_flops(
     model: ModelConfig, sparsity: SparsityConfig | None = None, seq_length: int | None = None
 ) -> dict[str, int]:
-    """FLOPs of the forward pass of one sequence, by part (``PARTS``).
+    """FLOPs of the forward pass of one sequence, by part: the linears, attention, softmax, logits.
 
     ``sparsity`` None or of level 0 is the dense model; ``seq_length`` (tokens) defaults to the model's.
     """
     tokens = seq_length or model.seq_length
-    n, d = model.num_layers, model.hidden_size
-    nonzeros = linear_nonzeros(model, sparsity)
-    flops = {part: 2 * tokens * nonzeros[f"W_{part}"] for part in LINEARS}
-    flops["attention"] = 4 * tokens * tokens * d * n
-    flops["softmax"] = 3 * model.num_attention_heads * tokens * tokens * n
-    flops["logits"] = 2 * tokens * d * model.vocab_size
+    kept = nonzeros(model, sparsity)
+    flops = dict.fromkeys(linear_parts(model), 0)
+    flops["attention"] = 4 * tokens * tokens * model.hidden_size * model.num_layers
+    flops["softmax"] = 3 * model.num_attention_heads * tokens * tokens * model.num_layers
+    flops["logits"] = 0
+    for name, tensor in architecture_of(model).tensors.items():
+        if tensor.flops_part is not None:
+            dense = tokens * tensor.flops_per_token
+            flops[tensor.flops_part] += dense * kept[name] // tensor.numel if tensor.prunable else dense
     return flops
+
+
+def linear_parts(model: ModelConfig) -> list[str]:
+    """The parts that are linears, which sparsity makes cheaper."""
+    return list(dict.fromkeys(t.flops_part for t in architecture_of(model).prunable.values() if t.flops_part))
 
 
 def training_flops(model: ModelConfig, sparsity: SparsityConfig | None = None, seq_length: int | None = None) -> int:
@@ -51,7 +59,7 @@ def executed_flops(
     activation_checkpointing: bool = False,
     seq_length: int | None = None,
 ) -> int:
-    """FLOPs that the machine really does for one sequence of training: what HFU counts.
+    """FLOPs that the machine executes for one sequence of training: what HFU counts.
 
     ``masked`` multiplies the zeros too; activation checkpointing runs each layer's forward once more.
     """
@@ -61,6 +69,6 @@ def executed_flops(
 
 
 def linears_share(model: ModelConfig, seq_length: int | None = None) -> float:
-    """Share of the six matrices in the dense model's FLOPs: the most that sparsity could ever save."""
+    """Share of the linears in the dense model's FLOPs: the most that sparsity can save."""
     flops = forward_flops(model, None, seq_length)
-    return sum(flops[part] for part in LINEARS) / sum(flops.values())
+    return sum(flops[part] for part in linear_parts(model)) / sum(flops.values())

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spdf_dist.accounting.parameters import linear_nonzeros, linear_shapes
+from spdf_dist.accounting.parameters import nonzeros
 from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
+from spdf_dist.model.architecture import architecture_of
+from spdf_dist.sparsity.assignment import sparse_weights
+from spdf_dist.sparsity.masks import logical_weights
 
-VOCABULARY_MULTIPLE = 8
-"""Each tensor rank's share of the padded vocabulary is a multiple of this, as in the model."""
-STACKED = (("W_Q", "W_K", "W_V"), ("W_D",), ("W_I",), ("W_O",))
-"""Logical weights that are one parameter: a stack is sparse when any of them is."""
 ALIGNMENT = 2
 """DeepSpeed pads each group of parameters to a multiple of this times the data ranks."""
 
@@ -67,13 +66,13 @@ class LocalElements:
     """Elements on one tensor rank, before any division among data ranks."""
 
     decayed: int
-    """Parameters with weight decay: linears (values alone where compressed) and embeddings."""
+    """Parameters with weight decay: linears (only the kept values where compressed) and embeddings."""
     undecayed: int
     """Norms and biases."""
     masked: int
     """Entries of dense weights that carry a mask."""
     compressed: int
-    """Entries of weights of which only the values are held."""
+    """Entries of weights of which only the kept values are held."""
     nonzeros: int
     """Kept entries of those."""
 
@@ -88,34 +87,21 @@ class LocalElements:
         return sum(-(-count // step) * step for count in (self.decayed, self.undecayed))
 
 
-def padded_vocabulary(vocab_size: int, tensor: int) -> int:
-    """Rows of the word embedding over all tensor ranks."""
-    multiple = VOCABULARY_MULTIPLE * tensor
-    return -(-vocab_size // multiple) * multiple
-
-
 def local_elements(model: ModelConfig, sparsity: SparsityConfig | None, layout: Layout) -> LocalElements:
-    """What one tensor rank holds."""
-    n, d, t = model.num_layers, model.hidden_size, layout.tensor
-    shapes, kept = linear_shapes(model), linear_nonzeros(model, sparsity)
-    linears = masked = compressed = nonzeros = 0
-    for stack in STACKED:
-        numel = n * sum(shapes[name][0] * shapes[name][1] for name in stack)
-        is_sparse = sparsity is not None and sparsity.is_sparse and any(name in sparsity.targets for name in stack)
-        if not is_sparse or layout.execution in ("dense", "masked"):
-            linears += numel
-            masked += numel if is_sparse and layout.execution == "masked" else 0
+    """What one tensor rank holds. A parameter that stacks several weights is sparse when any of them is."""
+    kept = nonzeros(model, sparsity)
+    sparse = sparse_weights(logical_weights(model), sparsity) if sparsity is not None and sparsity.is_sparse else {}
+    decayed = undecayed = masked = compressed = values = 0
+    for stacked in architecture_of(model).by_parameter().values():
+        is_sparse = any(tensor.name in sparse for tensor in stacked)
+        elements = sum(tensor.local_numel(layout.tensor) for tensor in stacked)
+        if is_sparse and layout.execution == "compressed":
+            compressed += elements
+            values += sum(kept[tensor.name] for tensor in stacked)  # of all ranks; divided below
+        elif stacked[0].decays:
+            decayed += elements
+            masked += elements if is_sparse and layout.execution == "masked" else 0
         else:
-            values = sum(kept[name] for name in stack)
-            linears += values
-            nonzeros += values
-            compressed += numel
-    words = padded_vocabulary(model.vocab_size, t) // t * d
-    divided_biases = 3 * d + model.ffn
-    return LocalElements(
-        decayed=linears // t + words + model.seq_length * d,
-        undecayed=n * (divided_biases // t + 2 * d) + (2 * n + 1) * 2 * d,
-        masked=masked // t,
-        compressed=compressed // t,
-        nonzeros=nonzeros // t,
-    )
+            undecayed += elements
+    values //= layout.tensor
+    return LocalElements(decayed + values, undecayed, masked, compressed, values)

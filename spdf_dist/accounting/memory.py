@@ -18,11 +18,10 @@ of a real engine in tests/accounting/test_engine_bytes.py: weights, masters, mom
 
 from __future__ import annotations
 
-from spdf_dist.accounting.layout import Layout, local_elements, padded_vocabulary
+from spdf_dist.accounting.layout import Layout, local_elements
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
+from spdf_dist.model.architecture import LOGITS_CHUNK, family_module, padded_vocab_size
 
-LOGITS_CHUNK = {"cuda": 64 * 2**20, "cpu": 8 * 2**20}
-"""Logits that the loss holds at once, elements."""
 REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default reduce_bucket_size, elements."""
 CODE_BYTES = 20
@@ -62,20 +61,16 @@ def structure_bytes(
 
 
 def layer_activation_bytes(model: ModelConfig, layout: Layout) -> int:
-    """What one layer keeps for its backward pass, with fused attention.
-
-    In units of B T d values: both norms' inputs and outputs (4); divided by the tensor ranks the fused Q, K, V (3), the
-    attention's output (1) and the MLP's hidden layer before and after GELU (2 f / d). Beside them, in fp32, the norms'
-    statistics (2 a token and norm) and the attention's log-sums (1 a token and head).
-    """
-    tokens, d, t = layout.micro_batch * model.seq_length, model.hidden_size, layout.tensor
-    values = 4 * tokens * d + (4 * tokens * d + 2 * tokens * model.ffn) // t
-    statistics = 4 * (4 * tokens + tokens * model.num_attention_heads // t)
-    dropped = 2 * tokens * d if model.dropout > 0 else 0  # a byte a value, after attention and after the MLP
-    return layout.value_bytes * values + statistics + dropped
+    """What one layer keeps for its backward pass; the family's ``activations`` counts it for one token."""
+    tokens, t = layout.micro_batch * model.seq_length, layout.tensor
+    whole, divided, statistics, divided_statistics = family_module(model.family, "architecture").activations(model)
+    dropped = 2 * model.hidden_size if model.dropout > 0 else 0  # one byte per value, after attention and the MLP
+    values = whole * tokens + divided * tokens // t
+    fp32 = statistics * tokens + divided_statistics * tokens // t
+    return int(layout.value_bytes * values + 4 * fp32 + dropped * tokens)
 
 
-def activation_bytes(model: ModelConfig, layout: Layout, device: str = "cuda") -> dict[str, int]:
+def activation_bytes(model: ModelConfig, layout: Layout) -> dict[str, int]:
     """What one micro-batch holds at the end of its forward pass, by part; ``logits`` is the loss's passing buffer."""
     tokens, d, t = layout.micro_batch * model.seq_length, model.hidden_size, layout.tensor
     p = layout.value_bytes
@@ -83,8 +78,8 @@ def activation_bytes(model: ModelConfig, layout: Layout, device: str = "cuda") -
     layers = model.num_layers * one
     if layout.activation_checkpointing:
         layers = model.num_layers * p * tokens * d + one  # each layer's input, and one layer at a time in full
-    rows = padded_vocabulary(model.vocab_size, t) // t
-    chunk = min(LOGITS_CHUNK[device], tokens * rows)
+    rows = padded_vocab_size(model.vocab_size, t) // t
+    chunk = min(tokens, max(1, LOGITS_CHUNK // rows)) * rows
     return {
         "layers": layers,
         # The last norm's input and statistics, the gradient of its output; token ids, and positions of one sequence.
@@ -103,5 +98,5 @@ def memory(
 ) -> dict[str, int]:
     """Bytes of one rank by part, and their ``total``. The allocator's own losses are not in it."""
     parts = state_bytes(model, sparsity, layout) | structure_bytes(model, sparsity, layout, device, code_budget_mb)
-    parts["activations"] = sum(activation_bytes(model, layout, device).values())
+    parts["activations"] = sum(activation_bytes(model, layout).values())
     return parts | {"total": sum(parts.values())}

@@ -5,25 +5,17 @@ Source: SPDF, Table 1 (GPT-2 Small 125M, GPT-3 XL 1.3B) and appendix A.1 (what i
 
 from __future__ import annotations
 
-from spdf_dist.config.schema import LOGICAL_WEIGHTS, ModelConfig, SparsityConfig
-from spdf_dist.sparsity.assignment import leaf, real_level, sparse_weights
+from spdf_dist.config.schema import ModelConfig, SparsityConfig
+from spdf_dist.model.architecture import architecture_of
+from spdf_dist.sparsity.assignment import real_level, sparse_weights
 from spdf_dist.sparsity.masks import logical_weights
 
 
-def linear_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
-    """[out, in] of the six matrices of one layer, by logical name."""
-    d, f = model.hidden_size, model.ffn
-    return {"W_Q": (d, d), "W_K": (d, d), "W_V": (d, d), "W_D": (d, d), "W_I": (f, d), "W_O": (d, f)}
-
-
-def linear_nonzeros(model: ModelConfig, sparsity: SparsityConfig | None) -> dict[str, int]:
-    """Kept entries of each of the six matrices, over all layers; all entries without ``sparsity``."""
+def nonzeros(model: ModelConfig, sparsity: SparsityConfig | None) -> dict[str, int]:
+    """Kept entries of each logical weight, by global name; all entries without ``sparsity``."""
     shapes = logical_weights(model)
     sparse = sparse_weights(shapes, sparsity) if sparsity is not None and sparsity.is_sparse else {}
-    counts = dict.fromkeys(LOGICAL_WEIGHTS, 0)
-    for name, (rows, columns) in shapes.items():
-        counts[leaf(name)] += sparse[name].kept if name in sparse else rows * columns
-    return counts
+    return {name: sparse[name].kept if name in sparse else rows * columns for name, (rows, columns) in shapes.items()}
 
 
 def real_sparsity(model: ModelConfig, sparsity: SparsityConfig) -> float:
@@ -34,14 +26,13 @@ def real_sparsity(model: ModelConfig, sparsity: SparsityConfig) -> float:
 def parameter_counts(model: ModelConfig, sparsity: SparsityConfig | None = None) -> dict[str, int]:
     """Trainable parameters by part, over all layers; with ``sparsity`` only the kept entries of the targets.
 
-    Parts: word_embedding (tied with the output layer, counted once), position_embedding, the six logical weights,
-    biases, norms.
+    The parts are those of the architecture's table: word_embedding, position_embedding, each logical weight, biases,
+    norms. What is tied is counted once.
     """
-    n, d, f = model.num_layers, model.hidden_size, model.ffn
-    counts = {"word_embedding": model.vocab_size * d, "position_embedding": model.seq_length * d}
-    counts |= linear_nonzeros(model, sparsity)
-    counts["biases"] = n * (5 * d + f)
-    counts["norms"] = (2 * n + 1) * 2 * d
+    kept = nonzeros(model, sparsity)
+    counts: dict[str, int] = {}
+    for name, tensor in architecture_of(model).tensors.items():
+        counts[tensor.part] = counts.get(tensor.part, 0) + kept.get(name, tensor.numel)
     return counts
 
 
@@ -51,6 +42,5 @@ def total_parameters(model: ModelConfig, sparsity: SparsityConfig | None = None)
 
 
 def linear_parameters(model: ModelConfig, sparsity: SparsityConfig | None = None) -> int:
-    """Weights of the six matrices over all layers."""
-    counts = parameter_counts(model, sparsity)
-    return sum(counts[name] for name in LOGICAL_WEIGHTS)
+    """Kept entries of all logical weights."""
+    return sum(nonzeros(model, sparsity).values())

@@ -1,9 +1,8 @@
-"""Writes a checkpoint as a Hugging Face ``GPT2LMHeadModel`` folder; needs no transformers."""
+"""Writes a checkpoint as a Hugging Face model folder; needs no transformers."""
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,39 +13,56 @@ from tqdm import tqdm
 from spdf_dist.base.atomic_files import sync
 from spdf_dist.checkpoint.find import ASIDE
 from spdf_dist.checkpoint.hf_tokenizer import write_tokenizer
-from spdf_dist.checkpoint.huggingface import ACTIVATION, CONFIG, LAYER_NORM_EPSILON, PREFIX, WEIGHTS, hf_tensors
+from spdf_dist.checkpoint.huggingface import CONFIG, WEIGHTS, WEIGHTS_INDEX, hf_tensors
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.stream import SafetensorsStream, header_room
 from spdf_dist.checkpoint.write import describe, new_folder, remove
 from spdf_dist.config.errors import SpdfError
-from spdf_dist.config.schema import ModelConfig
+from spdf_dist.config.validate import one_of, require
 from spdf_dist.data.tokenizer import load_tokenizer
+from spdf_dist.model.architecture import architecture_of, family_module
 
 METADATA = {"format": "pt"}
+SHARD = "model-{:05d}-of-{:05d}.safetensors"
+SHARD_BYTES = 5 * 10**9
+"""Largest file by default, as transformers has it."""
+ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
-def export_hf(source: Path | str, out: Path) -> int:
-    """Write the weights of ``source``, float32, pruned entries as zeros, and its tokenizer to the folder ``out``.
+def export_hf(source: Path | str, out: Path, dtype: str = "float32", shard_bytes: int = SHARD_BYTES) -> tuple[str, int]:
+    """Write the weights of ``source``, pruned entries as zeros, and its tokenizer to the folder ``out``.
 
-    Returns the number of parameters written.
+    Args:
+        source: a checkpoint, or a run folder.
+        out: the folder.
+        dtype: `float32`, or `bfloat16` (rounded to nearest).
+        shard_bytes: the weights are divided into files of about this size, with an index, when they are more.
+
+    Returns:
+        the class that transformers loads the folder as, and the number of parameters written.
 
     Raises:
-        UserError: ``source`` is no whole checkpoint; ``out`` exists and is not empty.
+        UserError: ``source`` is not a whole checkpoint; ``out`` exists and is not empty; the dtype is not known.
         SpdfError: the disk is full, or does not take it.
     """
+    one_of("dtype", dtype, tuple(ITEM_BYTES))
+    require(shard_bytes > 0, f"the size of a shard must be positive, got {shard_bytes} bytes")
     checkpoint = Checkpoint(source)
+    family = family_module(checkpoint.model.family, "hf")
     real = new_folder(out)
     aside = real.with_name(f".{real.name}.export{ASIDE}")
     try:
         remove(aside)
         aside.mkdir(parents=True)
-        count = write_weights(checkpoint, aside / WEIGHTS)
+        count = write_weights(checkpoint, aside, dtype, shard_bytes)
         end = None
         if checkpoint.tokenizer_dir is not None:
             tokenizer = load_tokenizer(checkpoint.tokenizer_dir)
             end = tokenizer.eod_id
             write_tokenizer(tokenizer, checkpoint.tokenizer_dir, checkpoint.model.seq_length, aside)
-        write_json(aside / CONFIG, hf_config(checkpoint.model, end))
+        tokens = {"use_cache": True, "bos_token_id": end, "eos_token_id": end}
+        kind = {"architectures": [family.CLASS_NAME], "model_type": checkpoint.model.family, "dtype": dtype}
+        write_json(aside / CONFIG, kind | family.hf_config(checkpoint.model) | tokens)
         write_json(aside / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
         for path in aside.iterdir():
             sync(path)
@@ -55,47 +71,43 @@ def export_hf(source: Path | str, out: Path) -> int:
         raise SpdfError(f"{out} was not written: {describe(error)}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return count
+    return family.CLASS_NAME, count
 
 
-def write_weights(checkpoint: Checkpoint, path: Path) -> int:
-    """``model.safetensors``, one tensor in memory at a time."""
-    tensors = hf_tensors(checkpoint.model.num_layers)
-    count = 0
-    with SafetensorsStream(path, header_room((PREFIX + t.name for t in tensors), METADATA), METADATA) as stream:
-        for tensor in tqdm(tensors, desc="export", unit="tensor", leave=False, disable=None):
-            arrays = [checkpoint.read_array(part) for part in tensor.parts]
-            array = np.concatenate([a.T if tensor.transposed else a for a in arrays], axis=-1)
-            stream.add(PREFIX + tensor.name, array)
-            count += math.prod(array.shape)
-    return count
+def write_weights(checkpoint: Checkpoint, folder: Path, dtype: str, shard_bytes: int) -> int:
+    """``model.safetensors``, or shards of about ``shard_bytes`` and their index; one tensor in memory at a time."""
+    tensors = hf_tensors(architecture_of(checkpoint.model))
+    sizes = {name: sum(part.numel for part in parts) for name, parts in tensors.items()}
+    shards = divide({name: size * ITEM_BYTES[dtype] for name, size in sizes.items()}, shard_bytes)
+    files = [WEIGHTS] if len(shards) == 1 else [SHARD.format(i + 1, len(shards)) for i in range(len(shards))]
+    with tqdm(total=len(tensors), desc="export", unit="tensor", leave=False, disable=None) as progress:
+        for file, names in zip(files, shards, strict=True):
+            with SafetensorsStream(folder / file, header_room(names, METADATA), METADATA) as stream:
+                for name in names:
+                    array = np.concatenate([checkpoint.read_array(part.name) for part in tensors[name]])
+                    stream.add(name, array.T if tensors[name][0].hf_transposed and array.ndim == 2 else array, dtype)
+                    progress.update()
+    if len(shards) > 1:
+        total = sum(sizes.values())
+        index = {
+            "metadata": {"total_parameters": total, "total_size": total * ITEM_BYTES[dtype]},
+            "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names},
+        }
+        write_json(folder / WEIGHTS_INDEX, index)
+    return sum(sizes.values())
 
 
-def hf_config(model: ModelConfig, end: int | None) -> dict[str, Any]:
-    """``config.json``; ``end`` is the id that ends documents, and begins them."""
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "dtype": "float32",
-        "vocab_size": model.vocab_size,
-        "n_positions": model.seq_length,
-        "n_ctx": model.seq_length,
-        "n_embd": model.hidden_size,
-        "n_layer": model.num_layers,
-        "n_head": model.num_attention_heads,
-        "n_inner": model.ffn,
-        "activation_function": ACTIVATION,
-        "layer_norm_epsilon": LAYER_NORM_EPSILON,
-        "initializer_range": 0.02,
-        "scale_attn_weights": True,
-        "resid_pdrop": model.dropout,
-        "embd_pdrop": model.dropout,
-        "attn_pdrop": model.dropout,
-        "tie_word_embeddings": True,
-        "use_cache": True,
-        "bos_token_id": end,
-        "eos_token_id": end,
-    }
+def divide(sizes: dict[str, int], most: int) -> list[list[str]]:
+    """The names in order, in runs of at most ``most`` bytes each; a larger tensor is a run of its own."""
+    shards: list[list[str]] = [[]]
+    room = most
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
+            room = most
+        shards[-1].append(name)
+        room -= size
+    return shards
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:

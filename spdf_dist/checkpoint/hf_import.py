@@ -1,7 +1,8 @@
-"""Brings a dense Hugging Face GPT-2 in as a checkpoint, whole or through a mask. Reads safetensors, never pickle."""
+"""Imports a dense Hugging Face model as a checkpoint, whole or through a mask. Reads safetensors, never pickle."""
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -14,54 +15,63 @@ from torch import Tensor
 from tqdm import tqdm
 
 from spdf_dist.checkpoint.hf_tokenizer import read_tokenizer
-from spdf_dist.checkpoint.huggingface import (
-    ACTIVATION,
-    CONFIG,
-    LAYER_NORM_EPSILON,
-    PREFIX,
-    WEIGHTS,
-    WEIGHTS_INDEX,
-    hf_tensors,
-    read_json,
-)
+from spdf_dist.checkpoint.huggingface import CONFIG, HEAD, WEIGHTS, WEIGHTS_INDEX, hf_tensors, read_json
 from spdf_dist.checkpoint.manifest import Kind, file_digest, global_shapes
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.write import new_folder, single_writer, whole
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.config.validate import validate_model, validate_sparsity
+from spdf_dist.model.architecture import FAMILIES, architecture_of, family_module
 from spdf_dist.parallel.layout import Piece
 from spdf_dist.sparsity.masks import BoolArray, MagnitudeScores, RandomMasks, logical_weights, select
 
 MaskSource = Literal["random", "magnitude", "zeros"]
 
-REQUIRED = {
-    "model_type": "gpt2",
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "tie_word_embeddings": True,
-    "layer_norm_epsilon": LAYER_NORM_EPSILON,
-}
-"""What our model computes; a folder that says otherwise is another model."""
-TANH_GELU = (ACTIVATION, "gelu_pytorch_tanh")
-
 
 class HfFolder:
-    """The config and tensors of a ``GPT2LMHeadModel`` folder. Raises UserError for anything that is not one."""
+    """The config and tensors of a model folder. Raises UserError for anything that cannot be imported as it is."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.model = model_of(read_json(folder / CONFIG), folder / CONFIG)
+        self.family = family_module(self.model.family, "hf")
+        self.stored = hf_tensors(architecture_of(self.model))
         self.files: dict[str, Any] = {}
         self.keys: dict[str, tuple[Path, str]] = {}
         for path in self.weight_files():
             try:
                 self.files[path.name] = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise UserError(f"{path} is no safetensors file, or damaged: {error}") from None
-            for key in self.files[path.name].keys():  # noqa: SIM118 - no dictionary
-                self.keys[key.removeprefix(PREFIX)] = (path, key)
+                raise UserError(f"{path} is not a safetensors file, or damaged: {error}") from None
+            for key in self.files[path.name].keys():  # noqa: SIM118 - not a dictionary
+                name = key if key == HEAD or key.startswith(self.family.PREFIX) else self.family.PREFIX + key
+                self.keys[name] = (path, key)
+        self.check_head()
+        buffers = re.compile(re.escape(self.family.PREFIX) + f"({self.family.BUFFERS})")
+        extra = [name for name in self.keys if name not in self.stored and not buffers.fullmatch(name)]
+        if extra:
+            raise UserError(
+                f"{folder}: {CONFIG} has no place for {len(extra)} of the tensors, as {', '.join(sorted(extra)[:3])}; "
+                "without them the model would compute something else"
+            )
+
+    def check_head(self) -> None:
+        """Where the output layer is tied to the word embedding, take whichever of the two is stored.
+
+        Raises UserError when both are and differ.
+        """
+        if HEAD in self.stored or HEAD not in self.keys:
+            return
+        word = architecture_of(self.model).tensors["embedding.word"].hf_name
+        head = self.keys.pop(HEAD)
+        if word not in self.keys:
+            self.keys[word] = head
+        elif not torch.equal(self.read(*head), self.read(*self.keys[word])):
+            raise UserError(
+                f"{self.folder}: {HEAD} differs from {word}: only a model whose output layer is its word embedding "
+                f"can be imported as {CONFIG} describes it"
+            )
 
     def weight_files(self) -> list[Path]:
         """``model.safetensors``, or the shards that its index names."""
@@ -79,44 +89,37 @@ class HfFolder:
             raise UserError(f"{self.folder / WEIGHTS_INDEX}: a shard lies outside the folder")
         return [self.folder / name for name in names]
 
+    def read(self, path: Path, key: str) -> Tensor:
+        """One stored tensor, float32."""
+        try:
+            return self.files[path.name].get_tensor(key).to(torch.float32)
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged: {key}: {error}") from None
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Each global tensor by name, float32, in our layout."""
-        shapes = global_shapes(self.model)
-        for tensor in hf_tensors(self.model.num_layers):
-            if tensor.name not in self.keys:
-                raise UserError(f"{self.folder}: no tensor {tensor.name}")
-            path, key = self.keys[tensor.name]
-            try:
-                content = self.files[path.name].get_tensor(key).to(torch.float32)
-            except SafetensorError as error:
-                raise UserError(f"{path} is damaged: {key}: {error}") from None
-            if tensor.transposed and content.dim() == 2:
+        for name, parts in self.stored.items():
+            if name not in self.keys:
+                raise UserError(f"{self.folder}: no tensor {name}")
+            path, key = self.keys[name]
+            content = self.read(path, key)
+            shape = list(content.shape)
+            if parts[0].hf_transposed and content.dim() == 2:
                 content = content.T
-            dim = 0 if tensor.transposed else content.dim() - 1
-            parts = content.chunk(len(tensor.parts), dim=dim) if content.dim() else ()
-            if [tuple(part.shape) for part in parts] != [shapes[name] for name in tensor.parts]:
-                raise UserError(f"{path}: {key} has shape {list(content.shape)}, which does not fit {CONFIG}")
-            for name, part in zip(tensor.parts, parts, strict=True):
-                yield name, part.contiguous()
+            rows = [part.shape[0] for part in parts]
+            if tuple(content.shape) != (sum(rows), *parts[0].shape[1:]):
+                raise UserError(f"{path}: {key} has shape {shape}, which does not fit {CONFIG}")
+            for part, tensor in zip(parts, content.split(rows), strict=True):
+                yield part.name, tensor.contiguous()
 
 
 def model_of(config: dict[str, Any], path: Path) -> ModelConfig:
-    """The architecture in a ``config.json``. Raises UserError when it is not the GPT-2 that we compute."""
-    for key, expected in REQUIRED.items():
-        if config.get(key, expected) != expected:
-            raise UserError(f"{path}: {key} is {config[key]!r}; only {expected!r} can be imported")
-    if config.get("activation_function", ACTIVATION) not in TANH_GELU:
-        raise UserError(f"{path}: activation_function is {config['activation_function']!r}, not {ACTIVATION}")
+    """The architecture in a ``config.json``. Raises UserError when it is not one that we compute."""
+    family = config.get("model_type", "gpt2")
+    if family not in FAMILIES:
+        raise UserError(f"{path}: model_type is {family!r}; only {' and '.join(FAMILIES)} can be imported")
     try:
-        model = ModelConfig(
-            num_layers=int(config["n_layer"]),
-            hidden_size=int(config["n_embd"]),
-            num_attention_heads=int(config["n_head"]),
-            ffn_hidden_size=None if config.get("n_inner") is None else int(config["n_inner"]),
-            seq_length=int(config["n_positions"]),
-            vocab_size=int(config["vocab_size"]),
-            dropout=float(config.get("resid_pdrop", 0.0)),
-        )
+        model: ModelConfig = family_module(family, "hf").model_config(config, path)
     except KeyError as error:
         raise UserError(f"{path}: {error.args[0]} is missing") from None
     except (TypeError, ValueError, OverflowError) as error:
@@ -150,9 +153,9 @@ def masks_by(source: HfFolder, mask: MaskSource, sparsity: SparsityConfig) -> Ma
 def import_hf(
     folder: Path, out: Path, level: float = 0.0, mask: MaskSource = "random", seed: int = SparsityConfig.seed
 ) -> int:
-    """Write a Hugging Face GPT-2 as the checkpoint folder ``out``, weights alone, at step 0.
+    """Write a Hugging Face model as the checkpoint folder ``out``, weights only, at step 0.
 
-    With ``level`` above 0 the six matrices of each layer are pruned to it: by the random mask that pre-training with
+    With ``level`` above 0 the matrices of each layer are pruned to it: by the random mask that pre-training with
     ``sparsity.seed`` = ``seed`` has, or by keeping the largest magnitudes of each. ``mask`` `zeros` prunes what
     is exactly zero in the model's matrices.
 
@@ -163,7 +166,7 @@ def import_hf(
     """
     real = new_folder(out)
     source = HfFolder(folder)
-    sparsity = SparsityConfig(level=level, seed=seed)
+    sparsity = SparsityConfig(level=level, seed=seed, targets=list(architecture_of(source.model).targets))
     validate_sparsity(sparsity)
     if mask == "zeros" and level > 0:
         raise UserError("--level: does not apply to --mask zeros, which keeps what is not zero")

@@ -21,6 +21,7 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.config.validate import validate_model
+from spdf_dist.model.architecture import architecture_of
 
 FORMAT = "spdf-checkpoint"
 VERSION = 1
@@ -122,17 +123,8 @@ def key_of(name: str, kind: Kind) -> str:
 
 
 def global_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every global tensor of a model and its shape, in the order of ``spdf_dist.parallel.layout``."""
-    d, f = model.hidden_size, model.ffn
-    shapes: dict[str, tuple[int, ...]] = {
-        "embedding.word": (model.vocab_size, d),
-        "embedding.position": (model.seq_length, d),
-    }
-    layer: dict[str, tuple[int, ...]] = {"ln_1.weight": (d,), "ln_1.bias": (d,)}
-    layer |= {f"W_{x}": (d, d) for x in "QKVD"} | {f"b_{x}": (d,) for x in "QKVD"}
-    layer |= {"ln_2.weight": (d,), "ln_2.bias": (d,), "W_I": (f, d), "b_I": (f,), "W_O": (d, f), "b_O": (d,)}
-    shapes |= {f"layers.{i}.{name}": shape for i in range(model.num_layers) for name, shape in layer.items()}
-    return shapes | {"ln_f.weight": (d,), "ln_f.bias": (d,)}
+    """Every global tensor of a model and its shape, in the order of the architecture's table."""
+    return {name: tensor.shape for name, tensor in architecture_of(model).tensors.items()}
 
 
 def is_manifest(path: Path) -> bool:

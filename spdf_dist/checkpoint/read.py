@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,12 +108,14 @@ class Checkpoint:
 
     def check_model(self, model: ModelConfig) -> None:
         """Raise UserError, naming the keys that differ, unless ``model`` has this checkpoint's architecture."""
-        keys = ("num_layers", "hidden_size", "num_attention_heads", "ffn", "seq_length", "vocab_size")
+        ours, theirs = (
+            asdict(m) | {"ffn_hidden_size": m.ffn, "num_key_value_heads": m.key_value_heads}
+            for m in (self.model, model)
+        )
         differing = [
-            f"model.{'ffn_hidden_size' if key == 'ffn' else key} is {getattr(self.model, key)} in the checkpoint and "
-            f"{getattr(model, key)} in the config"
-            for key in keys
-            if getattr(self.model, key) != getattr(model, key)
+            f"model.{key} is {ours[key]} in the checkpoint and {theirs[key]} in the config"
+            for key in ours
+            if key != "dropout" and ours[key] != theirs[key]
         ]
         if differing:
             raise UserError(f"{self.path} is of another architecture: {'; '.join(differing)}")

@@ -20,10 +20,17 @@ from numpy.typing import NDArray
 DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.uint8): "U8"}
 
 
+def to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bits of a float32 array in bfloat16, rounded to nearest, ties to even. numpy has no such type."""
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    return np.where(np.isnan(array), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
 def header_room(keys: Iterable[str], metadata: dict[str, str] | None = None) -> int:
     """Bytes that the header of a file with these keys, of at most two dimensions each, can take."""
     extra = len(json.dumps({"__metadata__": metadata}))
-    entry = len(json.dumps({"": {"dtype": "F32", "shape": [1 << 63] * 2, "data_offsets": [1 << 63] * 2}}))
+    entry = len(json.dumps({"": {"dtype": "BF16", "shape": [1 << 63] * 2, "data_offsets": [1 << 63] * 2}}))
     return -(-(2 + extra + sum(len(key) + entry for key in keys)) // 8) * 8
 
 
@@ -40,16 +47,16 @@ class SafetensorsStream:
         self.file = path.open("wb")
         self.file.write(room.to_bytes(8, "little") + b" " * room)
 
-    def add(self, key: str, array: NDArray[Any]) -> None:
-        """Append an array, of float32 or uint8."""
+    def add(self, key: str, array: NDArray[Any], dtype: str = "float32") -> None:
+        """Append an array of float32 or uint8; a float32 one is rounded where ``dtype`` is `bfloat16`."""
         if key in self.header:
             raise ValueError(f"{key} is written twice")
-        array = np.ascontiguousarray(array)
+        array = to_bfloat16(array) if dtype == "bfloat16" else np.ascontiguousarray(array)
         if array.size:
             self.file.write(array.data.cast("B"))
         stop = self.end + array.nbytes
         self.header[key] = {
-            "dtype": DTYPES[array.dtype],
+            "dtype": "BF16" if dtype == "bfloat16" else DTYPES[array.dtype],
             "shape": list(array.shape),
             "data_offsets": [self.end, stop],
         }

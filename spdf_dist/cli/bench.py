@@ -21,6 +21,7 @@ from typing import Any
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.sparsity.masks import logical_weights
 
 HELP = "measure the kernels, a training step, or the data loader on this machine"
 
@@ -132,11 +133,8 @@ def emit(args: argparse.Namespace, data: dict[str, Any], text: str) -> None:
 
 
 def linear_shapes(name: str) -> list[tuple[int, int]]:
-    """The different [out, in] of a config's sparsified linears."""
-    config = load_config(PretrainConfig, name)
-    hidden = config.model.hidden_size
-    ffn = config.model.ffn
-    return list(dict.fromkeys([(hidden, hidden), (ffn, hidden), (hidden, ffn)]))
+    """The different [out, in] of a config's prunable matrices."""
+    return list(dict.fromkeys(logical_weights(load_config(PretrainConfig, name).model).values()))
 
 
 def run_gemm(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Write a checkpoint as a Hugging Face GPT2LMHeadModel folder: model.safetensors, config.json, tokenizer.
+"""Write a checkpoint as a Hugging Face model folder: model.safetensors (or shards of it), config.json, tokenizer.
 
 CHECKPOINT is a step_N folder, a run folder (its newest whole checkpoint is taken) or its checkpoints
 folder. Pruned weights are written as zeros. OUT must not exist, or be empty."""
@@ -8,17 +8,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "write a checkpoint as a Hugging Face GPT-2"
+HELP = "write a checkpoint as a Hugging Face model"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a step_N folder, a run folder or its checkpoints")
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: float32)"
+    )
+    parser.add_argument(
+        "--max-shard-gb", type=float, default=5.0, metavar="GB", help="largest file of weights (default: 5)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from spdf_dist.checkpoint.hf_export import export_hf
 
-    count = export_hf(args.checkpoint, args.out)
-    print(f"{args.out}: GPT2LMHeadModel, {count:,} parameters")
+    name, count = export_hf(args.checkpoint, args.out, args.dtype, int(args.max_shard_gb * 1e9))
+    print(f"{args.out}: {name}, {count:,} parameters")
     return 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from spdf_dist.accounting.budget import total_steps, warmup_steps
-from spdf_dist.accounting.flops import LINEARS, PARTS, TRAINING_FACTOR, forward_flops, linears_share, training_flops
+from spdf_dist.accounting.flops import TRAINING_FACTOR, forward_flops, linears_share, training_flops
 from spdf_dist.accounting.paper import FIGURE_2_REMARK, TABLE_3_REMARKS, Row, figure_2, table_2, table_3
 from spdf_dist.accounting.parameters import real_sparsity, total_parameters
 from spdf_dist.accounting.text_table import text_table
@@ -142,12 +142,12 @@ def show_pretraining(numbers: dict[str, Any]) -> str:
             ("part", "FLOPs a sequence", "share", "dense"),
             [
                 (
-                    f"W_{part}" if part in LINEARS else part,
+                    f"W_{part}" if len(part) == 1 else part,
                     f"{numbers['breakdown'][part]:.4e}",
                     f"{numbers['breakdown'][part] / numbers['flops_per_sequence']:.1%}",
                     f"{numbers['dense_breakdown'][part]:.4e}",
                 )
-                for part in PARTS
+                for part in numbers["breakdown"]
             ],
         ),
     ]

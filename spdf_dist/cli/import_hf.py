@@ -1,7 +1,7 @@
-"""Bring a dense Hugging Face GPT-2 in as a checkpoint, whole or through a mask.
+"""Import a dense Hugging Face model as a checkpoint, whole or through a mask.
 
 DIR holds config.json and model.safetensors. OUT becomes a checkpoint folder that `spdf finetune`,
-`spdf generate` and the other commands take. With --level the six matrices of each layer are pruned:
+`spdf generate` and the other commands take. With --level the matrices of each layer are pruned:
 by the random mask of pre-training, or by keeping the largest magnitudes; --mask zeros keeps the sparsity that the model
 has. `spdf pretrain` goes on from OUT with training.init_from=OUT sparsity.pattern=init_from."""
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "bring a Hugging Face GPT-2 in as a checkpoint"
+HELP = "import a Hugging Face model as a checkpoint"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("dir", metavar="DIR", type=Path, help="the folder of a GPT2LMHeadModel")
+    parser.add_argument("dir", metavar="DIR", type=Path, help="the folder of the model")
     parser.add_argument("out", metavar="OUT", type=Path, help="the checkpoint folder to write")
     parser.add_argument("--level", type=float, default=0.0, help="fraction of each matrix to prune (default: 0, dense)")
     parser.add_argument(

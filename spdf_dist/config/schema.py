@@ -13,15 +13,33 @@ LOGICAL_WEIGHTS = ("W_Q", "W_K", "W_V", "W_D", "W_I", "W_O")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """A GPT with learned positions, pre-norm, tanh GELU and tied embeddings (paper, Table 1)."""
+class RopeScaling:
+    """Llama 3's scaling of rotary positions, by which a model reads longer contexts than it was trained on."""
 
+    factor: float = 8.0
+    """Wavelengths beyond the original context are multiplied by this."""
+    low_freq_factor: float = 1.0
+    """Wavelengths above original_max_position_embeddings / low_freq_factor are scaled in full."""
+    high_freq_factor: float = 4.0
+    """Wavelengths below original_max_position_embeddings / high_freq_factor are not scaled; between is interpolated."""
+    original_max_position_embeddings: int = 8192
+    """Context window before the scaling, tokens."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer (paper, Table 1, is GPT-2)."""
+
+    family: str = "gpt2"
+    """Architecture: `gpt2`."""
     num_layers: int = 4
     """Decoder layers."""
     hidden_size: int = 256
     """Width d of the residual stream."""
     num_attention_heads: int = 4
     """Attention heads; divides hidden_size."""
+    num_key_value_heads: int | None = None
+    """Heads of keys and values, each shared by a group of attention heads; null is num_attention_heads."""
     ffn_hidden_size: int | None = None
     """Width of the MLP; null is 4 x hidden_size."""
     seq_length: int = 256
@@ -30,6 +48,24 @@ class ModelConfig:
     """Tokens that the tokenizer knows; padding for tensor parallelism is added inside and never counted."""
     dropout: float = 0.0
     """Probability of dropping an activation, on embeddings, attention weights and residual branches."""
+    norm_eps: float = 1e-5
+    """Added to the variance in each norm."""
+    rope_theta: float | None = None
+    """Base of the rotary positions' wavelengths; null is the family's default."""
+    rope_scaling: RopeScaling | None = None
+    """Llama 3's scaling of rotary positions; null is none."""
+    tie_embeddings: bool = True
+    """Whether the output layer is the word embedding."""
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values, resolved."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
 
     @property
     def ffn(self) -> int:

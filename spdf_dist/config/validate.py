@@ -7,7 +7,6 @@ import math
 from spdf_dist.accounting.budget import tokens_per_step, total_steps
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import (
-    LOGICAL_WEIGHTS,
     AnyConfig,
     FinetuneConfig,
     ModelConfig,
@@ -15,6 +14,7 @@ from spdf_dist.config.schema import (
     SparsityConfig,
 )
 from spdf_dist.config.suggest import nearest
+from spdf_dist.model.architecture import FAMILIES, architecture_of, family_module
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import logical_weights
 from spdf_dist.sparsity.patterns import parse_pattern
@@ -32,7 +32,8 @@ def one_of(key: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def validate_model(model: ModelConfig) -> None:
-    """Shapes that make a GPT."""
+    """Shapes that make a model of its family."""
+    one_of("model.family", model.family, FAMILIES)
     for key in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size"):
         require(getattr(model, key) > 0, f"model.{key}: must be positive, got {getattr(model, key)}")
     ffn = model.ffn_hidden_size
@@ -42,18 +43,23 @@ def validate_model(model: ModelConfig) -> None:
         f"model.hidden_size: {model.hidden_size} is not divisible by "
         f"model.num_attention_heads {model.num_attention_heads}",
     )
+    require(
+        model.key_value_heads > 0 and model.num_attention_heads % model.key_value_heads == 0,
+        f"model.num_key_value_heads: {model.num_key_value_heads} does not divide "
+        f"model.num_attention_heads {model.num_attention_heads}",
+    )
     require(0 <= model.dropout < 1, f"model.dropout: must be in [0, 1), got {model.dropout}")
+    require(0 < model.norm_eps < 1, f"model.norm_eps: must be between 0 and 1, got {model.norm_eps}")
+    family_module(model.family, "architecture").validate(model)
 
 
 def validate_sparsity(sparsity: SparsityConfig) -> None:
-    """Levels, patterns and targets, before the model is known."""
+    """Levels and patterns, before the model is known."""
     for key, level in {"level": sparsity.level, **{f"levels.{g}": v for g, v in sparsity.levels.items()}}.items():
         require(0 <= level < 1, f"sparsity.{key}: must be in [0, 1), got {level}")
     one_of("sparsity.execution", sparsity.execution, ("masked", "compressed", "auto"))
     one_of("sparsity.init_scale", sparsity.init_scale, ("none", "fan_in"))
     one_of("sparsity.distribution", sparsity.distribution, ("uniform", "er"))
-    for target in sparsity.targets:
-        one_of("sparsity.targets", target, LOGICAL_WEIGHTS)
     patterns = [parse_pattern(text) for text in (sparsity.pattern, *sparsity.patterns.values())]
     require(
         not sparsity.permute or any(pattern.block > 1 for pattern in patterns),
@@ -62,7 +68,9 @@ def validate_sparsity(sparsity: SparsityConfig) -> None:
 
 
 def validate_pattern(sparsity: SparsityConfig, model: ModelConfig) -> None:
-    """Whether the model's weights fit the patterns and levels."""
+    """Whether the targets are weights of the model, which fit the patterns and levels."""
+    for target in sparsity.targets:
+        one_of("sparsity.targets", target, architecture_of(model).targets)
     for weight in sparse_weights(logical_weights(model), sparsity).values():
         weight.check()
 
@@ -80,13 +88,17 @@ def validate_parallel(config: AnyConfig) -> None:
 
 
 def validate_tensor_parallel(model: ModelConfig, tensor: int) -> None:
-    """Whether ``tensor`` ranks can share the model's heads and MLP."""
-    require(
-        model.num_attention_heads % tensor == 0,
-        f"parallel.tensor: {model.num_attention_heads} attention heads (model.num_attention_heads) "
-        f"are not divisible by {tensor}",
-    )
+    """Whether ``tensor`` ranks can share the model's heads and MLP: each rank takes whole heads."""
+    key, heads, what = "num_attention_heads", model.num_attention_heads, "attention heads"
+    if model.key_value_heads != heads:
+        key, heads, what = "num_key_value_heads", model.key_value_heads, "key and value heads"
+    require(heads % tensor == 0, f"parallel.tensor: {heads} {what} (model.{key}) are not divisible by {tensor}")
     require(model.ffn % tensor == 0, f"parallel.tensor: model.ffn_hidden_size {model.ffn} is not divisible by {tensor}")
+
+
+def tensor_size_fits(model: ModelConfig, tensor: int) -> bool:
+    """Whether ``validate_tensor_parallel`` accepts ``tensor`` ranks."""
+    return model.key_value_heads % tensor == 0 and model.ffn % tensor == 0
 
 
 def validate(config: AnyConfig) -> None:

@@ -1,37 +1,43 @@
-"""A GPT for inference, in one process, from the dense global weights of a checkpoint.
+"""Inference in one process, from the dense global weights of a checkpoint of any family.
 
-The same function as the model that trains (``spdf_dist.model``), without process groups. What is special is the cache:
-prompts are computed once and shared by all beams of an input, and beams are never copied. Each step's keys and values
-stay where they were written, and a beam finds its own past among them by its ancestry.
+The same function as the model that trains (``spdf_dist.model``), without process groups. Prompts are computed once and
+shared by all beams of an input, and beams are never copied: each step's keys and values stay where they were written,
+and a beam finds its own past among them by its ancestry.
 
-Shapes: N inputs, B beams, P prompt length (padded), S generated steps, K keys, T tokens, V words, h heads, c head size,
-d = h * c hidden size.
+Shapes: N inputs, B beams, P prompt length (padded), S generated steps, K keys, T tokens, V words, h heads, g key and
+value heads, c head size, d = h * c hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from spdf_dist.config.schema import ModelConfig
+from spdf_dist.model.architecture import family_module
 
-NORM_EPS = 1e-5
 
+class InferenceModel(Protocol):
+    """A family's forward pass in parts. ``positions`` are [T], or [N, 1] where an input's tokens share one."""
 
-@dataclass
-class Layer:
-    """The weights of one layer; Q, K and V stacked."""
+    layers: Sequence[Any]
+    """The weights of each layer."""
 
-    norm_1: tuple[Tensor, Tensor]
-    qkv: tuple[Tensor, Tensor]
-    project: tuple[Tensor, Tensor]
-    norm_2: tuple[Tensor, Tensor]
-    expand: tuple[Tensor, Tensor]
-    contract: tuple[Tensor, Tensor]
+    def embed(self, tokens_NT: Tensor, positions: Tensor) -> Tensor:
+        """[N, T, d]."""
+
+    def attention_inputs(self, layer: Any, x_NTd: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [N, h, T, c], keys and values [N, g, T, c]; h is a multiple of g."""
+
+    def finish(self, layer: Any, x_NTd: Tensor, attended_NTd: Tensor) -> Tensor:
+        """The layer's output, from its input and the heads' outputs side by side."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[..., V], fp32, of hidden states [..., d]."""
 
 
 class Cache:
@@ -92,11 +98,11 @@ class Cache:
 
 
 class Decoder:
-    """A pre-norm GPT-2 with learned positions, tanh GELU and tied output, in evaluation mode.
+    """A model in evaluation mode.
 
     Args:
         model: the architecture.
-        weights: every global tensor, dense (names in ``spdf_dist.parallel.layout``).
+        weights: every global tensor, dense (names in the family's ``architecture.py``).
         device: where to compute.
         dtype: in which precision.
         words: how many of the model's words may be generated, from the first; None: all.
@@ -119,38 +125,19 @@ class Decoder:
         self.model = model
         self.words = words
         self.device = torch.device(device)
-        self.heads = model.num_attention_heads
-        self.words_Vd = get("embedding.word")
-        self.positions_Td = get("embedding.position")
-        self.norm = get("ln_f.weight"), get("ln_f.bias")
-        self.layers = []
-        for i in range(model.num_layers):
-            at = f"layers.{i}."
-            self.layers.append(
-                Layer(
-                    norm_1=(get(f"{at}ln_1.weight"), get(f"{at}ln_1.bias")),
-                    qkv=(
-                        torch.cat([get(f"{at}W_{x}") for x in "QKV"]),
-                        torch.cat([get(f"{at}b_{x}") for x in "QKV"]),
-                    ),
-                    project=(get(f"{at}W_D"), get(f"{at}b_D")),
-                    norm_2=(get(f"{at}ln_2.weight"), get(f"{at}ln_2.bias")),
-                    expand=(get(f"{at}W_I"), get(f"{at}b_I")),
-                    contract=(get(f"{at}W_O"), get(f"{at}b_O")),
-                )
-            )
+        self.network: InferenceModel = family_module(model.family, "inference").InferenceModel(model, get)
 
     @torch.inference_mode()
     def logits(self, tokens_NT: Tensor) -> Tensor:
         """Logits of the next token at every position, [N, T, V]; T is at most the context window."""
-        return self._output(self._read(tokens_NT, []))
+        return self.network.logits(self._read(tokens_NT, []))
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], beams: int, max_steps: int) -> tuple[Cache, Tensor]:
         """Read prompts of any lengths (each at least one token).
 
         Returns:
-            a cache for ``beams`` beams an input and up to ``max_steps`` steps, and the logits after each prompt [N, V].
+            a cache for ``beams`` beams per input and up to ``max_steps`` steps; the logits after each prompt [N, V].
         """
         lengths_N = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         longest = int(lengths_N.max())
@@ -166,51 +153,46 @@ class Decoder:
     @torch.inference_mode()
     def step(self, tokens_NB: Tensor, cache: Cache) -> Tensor:
         """Append one token to every beam; the logits of the next, [N, B, V]."""
-        inputs, beams = tokens_NB.shape
         # An input that is done may stay in the batch past the window; what it gets there is not read.
-        position_N = (cache.lengths_N + cache.steps).clamp(max=len(self.positions_Td) - 1)
+        positions_N1 = (cache.lengths_N + cache.steps).clamp(max=self.model.seq_length - 1)[:, None]
         start = cache.filled
+        beams = tokens_NB.shape[1]
         cache.begin_step()
         bias_N1BK = cache.bias()
-        x_NBd = self.words_Vd[tokens_NB] + self.positions_Td[position_N][:, None]
-        for layer, (keys, values) in zip(self.layers, cache.kv, strict=True):
-            q, k, v = self._heads(layer, x_NBd)
+        x_NBd = self.network.embed(tokens_NB, positions_N1)
+        for layer, (keys, values) in zip(self.network.layers, cache.kv, strict=True):
+            q, k, v = self.network.attention_inputs(layer, x_NBd, positions_N1)
             keys[:, :, start : start + beams], values[:, :, start : start + beams] = k, v
             seen = slice(0, cache.filled)
-            mixed = F.scaled_dot_product_attention(q, keys[:, :, seen], values[:, :, seen], attn_mask=bias_N1BK)
-            x_NBd = x_NBd + F.linear(mixed.transpose(1, 2).reshape(inputs, beams, -1), *layer.project)
-            x_NBd = self._mlp(layer, x_NBd)
+            attended = attend(q, keys[:, :, seen], values[:, :, seen], bias_N1BK)
+            x_NBd = self.network.finish(layer, x_NBd, attended)
         return self._next(x_NBd)
 
     def _read(self, tokens_NT: Tensor, keys_values: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Hidden states [N, T, d] of whole sequences; every layer's keys and values are appended to the list."""
-        x_NTd = self.words_Vd[tokens_NT] + self.positions_Td[: tokens_NT.shape[1]]
-        for layer in self.layers:
-            q, k, v = self._heads(layer, x_NTd)
+        positions_T = torch.arange(tokens_NT.shape[1], device=self.device)
+        x_NTd = self.network.embed(tokens_NT, positions_T)
+        for layer in self.network.layers:
+            q, k, v = self.network.attention_inputs(layer, x_NTd, positions_T)
             keys_values.append((k, v))
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x_NTd = x_NTd + F.linear(mixed.transpose(1, 2).flatten(2), *layer.project)
-            x_NTd = self._mlp(layer, x_NTd)
+            x_NTd = self.network.finish(layer, x_NTd, attend(q, k, v, None))
         return x_NTd
 
-    def _heads(self, layer: Layer, x_NTd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [N, h, T, c]."""
-        qkv = F.linear(self._normalize(x_NTd, layer.norm_1), *layer.qkv)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return q, k, v
-
-    def _mlp(self, layer: Layer, x: Tensor) -> Tensor:
-        hidden = F.gelu(F.linear(self._normalize(x, layer.norm_2), *layer.expand), approximate="tanh")
-        return x + F.linear(hidden, *layer.contract)
-
-    def _normalize(self, x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], *norm, eps=NORM_EPS)
-
     def _next(self, x: Tensor) -> Tensor:
-        logits = self._output(x)
+        logits = self.network.logits(x)
         if self.words is not None:
             logits[..., self.words :] = -torch.inf
         return logits
 
-    def _output(self, x: Tensor) -> Tensor:
-        return F.linear(self._normalize(x, self.norm), self.words_Vd).float()
+
+def attend(q_NhTc: Tensor, k_NgKc: Tensor, v_NgKc: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention under ``bias``, or causal where there is none; the heads' outputs side by side, [N, T, d]."""
+    y_NhTc = F.scaled_dot_product_attention(
+        q_NhTc,
+        k_NgKc,
+        v_NgKc,
+        attn_mask=bias,
+        is_causal=bias is None,
+        enable_gqa=q_NhTc.shape[1] != k_NgKc.shape[1],
+    )
+    return y_NhTc.transpose(1, 2).flatten(2)

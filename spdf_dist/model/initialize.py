@@ -1,4 +1,4 @@
-"""GPT-2's initial weights: each a function of (seed, global name, shape), the same at any tensor parallelism.
+"""Initial weights: each a function of (seed, global name, shape), the same at any tensor parallelism.
 
 The dense global weight is drawn first and masked after, so that all variants of a model share their kept entries.
 """
@@ -12,25 +12,19 @@ from torch import Tensor, nn
 
 from spdf_dist.base.random_streams import derive_seed
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
+from spdf_dist.model.architecture import TensorSpec, architecture_of
 from spdf_dist.parallel.layout import join_pieces, pieces_of
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import logical_weights
 
-STANDARD_DEVIATION = 0.02
 
-
-def initial_tensor(name: str, shape: tuple[int, ...], model: ModelConfig, seed: int) -> Tensor:
-    """The dense initial value, fp32, of a global tensor: N(0, 0.02), residual projections N(0, 0.02 / sqrt(2 L))."""
-    leaf = name.rsplit(".", 1)[1]
-    if leaf.startswith("b_") or leaf == "bias":
-        return torch.zeros(shape)
-    if leaf == "weight":
-        return torch.ones(shape)
-    std = STANDARD_DEVIATION
-    if leaf in ("W_D", "W_O"):
-        std /= math.sqrt(2 * model.num_layers)
-    generator = torch.Generator().manual_seed(derive_seed("init", seed, name) >> 1)
-    return torch.randn(shape, generator=generator).mul_(std)
+def initial_tensor(tensor: TensorSpec, seed: int) -> Tensor:
+    """The dense initial value, fp32, of a global tensor: N(initial_mean, initial_std^2)."""
+    if tensor.initial_std == 0:
+        return torch.full(tensor.shape, tensor.initial_mean)
+    generator = torch.Generator().manual_seed(derive_seed("init", seed, tensor.name) >> 1)
+    value = torch.randn(tensor.shape, generator=generator).mul_(tensor.initial_std)
+    return value.add_(tensor.initial_mean) if tensor.initial_mean else value
 
 
 @torch.no_grad()
@@ -38,10 +32,11 @@ def initialize_parameters(module: nn.Module, model: ModelConfig, sparsity: Spars
     """Fill this rank's parameters in place."""
     weights = sparse_weights(logical_weights(model), sparsity)
     densities = {name: weight.kept / weight.numel for name, weight in weights.items()}
+    tensors = architecture_of(model).tensors
     for parameter in module.parameters():
         contents = {}
         for piece in pieces_of(parameter):
-            whole = initial_tensor(piece.name, piece.shape, model, seed)
+            whole = initial_tensor(tensors[piece.name], seed)
             part = whole if piece.dim is None else whole.narrow(piece.dim, piece.start, piece.stop - piece.start)
             if piece.mask is not None:
                 part = part[piece.mask]

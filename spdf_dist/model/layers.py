@@ -1,86 +1,121 @@
-"""The modules that megatron-core's transformer layer is made of here: norm, attention, MLP.
+"""The layer that all families share: megatron-core's, with our sparse linears in the place of its own.
 
-Shapes: T tokens, B sequences, D hidden size, H attention heads of this rank, K head size.
+Shapes: T tokens, B sequences, h attention heads and g key and value heads of this rank, c head size.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
-from spdf_dist.parallel.linear import ParallelLinear
 
-LAYER_NORM_EPSILON = 1e-5
+class Layer(TransformerLayer):
+    """megatron-core's layer, recomputed in the backward pass on request.
+
+    torch's checkpointing replaces megatron-core's, which needs CUDA's random-number tracker.
+    """
+
+    recompute = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        forward = super().forward
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return forward(*args, **kwargs)
 
 
-class LayerNorm(nn.LayerNorm):
-    """torch's layer norm behind the constructor that megatron-core calls."""
+class StackedSelfAttention(SelfAttention):
+    """megatron-core's self-attention over a parameter that stacks Q, K and V one after the other.
 
-    def __init__(self, config: Any, hidden_size: int, eps: float = LAYER_NORM_EPSILON, **_: Any) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+    megatron-core interleaves them by key and value head. Stacked, the values of each logical weight are contiguous.
+    """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The order of the parameters, and so of sums over them, is that of the forward pass.
+        self._modules["linear_proj"] = self._modules.pop("linear_proj")
 
-class SelfAttention(nn.Module):
-    """Causal self-attention through torch's fused kernel, heads divided over the tensor ranks."""
-
-    def __init__(
-        self,
-        config: Any,
-        layer_number: int,
-        *,
-        qkv: dict[int, ParallelLinear],
-        projection: dict[int, ParallelLinear],
-        tensor_rank: int,
-        tensor_size: int,
-        **_: Any,
-    ) -> None:
-        super().__init__()
-        self.heads = config.num_attention_heads // tensor_size
-        self.dropout = config.attention_dropout
-        self.tensor_rank = tensor_rank
-        self.qkv = qkv[layer_number - 1]
-        self.projection = projection[layer_number - 1]
-
-    def forward(self, x_TBD: Tensor, attention_mask: Tensor | None = None, **_: Any) -> tuple[Tensor, Tensor | None]:
-        """Attention over [T, B, D]; the mask is causal alone. Returns the output and the bias still to add."""
-        qkv, _unused = self.qkv(x_TBD)
-        T, B, width = qkv.shape
-        head_size = width // (3 * self.heads)
-        q_BHTK, k_BHTK, v_BHTK = (
-            part.reshape(T, B, self.heads, head_size).permute(1, 2, 0, 3) for part in qkv.chunk(3, dim=-1)
+    def get_query_key_value_tensors(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [T, B, h, c], keys and values [T, B, g, c] of this rank."""
+        qkv, _bias = self.linear_qkv(hidden_states)
+        size, heads, groups = (
+            self.hidden_size_per_attention_head,
+            self.num_attention_heads_per_partition,
+            self.num_query_groups_per_partition,
         )
-        if self.training and self.dropout > 0:
-            # Heads differ between tensor ranks, so their dropout must too; drawing the seed and restoring the stream
-            # keeps the ranks' common stream, which drops activations that all of them hold, in step.
-            seed = int(torch.randint(2**62, ()).item()) + self.tensor_rank
-            with torch.random.fork_rng(devices=[x_TBD.device] if x_TBD.is_cuda else []):
-                torch.manual_seed(seed)
-                y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, dropout_p=self.dropout)
-        else:
-            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
-        output: tuple[Tensor, Tensor | None] = self.projection(y_BHTK.permute(2, 0, 1, 3).reshape(T, B, width // 3))
-        return output
+        q, k, v = (
+            part.unflatten(-1, (-1, size)) for part in qkv.split((heads * size, groups * size, groups * size), dim=-1)
+        )
+        return q, k, v
 
 
-class MLP(nn.Module):
-    """W_O gelu(W_I x), with the tanh approximation of GPT-2 (Hugging Face's `gelu_new`)."""
+class CausalAttention(nn.Module):
+    """Causal attention through torch's fused kernel.
 
-    def __init__(self, config: Any, *, expand: dict[int, ParallelLinear], contract: dict[int, ParallelLinear]) -> None:
+    megatron-core's DotProductAttention needs CUDA's random-number tracker and holds all scores.
+    """
+
+    def __init__(self, *, config: Any, pg_collection: Any, softmax_scale: float | None = None, **_: Any) -> None:
         super().__init__()
-        self._by_layer = (expand, contract)
+        self.dropout = config.attention_dropout
+        self.scale = softmax_scale
+        self.grouped = config.num_query_groups != config.num_attention_heads
+        self.tensor_rank = pg_collection.tp.rank()
 
-    def set_layer_number(self, layer_number: int) -> None:
-        """Called by megatron-core's layer, which numbers from 1."""
-        expand, contract = self._by_layer
-        del self._by_layer
-        self.expand = expand[layer_number - 1]
-        self.contract = contract[layer_number - 1]
+    def forward(self, q_TBhc: Tensor, k_TBgc: Tensor, v_TBgc: Tensor, *_: Any, **__: Any) -> Tensor:
+        """[T, B, h * c]; the mask is always causal."""
 
-    def forward(self, x_TBD: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
-        """[T, B, D] to [T, B, D], and the bias still to add."""
-        hidden, _unused = self.expand(x_TBD)
-        output: tuple[Tensor, Tensor | None] = self.contract(F.gelu(hidden, approximate="tanh"))
-        return output
+        def attend(dropout: float) -> Tensor:
+            q, k, v = (part.permute(1, 2, 0, 3) for part in (q_TBhc, k_TBgc, v_TBgc))
+            return F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, dropout_p=dropout, scale=self.scale, enable_gqa=self.grouped
+            )
+
+        if self.training and self.dropout > 0:
+            # Heads differ between tensor ranks, so their dropout must too. Drawing a seed and restoring the stream
+            # keeps the ranks' common stream in step; it drops activations that all of them hold.
+            seed = int(torch.randint(2**62, ()).item()) + self.tensor_rank
+            with torch.random.fork_rng(devices=[q_TBhc.device] if q_TBhc.is_cuda else []):
+                torch.manual_seed(seed)
+                y_BhTc = attend(self.dropout)
+        else:
+            y_BhTc = attend(0.0)
+        return y_BhTc.permute(2, 0, 1, 3).flatten(2)
+
+
+def pre_norm_layer(linear: Callable[[str], ModuleSpec], ffn_hidden_size: int) -> ModuleSpec:
+    """A layer of attention and MLP, each behind a norm; ``linear`` gives the linear of a name."""
+    return ModuleSpec(
+        module=Layer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=WrappedTorchNorm,
+            self_attention=ModuleSpec(
+                module=StackedSelfAttention,
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=functools.partial(build_module, linear("qkv")),
+                    core_attention=CausalAttention,
+                    linear_proj=linear("projection"),
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=WrappedTorchNorm,
+            mlp=ModuleSpec(
+                module=MLP,
+                params={"ffn_hidden_size": ffn_hidden_size},
+                submodules=MLPSubmodules(linear_fc1=linear("expand"), linear_fc2=linear("contract")),
+            ),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )

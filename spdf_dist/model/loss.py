@@ -1,4 +1,4 @@
-"""Cross-entropy of tied, vocabulary-parallel logits, without ever holding all logits.
+"""Cross-entropy of vocabulary-parallel logits, without ever holding all logits.
 
 Shapes: N tokens, C tokens of a chunk, D hidden size, V words of this rank (padding included).
 
@@ -16,11 +16,10 @@ from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel
 from spdf_kernels import dense_linear
 from torch import Tensor
 
+from spdf_dist.model.architecture import LOGITS_CHUNK
+
 IGNORED = -100
 """Label of a token that has no loss."""
-
-CHUNK_ELEMENTS = 32 * 2**20
-"""Logits held at once, 128 MiB. Each chunk adds into the embedding's gradient once: smaller ones would do so more."""
 
 
 def linear_cross_entropy(
@@ -35,7 +34,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     """The sum of token losses, fp32 scalar, differentiable in ``hidden_ND`` and ``weight_VD``.
 
-    ``labels_N`` are global word ids or IGNORED. This rank holds rows ``vocab_start``... of the embedding; rows from
+    ``labels_N`` are global word ids or IGNORED. This rank holds rows ``vocab_start``... of the output layer; rows from
     global ``vocab_size`` on are padding, whose logits are -inf. ``group`` holds the ranks that divide the vocabulary
     (None: one). Smoothing e gives (1 - e) * nll + e * mean over the vocabulary, as in LoRA's loss and torch's.
     """
@@ -68,7 +67,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         if with_gradients:
             d_hidden_ND = torch.empty_like(hidden_ND)
             d_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
-        chunk = max(1, CHUNK_ELEMENTS // weight_VD.shape[0])
+        chunk = max(1, LOGITS_CHUNK // weight_VD.shape[0])
         for begin in range(0, hidden_ND.shape[0], chunk):
             hidden_CD, labels_C = hidden_ND[begin : begin + chunk], labels_N[begin : begin + chunk]
             counted_C = labels_C != IGNORED
@@ -94,6 +93,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             loss_C = log_sum_C - (1 - smoothing) * sums_3C[0] - smoothing / vocab_size * sums_3C[1]
             total += torch.where(counted_C, loss_C, 0).sum()
             if not with_gradients:
+                del logits_CV, probability_CV  # or they would be held beside the next chunk's
                 continue
             probability_CV /= sums_3C[2][:, None]
             if smoothing:
@@ -108,6 +108,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 d_weight_VD.addmm_(d_logits_CV.t(), hidden_CD)
             else:
                 d_weight_VD += d_logits_CV.t() @ hidden_CD
+            del logits_CV, probability_CV, d_logits_CV
         if with_gradients:
             ctx.save_for_backward(d_hidden_ND, d_weight_VD)
             ctx.weight_dtype = weight_VD.dtype

@@ -1,14 +1,8 @@
 """Which part of which global tensor a local parameter holds.
 
-Names of global tensors, the same in checkpoints, inspection and export (d hidden, f MLP width, V words, T context):
-
-    embedding.word [V, d]          embedding.position [T, d]
-    layers.{i}.ln_1.weight|bias    layers.{i}.W_Q|W_K|W_V|W_D [d, d]    layers.{i}.b_Q|b_K|b_V|b_D [d]
-    layers.{i}.ln_2.weight|bias    layers.{i}.W_I [f, d] b_I [f]        layers.{i}.W_O [d, f] b_O [d]
-    ln_f.weight|bias
-
-A parameter of the model carries ``pieces``, the parts that are stacked in it along its first dimension: the fused QKV
-weight has three. The kept values of a sparse piece are in row-major order of this rank's slice of the global mask.
+The global tensors of a model are listed in its family's ``architecture.py``. A parameter of the model carries
+``pieces``, the parts that are stacked in it along its first dimension: the fused QKV weight has three. The kept values
+of a sparse piece are in row-major order of this rank's slice of the global mask.
 """
 
 from __future__ import annotations
@@ -38,14 +32,20 @@ class Piece:
     """Where the piece begins in the stored parameter: a row, or an element when values are stored."""
     length: int
     """Rows, or elements, that it takes there."""
-    mask: Tensor | None = None
-    """This rank's slice of the global mask, bool [out, in]; None for dense tensors. May be given as a function that
-    makes it: a compressed layer holds one bit a weight, and a byte more would be a quarter of its state at 75%."""
+    mask_source: Tensor | Callable[[], Tensor] | None = None
+    """What ``mask`` returns, or a function that makes it. A compressed layer gives a function: it holds one bit per
+    weight, and a byte more would be a quarter of its state at 75%."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """This rank's slice of the global mask, bool [out, in]; None for dense tensors."""
+        source = self.mask_source
+        return source if source is None or isinstance(source, Tensor) else source()
 
     @property
     def sparse(self) -> bool:
         """Whether there is a mask, without making it."""
-        return self._mask is not None  # type: ignore[attr-defined]
+        return self.mask_source is not None
 
     @property
     def local_shape(self) -> tuple[int, ...]:
@@ -54,18 +54,6 @@ class Piece:
         if self.dim is not None:
             shape[self.dim] = self.stop - self.start
         return tuple(shape)
-
-
-def _mask(piece: Piece) -> Tensor | None:
-    held: Tensor | Callable[[], Tensor] | None = piece._mask  # type: ignore[attr-defined]
-    return held if held is None or isinstance(held, Tensor) else held()
-
-
-def _hold_mask(piece: Piece, mask: Tensor | Callable[[], Tensor] | None) -> None:
-    object.__setattr__(piece, "_mask", mask)
-
-
-Piece.mask = property(_mask, _hold_mask)  # type: ignore[assignment]
 
 
 def split_pieces(pieces: tuple[Piece, ...], stored: Tensor) -> Iterator[tuple[Piece, Tensor]]:

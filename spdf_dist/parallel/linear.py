@@ -5,13 +5,14 @@ Shapes: T tokens of a sequence, B sequences, I inputs, O outputs of this rank.
 Column-parallel linears divide outputs over the tensor ranks and take several logical weights stacked (Q, K and V share
 their input); row-parallel ones divide inputs and sum over the ranks. `masked` holds a dense weight whose pruned entries
 stay zero; `compressed` holds the 1-D vector of kept values, so that gradient, moments and traffic shrink with density.
+
+They take the place of megatron-core's ColumnParallelLinear and RowParallelLinear, which always hold a dense weight.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,18 +24,9 @@ from megatron.core.tensor_parallel.mappings import (
 from spdf_kernels import SparsityPattern, dense_linear, sparse_linear
 from torch import Tensor, nn
 
+from spdf_dist.model.architecture import TensorSpec
 from spdf_dist.parallel.layout import Piece
 from spdf_dist.sparsity.masks import BoolArray
-
-
-@dataclass(frozen=True)
-class LogicalLinear:
-    """One logical linear: the global names and shape of its weight and bias."""
-
-    weight: str
-    bias: str
-    out_features: int
-    in_features: int
 
 
 class MaskGradient(torch.autograd.Function):
@@ -58,40 +50,46 @@ class MaskGradient(torch.autograd.Function):
 class ParallelLinear(nn.Module):
     """This rank's slice of stacked logical linears.
 
-    Attributes: ``weight`` is [O, I] (dense and masked) or [nnz] (compressed), ``bias`` [O] or the whole output's where
-    inputs are divided; both carry ``pieces`` (see layout.py). ``execution`` is `dense`, `masked` or `compressed`.
+    Attributes: ``weight`` is [O, I] (dense and masked) or [nnz] (compressed). ``bias`` is [O], the whole output's where
+    inputs are divided, or None. Both carry ``pieces`` (see layout.py). ``execution`` is `dense`, `masked` or
+    `compressed`.
     """
 
     def __init__(
         self,
-        linears: Sequence[LogicalLinear],
-        *,
-        divide: str,
+        *_sizes: int,
+        weights: Sequence[TensorSpec],
+        biases: Sequence[TensorSpec],
         tensor_rank: int,
         tensor_size: int,
         masks: Mapping[str, BoolArray],
         execution: str,
         dtype: torch.dtype,
+        **_megatron: Any,
     ) -> None:
-        """``divide`` is `outputs` (column-parallel) or `inputs` (row-parallel, one logical linear)."""
+        """``weights`` share their inputs and are divided along the same dimension; ``biases`` is empty or as long.
+
+        megatron-core's modules build their linears with sizes and options of their own, which the tensors' specs
+        already say; they are ignored.
+        """
         super().__init__()
-        dim = {"outputs": 0, "inputs": 1}[divide]
-        self.divide = divide
-        self.execution = execution if any(linear.weight in masks for linear in linears) else "dense"
+        dim = weights[0].shard_dim or 0
+        self.column_parallel = dim == 0
+        self.execution = execution if any(weight.name in masks for weight in weights) else "dense"
         self.pattern: SparsityPattern | None = None
 
-        ranges = []
+        ranges = [
+            (tensor_rank * w.shape[dim] // tensor_size, (tensor_rank + 1) * w.shape[dim] // tensor_size)
+            for w in weights
+        ]
         local_masks: list[BoolArray | None] = []
-        for linear in linears:
-            whole = (linear.out_features, linear.in_features)[dim]
-            start, stop = tensor_rank * whole // tensor_size, (tensor_rank + 1) * whole // tensor_size
-            ranges.append((start, stop))
-            mask = masks.get(linear.weight)
+        for weight, (start, stop) in zip(weights, ranges, strict=True):
+            mask = masks.get(weight.name)
             if mask is not None:
                 mask = np.ascontiguousarray(mask[start:stop] if dim == 0 else mask[:, start:stop])
             local_masks.append(mask)
-        rows = [r[1] - r[0] if dim == 0 else linear.out_features for r, linear in zip(ranges, linears, strict=True)]
-        columns = ranges[0][1] - ranges[0][0] if dim == 1 else linears[0].in_features
+        rows = [r[1] - r[0] if dim == 0 else weight.shape[0] for r, weight in zip(ranges, weights, strict=True)]
+        columns = ranges[0][1] - ranges[0][0] if dim == 1 else weights[0].shape[1]
 
         if self.execution == "dense":
             stored = torch.empty(sum(rows), columns, dtype=dtype)
@@ -105,26 +103,27 @@ class ParallelLinear(nn.Module):
                 stored = torch.empty(sum(rows), columns, dtype=dtype)
                 self.register_buffer("mask", local, persistent=False)
         self.weight = nn.Parameter(stored)
-        self.bias = nn.Parameter(torch.empty(sum(rows), dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(sum(rows), dtype=dtype)) if biases else None
 
-        weight_pieces, bias_pieces, row, element = [], [], 0, 0
-        for linear, (start, stop), mask, count in zip(linears, ranges, local_masks, rows, strict=True):
+        weight_pieces, row, element = [], 0, 0
+        for weight, (start, stop), mask, count in zip(weights, ranges, local_masks, rows, strict=True):
             kept = count * columns if mask is None else int(mask.sum())
             offset, length = (element, kept) if self.execution == "compressed" else (row, count)
-            shape = (linear.out_features, linear.in_features)
             held = None if mask is None else functools.partial(self.mask_rows, row, count)
-            weight_pieces.append(Piece(linear.weight, shape, dim, start, stop, offset, length, held))  # type: ignore[arg-type]
-            if dim == 0:
-                bias_pieces.append(Piece(linear.bias, (linear.out_features,), 0, start, stop, row, count))
-            else:
-                bias_pieces.append(Piece(linear.bias, (linear.out_features,), None, 0, linear.out_features, 0, count))
+            weight_pieces.append(Piece(weight.name, weight.shape, dim, start, stop, offset, length, held))
             row += count
             element += kept
         self.weight.pieces = tuple(weight_pieces)  # type: ignore[attr-defined]
-        self.bias.pieces = tuple(bias_pieces)  # type: ignore[attr-defined]
+        if self.bias is not None:
+            bias_pieces, row = [], 0
+            for bias, (start, stop), count in zip(biases, ranges, rows, strict=True):
+                first, last = (0, count) if bias.shard_dim is None else (start, stop)
+                bias_pieces.append(Piece(bias.name, bias.shape, bias.shard_dim, first, last, row, count))
+                row += count
+            self.bias.pieces = tuple(bias_pieces)  # type: ignore[attr-defined]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParallelLinear:
-        """Moves (``to``, ``cuda``): the pattern is no tensor of the module, and follows the weight."""
+        """Moves (``to``, ``cuda``): the pattern is not a tensor of the module, so it follows the weight here."""
         super()._apply(fn, recurse)
         if self.pattern is not None and self.pattern.device != self.weight.device:
             self.pattern = SparsityPattern.from_mask(self.pattern.mask().to(self.weight.device))
@@ -136,7 +135,7 @@ class ParallelLinear(nn.Module):
         return mask[row : row + count]
 
     def local(self, x_TBI: Tensor, bias: Tensor | None) -> Tensor:
-        """The product on this rank alone, through the layer's execution."""
+        """The product on this rank, through the layer's execution, before any sum over the ranks."""
         if self.pattern is not None:
             return sparse_linear(x_TBI, self.weight, self.pattern, bias)
         weight = MaskGradient.apply(self.weight, self.mask) if self.execution == "masked" else self.weight
@@ -144,6 +143,6 @@ class ParallelLinear(nn.Module):
 
     def forward(self, x_TBI: Tensor) -> tuple[Tensor, Tensor | None]:
         """Output [T, B, O] and, where inputs are divided, the bias that the caller adds (fused with its residual)."""
-        if self.divide == "outputs":
+        if self.column_parallel:
             return self.local(copy_to_tensor_model_parallel_region(x_TBI), self.bias), None
         return reduce_from_tensor_model_parallel_region(self.local(x_TBI, None)), self.bias

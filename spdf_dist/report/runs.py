@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from spdf_dist.accounting.budget import total_steps
-from spdf_dist.accounting.parameters import linear_nonzeros, total_parameters
+from spdf_dist.accounting.parameters import linear_parameters, total_parameters
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import config_from_tree
 from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
@@ -180,7 +180,7 @@ def kept_linear_weights(run: Run) -> int | None:
     """Non-zeros in the six matrices of all layers of the pre-trained model."""
     if run.model is None:
         return None
-    return sum(linear_nonzeros(run.model, run.sparsity).values())
+    return linear_parameters(run.model, run.sparsity)
 
 
 def read_json(path: Path) -> dict[str, Any]:

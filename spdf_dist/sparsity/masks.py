@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
+from spdf_dist.model.architecture import architecture_of
 from spdf_dist.sparsity.assignment import SparseWeight, leaf, sparse_weights
 from spdf_dist.sparsity.patterns import parse_pattern
 from spdf_dist.sparsity.patterns.base import (
@@ -83,9 +84,7 @@ def mask_digest(mask: BoolArray) -> str:
 
 def logical_weights(model: ModelConfig) -> dict[str, tuple[int, int]]:
     """Names and [out, in] shapes of the matrices that may be sparse, in the order of the layers."""
-    d, f = model.hidden_size, model.ffn
-    shapes = {"W_Q": (d, d), "W_K": (d, d), "W_V": (d, d), "W_D": (d, d), "W_I": (f, d), "W_O": (d, f)}
-    return {f"layers.{i}.{target}": shape for i in range(model.num_layers) for target, shape in shapes.items()}
+    return {name: (t.shape[0], t.shape[1]) for name, t in architecture_of(model).prunable.items()}
 
 
 class RandomMasks(Mapping[str, BoolArray]):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from spdf_dist.accounting.flops import training_flops
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.config.schema import PretrainConfig, SparsityConfig
-from spdf_dist.model.gpt import LINEARS
+from spdf_dist.model.architecture import architecture_of
 from spdf_dist.model.initialize import initialize_parameters
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.linear import ParallelLinear
@@ -33,7 +33,7 @@ def build_engine(config: PretrainConfig, groups: Groups, execution: str) -> Engi
     """The model under training as a run would build it; `dense` has no mask."""
     sparsity = SparsityConfig() if execution == "dense" else config.sparsity
     masks = PackedMasks.pack({} if execution == "dense" else RandomMasks(config.model, sparsity))
-    executions = {} if execution == "dense" else dict.fromkeys(LINEARS, execution)
+    executions = {} if execution == "dense" else dict.fromkeys(architecture_of(config.model).linears, execution)
     model = build_model(config, config.model, groups, masks, executions)
     initialize_parameters(model, config.model, sparsity, config.seed)
     return Engine(model.to(groups.device), config, groups)

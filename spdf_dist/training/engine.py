@@ -72,16 +72,11 @@ class StepResult:
     """The update was left out because of a loss spike."""
 
 
-def decays(name: str) -> bool:
-    """Whether weight decay applies to a global tensor: to linears and embeddings, by role and not by dimensions."""
-    leaf = name.rsplit(".", 1)[1]
-    return leaf.startswith("W_") or name.startswith("embedding.")
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's two groups."""
-    decayed = [p for p in model.parameters() if decays(pieces_of(p)[0].name)]
-    rest = [p for p in model.parameters() if not decays(pieces_of(p)[0].name)]
+def parameter_groups(model: GPT, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's two groups: what decays by the architecture's table, and the rest."""
+    tensors = model.architecture.tensors
+    decayed = [p for p in model.parameters() if tensors[pieces_of(p)[0].name].decays]
+    rest = [p for p in model.parameters() if not tensors[pieces_of(p)[0].name].decays]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 

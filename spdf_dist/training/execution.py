@@ -13,7 +13,7 @@ from spdf_kernels.state import backends_by_path, forced_backend
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import AnyConfig, ModelConfig
-from spdf_dist.model.gpt import LINEARS, layer_linears
+from spdf_dist.model.architecture import architecture_of
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.sparsity.masks import BoolArray
 from spdf_dist.training.run_folder import RunFolder
@@ -22,7 +22,8 @@ from spdf_dist.training.setup import on_rank_zero, weight_dtype
 
 def sparse_places(model: ModelConfig, masks: Mapping[str, BoolArray]) -> list[str]:
     """The products of a layer that have a sparse weight; all layers are alike."""
-    return [place for place in LINEARS if any(linear.weight in masks for linear in layer_linears(model, 0, place))]
+    architecture = architecture_of(model)
+    return [place for place in architecture.linears if any(w.name in masks for w in architecture.weights_of(0, place))]
 
 
 def decide(
@@ -123,10 +124,9 @@ def measure(
 
 def local_pattern(model: ModelConfig, place: str, masks: Mapping[str, BoolArray], groups: Groups) -> SparsityPattern:
     """This rank's slice of one product of the first layer."""
-    dim = 0 if place in ("qkv", "expand") else 1
     parts = []
-    for linear in layer_linears(model, 0, place):
-        shape = (linear.out_features, linear.in_features)
-        mask = masks[linear.weight] if linear.weight in masks else np.ones(shape, bool)
-        parts.append(np.split(mask, groups.tensor_size, axis=dim)[groups.tensor_rank])
+    for weight in architecture_of(model).weights_of(0, place):
+        mask = masks[weight.name] if weight.name in masks else np.ones(weight.shape, bool)
+        axis = weight.shard_dim or 0
+        parts.append(np.split(mask, groups.tensor_size, axis=axis)[groups.tensor_rank])
     return SparsityPattern.from_mask(torch.from_numpy(np.concatenate(parts)))

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from live_logits import LiveLogits
 
 from spdf_dist.accounting.communication import communication
 from spdf_dist.accounting.layout import layout_of
@@ -21,6 +22,7 @@ from spdf_dist.accounting.memory import activation_bytes, memory, state_bytes
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.model.architecture import architecture_of, padded_vocab_size
 from spdf_dist.model.gpt import build_gpt
 from spdf_dist.model.initialize import initialize_parameters
 from spdf_dist.parallel.groups import initialize
@@ -106,7 +108,7 @@ def main() -> None:
     groups = initialize(ranks, config.parallel.tensor, config.parallel.data, "cpu")
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     masks = PackedMasks.pack(RandomMasks(config.model, config.sparsity))
-    execution = dict.fromkeys(("qkv", "projection", "expand", "contract"), config.sparsity.execution)
+    execution = dict.fromkeys(architecture_of(config.model).linears, config.sparsity.execution)
     model = build_gpt(
         config.model,
         groups,
@@ -134,7 +136,8 @@ def main() -> None:
         return tensor
 
     model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    logits = LiveLogits(padded_vocab_size(config.model.vocab_size, groups.tensor_size) // groups.tensor_size)
+    with logits, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         one = batch()
         loss = engine.model.loss(one.tokens_BT, one.labels_BT)
     activations = sum(kept.values())
@@ -153,9 +156,10 @@ def main() -> None:
         "weights": storages(weights),
         **optimizer_state(engine),
         "activations": activations,
+        "logits": logits.most,
         "traffic": traffic.bytes,
         "expected_state": state_bytes(config.model, config.sparsity, layout),
-        "expected_activations": activation_bytes(config.model, layout, "cpu"),
+        "expected_activations": activation_bytes(config.model, layout),
         "expected_memory": memory(config.model, config.sparsity, layout, "cpu"),
         "expected_traffic": communication(config.model, config.sparsity, layout, config.training.global_batch_size),
     }

@@ -58,6 +58,7 @@ def test_data_parallel_bytes_are_exact(tensor: int, data: int, stage: int, preci
     assert told["traffic"].get("all_gather_into_tensor/2", 0) == traffic["weight_payload"]
     held = told["expected_activations"]
     assert told["activations"] == pytest.approx(held["layers"] + held["ends"] + held["loss"], rel=0.01)
+    assert told["logits"] == held["logits"] > 0
 
 
 @pytest.mark.slow
@@ -80,3 +81,4 @@ def test_tensor_parallel_bytes(execution: str, recompute: str) -> None:
     if recompute == "0":
         held = told["expected_activations"]
         assert told["activations"] == pytest.approx(held["layers"] + held["ends"] + held["loss"], rel=0.01)
+        assert told["logits"] == held["logits"] > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spdf_dist.accounting.budget import tokens_per_step, total_steps, warmup_steps
-from spdf_dist.accounting.flops import PARTS, executed_flops, forward_flops, linears_share, training_flops
+from spdf_dist.accounting.flops import executed_flops, forward_flops, linears_share, training_flops
 from spdf_dist.accounting.paper import (
     ROUNDED,
     TABLE_2_COLUMNS,
@@ -19,6 +19,7 @@ from spdf_dist.accounting.paper import (
 from spdf_dist.config.load import build, load_config
 from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
 
+PARTS = ("Q", "K", "V", "D", "I", "O", "attention", "softmax", "logits")
 TINY = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, seq_length=24, vocab_size=101)
 
 

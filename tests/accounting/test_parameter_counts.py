@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spdf_dist.accounting.parameters import linear_nonzeros, parameter_counts, total_parameters
+from spdf_dist.accounting.parameters import nonzeros, parameter_counts, total_parameters
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.report.runs import short_count
@@ -20,8 +20,9 @@ def test_parameters_of_table_1(name: str, printed: str, exact: int) -> None:
 
 def test_only_targets_lose_weights() -> None:
     model = ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=2)
-    counts = linear_nonzeros(model, SparsityConfig(level=0.5, targets=["W_O"]))
-    assert counts == {"W_Q": 128, "W_K": 128, "W_V": 128, "W_D": 128, "W_I": 512, "W_O": 256}
+    counts = nonzeros(model, SparsityConfig(level=0.5, targets=["W_O"]))
+    layer = {"W_Q": 64, "W_K": 64, "W_V": 64, "W_D": 64, "W_I": 256, "W_O": 128}
+    assert counts == {f"layers.{i}.{name}": count for i in range(2) for name, count in layer.items()}
 
 
 def test_counts_equal_a_plain_gpt() -> None:

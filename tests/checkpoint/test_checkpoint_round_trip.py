@@ -56,7 +56,7 @@ def test_any_topology_reads_what_any_other_wrote(
                     local = local_tensor(piece, tensors[kind][piece.name])
                     found = checkpoint.read_piece(piece, kind)
                     assert torch.equal(found, local[piece.mask] if piece.mask is not None else local), piece
-                    assert torch.equal(checkpoint.read_piece(replace(piece, mask=None), kind), local), piece
+                    assert torch.equal(checkpoint.read_piece(replace(piece, mask_source=None), kind), local), piece
 
 
 def test_files_hold_values_alone_and_no_padding(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_tensors_and_masks_on_a_gpu(tmp_path: Path, values: bool) -> None:
     masks = masks_of(SPARSE)
     tensors = make_tensors(masks)
     pieces = (
-        (kind, replace(piece, mask=None if piece.mask is None else piece.mask.cuda()), tensor.cuda())
+        (kind, replace(piece, mask_source=None if piece.mask is None else piece.mask.cuda()), tensor.cuda())
         for kind, piece, tensor in responsible(0, 1, masks, tensors, values)
     )
     folder = single_writer(tmp_path / "step_5", 5).write(
@@ -185,5 +185,5 @@ def test_tensors_and_masks_on_a_gpu(tmp_path: Path, values: bool) -> None:
     checkpoint = Checkpoint(folder)
     for piece in local_pieces(0, 2, masks):
         local = local_tensor(piece, tensors["model"][piece.name])
-        on_gpu = replace(piece, mask=None if piece.mask is None else piece.mask.cuda())
+        on_gpu = replace(piece, mask_source=None if piece.mask is None else piece.mask.cuda())
         assert torch.equal(checkpoint.read_piece(on_gpu), local if piece.mask is None else local[piece.mask])

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from spdf_dist.checkpoint.hf_export import export_hf
 from spdf_dist.checkpoint.hf_import import import_hf
 from spdf_dist.checkpoint.read import Checkpoint, DenseCheckpoint, read_dense
+from spdf_dist.checkpoint.stream import to_bfloat16
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.data.tokenizer_training import train_sentencepiece
@@ -147,11 +148,11 @@ def test_import_through_a_magnitude_mask(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"activation_function": "gelu"}, "activation_function is 'gelu', not gelu_new"),
-        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"model_type": "gptj"}, "model_type is 'gptj'"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
-        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
+        ({"layer_norm_epsilon": 0}, "model.norm_eps: must be between 0 and 1"),
         ({"n_embd": 12}, "which does not fit config.json"),
-        ({"n_layer": 3}, r"no tensor h\.2\.ln_1\.weight"),
+        ({"n_layer": 3}, r"no tensor transformer\.h\.2\.ln_1\.weight"),
         ({"n_head": 3}, "model.num_attention_heads"),
         ({"n_layer": float("inf")}, "cannot convert float infinity"),
     ],
@@ -164,6 +165,60 @@ def test_other_models_are_refused(tmp_path: Path, change: dict[str, Any], messag
     with pytest.raises(UserError, match=message) as raised:
         import_hf(tmp_path / "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists() and "\n" not in str(raised.value)
+
+
+def test_what_has_no_place_is_refused(tmp_path: Path) -> None:
+    (folder,) = save(tmp_path / "run", 5)
+    export_hf(folder, tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(path)
+    word = tensors["transformer.wte.weight"]
+    for extra, message in (
+        ({"lm_head.weight": word + 1}, r"lm_head\.weight differs from transformer\.wte\.weight"),
+        (
+            {"transformer.h.0.attn.c_attn.lora_A": torch.ones(2, 8)},
+            r"has no place for 1 .* as transformer\.h\.0\..*lora_A",
+        ),
+        ({"transformer.h.2.ln_1.weight": torch.ones(8)}, r"has no place for 1 of the tensors, as transformer\.h\.2"),
+    ):
+        save_file({**tensors, **extra}, path)
+        with pytest.raises(UserError, match=message) as raised:
+            import_hf(tmp_path / "hf", tmp_path / "out")
+        assert not (tmp_path / "out").exists() and "\n" not in str(raised.value)
+    only_head = {name: tensor for name, tensor in tensors.items() if "wte" not in name} | {"lm_head.weight": word}
+    for number, kept in enumerate((only_head, {**tensors, "lm_head.weight": word.clone()})):
+        save_file(kept, path)
+        import_hf(tmp_path / "hf", tmp_path / f"out_{number}")
+        assert torch.equal(read_dense(tmp_path / f"out_{number}").weights["embedding.word"], word)
+
+
+def test_shards_and_bfloat16(tmp_path: Path) -> None:
+    from transformers import GPT2LMHeadModel
+
+    (folder,) = save(tmp_path / "run", 5)
+    _, count = export_hf(folder, tmp_path / "one", "bfloat16")
+    export_hf(folder, tmp_path / "many", shard_bytes=2000)
+    assert not (tmp_path / "many" / "model.safetensors").exists()
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    files = {path.name: path.stat().st_size for path in (tmp_path / "many").glob("model-*.safetensors")}
+    assert set(index["weight_map"].values()) == set(files) and len(files) > 2
+    assert index["metadata"]["total_size"] == 4 * count
+    one, many = (GPT2LMHeadModel.from_pretrained(tmp_path / name, dtype="auto") for name in ("one", "many"))
+    assert one.dtype == torch.bfloat16 and many.dtype == torch.float32
+    for name, tensor in many.state_dict().items():
+        assert torch.equal(one.state_dict()[name], tensor.bfloat16())
+    import_hf(tmp_path / "many", tmp_path / "back")
+    before, after = read_dense(folder).weights, read_dense(tmp_path / "back").weights
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    with pytest.raises(UserError, match="dtype: 'float16' is not known"):
+        export_hf(folder, tmp_path / "other", "float16")
+
+
+def test_bfloat16_rounds_like_torch() -> None:
+    values = torch.randint(-(2**31), 2**31, (100_000,), dtype=torch.int64).to(torch.int32).view(torch.float32)
+    values = torch.cat([values, torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 3.4e38, 1.00390625])])
+    found = torch.from_numpy(to_bfloat16(values.numpy())).view(torch.bfloat16)
+    torch.testing.assert_close(found, values.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("weight_map", [["a"], {"a": 1}, None, {"a": "../hf/model.safetensors"}])

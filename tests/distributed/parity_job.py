@@ -11,6 +11,7 @@ from reference_gpt import shapes, train
 
 from spdf_dist.config.load import config_from_tree
 from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.model.architecture import architecture_of
 from spdf_dist.model.gpt import build_gpt
 from spdf_dist.model.initialize import initial_tensor, initialize_parameters
 from spdf_dist.parallel.groups import initialize
@@ -54,7 +55,9 @@ def reference(level: float) -> dict:
     config = config_of({"execution": "masked", "tensor": 1, "zero": 1, "level": level})
     model = config.model
     names = shapes(model.num_layers, model.hidden_size, model.ffn, model.vocab_size, model.seq_length)
-    initial = {name: initial_tensor(name, shape, model, config.seed) for name, shape in names.items()}
+    tensors = architecture_of(model).tensors
+    assert {name: tensor.shape for name, tensor in tensors.items()} == names
+    initial = {name: initial_tensor(tensor, config.seed) for name, tensor in tensors.items()}
     masks = {name: torch.from_numpy(mask) for name, mask in RandomMasks(model, config.sparsity).items()}
     losses, norms, _ = train(initial, masks, batches(), layers=2, heads=4, lrs=LRS, weight_decay=0.1, clip=0.5)
     return {"losses": losses, "norms": norms}

@@ -14,7 +14,7 @@ from spdf_dist.model.loss import IGNORED, linear_cross_entropy
 @pytest.mark.parametrize("chunk_rows", [3, 1000])
 def test_loss_and_gradients(smoothing, chunk_rows, monkeypatch):
     tokens, width, words, padded = 23, 8, 37, 40
-    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", chunk_rows * padded)
+    monkeypatch.setattr(loss_module, "LOGITS_CHUNK", chunk_rows * padded)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, width, generator=generator, requires_grad=True)
     weight = torch.randn(padded, width, generator=generator, requires_grad=True)

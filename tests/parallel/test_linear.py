@@ -7,13 +7,15 @@ import pytest
 import torch
 from spdf_kernels import SparsityPattern
 
-from spdf_dist.parallel.linear import LogicalLinear, ParallelLinear
+from spdf_dist.model.architecture import TensorSpec
+from spdf_dist.parallel.linear import ParallelLinear
 
 
 def compressed_linear() -> ParallelLinear:
+    where = {"part": "", "parameter": "", "hf_name": "", "shard_dim": 0}
     return ParallelLinear(
-        [LogicalLinear("w", "b", 6, 8)],
-        divide="outputs",
+        weights=[TensorSpec("w", (6, 8), "hidden", **where)],
+        biases=[TensorSpec("b", (6,), "bias", **where)],
         tensor_rank=0,
         tensor_size=1,
         masks={"w": np.random.default_rng(0).random((6, 8)) < 0.5},

@@ -10,6 +10,7 @@ import pytest
 from spdf_dist.base.random_streams import derive_seed
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
+from spdf_dist.model.architecture import architecture_of
 from spdf_dist.model.initialize import initial_tensor
 from spdf_dist.sparsity.masks import RandomMasks, keep_lowest, make_mask, mask_digest, pruned_count
 
@@ -48,7 +49,7 @@ def test_a_mask_depends_on_seed_name_and_nothing_else():
 
 def test_masks_do_not_select_weights_by_value():
     model = ModelConfig(num_layers=1, hidden_size=256, num_attention_heads=4)
-    weight = initial_tensor("layers.0.W_Q", (256, 256), model, seed=1234).numpy()
+    weight = initial_tensor(architecture_of(model).tensors["layers.0.W_Q"], seed=1234).numpy()
     mask = make_mask("layers.0.W_Q", (256, 256), SparsityConfig(level=0.75, seed=1234))
     kept, pruned = weight[mask], weight[~mask]
     assert abs(kept.mean() - pruned.mean()) < 4 * 0.02 / np.sqrt(kept.size)
