@@ -1,0 +1,53 @@
+"""The whole trainer with the GPU's back ends forced, in Triton's interpreter, against the run on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TinyData
+
+pytest.importorskip("triton")
+
+CASES = {
+    # pattern, precision, back end, largest relative difference of a loss
+    "whole blocks": ("balanced:64", "bf16", "triton-block", 4e-3),
+    "unstructured": ("unstructured", "fp32", "triton-expand", 1e-5),
+}
+
+
+def losses(data: TinyData, folder: Path, pattern: str, precision: str, backend: str) -> list[float]:
+    """Of three steps and the validation after them, with a checkpoint on the way."""
+    config = folder / "config.yaml"
+    folder.mkdir()
+    config.write_text(
+        f"""
+device: cpu
+run_dir: {folder / "run"}
+model: {{num_layers: 1, hidden_size: 128, num_attention_heads: 4, ffn_hidden_size: 256, seq_length: 32, vocab_size: 300}}
+sparsity: {{level: 0.5, pattern: "{pattern}", execution: compressed}}
+training: {{train_tokens: 384, global_batch_size: 4, micro_batch_size: 2, lr: 1e-2, precision: {precision}}}
+data: {{train: {data.train}, validation: {data.validation}}}
+checkpoint: {{interval: 2}}
+validation: {{interval: 3, batches: 1}}
+"""
+    )
+    environment = {**os.environ, "SPDF_KERNELS_BACKEND": backend, "OMP_NUM_THREADS": "1"}
+    environment["TRITON_INTERPRET"] = str(int(backend.startswith("triton")))
+    command = [sys.executable, "-m", "spdf_dist", "pretrain", str(config)]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    return [line.get("loss", line.get("val_loss")) for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_training_gives_the_losses_of_the_cpu(case: str, tiny_data: TinyData, tmp_path: Path) -> None:
+    pattern, precision, backend, tolerance = CASES[case]
+    gpu, cpu = (losses(tiny_data, tmp_path / name, pattern, precision, name) for name in (backend, "portable"))
+    assert len(gpu) == len(cpu) == 4 and cpu[2] < cpu[0]
+    assert gpu == pytest.approx(cpu, rel=tolerance)
