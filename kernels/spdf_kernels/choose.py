@@ -10,7 +10,7 @@ import torch
 from spdf_kernels.backends import backend_for
 from spdf_kernels.dense import dense_linear
 from spdf_kernels.linear import sparse_linear
-from spdf_kernels.pairs import clock, median_and_bound
+from spdf_kernels.pairs import clock, median_and_bound, timed, timed_by_events
 from spdf_kernels.pattern import SparsityPattern
 
 PAIRS = 15
@@ -52,8 +52,8 @@ def compare(pattern: SparsityPattern, tokens: int, dtype: torch.dtype = torch.fl
     "compressed" runs `sparse_linear`, "masked" the dense product with the mask on its gradient. Compressed is chosen
     when it is shown not to be slower (`CRITERION`).
 
-    Measured once for layers alike in shape, density (to 1%), tokens, dtype, threads and back end. It is "masked" where
-    the back end does not skip work.
+    Measured once for layers alike in shape, density (to 1%), tokens, dtype, threads and back end, on the pattern's
+    device: on CUDA between events, with all `tokens`. It is "masked" where the back end does not skip work.
     """
     backend = backend_for(pattern, dtype)
     if pattern.nnz == 0:
@@ -63,11 +63,13 @@ def compare(pattern: SparsityPattern, tokens: int, dtype: torch.dtype = torch.fl
     if tokens < 1:
         return Comparison("masked", "no tokens, nothing to measure")
     threads = torch.get_num_threads()
-    tokens = min(tokens, measured_tokens(pattern.shape))
-    key = (pattern.shape, round(pattern.density, 2), tokens, dtype, threads, backend.name)
+    on_gpu = pattern.device.type == "cuda"
+    tokens = tokens if on_gpu else min(tokens, measured_tokens(pattern.shape))
+    key = (pattern.shape, round(pattern.density, 2), tokens, dtype, threads, backend.name, pattern.device)
     if key not in _known:
         dense, sparse = products(pattern, tokens, dtype)
-        _known[key] = judge(paired_ratios(dense, sparse, clock(threads)), tokens, threads)
+        seconds = timed_by_events if on_gpu else timed(clock(threads))
+        _known[key] = judge(paired_ratios(dense, sparse, seconds), tokens, threads)
     return _known[key]
 
 
@@ -86,18 +88,18 @@ def judge(ratios: list[float], tokens: int, threads: int) -> Comparison:
     return Comparison(execution, reason, median, bound, len(ratios), tokens, threads)
 
 
-def paired_ratios(dense: Callable[[], None], sparse: Callable[[], None], now: Callable[[], float]) -> list[float]:
-    """Time of `dense` over time of `sparse` by pair, which of the two goes first alternating."""
+def paired_ratios(
+    dense: Callable[[], None], sparse: Callable[[], None], seconds: Callable[[Callable[[], None]], float]
+) -> list[float]:
+    """Time of `dense` over time of `sparse` by pair, which of the two goes first alternating; `seconds` runs one."""
     dense()
     sparse()
     ratios = []
     for number in range(PAIRS):
-        seconds = {}
+        taken = {}
         for work in (dense, sparse) if number % 2 else (sparse, dense):
-            start = now()
-            work()
-            seconds[work] = now() - start
-        ratios.append(seconds[dense] / max(seconds[sparse], 1e-9))
+            taken[work] = seconds(work)
+        ratios.append(taken[dense] / max(taken[sparse], 1e-9))
     return ratios
 
 
@@ -106,9 +108,17 @@ def products(
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """(dense, sparse): forward and backward of a layer with this pattern, through autograd."""
     out_features, in_features = pattern.shape
-    x = torch.ones(tokens, in_features, dtype=dtype, requires_grad=True)
-    dy = torch.ones(tokens, out_features, dtype=dtype)
-    values = torch.full((pattern.nnz,), 0.01, dtype=dtype, requires_grad=True)
+    if pattern.device.type == "cuda":  # a GPU multiplies constants faster than data
+        x, dy, values = (
+            torch.randn(shape, dtype=dtype, device=pattern.device)
+            for shape in ((tokens, in_features), (tokens, out_features), (pattern.nnz,))
+        )
+        x.requires_grad_()
+        values.requires_grad_()
+    else:
+        x = torch.ones(tokens, in_features, dtype=dtype, requires_grad=True)
+        dy = torch.ones(tokens, out_features, dtype=dtype)
+        values = torch.full((pattern.nnz,), 0.01, dtype=dtype, requires_grad=True)
     weight = pattern.to_dense(values.detach()).requires_grad_()
 
     @torch.enable_grad()

@@ -6,7 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import torch
+
 CONFIDENCE = 0.95
+WAIT_CYCLES = 2_000_000
+"""Of a GPU, about a millisecond."""
 
 
 def clock_name(threads: int) -> str:
@@ -17,6 +21,31 @@ def clock_name(threads: int) -> str:
 def clock(threads: int) -> Callable[[], float]:
     """Seconds of `clock_name`."""
     return time.process_time if clock_name(threads) == "processor" else time.perf_counter
+
+
+def timed(now: Callable[[], float]) -> Callable[[Callable[[], None]], float]:
+    """Seconds that a piece of work takes by a clock."""
+
+    def seconds(work: Callable[[], None]) -> float:
+        start = now()
+        work()
+        return now() - start
+
+    return seconds
+
+
+def timed_by_events(work: Callable[[], None]) -> float:
+    """Seconds that a piece of work takes on the current CUDA device, between two events.
+
+    The device first waits for about a millisecond, in which the CPU queues the work: its launches are not measured.
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(WAIT_CYCLES)
+    begin.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
 
 
 def median_and_bound(ratios: Sequence[float]) -> tuple[float, float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,7 @@ def decide(
 
     ``config.sparsity.execution`` says it, or `auto`: that reads ``execution.json`` of a run that continues; else rank
     0 measures each shape against dense with ``tokens`` tokens (fewer where that says as much). ``measured`` in the file
-    then tells each speed-up with its lower bound. On CUDA it is `masked`, until GPU kernels exist.
+    then tells each speed-up with its lower bound. What another kind of device recorded does not count.
     """
     places = sparse_places(model, masks)
     if not places:
@@ -50,19 +52,24 @@ def decide(
         wanted = config.sparsity.execution
         if wanted != "auto":
             chosen, reason = dict.fromkeys(places, wanted), "set by sparsity.execution"
-        elif groups.device.type == "cuda":
-            chosen, reason = dict.fromkeys(places, "masked"), "CUDA: masked until GPU kernels exist"
-        elif (known := recorded(folder, places)) is not None:
-            chosen, reason, measured = known
+        elif (known := recorded(folder, places, groups.device.type)) is not None:
+            layers.update(known)
+            return
         else:
-            patterns = {place: local_pattern(model, place, masks, groups) for place in places}
+            patterns = {place: on_device(local_pattern(model, place, masks, groups), groups.device) for place in places}
             found, how = measure(
                 patterns, model.num_layers, tokens, weight_dtype(config), config.kernels.code_budget_mb
             )
             chosen = {place: comparison.execution for place, comparison in found.items()}
             measured = {place: comparison._asdict() for place, comparison in found.items()}
-            reason = f"measured on rank 0 with {torch.get_num_threads()} threads: {CRITERION}{how}"
-        record = {"schema_version": 1, "layers": chosen, "reason": reason, "measured": measured}
+            reason = f"measured on rank 0 {measured_with(groups.device)}: {CRITERION}{how}"
+        record = {
+            "schema_version": 1,
+            "device": groups.device.type,
+            "layers": chosen,
+            "reason": reason,
+            "measured": measured,
+        }
         folder.write_json(folder.execution.name, record)
         layers.update(chosen)
 
@@ -70,8 +77,21 @@ def decide(
     return dict(groups.broadcast(layers))
 
 
-def recorded(folder: RunFolder, places: Collection[str]) -> tuple[dict[str, str], str, dict[str, Any]] | None:
-    """Layers, reason and measurements of ``execution.json``; None where there is none for these products.
+def measured_with(device: torch.device) -> str:
+    """The clock and what the numbers depend on."""
+    if device.type != "cuda":
+        return f"with {torch.get_num_threads()} threads"
+    triton = version("triton") if find_spec("triton") else "none"
+    return f"on {torch.cuda.get_device_name(device)} between CUDA events, torch {torch.__version__}, Triton {triton}"
+
+
+def on_device(pattern: SparsityPattern, device: torch.device) -> SparsityPattern:
+    """The same pattern on a device."""
+    return pattern if device.type == "cpu" else SparsityPattern.from_mask(pattern.mask().to(device))
+
+
+def recorded(folder: RunFolder, places: Collection[str], device: str) -> dict[str, str] | None:
+    """Layers of ``execution.json``; None where there is none for these products on this kind of device.
 
     Raises UserError for a file that ``decide`` did not write.
     """
@@ -86,7 +106,8 @@ def recorded(folder: RunFolder, places: Collection[str]) -> tuple[dict[str, str]
         and isinstance(measured, dict)
     ):
         raise UserError(f"{folder.execution}: executions must be masked or compressed; delete the file to decide anew")
-    return (layers, reason, measured) if set(layers) == set(places) else None
+    fits = set(layers) == set(places) and known.get("device", "cpu") == device
+    return layers if fits else None
 
 
 def measure(

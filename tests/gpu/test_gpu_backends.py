@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from block_masks import Case, assert_near, block_grid, block_mask
-from spdf_kernels import available_backends, describe, sparse_linear
+from spdf_kernels import SparsityPattern, available_backends, describe, sparse_linear
 from spdf_kernels.backends import backends
+from spdf_kernels.triton import backends as triton_backends
+from spdf_kernels.triton import trial
 
 
 @pytest.fixture
@@ -36,6 +38,27 @@ def test_why_the_block_kernels_do_not_take_a_mask_is_said(unstructured_case: Cas
     assert "whole blocks of 128 or 64" in str(block.supports(pattern.device, torch.bfloat16, pattern))
     assert "float32" in str(block.supports(block_case.pattern.device, torch.float32, block_case.pattern))
     assert "not on meta" in str(block.supports(torch.device("meta"), torch.bfloat16, pattern))
+
+
+@pytest.mark.parametrize("size", [64, None])
+def test_a_trial_product_agrees_with_the_dense_one(size: int | None, device: torch.device) -> None:
+    mask = torch.rand(96, 160) < 0.3 if size is None else block_mask(block_grid("balanced", 2, 4), size)
+    assert trial._tried(device, mask, size) is None
+
+
+def test_a_kernel_that_fails_or_is_wrong_is_not_used(
+    block_case: Case, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    from spdf_kernels.triton import products
+
+    grid = block_mask(block_grid("balanced", 2, 4), 64)
+    with monkeypatch.context() as patch:
+        patch.setattr(products, "sddmm", lambda *_: 1 / 0)
+        assert "ZeroDivisionError" in str(trial._tried(device, grid, 64))
+        patch.setattr(products, "sddmm", lambda dy, x, blocks, nnz: x.new_full((nnz,), float("nan")))
+        assert "wrong by {'dw': nan}" in str(trial._tried(device, grid, 64))
+    monkeypatch.setattr(triton_backends, "trial_of_blocks", lambda *_: "a trial product fails: no luck")
+    assert describe(SparsityPattern.from_mask(block_case.pattern.mask()), torch.bfloat16).forward == "triton-expand"
 
 
 @pytest.mark.parametrize("which", ["block_case", "unstructured_case"])

@@ -8,7 +8,7 @@ import torch
 from kernels_reference import random_pattern
 from spdf_kernels import choose, compare
 from spdf_kernels.choose import PAIRS, judge, measured_tokens, paired_ratios
-from spdf_kernels.pairs import clock_name, median_and_bound
+from spdf_kernels.pairs import clock_name, median_and_bound, timed
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ class FakeTime:
 def judged(dense: list[float], sparse: list[float]) -> tuple[str, float, float, int]:
     """The choice after one warm-up of each and the given times."""
     time = FakeTime([100.0, *dense], [100.0, *sparse])
-    comparison = judge(paired_ratios(time.dense, time.sparse, time.now), tokens=64, threads=1)
+    comparison = judge(paired_ratios(time.dense, time.sparse, timed(time.now)), tokens=64, threads=1)
     assert time.left == {"dense": [], "sparse": []}
     return comparison.execution, comparison.speedup, comparison.speedup_lower, comparison.pairs
 
@@ -50,7 +50,7 @@ def judged(dense: list[float], sparse: list[float]) -> tuple[str, float, float, 
 def test_fifteen_pairs_at_least_after_a_warm_up_each() -> None:
     assert PAIRS >= 15
     time = FakeTime([1.0] * (PAIRS + 1), [1.0] * (PAIRS + 1))
-    assert len(paired_ratios(time.dense, time.sparse, time.now)) == PAIRS
+    assert len(paired_ratios(time.dense, time.sparse, timed(time.now))) == PAIRS
     assert sorted(time.order[:2]) == ["dense", "sparse"]
     firsts = time.order[2::2]
     assert abs(firsts.count("dense") - firsts.count("sparse")) <= 1  # neither gains by always going second

@@ -28,7 +28,7 @@ def losses(data: TinyData, folder: Path, pattern: str, precision: str, backend: 
         f"""
 device: cpu
 run_dir: {folder / "run"}
-model: {{num_layers: 1, hidden_size: 128, num_attention_heads: 4, ffn_hidden_size: 256, seq_length: 32, vocab_size: 300}}
+model: {{num_layers: 1, hidden_size: 128, num_attention_heads: 4, seq_length: 32, vocab_size: 300}}
 sparsity: {{level: 0.5, pattern: "{pattern}", execution: compressed}}
 training: {{train_tokens: 384, global_batch_size: 4, micro_batch_size: 2, lr: 1e-2, precision: {precision}}}
 data: {{train: {data.train}, validation: {data.validation}}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -60,11 +61,25 @@ def test_the_config_decides(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "execution.json").read_text())["measured"] == {}
 
 
-def test_cuda_is_masked_whatever_a_run_on_the_cpu_recorded(tmp_path: Path) -> None:
+def test_what_a_run_on_the_cpu_recorded_does_not_count_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = {"schema_version": 1, "layers": dict.fromkeys(sorted(PLACES), "compressed"), "reason": "", "measured": {}}
     (tmp_path / "execution.json").write_text(json.dumps(record))
+    slow = Comparison("masked", "0.50x dense (>= 0.40)", 0.5, 0.4, 15, 64, 0)
+    calls: list[Collection[str]] = []
+
+    def measure(patterns: dict[str, SparsityPattern], *_: object) -> tuple[dict[str, Comparison], str]:
+        calls.append(set(patterns))
+        return dict.fromkeys(patterns, slow), ""
+
+    monkeypatch.setattr(execution, "measure", measure)
+    monkeypatch.setattr(execution, "on_device", lambda pattern, device: pattern)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     cuda = dataclasses.replace(ALONE, device=torch.device("cuda"))
     assert decided(tmp_path, groups=cuda) == dict.fromkeys(PLACES, "masked")
+    written = json.loads((tmp_path / "execution.json").read_text())
+    assert written["device"] == "cuda" and "NVIDIA H200 between CUDA events" in written["reason"]
+    assert "Triton" in written["reason"] and written["measured"]["qkv"]["speedup"] == 0.5
+    assert decided(tmp_path, groups=cuda) == dict.fromkeys(PLACES, "masked") and calls == [PLACES]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from spdf_kernels.backends import Backend, Held, Routes
 from spdf_kernels.pattern import SparsityPattern
 from spdf_kernels.triton.availability import interpreted, missing
 from spdf_kernels.triton.blocks import Blocks, blocks_of, why_no_blocks
+from spdf_kernels.triton.trial import trial_of_blocks, trial_of_expansion
 
 
 def _products() -> ModuleType:
@@ -40,7 +41,10 @@ class BlockBackend:
             return reason
         if dtype != torch.bfloat16:
             return f"the back end {self.name} multiplies bfloat16 on tensor cores, not {dtype}"
-        return why_no_blocks(pattern)
+        blocks = blocks_of(pattern)
+        if blocks is None:
+            return why_no_blocks(pattern)
+        return trial_of_blocks(device, blocks.size, blocks.per_row is not None)
 
     def prepare(self, pattern: SparsityPattern, dtype: torch.dtype) -> Routes:
         _blocks(pattern)
@@ -87,7 +91,7 @@ class ExpandBackend:
             return reason
         if dtype not in (torch.float32, torch.bfloat16):
             return f"the back end {self.name} multiplies float32 and bfloat16, not {dtype}"
-        return None
+        return trial_of_expansion(device)
 
     def prepare(self, pattern: SparsityPattern, dtype: torch.dtype) -> Routes:
         _products().kept_before(pattern)
