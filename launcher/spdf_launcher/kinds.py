@@ -77,7 +77,7 @@ KINDS: dict[str, Kind] = {
         ("pretrain",),
         config=PretrainConfig,
         outputs={"run_dir": RUN},
-        files=("data.train", "data.validation", "data.tokenizer", "deepspeed"),
+        files=("data.train", "data.validation", "data.tokenizer", "training.init_from", "deepspeed"),
         ranked=True,
     ),
     "densify": Kind(

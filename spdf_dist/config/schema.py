@@ -142,6 +142,12 @@ class TrainingConfig:
     """Share of train_tokens that the cooldown of `wsd` takes."""
     cooldown_shape: str = "linear"
     """Shape of the cooldown: `linear` or `sqrt` (1 - sqrt of the progress)."""
+    init_from: str | None = None
+    """A checkpoint (step_N) or a run folder to start from, sparse or dense; null: new weights. Weights are taken where
+    the masks keep them; what a mask had pruned starts at zero."""
+    reset: list[str] = field(default_factory=lambda: ["optimizer", "schedule", "data"])
+    """What begins anew with init_from: `optimizer` (moments and step count), `schedule` (steps and learning rate) and
+    `data` (the place in the training data). What is not named goes on from the checkpoint."""
     weight_decay: float = 0.1
     """Decay of linear weights and embeddings; norms and biases do not decay."""
     beta1: float = 0.9

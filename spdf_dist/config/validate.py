@@ -161,6 +161,13 @@ def validate_pretrain(config: PretrainConfig) -> None:
     )
     spike = training.skip_loss_spike
     require(spike == 0 or spike > 1, f"training.skip_loss_spike: must be more than 1, or 0 for off, got {spike}")
+    for what in training.reset:
+        one_of("training.reset", what, ("optimizer", "schedule", "data"))
+    if config.sparsity.pattern == "init_from":
+        require(
+            training.init_from is not None,
+            "sparsity.pattern: init_from takes the masks of training.init_from, which is not set",
+        )
     one_of("training.schedule", training.schedule, ("cosine", "linear", "constant", "wsd"))
     one_of("training.cooldown_shape", training.cooldown_shape, ("linear", "sqrt"))
     if training.schedule == "wsd":

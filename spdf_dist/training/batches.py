@@ -55,8 +55,17 @@ class Source(Protocol):
 class PretrainBatches:
     """A ``Source`` over packed sequences."""
 
-    def __init__(self, config: PretrainConfig, train: Mixture, validation: Mixture | None, groups: Groups) -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        train: Mixture,
+        validation: Mixture | None,
+        groups: Groups,
+        first_sample: int = 0,
+    ) -> None:
+        """``first_sample`` is the global sample index that step 1 reads first."""
         self.config = config
+        self.first_sample = first_sample
         self.train = train
         self.validation_data = validation
         self.groups = groups
@@ -76,7 +85,8 @@ class PretrainBatches:
 
     def batch(self, step: int) -> GlobalBatch:
         size = self.config.training.global_batch_size
-        micro_batches = list(self._micro_batches(self.train, (step - 1) * size, step * size))
+        start = self.first_sample + (step - 1) * size
+        micro_batches = list(self._micro_batches(self.train, start, start + size))
         return GlobalBatch(micro_batches, tokens_per_step(self.config), self._flops)
 
     def consumed_tokens(self, step: int) -> int:

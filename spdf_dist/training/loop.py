@@ -33,6 +33,8 @@ class TrainingState:
     validations_without_gain: int = 0
     validation_due: bool = False
     """A stop came before or within the validation of ``step``: the run goes on with it."""
+    data_offset: int = 0
+    """The global sample index that step 1 reads first; not 0 in a run that started from another checkpoint."""
 
 
 @dataclass

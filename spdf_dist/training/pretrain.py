@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from spdf_dist.base.signals import StopRequest
+from spdf_dist.checkpoint.find import latest
 from spdf_dist.checkpoint.packed_masks import PackedMasks
+from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture, open_mixture
@@ -16,6 +18,7 @@ from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.batches import PretrainBatches
 from spdf_dist.training.engine import Engine
 from spdf_dist.training.execution import decide
+from spdf_dist.training.init_from import Origin
 from spdf_dist.training.loop import Loop, TrainingState
 from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.setup import (
@@ -43,31 +46,37 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
         on_rank_zero(groups, lambda: folder.check(config))
         # What can be wrong is found before the folder is opened: a mistake must not leave a run behind.
         train, validation, tokenizer = open_data(config)
-        masks = PackedMasks.pack(RandomMasks(config.model, config.sparsity))
+        continues = on_rank_zero(groups, lambda: latest(folder.checkpoints) is not None)
+        origin = Origin(config) if config.training.init_from is not None and not continues else None
+        masks = own_masks(config, folder) if continues else origin.masks() if origin else config_masks(config)
         on_rank_zero(groups, lambda: folder.open(config))
         if tokenizer is not None:
             on_rank_zero(groups, lambda: folder.keep_tokenizer(tokenizer))
         checkpoint = newest_checkpoint(folder, groups)
         if checkpoint is not None:
             checkpoint.check_model(config.model)
-        state = load_training_state(checkpoint) if checkpoint else TrainingState()
+        state = load_training_state(checkpoint) if checkpoint else origin.state if origin else TrainingState()
 
         tokens = config.training.micro_batch_size * config.model.seq_length
         execution = decide(config, config.model, masks, groups, folder, tokens)
         model = build_model(config, config.model, groups, masks, execution)
-        if checkpoint is None:
+        if checkpoint is None and origin is None:
             initialize_parameters(model, config.model, config.sparsity, config.seed)
         engine = Engine(model.to(groups.device), config, groups)
         if checkpoint is not None:
             load_weights(engine, checkpoint)
             load_moments(engine, checkpoint)
+        elif origin is not None:
+            origin.load(engine)
 
-        source = PretrainBatches(config, train, validation, groups)
+        source = PretrainBatches(config, train, validation, groups, first_sample=state.data_offset)
         ratio = executed_ratio(config, config.model, config.sparsity, execution)
         callbacks = reporting("pretrain", folder, groups, model, state, source.total_steps, ratio)
+        notes = [origin.note()] if origin else []
+        notes += [f"sparse {place}: {how}" for place, how in execution.items()]
         for callback in callbacks:
-            for place, how in execution.items():
-                callback.on_note(f"sparse {place}: {how}")
+            for note in notes:
+                callback.on_note(note)
 
         def save(current: TrainingState) -> None:
             save_state(
@@ -110,6 +119,18 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
                     "best_val_loss": state.best_val_loss,
                 },
             )
+
+
+def config_masks(config: PretrainConfig) -> PackedMasks:
+    """The masks that the config describes."""
+    return PackedMasks.pack(RandomMasks(config.model, config.sparsity))
+
+
+def own_masks(config: PretrainConfig, folder: RunFolder) -> PackedMasks:
+    """The masks of a run that continues: the config's, or its checkpoint's where the config does not make them."""
+    if config.sparsity.pattern != "init_from":
+        return config_masks(config)
+    return PackedMasks.pack(Checkpoint(folder.checkpoints).masks)
 
 
 def open_data(config: PretrainConfig) -> tuple[Mixture, Mixture | None, Tokenizer | None]:

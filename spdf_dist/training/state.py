@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +82,17 @@ def load_training_state(checkpoint: Checkpoint) -> TrainingState:
     return state
 
 
-def load_weights(engine: Engine, checkpoint: Checkpoint) -> None:
-    """The checkpoint's weights into the model and its masters; each rank reads its own slices alone."""
+Read = Callable[[Piece, Kind], Tensor]
+"""Reads what a piece takes of a checkpoint's tensor, fp32."""
+
+
+def load_weights(engine: Engine, checkpoint: Checkpoint, read: Read | None = None) -> None:
+    """The checkpoint's weights into the model and its masters; each rank reads only its own slices."""
     for parameter in engine.model.parameters():
-        engine.load_parameter(parameter, assemble(checkpoint, parameter, "model"))
+        engine.load_parameter(parameter, assemble(read or checkpoint.read_piece, parameter, "model"))
 
 
-def load_moments(engine: Engine, checkpoint: Checkpoint) -> None:
+def load_moments(engine: Engine, checkpoint: Checkpoint, read: Read | None = None) -> None:
     """The checkpoint's AdamW state, if it has one."""
     updates = int((checkpoint.manifest.optimizer or {}).get("updates", 0))
     if updates == 0:
@@ -96,13 +100,13 @@ def load_moments(engine: Engine, checkpoint: Checkpoint) -> None:
     engine.prepare_moments(updates)
     for key in MOMENTS:
         for parameter in engine.model.parameters():
-            engine.load_moment(parameter, key, assemble(checkpoint, parameter, key))
+            engine.load_moment(parameter, key, assemble(read or checkpoint.read_piece, parameter, key))
 
 
-def assemble(checkpoint: Checkpoint, parameter: Any, kind: Any) -> Tensor:
+def assemble(read: Read, parameter: Any, kind: Kind) -> Tensor:
     """A parameter's content, fp32, from the checkpoint's slices."""
     pieces = pieces_of(parameter)
-    contents = {piece.name: checkpoint.read_piece(piece, kind) for piece in pieces}
+    contents = {piece.name: read(piece, kind) for piece in pieces}
     value = parameter.detach().float().clone()
     join_pieces(pieces, contents, value)
     return value

@@ -1,0 +1,124 @@
+"""Pre-training that starts from another checkpoint: its weights, and what ``training.reset`` does not name.
+
+Weights are taken where the new mask keeps them; what the checkpoint had pruned starts at zero. What is not reset:
+
+    optimizer   AdamW's moments and step count go on; moments of entries that were pruned start at zero
+    schedule    the run's steps, and with them the learning rate, go on from the checkpoint's consumed tokens
+    data        the batches go on where the checkpoint's run stopped reading
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from spdf_dist.accounting.budget import tokens_per_step, total_steps
+from spdf_dist.checkpoint.manifest import Kind
+from spdf_dist.checkpoint.packed_masks import PackedMasks
+from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.parallel.layout import Piece
+from spdf_dist.sparsity.assignment import sparse_weights
+from spdf_dist.sparsity.masks import RandomMasks, logical_weights
+from spdf_dist.training.engine import MOMENTS, Engine
+from spdf_dist.training.loop import TrainingState
+from spdf_dist.training.state import load_moments, load_training_state, load_weights
+
+LEVEL_TOLERANCE = 0.005
+"""Between sparsity.level and the level of the checkpoint's masks."""
+
+
+class Origin:
+    """The checkpoint that a run starts from.
+
+    Raises UserError when it does not fit the config: another architecture or vocabulary, no moments to go on with.
+    """
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self.config = config
+        self.reset = set(config.training.reset)
+        self.checkpoint = Checkpoint(Path(config.training.init_from or "").expanduser())
+        self.checkpoint.check_model(config.model)
+        manifest, path = self.checkpoint.manifest, self.checkpoint.path
+        kept = {"optimizer", "schedule", "data"} - self.reset
+        if kept and manifest.kind != "pretrain":
+            raise UserError(
+                f"training.reset: {path} is a {manifest.kind} checkpoint, whose run cannot go on; "
+                f"add {', '.join(sorted(kept))}"
+            )
+        if "optimizer" in kept and not all(self.checkpoint.has(kind) for kind in MOMENTS):
+            raise UserError(f"training.reset: {path} holds no optimizer state to go on with; add optimizer")
+        self.state = self.starting_state()
+
+    def masks(self) -> PackedMasks:
+        """The run's masks: the config's, or with ``sparsity.pattern: init_from`` the checkpoint's.
+
+        Raises UserError when the checkpoint has none, or others than the config's level and targets say.
+        """
+        sparsity, path = self.config.sparsity, self.checkpoint.path
+        if sparsity.pattern != "init_from":
+            return PackedMasks.pack(RandomMasks(self.config.model, sparsity))
+        tensors = self.checkpoint.manifest.tensors
+        sparse = {name for name, tensor in tensors.items() if tensor.sparse}
+        if not sparse:
+            was = ", which was made dense" if len(self.checkpoint.masks) else ""
+            raise UserError(f"sparsity.pattern: init_from takes the masks of {path}{was}: it has none in use")
+        wanted = sparse_weights(logical_weights(self.config.model), sparsity)
+        if different := sparse ^ set(wanted):
+            raise UserError(
+                f"sparsity.targets: the masks of {path} are not those of sparsity.targets: {min(different)} has "
+                f"{'one' if min(different) in sparse else 'none'} there"
+            )
+        facts = self.checkpoint.manifest.masks
+        numel = sum(facts[name].shape[0] * facts[name].shape[1] for name in sparse)
+        real = 1 - sum(facts[name].kept for name in sparse) / numel
+        asked = float(sum(weight.level * weight.numel for weight in wanted.values()) / numel)
+        if abs(real - asked) > LEVEL_TOLERANCE:
+            raise UserError(f"sparsity.level: the masks of {path} prune {real:.6g}, not {asked:g}")
+        return PackedMasks.pack(
+            {name: self.checkpoint.masks[name] for name in logical_weights(self.config.model) if name in sparse}
+        )
+
+    def starting_state(self) -> TrainingState:
+        """Step and place in the data that the run begins at."""
+        manifest, path, config = self.checkpoint.manifest, self.checkpoint.path, self.config
+        old = load_training_state(self.checkpoint) if manifest.kind == "pretrain" else TrainingState()
+        state, per_step = TrainingState(), tokens_per_step(config)
+        if "schedule" not in self.reset:
+            step, rest = divmod(manifest.consumed_tokens, per_step)
+            if rest:
+                raise UserError(
+                    f"training.reset: the {manifest.consumed_tokens} tokens of {path} are not whole steps of "
+                    f"{per_step} tokens; add schedule, or take its training.global_batch_size"
+                )
+            if step >= total_steps(config):
+                raise UserError(
+                    f"training.train_tokens: {path} has consumed {manifest.consumed_tokens} already, and the schedule "
+                    f"goes on from there; set more than that, or add schedule to training.reset"
+                )
+            state = replace(old, step=step)
+        batch = config.training.global_batch_size
+        first = 0 if "data" in self.reset else old.data_offset + manifest.consumed_tokens // config.model.seq_length
+        state.data_offset = first - state.step * batch
+        return state
+
+    def load(self, engine: Engine) -> None:
+        """Weights, and moments unless they are reset, into the engine."""
+        load_weights(engine, self.checkpoint, self.read)
+        if "optimizer" not in self.reset:
+            load_moments(engine, self.checkpoint, self.read)
+
+    def read(self, piece: Piece, kind: Kind) -> Tensor:
+        """What a piece takes of the checkpoint's tensor: the kept values where it has a mask, whatever the
+        checkpoint's mask is."""
+        dense = self.checkpoint.read_piece(replace(piece, mask_source=None), kind)
+        mask = piece.mask
+        return dense if mask is None else dense[mask.cpu()]
+
+    def note(self) -> str:
+        """What is taken over, for people."""
+        kept = [what for what in ("optimizer", "schedule", "data") if what not in self.reset]
+        return f"starts from {self.checkpoint.path}: weights{''.join(f', {what}' for what in kept)}"
