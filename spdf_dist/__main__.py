@@ -1,12 +1,21 @@
-"""``python -m spdf_dist`` is the ``spdf`` command, for launchers that start modules (torchrun, deepspeed, srun)."""
+"""The ``spdf`` command; ``python -m spdf_dist`` for launchers that start modules (torchrun, deepspeed, srun)."""
 
+import signal
 import sys
 
 # `-m` puts the current folder first, where a user's tokenize.py would replace the standard one.
-if not sys.flags.safe_path and sys.path and not __file__.startswith(sys.path[0]):
+if __name__ == "__main__" and not sys.flags.safe_path and not __file__.startswith(sys.path[0]):
     del sys.path[0]
 
-from spdf_dist.cli.main import main
+
+def run() -> int:
+    """Run the command of this process and return its exit code."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in an import ends without a traceback
+    from spdf_dist.cli.main import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

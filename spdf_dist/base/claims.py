@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from spdf_dist.base.file_locks import try_lock, unlock
@@ -14,27 +15,52 @@ LOCK_NAME_CHARACTERS = 100
 
 
 @contextmanager
-def claimed(target: Path, lock: Path | None = None) -> Iterator[None]:
+def claimed(target: Path) -> Iterator[None]:
     """No other process makes ``target`` while the block runs.
 
-    The claim is a lock on a file beside ``target`` (or on ``lock``), which goes with the process however that ends.
+    The claim is a lock on a file beside ``target``, which goes with the process however that ends. The folder of
+    ``target`` is made, and removed again when the block fails and leaves nothing in it. There is no claim on devices and
+    pipes, nor where no file can be written: the command says in its own words what is wrong there.
 
     Raises:
-        UserError: another process is making it, or nothing can be written beside it.
+        UserError: another process is making it, or a link lies in the place of the lock.
     """
-    real = target.resolve()
-    path = lock or real.with_name(f".{real.name[:LOCK_NAME_CHARACTERS]}.lock")
+    try:
+        real = target.resolve()
+        special = real.exists() and not (real.is_file() or real.is_dir())
+        above = [folder for folder in real.parents if not folder.exists()]
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle
+        yield
+        return
+    if special or real == real.parent:
+        yield
+        return
+    path = real.with_name(f".{real.name[:LOCK_NAME_CHARACTERS]}.lock")
     try:
         descriptor = take(path)
     except OSError as error:
-        raise UserError(f"{target} cannot be made: {path.parent}: {error.strerror}") from None
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path} is a link and is not followed: remove it") from None
+        yield
+        return
     if descriptor is None:
         raise UserError(f"{target}: another process is making it; wait for its end or name another place")
     try:
         yield
-    finally:
-        path.unlink(missing_ok=True)  # before the lock is given back: whoever takes it then sees that the file is gone
-        unlock(descriptor)
+    except BaseException:
+        give_back(path, descriptor)
+        with suppress(OSError):  # not empty
+            for folder in above:
+                folder.rmdir()
+        raise
+    else:
+        give_back(path, descriptor)
+
+
+def give_back(path: Path, descriptor: int) -> None:
+    """End a claim. The file goes first: whoever takes the lock then sees that it is gone."""
+    path.unlink(missing_ok=True)
+    unlock(descriptor)
 
 
 def take(path: Path) -> int | None:

@@ -34,7 +34,7 @@ def try_lock(path: Path, patience: float = 0.0) -> int | None:
     Raises OSError when the file cannot be opened for writing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     deadline = time.monotonic() + patience
     try:
         while not _taken(descriptor, path):

@@ -90,14 +90,3 @@ def stop_on_signal() -> Iterator[None]:
 
     with handled(STOP_SIGNALS, handle):
         yield
-
-
-@contextlib.contextmanager
-def interrupted_by(*numbers: int) -> Iterator[None]:
-    """Raise KeyboardInterrupt in the block at these signals, as Ctrl-C does, so that it can clean up."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    with handled(numbers, handle):
-        yield

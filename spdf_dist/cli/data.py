@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
 
@@ -46,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, metavar="N", help="tokenizing processes (default: the cores this process may use)"
     )
     pack.add_argument("--json", action="store_true", help="print one JSON object")
-    pack.set_defaults(work=run_pack)
+    pack.set_defaults(work=run_pack, claims_out=True)
 
     info = commands.add_parser("info", help="what a packed folder holds, and its unigram entropy")
     info.add_argument("folder", metavar="DIR", help="written by `spdf data pack`")
@@ -75,12 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from spdf_dist.config.errors import SpdfError
-
-    try:
-        return int(args.work(args))
-    except OSError as error:
-        raise SpdfError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
+    return int(args.work(args))
 
 
 def run_tokenizer_train(args: argparse.Namespace) -> int:
@@ -103,15 +97,13 @@ def run_tokenizer_train(args: argparse.Namespace) -> int:
 
 
 def run_pack(args: argparse.Namespace) -> int:
-    from spdf_dist.base.signals import interrupted_by
     from spdf_dist.config.errors import SpdfError
     from spdf_dist.data.pack import pack
     from spdf_dist.data.ranks import is_rank_zero
 
     start = time.monotonic()
     try:
-        with interrupted_by(signal.SIGTERM):  # so that what was written aside is removed
-            result = pack(args.input, args.tokenizer, args.out, args.seq_len, args.workers, show_progress=True)
+        result = pack(args.input, args.tokenizer, args.out, args.seq_len, args.workers, show_progress=True)
     except SpdfError:
         # All ranks failed alike. Launchers end the others at the first code that is not 0, and rank 0 has to speak.
         if is_rank_zero():

@@ -7,19 +7,24 @@ import contextlib
 import errno
 import importlib.metadata
 import os
+import re
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NoReturn
 
 from spdf_dist import __version__
+from spdf_dist.base.claims import claimed
 from spdf_dist.base.signals import STOP_SIGNALS, handled
 from spdf_dist.cli.memory import keep_freed_memory
 from spdf_dist.cli.surroundings import import_nothing_from_here, open_standard_streams
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_STOPPED, SpdfError
 from spdf_dist.config.paths import with_home
 from spdf_dist.config.suggest import nearest
+from spdf_dist.data.ranks import is_rank_zero
 from spdf_dist.parallel.ranks import ALONE, discover, first_told, follow_parent, lost_peer, may_speak
 
 GROUP = "spdf.commands"
@@ -27,8 +32,21 @@ TRAINING = ("pretrain", "finetune")
 """Commands that a stop leaves to be gone on with."""
 PROMPT = "--prompt"
 """The option whose value is a text."""
-UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+UNREACHABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+)
 """Errors of the file system for a path that a user gave and may not enter, or that no file can have."""
+
+EXIT_INTERRUPTED = 130
+"""Of commands that save nothing."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 DESCRIPTION = """Sparse pre-training and dense fine-tuning of GPT models (SPDF).
 
@@ -41,7 +59,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with usage errors in one line."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: error: {message} (see `{self.prog} --help`)", file=sys.stderr)
+        print(f"{self.prog}: error: {one_line(message)} (see `{self.prog} --help`)", file=sys.stderr)
         raise SystemExit(EXIT_BAD_INPUT)
 
 
@@ -91,8 +109,14 @@ def overview(points: dict[str, importlib.metadata.EntryPoint]) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """``text`` with line ends and control characters as escapes: a name or a key may hold any."""
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+
+
 def report(line: str, code: int) -> int:
     """Print why the command ends, unless another rank of the job does; returns ``code``."""
+    line = one_line(line)
     if may_speak(line, code):
         print(line, file=sys.stderr)
     return code
@@ -105,7 +129,8 @@ def stoppable(name: str) -> Iterator[None]:
     The imports alone take seconds. Nothing is to be saved then, and an exception could get lost in an import.
     """
     if name not in TRAINING:
-        yield
+        with interruptible(name):
+            yield
         return
     owner = os.getpid()
 
@@ -118,6 +143,43 @@ def stoppable(name: str) -> Iterator[None]:
     with handled(STOP_SIGNALS, stop):
         follow_parent()
         yield
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM, SIGUSR1 or Ctrl-C; ``number`` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def interruptible(name: str) -> Iterator[None]:
+    """The first SIGTERM, SIGUSR1 or Ctrl-C raises Interrupted, so that nothing is left; a second ends at once."""
+    owner = os.getpid()
+    heard: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner or heard:
+            os._exit(EXIT_INTERRUPTED)
+        heard.append(number)
+        raise Interrupted(number)
+
+    with handled(STOP_SIGNALS, interrupt):
+        try:
+            yield
+        except BaseException as error:
+            if heard:  # whatever a library that was interrupted makes of it
+                raise Interrupted(heard[0]) from error
+            raise
+
+
+def claim(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """The claim on what the command makes: its ``out``. Ranks of a pack claim it together."""
+    out = getattr(args, "out", None)
+    if not out or getattr(args, "claims_out", False) or not is_rank_zero():
+        return contextlib.nullcontext()
+    return claimed(Path(out))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,7 +225,7 @@ def run_command(argv: Sequence[str]) -> int:
         return 0
     name, *rest = expand_home(arguments)
     if name not in points:
-        print(f"spdf: error: unknown command '{name}'{nearest(name, points)}", file=sys.stderr)
+        print(one_line(f"spdf: error: unknown command '{name}'{nearest(name, points)}"), file=sys.stderr)
         return EXIT_BAD_INPUT
     module = points[name].load()
     parser = build_parser(name, module)
@@ -171,16 +233,22 @@ def run_command(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest) if parser._subparsers else parser.parse_intermixed_args(rest)
     keep_freed_memory()
     try:
-        with stoppable(name):
+        with stoppable(name), claim(args):
             return int(module.run(args) or 0)
     except SpdfError as error:
         return report(f"spdf {name}: {error}", error.exit_code)
     except OSError as error:
-        if error.filename is None or error.errno not in UNREACHABLE:
+        if isinstance(error, BrokenPipeError) or error.errno is None:
             raise
-        return report(f"spdf {name}: {error.filename}: {error.strerror}", EXIT_BAD_INPUT)
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        unreachable = where != "" and error.errno in UNREACHABLE
+        return report(f"spdf {name}: {where}{error.strerror}", EXIT_BAD_INPUT if unreachable else 1)
+    except MemoryError as error:
+        return report(f"spdf {name}: out of memory{f' ({error})' if str(error) else ''}", 1)
+    except Interrupted as stop:
+        return report(f"spdf {name}: stopped by {signal.Signals(stop.number).name}", EXIT_INTERRUPTED)
     except KeyboardInterrupt:
-        return report(f"spdf {name}: interrupted", EXIT_STOPPED if name in TRAINING else 130)
+        return report(f"spdf {name}: interrupted", EXIT_STOPPED if name in TRAINING else EXIT_INTERRUPTED)
     except RuntimeError as error:
         if not lost_peer(error):
             raise

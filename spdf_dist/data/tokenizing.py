@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from spdf_dist.base.signals import STOP_SIGNALS
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.data.pack_progress import PackProgress
 from spdf_dist.data.readers import Chunk, Problem, parse_chunk, read_chunks
@@ -125,7 +126,8 @@ _worker: ChunkTokenizer
 def start_worker(tokenizer: str) -> None:
     """Prepare a worker process."""
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in STOP_SIGNALS:  # the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
     _worker = ChunkTokenizer(load_tokenizer(tokenizer))
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from spdf_dist.base.signals import STOP_SIGNALS, ReceivedSignals, StopRequest, interrupted_by, stop_on_signal
+from spdf_dist.base.signals import STOP_SIGNALS, ReceivedSignals, StopRequest, stop_on_signal
 from spdf_dist.config.errors import Stopped
 
 
@@ -35,11 +35,6 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
 def test_a_command_with_nothing_to_save_is_stopped() -> None:
     with pytest.raises(Stopped, match="SIGUSR1"), stop_on_signal():
         os.kill(os.getpid(), signal.SIGUSR1)
-
-
-def test_a_signal_can_act_as_ctrl_c() -> None:
-    with pytest.raises(KeyboardInterrupt), interrupted_by(signal.SIGTERM):
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_received_signals_are_listed_and_end_a_pause() -> None:
