@@ -19,8 +19,8 @@ def claimed(target: Path) -> Iterator[None]:
     """No other process makes ``target`` while the block runs.
 
     The claim is a lock on a file beside ``target``, which goes with the process however that ends. The folder of
-    ``target`` is made, and removed again when the block fails and leaves nothing in it. There is no claim on devices and
-    pipes, nor where no file can be written: the command says in its own words what is wrong there.
+    ``target`` is made, and removed again when the block fails and leaves nothing in it. There is no claim on devices
+    and pipes, nor where no file can be written: the command says in its own words what is wrong there.
 
     Raises:
         UserError: another process is making it, or a link lies in the place of the lock.
@@ -36,16 +36,15 @@ def claimed(target: Path) -> Iterator[None]:
         yield
         return
     path = real.with_name(f".{real.name[:LOCK_NAME_CHARACTERS]}.lock")
+    descriptor: int | None = None
     try:
-        descriptor = take(path)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise UserError(f"{path} is a link and is not followed: remove it") from None
-        yield
-        return
-    if descriptor is None:
-        raise UserError(f"{target}: another process is making it; wait for its end or name another place")
-    try:
+        try:
+            descriptor = take(path)
+            if descriptor is None:
+                raise UserError(f"{target}: another process is making it; wait for its end or name another place")
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise UserError(f"{path} is a link and is not followed: remove it") from None
         yield
     except BaseException:
         give_back(path, descriptor)
@@ -57,10 +56,11 @@ def claimed(target: Path) -> Iterator[None]:
         give_back(path, descriptor)
 
 
-def give_back(path: Path, descriptor: int) -> None:
+def give_back(path: Path, descriptor: int | None) -> None:
     """End a claim. The file goes first: whoever takes the lock then sees that it is gone."""
-    path.unlink(missing_ok=True)
-    unlock(descriptor)
+    if descriptor is not None:
+        path.unlink(missing_ok=True)
+        unlock(descriptor)
 
 
 def take(path: Path) -> int | None:
