@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from spdf_dist.checkpoint.read import read_dense
+from spdf_dist.checkpoint.read import DenseCheckpoint, read_dense
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.evaluation.decoder import Decoder
@@ -41,13 +41,14 @@ def load(checkpoint: Path, tokenizer: Path | None, device: str) -> Loaded:
         device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
 
     Raises:
-        UserError: no whole checkpoint, no tokenizer, or one of another vocabulary, or no GPU.
+        UserError: no whole checkpoint, weights that are not finite, no tokenizer, one of another vocabulary, or no GPU.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     elif device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here; use cpu")
     dense = read_dense(checkpoint)
+    check_finite(dense, checkpoint)
     folder = tokenizer or dense.tokenizer_dir
     if folder is None:
         raise UserError(f"{checkpoint} keeps no tokenizer; name it with --tokenizer")
@@ -59,3 +60,15 @@ def load(checkpoint: Path, tokenizer: Path | None, device: str) -> Loaded:
             " give the one it was trained with"
         )
     return Loaded(Decoder(dense.model, dense.weights, device, words=words.vocab_size), words, dense.step)
+
+
+def check_finite(dense: DenseCheckpoint, path: Path) -> None:
+    """Raise UserError when a weight is NaN or infinite: whatever it computes means nothing."""
+    for name, weight in dense.weights.items():
+        least, most = torch.aminmax(weight)  # NaN when one is
+        if not (least.isfinite() and most.isfinite()):
+            wrong = int((~weight.isfinite()).sum())
+            raise UserError(
+                f"{path}: {wrong:,} of {weight.numel():,} values of {name} are not finite: its run diverged before it "
+                "was saved; take an earlier checkpoint"
+            )

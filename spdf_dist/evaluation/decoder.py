@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spdf_dist.config.errors import NonFiniteError
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.model.architecture import family_module
 
@@ -130,7 +131,7 @@ class Decoder:
     @torch.inference_mode()
     def logits(self, tokens_NT: Tensor) -> Tensor:
         """Logits of the next token at every position, [N, T, V]; T is at most the context window."""
-        return self.network.logits(self._read(tokens_NT, []))
+        return check_logits(self.network.logits(self._read(tokens_NT, [])))
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], beams: int, max_steps: int) -> tuple[Cache, Tensor]:
@@ -179,10 +180,17 @@ class Decoder:
         return x_NTd
 
     def _next(self, x: Tensor) -> Tensor:
-        logits = self.network.logits(x)
+        logits = check_logits(self.network.logits(x))
         if self.words is not None:
             logits[..., self.words :] = -torch.inf
         return logits
+
+
+def check_logits(logits: Tensor) -> Tensor:
+    """``logits`` [..., V]; raises NonFiniteError when a hidden state was NaN, which makes all of its logits NaN."""
+    if logits[..., 0].isnan().any():
+        raise NonFiniteError("the model's outputs are NaN: its weights overflow in the computation")
+    return logits
 
 
 def attend(q_NhTc: Tensor, k_NgKc: Tensor, v_NgKc: Tensor, bias: Tensor | None) -> Tensor:

@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_gpt import random_weights, transformers_model
 
+from spdf_dist.checkpoint.write import single_writer, whole
 from spdf_dist.cli.main import main
 from spdf_dist.evaluation.checkpoint import load
 
@@ -176,3 +180,56 @@ def test_signal_leaves_nothing_half_written(checkpoint: Path, tmp_path: Path) ->
     assert process.returncode == 75
     assert b"SIGTERM" in rest and b"Traceback" not in rest
     assert [path.name for path in tmp_path.iterdir()] == ["many.csv"]
+
+
+def write_checkpoint(
+    folder: Path, scale: float, change: Callable[[dict[str, torch.Tensor]], None], words: Path
+) -> Path:
+    weights = random_weights(MODEL, seed=11, scale=scale)
+    change(weights)
+    return single_writer(folder, 3).write(
+        (("model", whole(name, tensor), tensor) for name, tensor in weights.items()),
+        masks=None,
+        config_yaml="",
+        tokenizer=words,
+        manifest={"kind": "pretrain", "model": asdict(MODEL), "sparsity": None, "consumed_tokens": 0},
+    )
+
+
+def all_nan(weights: dict[str, torch.Tensor]) -> None:
+    for tensor in weights.values():
+        tensor.fill_(torch.nan)
+
+
+def one_infinity(weights: dict[str, torch.Tensor]) -> None:
+    weights["layers.1.W_O"][3, 5] = -torch.inf
+
+
+def huge(weights: dict[str, torch.Tensor]) -> None:
+    for name in ("layers.0.W_O", "layers.0.W_I", "layers.1.W_Q"):
+        weights[name].fill_(3e38)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        (all_nan, 2, "values of embedding.word are not finite"),
+        (one_infinity, 2, "1 of 4,096 values of layers.1.W_O"),
+        (huge, 3, "outputs are NaN"),
+    ],
+)
+@pytest.mark.parametrize("command", ["prompt", "greedy", "task", "perplexity"])
+def test_weights_that_are_not_finite_are_an_error(  # type: ignore[no-untyped-def]
+    command: str, change, code: int, said: str, tmp_path: Path, tokenizer_file: Path, e2e_csv: Path, capsys
+) -> None:
+    folder = write_checkpoint(tmp_path / "step_3", change, tokenizer_file)
+    (tmp_path / "t.txt").write_text("The Mill is a pub")
+    words = {
+        "prompt": ["generate", str(folder), "--prompt", "The Mill", "--beam", "2", "--max-new-tokens", "3"],
+        "greedy": ["generate", str(folder), "--prompt", "The Mill", "--greedy", "--max-new-tokens", "3"],
+        "task": ["generate", str(folder), "--task", "e2e", "--input", str(e2e_csv), "--out", str(tmp_path / "h")],
+        "perplexity": ["perplexity", str(folder), "--data", str(tmp_path / "t.txt"), "--json"],
+    }[command]
+    assert main(words) == code
+    out, error = capsys.readouterr()
+    assert out == "" and said in error.splitlines()[-1] and not (tmp_path / "h").exists()
