@@ -182,10 +182,11 @@ def test_signal_leaves_nothing_half_written(checkpoint: Path, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["many.csv"]
 
 
-def write_checkpoint(
-    folder: Path, scale: float, change: Callable[[dict[str, torch.Tensor]], None], words: Path
-) -> Path:
-    weights = random_weights(MODEL, seed=11, scale=scale)
+MODEL = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, seq_length=64, vocab_size=300)
+
+
+def write_checkpoint(folder: Path, change: Callable[[dict[str, torch.Tensor]], None], words: Path) -> Path:
+    weights = random_weights(MODEL, seed=11, scale=0.2)
     change(weights)
     return single_writer(folder, 3).write(
         (("model", whole(name, tensor), tensor) for name, tensor in weights.items()),
