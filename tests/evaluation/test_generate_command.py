@@ -18,6 +18,7 @@ from tiny_gpt import random_weights, transformers_model
 
 from spdf_dist.checkpoint.write import single_writer, whole
 from spdf_dist.cli.main import main
+from spdf_dist.config.schema import ModelConfig
 from spdf_dist.evaluation.checkpoint import load
 
 
