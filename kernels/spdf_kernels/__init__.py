@@ -4,11 +4,13 @@ from spdf_kernels.backends import Description, available_backends, describe, set
 from spdf_kernels.choose import Comparison, choose, compare
 from spdf_kernels.dense import dense_linear
 from spdf_kernels.linear import sparse_linear
+from spdf_kernels.module import SparseLinear
 from spdf_kernels.pattern import SparsityPattern
 
 __all__ = [
     "Comparison",
     "Description",
+    "SparseLinear",
     "SparsityPattern",
     "available_backends",
     "choose",

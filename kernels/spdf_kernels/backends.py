@@ -157,6 +157,7 @@ def backend_for(pattern: SparsityPattern, dtype: torch.dtype) -> Backend:
     if (reason := backend.available()) is not None:
         raise ValueError(f"{VARIABLE}={forced} is not available: {reason}")
     if (reason := backend.supports(pattern.device, dtype, pattern)) is not None:
+        _first(pattern, dtype)  # raises TypeError for a dtype that no back end supports
         raise ValueError(f"{VARIABLE}={forced}: {reason}")
     return backend
 
@@ -166,7 +167,7 @@ def _first(pattern: SparsityPattern, dtype: torch.dtype) -> Backend:
         if backend.available() is None and backend.supports(pattern.device, dtype, pattern) is None:
             pattern.chosen[dtype] = backend
             return backend
-    raise TypeError(f"no back end multiplies {dtype} on {pattern.device}")
+    raise TypeError(f"operands must be float32, bfloat16, float16 or float64, not {dtype}")
 
 
 def set_code_budget_mb(megabytes: float) -> None:
@@ -192,10 +193,8 @@ class Description(NamedTuple):
 def describe(pattern: SparsityPattern, dtype: torch.dtype = torch.float32) -> Description:
     """Prepares all products of a pattern for tensors of `dtype`; tells the back end of each, and the bytes they hold.
 
-    The mask's own bits count as indices. Raises TypeError for another dtype than float32 and bfloat16.
+    The mask's own bits count as indices. Raises what `backend_for` raises.
     """
-    if dtype not in native.DTYPES:
-        raise TypeError(f"products are of float32 or bfloat16, not {dtype}")
     backend = backend_for(pattern, dtype)
     routes = backend.prepare(pattern, dtype)
     held = backend.bytes(pattern)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from spdf_kernels import native
@@ -23,8 +24,9 @@ _DW_BY_MKL_UP_TO = 1024
 def dense_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """y [..., out] = x [..., in] weight^T + bias for weight [out, in] and bias [out]; differentiable in all three.
 
-    float32 on a CPU that is not Intel's: the products run through oneDNN, but for dW up to 1,024 inputs. Else, and for
-    less than 16 tokens, torch.nn.functional.linear. Errors are those of torch.nn.functional.linear.
+    float32 on a CPU that is not Intel's: the products run through oneDNN, but for dW up to 1,024 inputs. Else, for
+    less than 16 tokens, in forward mode and under autocast, torch.nn.functional.linear. Errors are those of
+    torch.nn.functional.linear.
     """
     tokens = x.shape[:-1].numel()
     if not takes_onednn(x) or tokens < _FEW_TOKENS or not _fits(x, weight, bias):
@@ -47,7 +49,13 @@ def _fits(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> b
 
 def takes_onednn(x: torch.Tensor) -> bool:
     """Whether `dense_linear` hands this operand's products to oneDNN: float32 in the memory of a CPU not Intel's."""
-    return _ONEDNN_IS_FASTER and x.dtype == torch.float32 and x.device.type == "cpu"
+    return (
+        _ONEDNN_IS_FASTER
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and forward_ad._current_level < 0  # the operator has no forward mode
+        and not torch.is_autocast_enabled("cpu")  # nor an autocast rule
+    )
 
 
 @torch.library.custom_op("spdf::onednn_linear", mutates_args=())

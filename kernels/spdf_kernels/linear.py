@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from spdf_kernels import ops
-from spdf_kernels.native import DTYPES
 from spdf_kernels.pattern import SparsityPattern
 
 
@@ -14,9 +13,10 @@ def sparse_linear(
 ) -> torch.Tensor:
     """y [..., out] = x [..., in] W^T + bias, where W [out, in] keeps `values` [nnz] at the pattern's entries.
 
-    A product over kept entries alone: a non-finite x[j] reaches exactly the rows that keep column j. Differentiable in
-    x, values and bias [out], which share a dtype, float32 or bfloat16 (then summed in float32). Non-contiguous tensors
-    are accepted at the price of one copy.
+    A product over kept entries only: a non-finite x[j] reaches exactly the rows that keep column j. Differentiable in
+    x, values and bias [out], in reverse and in forward mode, to any order. They share a dtype: float32, bfloat16 or
+    float16 (both summed in float32), or float64 (without a kernel: the back end torch). Under torch.autocast they are
+    cast to its dtype, as for torch.nn.functional.linear. A non-contiguous tensor costs one copy.
 
     Raises TypeError for a wrong type or dtype, ValueError for a wrong shape or device.
     """
@@ -43,9 +43,9 @@ def sparse_linear(
 def _check(name: str, tensor: object, pattern: SparsityPattern, values: object) -> None:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch tensor, not {type(tensor).__name__}")
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float32 or bfloat16, not {tensor.dtype}")
     if isinstance(values, torch.Tensor) and tensor.dtype != values.dtype:
+        if torch.is_autocast_enabled(tensor.device.type) and tensor.is_floating_point():
+            return
         raise TypeError(f"x, values and bias must share a dtype: {name} is {tensor.dtype}, values {values.dtype}")
     if tensor.device != pattern.device:
         raise ValueError(f"{name} is on {tensor.device}, but the pattern's mask was on {pattern.device}")

@@ -84,6 +84,13 @@ class SparsityPattern:
         numel = self.shape[0] * self.shape[1]
         return _unpack(self.bits, numel).view(self.shape)
 
+    def to(self, device: torch.device | str) -> SparsityPattern:
+        """The same pattern on another device; this one where it is there already. Raises ValueError for meta."""
+        device = torch.device(device)
+        if device == self.device or (device.type == self.device.type and device.index is None):
+            return self
+        return SparsityPattern.from_mask(self.mask().to(device))
+
     def flat_index(self) -> torch.Tensor:
         """Positions of the kept entries in the flattened weight, ascending: int32 (int64 from 2^31 entries on) [nnz].
 

@@ -57,24 +57,28 @@ def _only_kept_entries(
     tokens = (~torch.isfinite(operand).all(dim=1)).nonzero().view(-1)
     if len(tokens) == 0:
         return product
-    weight = _kept_alone(values_K, pattern)
-    some = operand[tokens].float()
+    wide = torch.promote_types(operand.dtype, torch.float32)
+    weight = _kept_alone(values_K.to(wide), pattern)
+    some = operand[tokens].to(wide)
     exact = some @ weight if transposed else (weight @ some.t()).t()
-    product[tokens] = (exact if bias is None else exact + bias.float()).to(product.dtype)
+    product[tokens] = (exact if bias is None else exact + bias.to(wide)).to(product.dtype)
     return product
 
 
 def _kept_alone(values_K: torch.Tensor, pattern: SparsityPattern) -> torch.Tensor:
-    """The weight in CSR, float32: its products leave pruned entries out, but take longer than a dense product."""
+    """The weight in CSR: its products leave pruned entries out, but take longer than a dense product."""
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     rows, columns = pattern.shape
     index = pattern.flat_index().long()
     starts = torch.searchsorted(index, columns * torch.arange(rows + 1, device=index.device))
-    return torch.sparse_csr_tensor(starts, index % columns, values_K.float(), (rows, columns), check_invariants=False)
+    return torch.sparse_csr_tensor(starts, index % columns, values_K, (rows, columns), check_invariants=False)
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Reference:
-    """The back end `torch`: any device, any floating dtype. It multiplies as much as a dense layer does."""
+    """The back end `torch`: any device, any of DTYPES. It multiplies as much as a dense layer does."""
 
     name = "torch"
     path = "dense"
@@ -87,7 +91,9 @@ class Reference:
         return None
 
     def supports(self, device: torch.device, dtype: torch.dtype, pattern: SparsityPattern) -> str | None:
-        return None if dtype.is_floating_point else f"the back end torch multiplies floating-point numbers, not {dtype}"
+        if dtype not in DTYPES:
+            return f"the back end torch multiplies float32, bfloat16, float16 and float64, not {dtype}"
+        return None
 
     def prepare(self, pattern: SparsityPattern, dtype: torch.dtype) -> Routes:
         pattern.flat_index()

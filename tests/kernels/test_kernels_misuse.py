@@ -18,8 +18,8 @@ X, VALUES, BIAS = torch.zeros(3, 8), torch.zeros(PATTERN.nnz), torch.zeros(6)
         (X, torch.zeros(PATTERN.nnz, 1), BIAS, ValueError, "values must have shape"),
         (X, VALUES, torch.zeros(5), ValueError, "bias must have shape"),
         (X, VALUES, torch.zeros(1, 6), ValueError, "bias must have shape"),
-        (X.double(), VALUES.double(), None, TypeError, "float32 or bfloat16"),
-        (X.half(), VALUES.half(), None, TypeError, "float32 or bfloat16"),
+        (X.int(), VALUES.int(), None, TypeError, "operands must be float32, bfloat16, float16 or float64"),
+        (X.cfloat(), VALUES.cfloat(), None, TypeError, "operands must be float32, bfloat16, float16 or float64"),
         (X.bfloat16(), VALUES, None, TypeError, "share a dtype"),
         (X, VALUES, BIAS.bfloat16(), TypeError, "share a dtype"),
         (X.to("meta"), VALUES, None, ValueError, "x is on meta"),
@@ -46,7 +46,7 @@ DY, K = torch.zeros(3, 6), PATTERN.nnz
         ("spmm", (X, VALUES[1:], None, 6), ValueError),
         ("spmm", (X, VALUES, BIAS[1:], 6), ValueError),
         ("spmm", (X, VALUES, None, 7), ValueError),
-        ("spmm", (X.double(), VALUES.double(), None, 6), TypeError),
+        ("spmm", (X.int(), VALUES.int(), None, 6), TypeError),
         ("spmm", (X.bfloat16(), VALUES, None, 6), TypeError),
         ("spmm", (X, VALUES, BIAS.bfloat16(), 6), TypeError),
         ("spmm_transposed", (X, VALUES, 8), ValueError),
@@ -118,5 +118,12 @@ def test_code_budgets_are_whole_bytes_that_fit_64_bits(
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_description_of_another_dtype(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPDF_KERNELS_BACKEND", backend)
-    with pytest.raises(TypeError, match="float32 or bfloat16, not"):
-        describe(PATTERN, torch.float64)
+    with pytest.raises(TypeError, match="float32, bfloat16, float16 or float64, not"):
+        describe(PATTERN, torch.int32)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "torch"])
+def test_a_forced_backend_that_lacks_a_dtype(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPDF_KERNELS_BACKEND", backend)
+    with pytest.raises(ValueError, match=f"SPDF_KERNELS_BACKEND={backend}: .* not torch.float64"):
+        sparse_linear(X.double(), VALUES.double(), PATTERN)
