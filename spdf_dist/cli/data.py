@@ -52,6 +52,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     info.add_argument("--json", action="store_true", help="print one JSON object")
     info.set_defaults(work=run_info)
 
+    verify = commands.add_parser(
+        "verify",
+        help="compare data sets with their checksums",
+        description="Compare every byte of packed folders with the checksums in their index, and of Megatron files "
+        "with their file of sums (PREFIX.sums), which is written where it is missing: training compares what it reads.",
+    )
+    verify.add_argument("paths", nargs="+", metavar="PATH", help="packed folders, prefixes of Megatron .bin and .idx")
+    verify.set_defaults(work=run_verify)
+
     fetch = commands.add_parser("fetch", help="download a data set from its official source")
     fetch.add_argument("name", metavar="NAME", help=", ".join(DATASETS))
     fetch.add_argument("--out", required=True, metavar="DIR", help="the folder to put the files into")
@@ -161,6 +170,14 @@ def run_info(args: argparse.Namespace) -> int:
     for name, part in facts["sets"].items():
         print(f"  {name}: {part['documents']:,} documents, {part['tokens']:,} tokens")
     print(f"unigram entropy {facts['unigram_entropy']:.3f} nats a token: what a model without context reaches at best")
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    from spdf_dist.data.verify import verify_dataset
+
+    for path in args.paths:
+        print(f"{path}: {verify_dataset(path)}", flush=True)
     return 0
 
 

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 
 from spdf_dist.config.errors import UserError
+from spdf_dist.data.block_sums import BlockSums
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
+SCANNED_BYTES = 1 << 30
+"""Files up to this size are searched for ids that the model does not have when opened; larger ones while they are used,
+by a thread that rests for most of the time."""
+SCAN_BLOCK_TOKENS = 1 << 22
+SCAN_SHARE = 0.1
+SAMPLED_BLOCKS, SAMPLE_BYTES = 1024, 4096
+"""What of a .bin file is in the data set's digest."""
 TOKEN_TYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 
 
@@ -33,7 +43,9 @@ class MegatronDataset:
     """The documents of one ``.bin``/``.idx`` pair, joined and cut into sequences of ``seq_length + 1`` tokens.
 
     The first token of a sequence is the last of the one before; the final rest is dropped. The files do not tell
-    their tokenizer: with ``model_vocab_size``, ids that the model does not have are an error when they are read.
+    their tokenizer: with ``model_vocab_size``, ids that the model does not have are an error, with their place. The
+    format has no checksums: with a file of sums (`spdf data verify` writes it) each block is compared when it is first
+    read.
     """
 
     tokenizer_digest: str | None = None
@@ -63,29 +75,76 @@ class MegatronDataset:
         self.num_sequences = max(0, self.tokens - 1) // seq_length
         if self.num_sequences == 0:
             raise UserError(f"{tokens} holds {self.tokens} tokens, fewer than one sequence of {seq_length} + 1")
-        stream = np.memmap(tokens, self._dtype, "r")
-        self._sequences = np.lib.stride_tricks.sliding_window_view(stream, seq_length + 1)[::seq_length]
+        self._stream = np.memmap(tokens, self._dtype, "r")
+        self._sequences = np.lib.stride_tricks.sliding_window_view(self._stream, seq_length + 1)[::seq_length]
+        self._sums = BlockSums.of(self.path, self._index_digest, self.bytes)
+        self._found: UserError | None = None
+        if self._limit is not None and self.bytes <= SCANNED_BYTES:
+            self._scan(rest=0.0)
+            if self._found is not None:
+                raise self._found
+        elif self._limit is not None:
+            threading.Thread(target=self._scan, args=(1 / SCAN_SHARE - 1,), daemon=True).start()
 
     def read(self, sequences: np.ndarray) -> np.ndarray:
         """The sequences of these numbers (int64 [n]) -> [n, seq_length + 1], in the file's token type.
 
         Raises:
-            UserError: an id that the model does not have.
+            UserError: an id that the model does not have, here or anywhere that was searched so far; a block that
+                differs from the file of sums.
         """
+        if self._found is not None:
+            raise self._found
+        if self._sums is not None:
+            size = self._dtype.itemsize
+            for number in sequences.tolist():
+                start = number * self.seq_length * size
+                self._sums.check(start, start + (self.seq_length + 1) * size)
         ids = self._sequences[sequences]
         if self._limit is not None and ids.size and (ids.max() >= self._limit or ids.min() < 0):
-            raise UserError(
-                f"{self.path}.bin holds token {ids.max()}, model.vocab_size is {self._limit}; "
-                "set it to the vocabulary size of the tokenizer that made the file"
-            )
+            row = int(np.argmax((ids >= self._limit).any(axis=1) | (ids < 0).any(axis=1)))
+            at = int(np.argmax((ids[row] >= self._limit) | (ids[row] < 0)))
+            raise self._no_such_id(int(sequences[row]) * self.seq_length + at)
         return ids
 
     def digest(self) -> str:
-        """sha256 (hex) of the index, which gives the lengths of all documents."""
-        return self._index_digest
+        """sha256 (hex) of the index, which gives the lengths of all documents, and of samples of the tokens.
+
+        The samples are ``SAMPLED_BLOCKS`` blocks at equal distances: other tokens are noticed at any size in
+        milliseconds, a single changed token mostly not.
+        """
+        content = self._stream.view(np.uint8)
+        starts = np.linspace(0, max(0, self.bytes - SAMPLE_BYTES), SAMPLED_BLOCKS).astype(np.int64)
+        digest = hashlib.sha256(self._index_digest.encode())
+        for start in np.unique(starts).tolist():
+            digest.update(content[start : start + SAMPLE_BYTES].tobytes())
+        return digest.hexdigest()
 
     def verify(self) -> None:
-        """Nothing to compare with: the format holds no checksums."""
+        """Search the whole file for ids that the model does not have, and compare it with its file of sums."""
+        if self._limit is not None:
+            self._scan(rest=0.0)
+        if self._found is not None:
+            raise self._found
+        if self._sums is not None:
+            self._sums.check(0, self.bytes)
+
+    def _scan(self, rest: float) -> None:
+        """Set ``_found`` at the first id that the model does not have; rests ``rest`` times as long as it reads."""
+        assert self._limit is not None
+        for start in range(0, self.tokens, SCAN_BLOCK_TOKENS):
+            began = time.monotonic()
+            block = self._stream[start : start + SCAN_BLOCK_TOKENS]
+            if block.max() >= self._limit or block.min() < 0:
+                self._found = self._no_such_id(start + int(np.argmax((block >= self._limit) | (block < 0))))
+                return
+            time.sleep(rest * (time.monotonic() - began))
+
+    def _no_such_id(self, place: int) -> UserError:
+        return UserError(
+            f"{self.path}.bin holds token {self._stream[place]} (the {place:,}th of {self.tokens:,}), model.vocab_size "
+            f"is {self._limit}; set it to the vocabulary size of the tokenizer that made the file"
+        )
 
 
 def parse_index(content: bytes, path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
@@ -95,8 +154,10 @@ def parse_index(content: bytes, path: Path) -> tuple[np.dtype, np.ndarray, np.nd
     _, version, code, pieces, bounds = HEADER.unpack_from(content)
     if version != 1 or code not in TOKEN_TYPES:
         raise UserError(f"{path}: version {version} with token type {code} is not supported (version 1, whole numbers)")
-    if len(content) < HEADER.size + 12 * pieces + 8 * bounds:
-        raise UserError(f"{path} is damaged: it ends too early; copy it again")
+    if len(content) != HEADER.size + 12 * pieces + 8 * bounds:
+        raise UserError(f"{path} is damaged: {len(content)} bytes, its header asks for another size; copy it again")
     lengths = np.frombuffer(content, "<i4", pieces, HEADER.size).astype(np.int64)
+    if pieces and lengths.min() < 0:
+        raise UserError(f"{path} is damaged: a piece of {lengths.min()} tokens; copy it again")
     offsets = np.frombuffer(content, "<i8", pieces, HEADER.size + 4 * pieces)
     return np.dtype(TOKEN_TYPES[code]), lengths, offsets
