@@ -1,0 +1,115 @@
+"""Scores of a checkpoint on the tasks of EleutherAI's lm-evaluation-harness.
+
+The checkpoint is exported to a temporary Hugging Face folder and evaluated by the harness itself. The numbers are
+therefore those of the harness on an exported model.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.checkpoint.hf_export import export_hf
+from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.suggest import nearest
+
+SCHEMA_VERSION = 1
+
+
+def evaluate_tasks(
+    source: Path,
+    tasks: Sequence[str],
+    *,
+    task_folder: Path | None = None,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Evaluate a checkpoint, dense or sparse.
+
+    Args:
+        source: a ``step_N`` folder, or a run folder whose newest checkpoint is taken.
+        tasks: names of tasks or groups of tasks.
+        task_folder: a folder with further task files in the harness's YAML form.
+        num_fewshot: examples before each question; None takes the task's own number.
+        limit: evaluate the first ``limit`` documents of each task only; None takes all.
+        batch_size: sequences per forward pass.
+        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+
+    Returns:
+        A JSON object: ``tasks`` has the harness's metrics by task, and the other keys say what was evaluated how.
+
+    Raises:
+        UserError: the harness is not installed, a task is not known or its data cannot be loaded, or ``source`` is not
+            a whole checkpoint with a tokenizer.
+    """
+    checkpoint = Checkpoint(source)
+    if checkpoint.tokenizer_dir is None:
+        raise UserError(f"{source} keeps no tokenizer, which the tasks need")
+    harness, manager = open_harness(task_folder)
+    for task in tasks:
+        if task not in manager.all_tasks:
+            raise UserError(f"--tasks: '{task}' is not known{nearest(task, manager.all_tasks)}")
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory(prefix="spdf-eval-") as folder:
+        exported = Path(folder) / "model"
+        export_hf(source, exported)
+        try:
+            found = harness.simple_evaluate(
+                model="hf",
+                model_args={"pretrained": str(exported), "dtype": "float32"},
+                tasks=list(tasks),
+                task_manager=manager,
+                num_fewshot=num_fewshot,
+                limit=limit,
+                batch_size=batch_size,
+                device=device,
+                bootstrap_iters=0,
+            )
+        except (OSError, ConnectionError) as error:
+            what = " ".join(str(error).split())[:200]
+            raise UserError(f"the data of {', '.join(tasks)} cannot be loaded (is there a network?): {what}") from None
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "checkpoint": str(checkpoint.path),
+        "checkpoint_sha256": checkpoint.manifest.sha256,
+        "step": checkpoint.step,
+        "num_fewshot": num_fewshot,
+        "limit": limit,
+        "tasks": {name: metrics_of(row) for name, row in sorted(found["results"].items())},
+        "task_versions": found["versions"],
+        "lm_eval": harness.__version__,
+    }
+
+
+def open_harness(task_folder: Path | None) -> tuple[Any, Any]:
+    """The harness and its index of tasks."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if task_folder is not None and not task_folder.is_dir():
+        raise UserError(f"--include-path: {task_folder} is not a folder")
+    try:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise UserError("lm-evaluation-harness is not installed: pip install 'spdf-dist[eval]'") from None
+    for name in ("lm_eval", "transformers", "datasets", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return lm_eval, TaskManager(include_path=None if task_folder is None else str(task_folder))
+
+
+def metrics_of(row: dict[str, Any]) -> dict[str, float | None]:
+    """The numbers of a task's row; the harness writes the filter behind a comma, and 'none' where there is none."""
+    numbers = {}
+    for key, value in row.items():
+        if isinstance(value, int | float) and "_stderr" not in key and key not in ("sample_len", "sample_count"):
+            numbers[key.removesuffix(",none")] = float(value)
+    return numbers
