@@ -106,7 +106,7 @@ def open_harness(task_folder: Path | None) -> tuple[Any, Any]:
     return lm_eval, TaskManager(include_path=None if task_folder is None else str(task_folder))
 
 
-def metrics_of(row: dict[str, Any]) -> dict[str, float | None]:
+def metrics_of(row: dict[str, Any]) -> dict[str, float]:
     """The numbers of a task's row; the harness writes the filter behind a comma, and 'none' where there is none."""
     numbers = {}
     for key, value in row.items():
