@@ -187,6 +187,7 @@ class Runner:
         if self.folder.status() == CANCELLED:
             return EXIT_STOPPED, command
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "10", EXIT_FILE: str(exit_file)}
+        environment["PYTHONSAFEPATH"] = "1"  # a file in the current folder must not take the place of a module
         environment |= self.spec["env"]
         captured = Path(self.folder.path / self.kind.captured) if self.kind.captured else None
         aside = captured.with_name(f"{captured.name}.tmp") if captured is not None else None
@@ -261,7 +262,7 @@ class Runner:
             return str(self.root / choice["outputs"][parts[2]][wanted])
 
         if self.job.kind == "select":
-            return [sys.executable, "-m", "spdf_launcher.select", str(self.root), self.job.id]
+            return [sys.executable, "-P", "-m", "spdf_launcher.select", str(self.root), self.job.id]
         if self.job.config is not None:
             tree = substitute(self.job.config, look_up, final=True)
             write_text(self.folder.path / "config.yaml", yaml.safe_dump(tree, sort_keys=False, width=120))

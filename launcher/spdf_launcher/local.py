@@ -84,7 +84,7 @@ class LocalRun:
         self.journal.write("start", job=job.id)
         errors = (folder.path / "runner.log").open("ab")
         process = subprocess.Popen(
-            [sys.executable, "-m", "spdf_launcher.job", str(self.root), job.id],
+            [sys.executable, "-P", "-m", "spdf_launcher.job", str(self.root), job.id],
             stdin=subprocess.DEVNULL,
             stdout=errors,
             stderr=errors,

@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+from spdf_dist.base.rank_variables import is_rank_zero
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
-from spdf_dist.data.ranks import is_rank_zero
 from spdf_launcher.folder import write_text
 
 RANK_MODULE = "spdf_launcher.rank"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spdf_dist.base.atomic_files import sync
+from spdf_dist.base.collective import Collective, SingleProcess
 from spdf_dist.base.provenance import made_with
 from spdf_dist.base.self_digest import sealed
 from spdf_dist.checkpoint.find import ASIDE, latest, whole_checkpoints
@@ -54,28 +55,14 @@ class CheckpointWriter:
     Args:
         root: the folder that holds the run's checkpoints; on a file system that all ranks see.
         step: optimizer steps done; names the folder ``step_N`` unless ``name`` is given.
-        rank: this process's; rank 0 writes what the ranks share.
-        barrier: returns when every rank has called it.
-        gather: returns the list of every rank's (JSON-able) object, by rank, on rank 0, and None elsewhere.
-        broadcast: returns rank 0's (JSON-able) object on every rank.
+        ranks: of the job; rank 0 writes what they share.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        step: int,
-        rank: int,
-        barrier: Callable[[], None],
-        gather: Callable[[object], list[Any] | None],
-        broadcast: Callable[[object], Any],
-        name: str | None = None,
-    ) -> None:
+    def __init__(self, root: Path, step: int, ranks: Collective, name: str | None = None) -> None:
         self.root = Path(root)
         self.step = step
-        self.rank = rank
-        self.barrier = barrier
-        self.gather = gather
-        self.broadcast = broadcast
+        self.ranks = ranks
+        self.rank = ranks.rank
         self.final = self.root / (name or f"step_{step}")
         self.among_others = name is None
         """Whether other checkpoints under ``root`` are this run's."""
@@ -120,12 +107,12 @@ class CheckpointWriter:
                 self.aside.mkdir(parents=True)
             except OSError as error:
                 failure = error
-        self.barrier()
+        self.ranks.barrier()
         try:
             own = self._write_slices(pieces, manifest)
         except Exception as error:  # every rank must learn of it, whatever it is
             failure = failure or error
-        reports = self.gather({**own, "failure": describe(failure), "state": rank_state})
+        reports = self.ranks.gather({**own, "failure": describe(failure), "state": rank_state})
         verdict = None
         if reports is not None:
             try:
@@ -141,7 +128,7 @@ class CheckpointWriter:
                     last = latest(self.root)
                     stays = f"the last good checkpoint stays: {last}" if last else "there is no earlier checkpoint"
                     verdict += f"; {stays}"
-        verdict = self.broadcast(verdict)
+        verdict = self.ranks.broadcast(verdict)
         if verdict is not None:
             if isinstance(failure, SpdfError):
                 raise failure  # a mistake in what the pieces were made from: it says so itself
@@ -284,7 +271,7 @@ def single_writer(folder: Path, step: int) -> CheckpointWriter:
 
     Raises UserError when what lies where it writes aside is no broken-off save: it is not ours to delete.
     """
-    writer = CheckpointWriter(folder.parent, step, 0, lambda: None, lambda x: [x], lambda x: x, name=folder.name)
+    writer = CheckpointWriter(folder.parent, step, SingleProcess(), name=folder.name)
     for aside in (writer.aside, writer.old):
         if is_taken(aside) and not (aside.is_dir() and all(map(is_part, aside.iterdir()))):
             raise UserError(f"{aside} is in the way: move it, or choose another folder")

@@ -106,9 +106,9 @@ def run_tokenizer_train(args: argparse.Namespace) -> int:
 
 
 def run_pack(args: argparse.Namespace) -> int:
+    from spdf_dist.base.rank_variables import is_rank_zero
     from spdf_dist.config.errors import SpdfError
     from spdf_dist.data.pack import pack
-    from spdf_dist.data.ranks import is_rank_zero
 
     start = time.monotonic()
     try:

@@ -30,9 +30,9 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(to_yaml(config), end="")
         return 0
+    from spdf_dist.base.rank_variables import Ranks
     from spdf_dist.checkpoint.read import Checkpoint
     from spdf_dist.cli.start import start
-    from spdf_dist.parallel.ranks import Ranks
 
     # Before ranks start: whether there is a checkpoint, and whether they can share it.
     validate_tensor_parallel(Checkpoint(config.finetune.checkpoint).model, config.parallel.tensor)

@@ -18,14 +18,14 @@ from typing import NoReturn
 
 from spdf_dist import __version__
 from spdf_dist.base.claims import claimed
+from spdf_dist.base.rank_variables import ALONE, discover, is_rank_zero
 from spdf_dist.base.signals import STOP_SIGNALS, handled
 from spdf_dist.cli.memory import keep_freed_memory
 from spdf_dist.cli.surroundings import import_nothing_from_here, open_standard_streams
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_STOPPED, SpdfError
 from spdf_dist.config.paths import with_home
 from spdf_dist.config.suggest import nearest
-from spdf_dist.data.ranks import is_rank_zero
-from spdf_dist.parallel.ranks import ALONE, discover, first_told, follow_parent, lost_peer, may_speak
+from spdf_dist.parallel.ranks import first_told, follow_parent, lost_peer, may_speak
 
 GROUP = "spdf.commands"
 TRAINING = ("pretrain", "finetune")

@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
         facts = plan(config, world_size(config))
         print(json.dumps(facts) if args.json else f"{to_yaml(config)}\n{plan_text(facts)}")
         return 0
+    from spdf_dist.base.rank_variables import Ranks
     from spdf_dist.cli.start import start
-    from spdf_dist.parallel.ranks import Ranks
 
     def work(ranks: Ranks) -> None:
         from spdf_dist.training.pretrain import pretrain

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from spdf_dist.base.rank_variables import ALONE, Ranks, discover
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.validate import validate_batch
-from spdf_dist.parallel.ranks import ALONE, Ranks, cores, discover, spawn
+from spdf_dist.parallel.ranks import cores, spawn
 from spdf_dist.training.run_folder import RunFolder
 
 

@@ -115,6 +115,8 @@ class ParallelConfig:
     """Ranks that share each layer's matrices."""
     data: int | None = None
     """Ranks that share each batch; null: world size / tensor under a launcher, else the node's GPUs / tensor, or 1."""
+    timeout_minutes: float = 30.0
+    """Longest that one collective operation may take before the ranks give up; all wait while rank 0 saves."""
     zero_stage: int = 1
     """DeepSpeed ZeRO: 0 none, 1 optimizer state, 2 gradients as well are divided among the data ranks."""
 

@@ -80,6 +80,10 @@ def validate_parallel(config: AnyConfig) -> None:
     parallel = config.parallel
     require(parallel.tensor >= 1, f"parallel.tensor: must be 1 or more, got {parallel.tensor}")
     require(parallel.data is None or parallel.data >= 1, f"parallel.data: must be 1 or more, got {parallel.data}")
+    require(
+        0 < parallel.timeout_minutes < 1e6,
+        f"parallel.timeout_minutes: must be positive and finite, got {parallel.timeout_minutes}",
+    )
     require(parallel.zero_stage in (0, 1, 2), f"parallel.zero_stage: must be 0, 1 or 2, got {parallel.zero_stage}")
     require(
         not (config.training.precision == "bf16" and parallel.zero_stage == 0),

@@ -16,12 +16,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from spdf_dist.base.rank_variables import is_rank_zero
 from spdf_dist.base.self_digest import check_seal
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import DatasetEntry
 from spdf_dist.data.megatron import MegatronDataset, megatron_prefix
 from spdf_dist.data.order import sequence_at, share_samples, whole_weights
-from spdf_dist.data.ranks import is_rank_zero
 from spdf_dist.data.shards import (
     DIGEST_BYTES,
     DIGEST_OFFSET,

@@ -21,11 +21,11 @@ import numpy as np
 
 from spdf_dist.base.atomic_files import is_temporary, temporary_beside
 from spdf_dist.base.claims import claimed
+from spdf_dist.base.collective import Collective, find_processes
 from spdf_dist.config.errors import EXIT_BAD_INPUT, SpdfError, UserError
 from spdf_dist.data.loader import PackedDataset, read_index
 from spdf_dist.data.pack_progress import PackProgress
 from spdf_dist.data.placing import made
-from spdf_dist.data.ranks import Ranks, find_ranks
 from spdf_dist.data.readers import check_inputs
 from spdf_dist.data.shards import (
     INDEX_FILE,
@@ -139,7 +139,7 @@ def pack(
         SpdfError: a file cannot be written or read; what was written is removed.
         Either is raised on all ranks when it happens on one.
     """
-    ranks = find_ranks(Path(out).resolve())
+    ranks = find_processes(Path(out).resolve())
     checked: list[Request] = []
 
     def check() -> None:
@@ -155,7 +155,7 @@ def pack(
     return result
 
 
-def pack_together(ranks: Ranks, request: Request) -> PackResult:
+def pack_together(ranks: Collective, request: Request) -> PackResult:
     """Pack, every rank doing its part."""
     with contextlib.ExitStack() as claim:
 
@@ -173,13 +173,13 @@ def pack_together(ranks: Ranks, request: Request) -> PackResult:
 
         shared = together(ranks, prepare)[0]
         if shared is None:
-            return PackResult(read_index(request.target), True, ranks.size, ranks.rank)
+            return PackResult(read_index(request.target), True, ranks.world_size, ranks.rank)
         index = build(ranks, request, Path(shared))
         together(ranks, lambda: finish(request, index, Path(shared)) if ranks.rank == 0 else None)
-    return PackResult(index, False, ranks.size, ranks.rank)
+    return PackResult(index, False, ranks.world_size, ranks.rank)
 
 
-def build(ranks: Ranks, request: Request, aside: Path) -> dict[str, Any]:
+def build(ranks: Collective, request: Request, aside: Path) -> dict[str, Any]:
     """Write the streams and the shards into ``aside``; the index is returned on every rank."""
     loaded, seq_len = request.loaded, request.seq_len
     mine = share_files(request.files, ranks)
@@ -207,7 +207,7 @@ def build(ranks: Ranks, request: Request, aside: Path) -> dict[str, Any]:
     def shards() -> list[dict[str, Any]]:
         streams = TokenStreams(aside, summaries, dtype)
         written = []
-        for number in range(ranks.rank, shard_count, ranks.size):
+        for number in range(ranks.rank, shard_count, ranks.world_size):
             first = number * per_shard
             count = min(per_shard, sequences - first)
             path = aside / f"shard-{number:06d}.tar"
@@ -288,9 +288,9 @@ def finish(request: Request, index: dict[str, Any], aside: Path) -> None:
     aside.rename(request.target)
 
 
-def share_files(files: list[Path], ranks: Ranks) -> list[tuple[int, Path]]:
+def share_files(files: list[Path], ranks: Collective) -> list[tuple[int, Path]]:
     """This rank's files (number, path): the largest go first, each to the rank with the least so far."""
-    load = [0] * ranks.size
+    load = [0] * ranks.world_size
     mine = []
     for number in sorted(range(len(files)), key=lambda number: (-files[number].stat().st_size, number)):
         rank = load.index(min(load))
@@ -300,7 +300,7 @@ def share_files(files: list[Path], ranks: Ranks) -> list[tuple[int, Path]]:
     return sorted(mine)
 
 
-def together(ranks: Ranks, step: Callable[[], Any]) -> list[Any]:
+def together(ranks: Collective, step: Callable[[], Any]) -> list[Any]:
     """Every rank's result of ``step``; when it fails on one rank, the same error is raised on all."""
     value, failure = None, None
     own: Exception | None = None

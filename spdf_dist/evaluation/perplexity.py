@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from spdf_dist.config.errors import UserError
+from spdf_dist.data.labels import IGNORED
 from spdf_dist.data.loader import PackedDataset
 from spdf_dist.data.readers import Problem, documents
 from spdf_dist.data.tasks import Example
-from spdf_dist.data.tasks.encoding import IGNORED, collate, encode_examples
+from spdf_dist.data.tasks.encoding import collate, encode_examples
 from spdf_dist.data.tokenizer import Tokenizer
 from spdf_dist.evaluation.checkpoint import Loaded
 from spdf_dist.evaluation.decoder import Decoder

@@ -16,10 +16,8 @@ from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel
 from spdf_kernels import dense_linear
 from torch import Tensor
 
+from spdf_dist.data.labels import IGNORED
 from spdf_dist.model.architecture import LOGITS_CHUNK
-
-IGNORED = -100
-"""Label of a token that has no loss."""
 
 
 def linear_cross_entropy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 import subprocess
 from dataclasses import dataclass
 from typing import Any
@@ -12,14 +13,15 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from spdf_dist.base.collective import Collective
+from spdf_dist.base.rank_variables import RENDEZVOUS, Ranks
 from spdf_dist.config.errors import UserError
-from spdf_dist.parallel.ranks import Ranks
 
-TIMEOUT = datetime.timedelta(minutes=30)
+TIMEOUT_MINUTES = 30.0
 
 
 @dataclass(frozen=True)
-class Groups:
+class Groups(Collective):
     """This process's place. Tensor ranks are neighbours: rank = data_rank * tensor_size + tensor_rank."""
 
     rank: int
@@ -40,13 +42,18 @@ class Groups:
         """The ranks that hold the same slices and divide the batch."""
         return parallel_state.get_data_parallel_group()
 
+    def allgather(self, value: Any) -> list[Any]:
+        if self.world_size == 1:
+            return [value]
+        box: list[Any] = [None] * self.world_size
+        dist.all_gather_object(box, value)
+        return box
+
     def barrier(self) -> None:
-        """Wait for every rank."""
         if self.world_size > 1:
             dist.barrier()
 
     def largest(self, value: float) -> float:
-        """The largest of every rank's number; how ranks agree on a stop or an error."""
         if self.world_size == 1:
             return value
         number = torch.tensor([value], dtype=torch.float64, device=self.device)
@@ -54,7 +61,6 @@ class Groups:
         return float(number.item())
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value (JSON-able), on every rank."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -62,7 +68,6 @@ class Groups:
         return box[0]
 
     def gather(self, value: Any) -> list[Any] | None:
-        """Every rank's value (JSON-able) on rank 0, None elsewhere."""
         if self.world_size == 1:
             return [value]
         box: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
@@ -76,19 +81,40 @@ def choose_device(device: str, local_rank: int) -> torch.device:
         raise UserError("device: cuda is asked for, but torch sees no CUDA device (see `spdf doctor`)")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise UserError(f"device: rank {local_rank} of this node has no GPU: it has {torch.cuda.device_count()}")
+    count = torch.cuda.device_count()
+    if count == 1 and RENDEZVOUS not in os.environ:  # as under srun --gpus-per-task=1: each rank sees its own
+        return torch.device("cuda", 0)
+    if local_rank >= count:
+        raise UserError(f"device: rank {local_rank} of this node has no GPU: it has {count}")
     return torch.device("cuda", local_rank)
 
 
-def initialize(ranks: Ranks, tensor: int, data: int | None, device: str) -> Groups:
-    """Start torch.distributed and megatron's groups. Raises UserError when the world size does not match."""
+def check_interface() -> None:
+    """Raise UserError when GLOO_SOCKET_IFNAME names an interface that this machine does not have."""
+    wanted = os.environ.get("GLOO_SOCKET_IFNAME", "")
+    present = [name for _, name in socket.if_nameindex()]
+    missing = [name for name in wanted.split(",") if name and name not in present]
+    if missing:
+        raise UserError(
+            f"GLOO_SOCKET_IFNAME={wanted}: this machine has no interface {missing[0]} (it has {', '.join(present)})"
+        )
+
+
+def initialize(
+    ranks: Ranks, tensor: int, data: int | None, device: str, timeout_minutes: float = TIMEOUT_MINUTES
+) -> Groups:
+    """Start torch.distributed and megatron's groups; a collective that takes longer than the timeout fails.
+
+    Raises UserError when the world size does not match, or there is no such device or network interface.
+    """
     if ranks.world_size % tensor or (data is not None and data * tensor != ranks.world_size):
         wanted = f"parallel.tensor {tensor}" + (f" x parallel.data {data}" if data is not None else "")
         raise UserError(f"world size {ranks.world_size} (from {ranks.source}) does not match {wanted}")
     where = choose_device(device, ranks.local_rank)
     if where.type == "cuda":
         torch.cuda.set_device(where)
+    else:
+        check_interface()
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed insists on it
     if not dist.is_initialized():
         dist.init_process_group(
@@ -96,7 +122,7 @@ def initialize(ranks: Ranks, tensor: int, data: int | None, device: str) -> Grou
             init_method=rendezvous(ranks),
             rank=ranks.rank,
             world_size=ranks.world_size,
-            timeout=TIMEOUT,
+            timeout=datetime.timedelta(minutes=timeout_minutes),
         )
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor)

@@ -1,4 +1,4 @@
-"""Which rank this process is, and starting ranks when no launcher did. Imports no torch."""
+"""Starts ranks when no launcher did, and decides which rank reports a failure. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
+from spdf_dist.base.rank_variables import ALONE, RENDEZVOUS, discover
 from spdf_dist.base.signals import ReceivedSignals
 from spdf_dist.config.errors import UserError
 
-RENDEZVOUS = "SPDF_RENDEZVOUS_FILE"
 PARENT = "SPDF_PARENT_PID"
 FAILURE = ".failure"
 """Suffix of the file beside the rendezvous in which the first rank that fails says why."""
@@ -27,42 +26,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 GRACE_SECONDS = 30.0
 """How long the other ranks may take to end after one has failed."""
 PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among its peers, and who said so."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    source: str
-    rendezvous_file: str | None = None
-
-
-ALONE = Ranks(0, 1, 0, "this process alone")
-
-
-def discover(env: Mapping[str, str] = os.environ) -> Ranks | None:
-    """The rank that a launcher gave this process; None when no launcher started it.
-
-    torchrun, deepspeed and our own spawning set RANK and WORLD_SIZE; mpirun OMPI_COMM_WORLD_*; a Slurm step
-    SLURM_STEP_ID and SLURM_PROCID (a batch shell has no step: there the program spawns its own ranks).
-    """
-    try:
-        if "RANK" in env and "WORLD_SIZE" in env:
-            rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
-            source = "the launcher" if RENDEZVOUS not in env else "spdf"
-            return Ranks(rank, size, int(env.get("LOCAL_RANK", rank)), source, env.get(RENDEZVOUS))
-        if "OMPI_COMM_WORLD_RANK" in env:
-            local = int(env.get("OMPI_COMM_WORLD_LOCAL_RANK", "0"))
-            return Ranks(int(env["OMPI_COMM_WORLD_RANK"]), int(env["OMPI_COMM_WORLD_SIZE"]), local, "MPI")
-        if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
-            size = int(env.get("SLURM_STEP_NUM_TASKS", env.get("SLURM_NTASKS", "1")))
-            return Ranks(int(env["SLURM_PROCID"]), size, int(env.get("SLURM_LOCALID", "0")), "Slurm")
-    except ValueError as error:
-        raise UserError(f"the launcher's rank variables are not numbers: {error}") from None
-    return None
+LOOPBACK = "lo"
 
 
 def free_port() -> int:
@@ -78,11 +42,12 @@ def cores() -> int:
 
 
 def spawn(arguments: Sequence[str], count: int, log_dir: Path) -> int:
-    """Run ``python -m spdf_dist ARGUMENTS`` as ``count`` ranks on this machine and return the job's exit code.
+    """Run ``python -P -m spdf_dist ARGUMENTS`` as ``count`` ranks on this machine and return the job's exit code.
 
     See ``run_ranks``.
     """
-    return run_ranks([sys.executable, "-m", "spdf_dist", *arguments], count, log_dir)
+    # -P: a file in the current folder must not take the place of a module.
+    return run_ranks([sys.executable, "-P", "-m", "spdf_dist", *arguments], count, log_dir)
 
 
 def run_ranks(command: Sequence[str], count: int, log_dir: Path) -> int:
@@ -108,8 +73,8 @@ def run_ranks(command: Sequence[str], count: int, log_dir: Path) -> int:
             PARENT: str(os.getpid()),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count))),
         }
-        # Ranks on one machine talk over loopback: the host name may not resolve on a laptop.
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        # Ranks on one machine talk over loopback, whatever a profile says of a cluster's interfaces.
+        environment |= {"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}
         try:
             log_dir.mkdir(parents=True, exist_ok=True)
             outputs = [logs.enter_context(log_of(log_dir, rank).open("ab")) for rank in range(1, count)]

@@ -15,13 +15,13 @@ from spdf_kernels.state import model_state, total_facts
 from tqdm import tqdm
 
 from spdf_dist.accounting.flops import training_flops
+from spdf_dist.base.rank_variables import ALONE
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.config.schema import PretrainConfig, SparsityConfig
 from spdf_dist.model.architecture import architecture_of
 from spdf_dist.model.initialize import initialize_parameters
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.linear import ParallelLinear
-from spdf_dist.parallel.ranks import ALONE
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.engine import Engine, MicroBatch
 from spdf_dist.training.setup import build_model, start

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from spdf_dist.checkpoint.manifest import Kind
 from spdf_dist.config.errors import NonFiniteError, UserError
 from spdf_dist.config.schema import AnyConfig
+from spdf_dist.data.labels import IGNORED
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups, Mpu
 from spdf_dist.parallel.layout import pieces_of
@@ -276,7 +277,7 @@ class Engine:
                 if self.groups.tensor_size == 1:
                     break
             sums[0] += self.model.loss(batch.tokens_BT, batch.labels_BT)
-            sums[1] += (batch.labels_BT != -100).sum()
+            sums[1] += (batch.labels_BT != IGNORED).sum()
         dist.all_reduce(sums)
         if sums[2] > 0:
             return None

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.base.signals import StopRequest
 from spdf_dist.checkpoint.densify import reactivated_count
 from spdf_dist.checkpoint.find import whole_checkpoints
@@ -27,7 +28,6 @@ from spdf_dist.data.tokenizer import load_tokenizer
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.layout import pieces_of
-from spdf_dist.parallel.ranks import Ranks
 from spdf_dist.training.engine import Engine
 from spdf_dist.training.execution import decide
 from spdf_dist.training.loop import Loop, TrainingState

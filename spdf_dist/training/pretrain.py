@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.base.signals import StopRequest
 from spdf_dist.checkpoint.find import latest
 from spdf_dist.checkpoint.packed_masks import PackedMasks
@@ -13,7 +14,6 @@ from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture, open_mixture
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.model.initialize import initialize_parameters
-from spdf_dist.parallel.ranks import Ranks
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.batches import PretrainBatches
 from spdf_dist.training.engine import Engine

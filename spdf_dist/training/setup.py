@@ -12,6 +12,7 @@ from spdf_kernels import set_code_budget_mb
 
 from spdf_dist.accounting.flops import executed_flops, training_flops
 from spdf_dist.accounting.hardware import recognise_gpu
+from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.checkpoint.find import damaged, latest
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import prune
@@ -22,7 +23,6 @@ from spdf_dist.data.tokenizer import Tokenizer
 from spdf_dist.model.gpt import GPT, Execution, build_gpt, sparse_linears
 from spdf_dist.parallel.groups import Groups, initialize
 from spdf_dist.parallel.layout import pieces_of
-from spdf_dist.parallel.ranks import Ranks
 from spdf_dist.sparsity.masks import BoolArray
 from spdf_dist.training.callbacks import Callback, MetricsFile, Progress, TensorBoard
 from spdf_dist.training.engine import deepspeed_settings

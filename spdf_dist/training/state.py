@@ -55,9 +55,7 @@ def save_state(
     state: Mapping[str, Any],
 ) -> Path:
     """Write ``step_N`` under ``root``; collective. Raises SpdfError on every rank when it fails on any."""
-    writer = CheckpointWriter(
-        root, step, engine.groups.rank, engine.groups.barrier, engine.groups.gather, engine.groups.broadcast
-    )
+    writer = CheckpointWriter(root, step, engine.groups)
     manifest = {
         "kind": kind,
         "model": to_tree(model),

@@ -19,6 +19,7 @@ from live_logits import LiveLogits
 from spdf_dist.accounting.communication import communication
 from spdf_dist.accounting.layout import layout_of
 from spdf_dist.accounting.memory import activation_bytes, memory, state_bytes
+from spdf_dist.base.rank_variables import discover
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import PretrainConfig
@@ -26,7 +27,6 @@ from spdf_dist.model.architecture import architecture_of, padded_vocab_size
 from spdf_dist.model.gpt import build_gpt
 from spdf_dist.model.initialize import initialize_parameters
 from spdf_dist.parallel.groups import initialize
-from spdf_dist.parallel.ranks import discover
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.engine import Engine, MicroBatch
 

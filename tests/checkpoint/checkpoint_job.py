@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from spdf_dist.base.collective import Collective
 from spdf_dist.checkpoint.manifest import KINDS, Kind, global_shapes
 from spdf_dist.checkpoint.write import CheckpointWriter, single_writer, whole
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
@@ -83,36 +84,29 @@ def responsible(
             yield kind, piece, local[piece.mask] if values and piece.mask is not None else local
 
 
-class Ranks:
-    """Collectives of threads."""
+class Threads(Collective):
+    """Ranks that are threads; one barrier and one list serve all of them."""
 
-    def __init__(self, ranks: int) -> None:
-        self.barrier = threading.Barrier(ranks, timeout=30)
-        self.objects: list[Any] = [None] * ranks
+    def __init__(self, rank: int, barrier: threading.Barrier, objects: list[Any]) -> None:
+        self.rank, self.world_size = rank, len(objects)
+        self.meeting, self.objects = barrier, objects
 
-    def gather(self, rank: int, item: object) -> list[Any] | None:
-        self.objects[rank] = item
-        self.barrier.wait()
+    def allgather(self, value: Any) -> list[Any]:
+        self.objects[self.rank] = value
+        self.meeting.wait()
         found = list(self.objects)
-        self.barrier.wait()
-        return found if rank == 0 else None
-
-    def broadcast(self, rank: int, item: object) -> Any:
-        self.objects[rank] = item
-        self.barrier.wait()
-        found = self.objects[0]
-        self.barrier.wait()
+        self.meeting.wait()
         return found
 
 
-def run_ranks(ranks: int, work: Callable[[int, Ranks], Any]) -> list[Any]:
+def run_ranks(ranks: int, work: Callable[[int, Threads], Any]) -> list[Any]:
     """``work`` on every rank; what it returned or raised, by rank."""
-    together = Ranks(ranks)
+    barrier, objects = threading.Barrier(ranks, timeout=30), [None] * ranks
     results: list[Any] = [None] * ranks
 
     def one(rank: int) -> None:
         try:
-            results[rank] = work(rank, together)
+            results[rank] = work(rank, Threads(rank, barrier, objects))
         except Exception as error:
             results[rank] = error
 
@@ -150,15 +144,8 @@ def save(
     masks = masks_of(sparsity) if masks is None else masks
     content = tensors or make_tensors(masks)
 
-    def work(rank: int, together: Ranks) -> Path:
-        writer = CheckpointWriter(
-            root,
-            step,
-            rank,
-            lambda: together.barrier.wait() and None,
-            lambda x: together.gather(rank, x),
-            lambda x: together.broadcast(rank, x),
-        )
+    def work(rank: int, together: Threads) -> Path:
+        writer = CheckpointWriter(root, step, together)
         return writer.write(
             responsible(rank, ranks, masks, content, values),
             masks=masks,

@@ -15,11 +15,11 @@ import pytest
 import zstandard
 from data_samples import load_index, read_folder, story, write_jsonl
 
+from spdf_dist.base.collective import SingleProcess
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.data.loader import PackedDataset
 from spdf_dist.data.pack import pack
-from spdf_dist.data.ranks import SingleRank
 from spdf_dist.data.tokenizer import load_tokenizer
 
 
@@ -269,7 +269,7 @@ def test_a_failure_leaves_nothing_that_looks_whole(
 def test_an_error_on_one_rank_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     from spdf_dist.data.pack import together
 
-    class Pair(SingleRank):
+    class Pair(SingleProcess):
         def allgather(self, value: object) -> list[object]:
             return [value, [(2, "bad file on rank 1"), None]]
 

@@ -9,6 +9,7 @@ import torch
 from megatron.core import parallel_state
 from reference_gpt import shapes, train
 
+from spdf_dist.base.rank_variables import discover
 from spdf_dist.config.load import config_from_tree
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.model.architecture import architecture_of
@@ -16,7 +17,6 @@ from spdf_dist.model.gpt import build_gpt
 from spdf_dist.model.initialize import initial_tensor, initialize_parameters
 from spdf_dist.parallel.groups import initialize
 from spdf_dist.parallel.layout import pieces_of
-from spdf_dist.parallel.ranks import discover
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.engine import MOMENTS, Engine, MicroBatch, parameter_groups
 

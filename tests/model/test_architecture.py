@@ -11,6 +11,7 @@ import torch
 
 from spdf_dist.accounting.layout import Layout, local_elements
 from spdf_dist.accounting.parameters import total_parameters
+from spdf_dist.base.rank_variables import ALONE
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.config.validate import validate_model
@@ -18,7 +19,6 @@ from spdf_dist.model.architecture import Architecture, architecture_of
 from spdf_dist.model.gpt import build_gpt
 from spdf_dist.parallel.groups import Groups, initialize
 from spdf_dist.parallel.layout import pieces_of
-from spdf_dist.parallel.ranks import ALONE
 from spdf_dist.sparsity.masks import RandomMasks
 
 SIZES = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16, "vocab_size": 61}

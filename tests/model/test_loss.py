@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from spdf_dist.data.labels import IGNORED
 from spdf_dist.model import loss as loss_module
-from spdf_dist.model.loss import IGNORED, linear_cross_entropy
+from spdf_dist.model.loss import linear_cross_entropy
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from spdf_dist.base.rank_variables import RENDEZVOUS, discover
 from spdf_dist.config.errors import UserError
-from spdf_dist.parallel.groups import rendezvous
-from spdf_dist.parallel.ranks import discover
+from spdf_dist.parallel.groups import check_interface, choose_device, rendezvous
 
 
 @pytest.mark.parametrize(
@@ -26,3 +27,19 @@ def test_a_missing_address_is_named(monkeypatch: pytest.MonkeyPatch, environment
     assert ranks is not None
     with pytest.raises(UserError, match=message):
         rendezvous(ranks)
+
+
+def test_an_interface_that_the_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib77")
+    with pytest.raises(UserError, match=r"GLOO_SOCKET_IFNAME=ib77: this machine has no interface ib77 \(it has .*lo"):
+        check_interface()
+
+
+def test_a_rank_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv(RENDEZVOUS, raising=False)
+    assert choose_device("auto", 3) == torch.device("cuda", 0)
+    monkeypatch.setenv(RENDEZVOUS, "file")  # ranks that spdf started share what this process sees
+    with pytest.raises(UserError, match="rank 3 of this node has no GPU"):
+        choose_device("auto", 3)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from spdf_dist.base.rank_variables import discover
 from spdf_dist.config.errors import UserError
-from spdf_dist.parallel.ranks import discover
 
 
 @pytest.mark.parametrize(

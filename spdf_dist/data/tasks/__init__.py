@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from spdf_dist.base.rank_variables import is_rank_zero
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.suggest import nearest
-from spdf_dist.data.ranks import is_rank_zero
 from spdf_dist.data.tasks import curation, dart, e2e, webnlg
 from spdf_dist.data.tasks.example import Example, Task, distinct_contexts, number_groups, references
 

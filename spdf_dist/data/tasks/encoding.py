@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from spdf_dist.data.labels import IGNORED
 from spdf_dist.data.tasks.example import Example
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from spdf_dist.data.tokenizer import Tokenizer
-
-IGNORED = -100
-"""Label of a position that is not in the loss."""
 
 
 @dataclass(frozen=True, slots=True)

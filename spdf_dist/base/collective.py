@@ -1,0 +1,144 @@
+"""What a process can do with the other ranks of its job: one interface, whatever carries it.
+
+``allgather`` is the only operation that a carrier must have. Values are JSON types. All ranks call the same operations
+in the same order. ``spdf_dist.parallel.groups.Groups`` carries it over torch.distributed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.base.atomic_files import write_text
+from spdf_dist.base.rank_variables import discover
+from spdf_dist.config.errors import SpdfError, UserError
+
+POLL_SECONDS = 0.2
+
+
+class Collective(ABC):
+    """``world_size`` processes, this one being number ``rank``."""
+
+    rank: int
+    world_size: int
+
+    @abstractmethod
+    def allgather(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank."""
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Every rank's value, by rank, on rank 0; None elsewhere."""
+        values = self.allgather(value)
+        return values if self.rank == 0 else None
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        return self.allgather(value if self.rank == 0 else None)[0]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        self.allgather(None)
+
+    def largest(self, value: float) -> float:
+        """The largest of every rank's number; how ranks agree on a stop or an error."""
+        return float(max(self.allgather(value)))
+
+    def on_rank_zero(self, action: Callable[[], Any]) -> Any:
+        """What ``action`` returns on rank 0, on every rank; its SpdfError is raised on every rank too."""
+        answer = message = None
+        mistake = False
+        if self.rank == 0:
+            try:
+                answer = action()
+            except SpdfError as error:
+                message, mistake = str(error), isinstance(error, UserError)
+        answer, message, mistake = self.broadcast((answer, message, mistake))
+        if message is not None:
+            raise UserError(message) if mistake else SpdfError(message)
+        return answer
+
+    def close(self) -> None:  # noqa: B027
+        """Leave, after the last operation; most carriers have nothing to do."""
+
+
+class SingleProcess(Collective):
+    """One process alone."""
+
+    rank, world_size = 0, 1
+
+    def allgather(self, value: Any) -> list[Any]:
+        return [value]
+
+
+class MpiProcesses(Collective):
+    """The ranks of MPI's world."""
+
+    def __init__(self, world: Any) -> None:
+        self._world = world
+        self.rank, self.world_size = world.Get_rank(), world.Get_size()
+
+    def allgather(self, value: Any) -> list[Any]:
+        return list(self._world.allgather(value))
+
+
+class FileProcesses(Collective):
+    """Tasks that see one file system: for each operation a folder in which each task leaves a file."""
+
+    def __init__(self, rank: int, world_size: int, folder: Path) -> None:
+        self.rank, self.world_size = rank, world_size
+        self._folder = folder
+        self._operations = 0
+
+    def allgather(self, value: Any) -> list[Any]:
+        place = self._folder / str(self._operations)
+        self._operations += 1
+        place.mkdir(parents=True, exist_ok=True)
+        files = [place / f"{rank}.json" for rank in range(self.world_size)]
+        write_text(files[self.rank], json.dumps(value))
+        while not all(file.exists() for file in files):
+            time.sleep(POLL_SECONDS)
+        return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+    def close(self) -> None:
+        left = [self._folder / f"left-{rank}" for rank in range(self.world_size)]
+        left[self.rank].touch()
+        if self.rank == 0:
+            while not all(file.exists() for file in left):
+                time.sleep(POLL_SECONDS)
+            shutil.rmtree(self._folder.parent)
+
+
+def find_processes(out: Path) -> Collective:
+    """The processes of a job without torch, which write the folder ``out``: under mpirun, under srun, or one alone.
+
+    Under srun without PMIx each task believes that it is alone in MPI; such tasks meet through files beside ``out``.
+
+    Raises:
+        UserError: started by a launcher that is neither mpirun nor srun.
+    """
+    ranks = discover()
+    if ranks is None or ranks.world_size <= 1:
+        return SingleProcess()
+    if ranks.source not in ("MPI", "Slurm"):
+        raise UserError("spdf data pack splits its work under mpirun or srun, not under torchrun or deepspeed")
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.Get_size() > 1:
+        return MpiProcesses(MPI.COMM_WORLD)
+    if ranks.source == "MPI":
+        raise UserError("mpi4py does not see mpirun's ranks: start with the mpirun of the MPI it was built for")
+    if ranks.rank == 0:
+        print(
+            f"MPI sees one rank per task: this step's {ranks.world_size} tasks split the files by SLURM_PROCID",
+            file=sys.stderr,
+        )
+    env = os.environ
+    step = f"{env.get('SLURM_JOB_ID', '0')}.{env['SLURM_STEP_ID']}.{env.get('SLURM_RESTART_COUNT', '0')}"
+    return FileProcesses(ranks.rank, ranks.world_size, out.with_name(f".{out.name}.ranks") / step)

@@ -1,0 +1,52 @@
+"""Operations that follow from allgather, over one process and over files."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spdf_dist.base.collective import Collective, FileProcesses, SingleProcess
+from spdf_dist.config.errors import SpdfError, UserError
+
+
+def on_ranks(folder: Path, work: Any) -> list[Any]:
+    """``work(collective)`` on two ranks that meet through files; what it returned or raised, by rank."""
+    results: list[Any] = [None, None]
+
+    def one(rank: int) -> None:
+        ranks = FileProcesses(rank, 2, folder / "meetings" / "1")
+        try:
+            results[rank] = work(ranks)
+        except SpdfError as error:
+            results[rank] = error
+        ranks.close()
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_operations_over_files_and_alone(tmp_path: Path) -> None:
+    def work(ranks: Collective) -> list[Any]:
+        return [ranks.gather(ranks.rank), ranks.broadcast(ranks.rank), ranks.largest(ranks.rank), ranks.barrier()]
+
+    assert on_ranks(tmp_path, work) == [[[0, 1], 0, 1.0, None], [None, 0, 1.0, None]]
+    assert not (tmp_path / "meetings").exists()
+    assert work(SingleProcess()) == [[0], 0, 0.0, None]
+
+
+def test_an_error_of_rank_zero_is_every_ranks(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise UserError("wrong file")
+
+    both = on_ranks(tmp_path, lambda ranks: ranks.on_rank_zero(fail))
+    assert [str(error) for error in both] == ["wrong file", "wrong file"]
+    assert all(isinstance(error, UserError) for error in both)
+    with pytest.raises(UserError, match="wrong file"):
+        SingleProcess().on_rank_zero(fail)
