@@ -64,7 +64,7 @@ setup(
         "spdf_configs.finetune",
         "spdf_configs.workflows",
     ],
-    package_data={"": ["*.yaml"]},
+    package_data={"": ["*.yaml"], "spdf_dist": ["data/tasks/published/*.csv"]},
     ext_modules=[
         Extension("spdf_kernels.libspdf_kernels", sources=sources, depends=[str(p) for p in CSRC.rglob("*.h*")])
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,15 @@ class TinyData:
     train: Path
     validation: Path
     vocab_size: int
+
+
+@pytest.fixture(scope="session")
+def spdf_data() -> Path:
+    """The folder of real data; the test is skipped where it is not given."""
+    folder = os.environ.get("SPDF_DATA")
+    if not folder:
+        pytest.skip("SPDF_DATA is not set: no official data to compare with")
+    return Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spdf_launcher.folder import JobFolder, append_line, now, read_lines
+from spdf_dist.workflow_folder import JobFolder
+from spdf_launcher.folder import append_line, now, read_lines
 
 START, COMMAND, END, RESET = "start", "command", "end", "reset"
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from spdf_dist.base.signals import ReceivedSignals
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
+from spdf_dist.workflow_folder import JobFolder
 from spdf_launcher.attempts import END, RESET, START, history, newest_checkpoint, record
-from spdf_launcher.folder import JobFolder, now
+from spdf_launcher.folder import now
 from spdf_launcher.process import goes_on, outcome_of, run_command, told_code
 from spdf_launcher.rank import EXIT_FILE
 from spdf_launcher.requeue import requeue_self, slurm_job

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from spdf_dist.base.file_locks import birth, is_locked
+from spdf_dist.workflow_folder import CANCELLED, DONE, job_folder, read_json
 from spdf_launcher.attempts import history
-from spdf_launcher.folder import CANCELLED, DONE, job_folder, now, read_json, write_json
+from spdf_launcher.folder import now, write_json
 from spdf_launcher.journal import Journal
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.plan import Job

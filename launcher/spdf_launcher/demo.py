@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from spdf_dist.cli.main import main as spdf
-from spdf_launcher.folder import job_folder, read_json
+from spdf_dist.workflow_folder import job_folder, read_json
 from spdf_launcher.plan import Job
 from spdf_launcher.progress import duration
 from spdf_launcher.status import read_plan

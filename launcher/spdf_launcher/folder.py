@@ -1,17 +1,4 @@
-"""A workflow's folder: where things lie, written aside and renamed.
-
-journal.jsonl               what the launchers did (see journal.py)
-workflow.yaml  plan.json    the workflow as it was read, and its jobs
-jobs/NAME[/VARIANT][/CELL]/
-    job.json                what the job runs, written by the launcher
-    attempts.jsonl          a line when an attempt starts and one when it ends
-    manifest.json           how the job ended and what it made
-    job.log                 output of all attempts
-    lock                    held while the job runs
-    run/ or out/            what it makes
-slurm/                      batch scripts and their logs
-.replaced/N/                results whose inputs have changed since
-"""
+"""Writes the files of a workflow's folder, aside and renamed. The format: spdf_dist.workflow_folder."""
 
 from __future__ import annotations
 
@@ -20,16 +7,12 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from spdf_dist.base import atomic_files
 from spdf_dist.config.errors import UserError
-
-DONE, FAILED, CANCELLED = "done", "failed", "cancelled"
-"""How a manifest says that a job ended."""
 
 
 def now() -> str:
@@ -52,15 +35,6 @@ def write_json(path: Path, value: Any) -> None:
     """Write a value as readable JSON, whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_files.write_json(path, value, indent=2)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None when there is none or it is not whole."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
@@ -110,58 +84,6 @@ def last_lines(path: Path, reach: int = 65536) -> list[dict[str, Any]]:
     return found
 
 
-@dataclass(frozen=True)
-class JobFolder:
-    """The files of one job."""
-
-    path: Path
-
-    @property
-    def spec(self) -> Path:
-        return self.path / "job.json"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def attempts(self) -> Path:
-        return self.path / "attempts.jsonl"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "job.log"
-
-    @property
-    def lock(self) -> Path:
-        return self.path / "lock"
-
-    @property
-    def exit_code(self) -> Path:
-        """Where rank 0 writes the trainer's exit code."""
-        return self.path / "exit_code"
-
-    @property
-    def run_dir(self) -> Path:
-        """Where a training job keeps its run."""
-        return self.path / "run"
-
-    @property
-    def out(self) -> Path:
-        """Where any other job writes."""
-        return self.path / "out"
-
-    def status(self) -> str | None:
-        """How the job ended: done, failed, cancelled; None while it has not."""
-        manifest = read_json(self.manifest)
-        return None if manifest is None else str(manifest.get("status"))
-
-    def is_done(self, key: str) -> bool:
-        """Whether the job is done with exactly the inputs that ``key`` stands for."""
-        manifest = read_json(self.manifest) or {}
-        return manifest.get("status") == DONE and manifest.get("key") == key
-
-
 @contextmanager
 def in_one_line(what: str) -> Iterator[None]:
     """Turns errors of the file system into a UserError about ``what``."""
@@ -176,10 +98,3 @@ def in_one_line(what: str) -> Iterator[None]:
 def named(error: OSError, what: str) -> str:
     """The file that an error is about, where ``what`` does not say it."""
     return f" ({error.filename})" if error.filename is not None and str(error.filename) not in what else ""
-
-
-def job_folder(root: Path, job_id: str) -> JobFolder:
-    """The folder of job ``job_id`` in the workflow's folder ``root``; UserError when it would lie outside of that."""
-    if not job_id or Path(job_id).is_absolute() or ".." in Path(job_id).parts:
-        raise UserError(f"'{job_id}' is no name of a job: its folder would lie outside of {root / 'jobs'}")
-    return JobFolder(root / "jobs" / job_id)

@@ -24,20 +24,10 @@ from spdf_dist.base.file_locks import birth, is_locked, try_lock, unlock
 from spdf_dist.base.provenance import made_with
 from spdf_dist.base.signals import ReceivedSignals
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
+from spdf_dist.workflow_folder import CANCELLED, DONE, FAILED, job_folder, read_json
 from spdf_launcher.attempts import COMMAND, END, START, history, newest_checkpoint, record
-from spdf_launcher.folder import (
-    CANCELLED,
-    DONE,
-    FAILED,
-    digest,
-    job_folder,
-    now,
-    read_json,
-    read_lines,
-    write_json,
-    write_text,
-)
-from spdf_launcher.kinds import KINDS, OUT
+from spdf_launcher.folder import digest, now, read_lines, write_json, write_text
+from spdf_launcher.kinds import KINDS
 from spdf_launcher.moved import follow
 from spdf_launcher.plan import Job, job_from_json, outputs
 from spdf_launcher.process import goes_on, outcome_of, run_command, told_code
@@ -170,8 +160,8 @@ class Runner:
         if self.kind.continues:
             follow(self.folder.run_dir, self.job.id)
         else:
-            self.clear(self.folder.path / OUT)
-        (self.folder.path / OUT if not self.kind.continues else self.folder.run_dir).mkdir(parents=True, exist_ok=True)
+            self.clear(self.folder.out)
+        (self.folder.run_dir if self.kind.continues else self.folder.out).mkdir(parents=True, exist_ok=True)
         number = history(self.folder).count + 1
         record(
             self.folder,
@@ -327,7 +317,8 @@ class Runner:
     def metrics(self) -> dict[str, float]:
         """Numbers that a later job may choose by: what the command printed, or the run's last and best losses."""
         if self.kind.captured:
-            return numbers(read_json(self.folder.path / self.kind.captured) or {})
+            told = read_json(self.folder.path / self.kind.captured) or {}
+            return numbers({key: value for key, value in told.items() if key != "provenance"})
         if not self.kind.continues:
             return {}
         lines = read_lines(self.folder.run_dir / "metrics.jsonl")

@@ -11,9 +11,7 @@ from typing import Any, NoReturn
 from spdf_dist.cli.main import entry_points
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
-
-RUN = "run"
-OUT = "out"
+from spdf_dist.workflow_folder import CHOICE, OUT, RUN
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ KINDS: dict[str, Kind] = {
         captured="out/perplexity.json",
         witness="out/perplexity.json",
     ),
-    "select": Kind((), outputs={"choice": "out/choice.json"}, joins="cells"),
+    "select": Kind((), outputs={"choice": CHOICE}, joins="cells"),
     "report": Kind(("report",), makes={"out": OUT}, outputs={"dir": OUT, "html": "out/index.html"}, joins="all"),
 }
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from spdf_dist.base.file_locks import is_locked
 from spdf_dist.base.signals import ReceivedSignals
 from spdf_dist.config.errors import EXIT_STOPPED
+from spdf_dist.workflow_folder import CANCELLED, DONE, job_folder, read_json
 from spdf_launcher.display import Display
-from spdf_launcher.folder import CANCELLED, DONE, job_folder, read_json
 from spdf_launcher.journal import Journal
 from spdf_launcher.plan import Job
 from spdf_launcher.prepare import wanted_jobs

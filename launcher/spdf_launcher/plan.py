@@ -30,15 +30,16 @@ from spdf_dist.config.load import (
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
 from spdf_dist.config.suggest import nearest
 from spdf_dist.config.validate import require_inputs
+from spdf_dist.data.tasks import lower_is_better
+from spdf_dist.workflow_folder import RUN, job_folder
 from spdf_launcher import kinds
 from spdf_launcher.fingerprint import fingerprint
-from spdf_launcher.folder import digest, job_folder
+from spdf_launcher.folder import digest
 from spdf_launcher.kinds import KINDS, Kind
 from spdf_launcher.references import escape, references, substitute
 from spdf_launcher.workflow import Resources, Template, Workflow, nested
 
 SELECT_OPTIONS = ("metric", "mode", "per")
-LOWER_IS_BETTER = ("val_loss", "loss", "perplexity", "ter")
 
 
 @dataclass(frozen=True)
@@ -304,7 +305,7 @@ class Expansion:
         metric = settings.get("metric")
         if not isinstance(metric, str):
             raise UserError("set.metric: is not set: the validation metric that chooses, such as bleu or val_loss")
-        mode = settings.get("mode", "min" if metric.split(".")[-1] in LOWER_IS_BETTER else "max")
+        mode = settings.get("mode", "min" if lower_is_better(metric.split(".")[-1]) else "max")
         if mode not in ("min", "max"):
             raise UserError(f"set.mode: '{mode}' is neither min nor max")
         return {"metric": metric, "mode": mode}
@@ -319,7 +320,7 @@ class Expansion:
         if "run_dir" in settings:
             raise UserError("set.run_dir: the launcher says where a job runs; refer to it as ${jobs.NAME.run_dir}")
         merge(tree, nested(settings))
-        tree["run_dir"] = str(folder / kinds.RUN)
+        tree["run_dir"] = str(folder / RUN)
         resources = template.resources
         if tree.get("parallel") is None:
             tree["parallel"] = {}

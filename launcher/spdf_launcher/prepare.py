@@ -11,13 +11,12 @@ import yaml
 
 from spdf_dist.base.file_locks import is_locked
 from spdf_dist.config.errors import UserError
+from spdf_dist.workflow_folder import PLAN, job_folder, read_json
 from spdf_launcher.attempts import RESET, record
-from spdf_launcher.folder import in_one_line, job_folder, read_json, write_json, write_text
+from spdf_launcher.folder import in_one_line, write_json, write_text
 from spdf_launcher.journal import Journal
 from spdf_launcher.plan import Job
 from spdf_launcher.workflow import Workflow
-
-PLAN = "plan.json"
 
 
 def wanted_jobs(jobs: list[Job], root: Path) -> set[str]:

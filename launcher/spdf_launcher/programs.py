@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spdf_dist.config.errors import UserError
-from spdf_launcher.folder import job_folder
+from spdf_dist.workflow_folder import job_folder
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.plan import Job
 from spdf_launcher.rank import EXIT_OPTION, RANK_MODULE

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spdf_launcher.folder import DONE, job_folder, read_json, write_json
+from spdf_dist.workflow_folder import DONE, job_folder, read_json
+from spdf_launcher.folder import write_json
 from spdf_launcher.plan import Job, ancestry, job_from_json, outputs
 
 

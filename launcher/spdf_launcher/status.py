@@ -10,12 +10,11 @@ from typing import Any
 
 from spdf_dist.base.file_locks import is_locked
 from spdf_dist.config.errors import UserError
+from spdf_dist.workflow_folder import CANCELLED, DONE, FAILED, PLAN, job_folder, read_json
 from spdf_launcher.attempts import history
-from spdf_launcher.folder import CANCELLED, DONE, FAILED, job_folder, read_json
 from spdf_launcher.journal import require_workflow
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.plan import Job, job_from_json
-from spdf_launcher.prepare import PLAN
 from spdf_launcher.progress import Progress, read_progress
 from spdf_launcher.slurm.state import LOST, SlurmState, slurm_states
 

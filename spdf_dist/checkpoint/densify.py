@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from spdf_dist.checkpoint.find import is_whole
+from spdf_dist.checkpoint.lineage import lineage
 from spdf_dist.checkpoint.manifest import Kind, read_manifest
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import is_taken, new_folder, single_writer, whole
@@ -48,6 +49,7 @@ def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
         "sparsity": None if checkpoint.sparsity is None else asdict(checkpoint.sparsity),
         "masks": {name: mask.sha256 for name, mask in checkpoint.manifest.masks.items()},
         "reactivated": reactivated,
+        "lineage": lineage(checkpoint),
     }
 
 

@@ -2,7 +2,8 @@
 
 E2E: --references is one file, the references of an input on consecutive lines and a blank line between inputs, or the
 official CSV (mr,ref). WebNLG and DART: one file a reference, one line an input in each.
-A metric that could not be computed is null, named on stderr, and the exit code is 1."""
+A metric that could not be computed is null, named on stderr, and the exit code is 1. What made the texts, which
+`spdf generate` records beside them, is passed on by --json."""
 
 from __future__ import annotations
 
@@ -11,12 +12,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from spdf_dist.extensions import task_names
 
 HELP = "score generated texts with a task's official metrics"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", required=True, metavar="TASK", help="e2e, webnlg or dart")
+    parser.add_argument("--task", required=True, metavar="TASK", help=", ".join(task_names()))
     parser.add_argument("--hypotheses", required=True, type=Path, metavar="FILE", help="generated texts, one a line")
     parser.add_argument("--references", required=True, type=Path, nargs="+", metavar="FILE", help="see above")
     parser.add_argument(
@@ -29,20 +33,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from spdf_dist.evaluation.scores import METRICS, read_outputs, score
+    from spdf_dist.config.errors import UserError
+    from spdf_dist.data.tasks import find_task
+    from spdf_dist.evaluation.provenance import read_side_file
+    from spdf_dist.scoring.metrics import Outputs, score
+    from spdf_dist.scoring.texts import read_outputs
 
-    outputs = read_outputs(args.task, args.hypotheses, args.references)
+    task = find_task(args.task)
+    if not task.metrics:
+        raise UserError(f"the task {task.name} has no metrics of texts; measure it with `spdf perplexity --task`")
+    outputs = Outputs(*read_outputs(args.hypotheses, args.references, task.reference_files))
+    provenance = read_side_file(args.hypotheses)
+    if provenance is not None and provenance.get("task") != task.name:
+        raise UserError(f"{args.hypotheses} answers the task {provenance.get('task')}, not {task.name}")
     slots = {} if args.slots_of is None else {"slot_accuracy": slot_accuracy(args, outputs.hypotheses)}
-    scores, failures = score(args.task, outputs, lambda name: print(f"{name} ...", file=sys.stderr))
+    scores, failures = score(task.metrics, outputs, lambda name: print(f"{name} ...", file=sys.stderr))
     scores |= slots
     for name, reason in failures.items():
         print(f"spdf evaluate: {name} could not be computed: {reason}", file=sys.stderr)
     if args.json:
-        print(json.dumps({"schema_version": 1, "task": args.task, "inputs": len(outputs.hypotheses), **scores}))
+        told: dict[str, Any] = {"schema_version": 1, "task": task.name, "inputs": len(outputs.hypotheses), **scores}
+        if provenance is not None:
+            told |= {"split": provenance.get("split"), "provenance": provenance}
+        print(json.dumps(told))
     else:
-        print(f"{args.task}, {len(outputs.hypotheses)} inputs")
+        print(f"{task.name}, {len(outputs.hypotheses)} inputs")
         for name, value in scores.items():
-            digits = METRICS[args.task][name].digits if name in METRICS[args.task] else 4
+            metric = task.metric(name)
+            digits = metric.digits if metric else 4
             print(f"  {name:<8} {'-' if value is None else f'{value:.{digits}f}'}")
     return 1 if failures else 0
 

@@ -1,8 +1,9 @@
 """Generate text from a checkpoint: the answers to a task's inputs, or the continuation of a prompt.
 
-With --task, one hypothesis a line is written to --out for each distinct input of the file, in its order;
---references-out writes the references to score them with (`spdf evaluate`). Decoding is beam search with the settings
-of LoRA's E2E recipe; --greedy and --sample choose otherwise."""
+With --task, one hypothesis per line is written to --out for each distinct input of the file, in its order.
+--references-out writes the references to score them with (`spdf evaluate`). FILE.provenance.json beside the texts
+records what made them: checkpoint, task, split, settings. Decoding is beam search with the settings of LoRA's E2E
+recipe; --greedy and --sample choose otherwise."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import io
 import math
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
     from spdf_dist.data.tasks import Example, Task
     from spdf_dist.evaluation.generation import GenerationSettings
+
+from spdf_dist.extensions import task_names
 
 HELP = "generate text from a checkpoint"
 
@@ -32,7 +36,7 @@ HIGHEST_LENGTH_PENALTY = 10.0
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="a step_N folder, or a run folder")
     what = parser.add_argument_group("what")
-    what.add_argument("--task", metavar="TASK", help="e2e, webnlg, dart or curation")
+    what.add_argument("--task", metavar="TASK", help=", ".join(task_names()))
     what.add_argument("--input", type=Path, metavar="FILE", help="the task's file")
     what.add_argument(
         "--split", default="test", help="train, validation, test (default); WebNLG also test_seen, test_unseen"
@@ -144,16 +148,30 @@ def run_task(args: argparse.Namespace) -> None:
 
     check_places(args, task, examples)
 
+    from spdf_dist.checkpoint.read import Checkpoint
     from spdf_dist.evaluation.checkpoint import load
+    from spdf_dist.evaluation.provenance import checkpoint_facts, file_facts, write_side_file
     from spdf_dist.evaluation.task_generation import generate_task
 
-    loaded = load(args.checkpoint, args.tokenizer, args.device)
+    checkpoint = Checkpoint(args.checkpoint)
+    loaded = load(checkpoint.path, args.tokenizer, args.device)
+    decoding = settings(args)
     started = time.perf_counter()
     with tqdm(total=len(distinct_contexts(examples)), unit="input", file=sys.stderr) as bar:
-        hypotheses = generate_task(loaded, task, examples, settings(args), args.batch_size, bar.update)
+        hypotheses = generate_task(loaded, task, examples, decoding, args.batch_size, bar.update)
     seconds = time.perf_counter() - started
     try:
         write_lines(args.out, hypotheses.texts)  # first: they took the time
+        facts = {
+            "command": "generate",
+            "task": task.name,
+            "split": args.split,
+            "synthetic": task.is_synthetic(examples),
+            "input": file_facts(args.input),
+            "checkpoint": checkpoint_facts(checkpoint),
+            "settings": asdict(decoding),
+        }
+        write_side_file(args.out, facts)
         if args.references_out is not None:
             write_references(task, examples, args.references_out)
     except OSError as error:

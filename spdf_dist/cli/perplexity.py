@@ -12,13 +12,15 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spdf_dist.data.readers import Problem
     from spdf_dist.evaluation.perplexity import Likelihood
+
+from spdf_dist.extensions import task_names
 
 HELP = "perplexity of a checkpoint on text, packed data or a task"
 
@@ -28,7 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", required=True, type=Path, nargs="+", metavar="FILES", help="text files or packed folders"
     )
-    parser.add_argument("--task", metavar="TASK", help="e2e, webnlg, dart or curation: predict the targets of its file")
+    parser.add_argument(
+        "--task", metavar="TASK", help=f"predict the targets of a task's file ({', '.join(task_names())})"
+    )
     parser.add_argument("--split", default="validation", help="of the task's file (validation)")
     parser.add_argument("--tokenizer", type=Path, metavar="TOK", help="instead of the one kept with the checkpoint")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
@@ -43,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     problems: list[Problem] = []
     # On a terminal alone, and gone at the end: an error is to be the one line on stderr.
     with stop_on_signal(), tqdm(unit="tok", unit_scale=True, file=sys.stderr, disable=None, leave=False) as bar:
-        total, step = measure(args, problems.append, bar.update)
+        total, step, provenance = measure(args, problems.append, bar.update)
     for problem in problems:
         print(f"spdf perplexity: {problem}", file=sys.stderr)
     result = {
@@ -57,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         "perplexity": finite(total.per_token),
         "perplexity_per_word": finite(total.per_word),
         "unusable_lines": len(problems),
+        "provenance": provenance,
     }
     result = {name: value for name, value in result.items() if value is not None or name not in ("task", "split")}
     if args.json:
@@ -75,19 +80,20 @@ def finite(value: float) -> float | None:
 
 def measure(
     args: argparse.Namespace, report: Callable[[Problem], None], progress: Callable[[int], object]
-) -> tuple[Likelihood, int]:
-    """The likelihood of what the arguments name, and the checkpoint's step."""
+) -> tuple[Likelihood, int, dict[str, Any]]:
+    """The likelihood of what the arguments name, the checkpoint's step, and what the result was made from."""
     from spdf_dist.config.errors import UserError
     from spdf_dist.data.loader import PackedDataset
     from spdf_dist.data.readers import check_inputs
-    from spdf_dist.data.tasks import load_task
+    from spdf_dist.data.tasks import find_task, load_task
 
     folders = [path for path in args.data if path.is_dir()]
-    examples = None
+    task = examples = None
     packed = []
     if args.task is not None:
         if len(args.data) != 1:
             raise UserError(f"--task takes one file in --data, got {len(args.data)}")
+        task = find_task(args.task)
         examples = load_task(args.task, args.data[0], args.split)
     elif folders and len(folders) != len(args.data):
         raise UserError("--data: give text files or packed folders, not both at once")
@@ -96,6 +102,7 @@ def measure(
     else:
         check_inputs(args.data, "--data")
 
+    from spdf_dist.checkpoint.read import Checkpoint
     from spdf_dist.evaluation.checkpoint import load
     from spdf_dist.evaluation.perplexity import (
         Likelihood,
@@ -104,10 +111,12 @@ def measure(
         task_likelihood,
         text_stream,
     )
+    from spdf_dist.evaluation.provenance import checkpoint_facts
 
-    loaded = load(args.checkpoint, args.tokenizer, args.device)
-    if examples is not None:
-        total = task_likelihood(loaded, examples, progress)
+    checkpoint = Checkpoint(args.checkpoint)
+    loaded = load(checkpoint.path, args.tokenizer, args.device)
+    if task is not None and examples is not None:
+        total = task_likelihood(loaded, task, examples, progress)
     elif packed:
         total = Likelihood()
         for data in packed:
@@ -119,4 +128,13 @@ def measure(
         total = stream_likelihood(loaded.decoder, text_stream(args.data, loaded.tokenizer, report), progress)
     if total.tokens == 0:
         raise UserError(f"{args.data[0]} holds no text")
-    return total, loaded.step
+    provenance = {
+        "command": "perplexity",
+        "task": args.task,
+        "split": args.split if args.task else None,
+        "synthetic": task is not None and examples is not None and task.is_synthetic(examples),
+        "input": [str(path.resolve()) for path in args.data],
+        "checkpoint": checkpoint_facts(checkpoint),
+        "settings": {},
+    }
+    return total, loaded.step, provenance

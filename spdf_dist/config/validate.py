@@ -14,6 +14,7 @@ from spdf_dist.config.schema import (
     SparsityConfig,
 )
 from spdf_dist.config.suggest import nearest
+from spdf_dist.extensions import task_names
 from spdf_dist.model.architecture import FAMILIES, architecture_of, family_module
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import logical_weights
@@ -192,7 +193,7 @@ def validate_pretrain(config: PretrainConfig) -> None:
 def validate_finetune(config: FinetuneConfig) -> None:
     """What only fine-tuning has."""
     task = config.finetune
-    one_of("finetune.task", task.task, ("e2e", "webnlg", "dart", "curation"))
+    one_of("finetune.task", task.task, tuple(task_names()))
     one_of("sparsity.execution", config.sparsity.execution, ("masked", "compressed", "auto"))
     require(task.epochs >= 1, f"finetune.epochs: must be 1 or more, got {task.epochs}")
     most = task.max_steps

@@ -15,8 +15,8 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.data.labels import IGNORED
 from spdf_dist.data.loader import PackedDataset
 from spdf_dist.data.readers import Problem, documents
-from spdf_dist.data.tasks import Example
-from spdf_dist.data.tasks.encoding import collate, encode_examples
+from spdf_dist.data.tasks import Example, Task
+from spdf_dist.data.tasks.encoding import collate
 from spdf_dist.data.tokenizer import Tokenizer
 from spdf_dist.evaluation.checkpoint import Loaded
 from spdf_dist.evaluation.decoder import Decoder
@@ -118,11 +118,13 @@ def stream_likelihood(decoder: Decoder, parts: Iterable[Part], progress: Callabl
     return total
 
 
-def task_likelihood(loaded: Loaded, examples: Sequence[Example], progress: Callable[[int], object]) -> Likelihood:
+def task_likelihood(
+    loaded: Loaded, task: Task, examples: Sequence[Example], progress: Callable[[int], object]
+) -> Likelihood:
     """Likelihood of the targets, each after its context, in the form of fine-tuning."""
     window = loaded.decoder.model.seq_length
     total = Likelihood(words=sum(len(example.target.split()) for example in examples))
-    encoded = encode_examples(examples, loaded.tokenizer, window + 1)
+    encoded = task.encode(examples, loaded.tokenizer, window + 1)
     encoded.sort(key=lambda item: len(item.ids))
     at = 0
     while at < len(encoded):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks import Example, Task, distinct_contexts
-from spdf_dist.data.tasks.encoding import encode_prompt
 from spdf_dist.evaluation.checkpoint import Loaded
 from spdf_dist.evaluation.generation import GenerationSettings, generate
 
@@ -45,7 +44,7 @@ def generate_task(
     longest = window - room(window, settings.max_new_tokens)
     if longest < 2:
         raise UserError(f"the model's context window of {window} tokens is too short to generate text")
-    prompts = [encode_prompt(context, loaded.tokenizer) for context in distinct_contexts(examples)]
+    prompts = [task.encode_prompt(context, loaded.tokenizer) for context in distinct_contexts(examples)]
     cut = sum(len(prompt) > longest for prompt in prompts)
     prompts = [p if len(p) <= longest else [*p[: longest - 1], p[-1]] for p in prompts]
     outputs = generate(loaded.decoder, prompts, loaded.end_ids, settings, batch_size, progress)

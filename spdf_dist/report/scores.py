@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-LOWER_IS_BETTER = ("ter", "perplexity", "perplexity_per_word", "val_loss", "loss")
+from spdf_dist.data.tasks import lower_is_better
 
 METRIC_NAMES = {
     "bleu": "BLEU",
@@ -98,7 +98,7 @@ def selected(scores: Sequence[Score]) -> list[Score]:
 
 def metric_name(metric: str) -> str:
     """A metric's name with the arrow of the better direction."""
-    arrow = "↓" if metric in LOWER_IS_BETTER else "↑"
+    arrow = "↓" if lower_is_better(metric) else "↑"
     return f"{METRIC_NAMES.get(metric, metric.replace('_', ' '))} {arrow}"
 
 

@@ -18,6 +18,7 @@ from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.base.signals import StopRequest
 from spdf_dist.checkpoint.densify import reactivated_count
 from spdf_dist.checkpoint.find import whole_checkpoints
+from spdf_dist.checkpoint.lineage import lineage
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import delete
@@ -78,6 +79,8 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
                 print(f"finetune: {folder.path} is complete already")
             return
         on_rank_zero(groups, lambda: folder.keep_tokenizer(tokenizer))
+        origin_facts = {"lineage": lineage(origin), "synthetic": source.synthetic}
+        on_rank_zero(groups, lambda: folder.write_json("lineage.json", {"schema_version": 1, **origin_facts}))
         checkpoint = newest_checkpoint(folder, groups)
         state = load_training_state(checkpoint) if checkpoint else TrainingState()
 
@@ -110,6 +113,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
                 kind="finetune",
                 consumed_tokens=source.consumed_tokens(current.step),
                 state=vars(current),
+                source=origin_facts,
             )
             if groups.rank == 0:
                 prune_checkpoints(folder, config.checkpoint.keep, callbacks, protect=current.best_step)

@@ -53,8 +53,12 @@ def save_state(
     kind: str,
     consumed_tokens: int,
     state: Mapping[str, Any],
+    source: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write ``step_N`` under ``root``; collective. Raises SpdfError on every rank when it fails on any."""
+    """Write ``step_N`` under ``root``; collective. Raises SpdfError on every rank when it fails on any.
+
+    ``source``: the lineage of the checkpoint that the run started from.
+    """
     writer = CheckpointWriter(root, step, engine.groups)
     manifest = {
         "kind": kind,
@@ -63,6 +67,7 @@ def save_state(
         "consumed_tokens": consumed_tokens,
         "optimizer": {"updates": engine.updates_done()},
         "state": dict(state),
+        "source": None if source is None else dict(source),
     }
     return writer.write(
         state_pieces(engine), masks=masks, config_yaml=to_yaml(config), tokenizer=tokenizer, manifest=manifest

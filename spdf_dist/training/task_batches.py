@@ -9,9 +9,9 @@ from spdf_dist.accounting.flops import training_flops
 from spdf_dist.base.random_streams import derive_seed
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import FinetuneConfig, ModelConfig, SparsityConfig
-from spdf_dist.data.tasks import load_task
+from spdf_dist.data.tasks import find_task, load_task
 from spdf_dist.data.tasks.batches import FinetuneBatches, micro_batches
-from spdf_dist.data.tasks.encoding import EncodedExample, collate, encode_examples
+from spdf_dist.data.tasks.encoding import EncodedExample, collate
 from spdf_dist.data.tokenizer import Tokenizer
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.training.batches import GlobalBatch
@@ -36,10 +36,14 @@ class TaskBatches:
         self.groups = groups
         self.pad = tokenizer.eod_id
         longest = min(task.max_length, model.seq_length)
-        self.examples = encode_examples(load_task(task.task, task.train, "train"), tokenizer, longest)
+        kind = find_task(task.task)
+        examples = load_task(task.task, task.train, "train")
+        self.synthetic = kind.is_synthetic(examples)
+        """Whether the training examples were generated."""
+        self.examples = kind.encode(examples, tokenizer, longest)
         self.held_out: list[EncodedExample] = []
         if task.validation:
-            self.held_out = encode_examples(load_task(task.task, task.validation, "validation"), tokenizer, longest)
+            self.held_out = kind.encode(load_task(task.task, task.validation, "validation"), tokenizer, longest)
         lengths = [len(example.ids) for example in self.examples]
         self.order = FinetuneBatches(lengths, config.training.global_batch_size, config.seed)
         self.steps_per_epoch = len(self.order)

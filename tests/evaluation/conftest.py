@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,15 +15,6 @@ from spdf_dist.data.tokenizer_training import train_sentencepiece
 WORDS = "name Type pub restaurant area riverside food French Indian price cheap The Mill Aromi serves is a near it in"
 
 MODEL = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, seq_length=64, vocab_size=300)
-
-
-@pytest.fixture(scope="session")
-def spdf_data() -> Path:
-    """The folder of real data; the test is skipped where it is not given."""
-    folder = os.environ.get("SPDF_DATA")
-    if not folder:
-        pytest.skip("SPDF_DATA is not set: no official data to compare with")
-    return Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ def test_one_hypothesis_an_input_and_their_references(checkpoint: Path, e2e_csv:
     first = out.read_bytes()
     assert main([*arguments, "--batch-size", "1"]) == 0
     assert out.read_bytes() == first
-    assert sorted(path.name for path in out.parent.iterdir()) == ["hyps.txt", "refs.txt"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["hyps.txt", "hyps.txt.provenance.json", "refs.txt"]
 
 
 def test_prompt_is_continued_on_stdout(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from spdf_launcher import job, requeue
-from spdf_launcher.folder import JobFolder, read_lines
+from spdf_launcher.folder import read_lines
 from spdf_launcher.journal import Journal
 from spdf_launcher.plan import plan
 from spdf_launcher.prepare import prepare
 from spdf_launcher.workflow import load_workflow
+
+from spdf_dist.workflow_folder import JobFolder
 
 FLOW = """
 jobs:

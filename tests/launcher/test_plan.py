@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
-from spdf_launcher.folder import job_folder
 from spdf_launcher.local import results_first
 from spdf_launcher.plan import Job, plan, value_name
 from spdf_launcher.references import escape, references, substitute
 from spdf_launcher.workflow import load_workflow
 
 from spdf_dist.config.errors import UserError
+from spdf_dist.workflow_folder import job_folder
 
 GOOD = """
 variants:
@@ -260,3 +260,12 @@ def test_a_base_is_found_as_a_workflow_is(make, tmp_path: Path) -> None:  # type
     (tmp_path / "own.yaml").write_text("base: flow.yaml\n")
     with pytest.raises(UserError, match="goes round in a circle"):
         load_workflow(str(tmp_path / "flow.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [("perplexity_per_word", "min"), ("perplexity", "min"), ("val_loss", "min"), ("ter", "min"), ("bleu", "max")],
+)
+def test_the_direction_of_a_metric_is_known_from_its_task(make, metric: str, mode: str) -> None:  # type: ignore[no-untyped-def]
+    jobs = make(GOOD, f"jobs.select.set.metric={metric}")
+    assert jobs["select/s75"].select == {"metric": metric, "mode": mode}

@@ -9,8 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+from spdf_dist.workflow_folder import job_folder
 from spdf_launcher.choose import matching
-from spdf_launcher.folder import in_one_line, job_folder
+from spdf_launcher.folder import in_one_line
 from spdf_launcher.journal import is_held
 from spdf_launcher.status import gather, is_more_to_come, read_plan
 

@@ -16,8 +16,9 @@ import sys
 from pathlib import Path
 
 from spdf_dist.config.errors import UserError
+from spdf_dist.workflow_folder import DONE, job_folder
 from spdf_launcher.display import Display
-from spdf_launcher.folder import DONE, in_one_line, job_folder
+from spdf_launcher.folder import in_one_line
 from spdf_launcher.hostfile import check_room, read_hostfile
 from spdf_launcher.journal import Journal
 from spdf_launcher.kinds import KINDS

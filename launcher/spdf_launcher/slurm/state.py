@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spdf_dist.config.errors import UserError
-from spdf_launcher.folder import CANCELLED, FAILED
+from spdf_dist.workflow_folder import CANCELLED, FAILED
 from spdf_launcher.journal import events
 from spdf_launcher.slurm import commands
 

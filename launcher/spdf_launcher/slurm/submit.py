@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spdf_dist.config.errors import UserError
-from spdf_launcher.folder import CANCELLED, DONE, FAILED, job_folder
+from spdf_dist.workflow_folder import CANCELLED, DONE, FAILED, job_folder
 from spdf_launcher.journal import Journal, events
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.plan import Job

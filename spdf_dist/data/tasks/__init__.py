@@ -1,4 +1,4 @@
-"""Fine-tuning tasks. A new task is one module with a ``TASK`` and an entry in ``TASKS`` (docs/tasks.md)."""
+"""Fine-tuning tasks: the registry. A task is a ``Task`` under the entry-point group ``spdf.tasks`` (docs/tasks.md)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ from pathlib import Path
 from spdf_dist.base.rank_variables import is_rank_zero
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.suggest import nearest
-from spdf_dist.data.tasks import curation, dart, e2e, webnlg
-from spdf_dist.data.tasks.example import Example, Task, distinct_contexts, number_groups, references
+from spdf_dist.data.tasks.example import Example, distinct_contexts, number_groups, references
+from spdf_dist.data.tasks.task import Task
+from spdf_dist.extensions import TASKS, TASKS_GROUP, extensions, load_extension, task_names
+from spdf_dist.scoring.metrics import LOSSES, Metric
 
-__all__ = ["TASKS", "Example", "Task", "distinct_contexts", "find_task", "load_task", "references"]
-
-TASKS: dict[str, Task] = {task.name: task for task in (e2e.TASK, webnlg.TASK, dart.TASK, curation.TASK)}
+__all__ = [
+    "Example",
+    "Task",
+    "all_tasks",
+    "distinct_contexts",
+    "find_task",
+    "load_task",
+    "lower_is_better",
+    "metric_title",
+    "references",
+]
 
 
 LEARNED_SPLITS = ("train", "validation")
@@ -34,18 +44,45 @@ def find_task(name: str) -> Task:
     """The task called ``name``.
 
     Raises:
-        UserError: no such task.
+        UserError: no such task, or its module cannot be imported or holds something else.
     """
-    if name not in TASKS:
-        raise UserError(f"unknown task '{name}'{nearest(name, TASKS)}")
-    return TASKS[name]
+    task = load_extension(extensions(TASKS_GROUP, TASKS), name, "task")
+    if not isinstance(task, Task):
+        raise UserError(f"the task '{name}' is a {type(task).__name__}, not a spdf_dist.data.tasks.Task")
+    return task
+
+
+def all_tasks() -> list[Task]:
+    """Every task that can be imported, built-in ones first."""
+    found = []
+    for name in task_names():
+        try:
+            found.append(find_task(name))
+        except UserError:
+            continue  # a broken extension is an error for those who use it
+    return found
+
+
+def metrics_called(name: str) -> list[Metric]:
+    """The metrics of all tasks with this name."""
+    return [metric for task in all_tasks() if (metric := task.metric(name))]
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether a lower value of the metric is better: losses, perplexities, and the metrics that say so."""
+    return name in LOSSES or any(metric.lower_is_better for metric in metrics_called(name))
+
+
+def metric_title(name: str) -> str:
+    """A metric's name in tables."""
+    return LOSSES.get(name) or next((metric.title for metric in metrics_called(name)), name.replace("_", " "))
 
 
 def load_task(name: str, path: str | Path, split: str) -> list[Example]:
     """The examples of a task's file, in file order.
 
     Args:
-        name: one of ``TASKS``.
+        name: a registered task.
         path: the task's file; its forms stand in the task's module.
         split: ``train``, ``validation`` or ``test``; WebNLG also has ``test_seen`` and ``test_unseen``.
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.data.tasks.example import Example, Task, as_written, number_groups
+from spdf_dist.data.tasks.example import Example, number_groups
 from spdf_dist.data.tasks.files import read_csv
+from spdf_dist.data.tasks.task import PUBLISHED, Task
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("article_content", "summary")
@@ -36,4 +37,4 @@ def load(path: Path, split: str) -> list[Example]:
     return number_groups(pairs)
 
 
-TASK = Task(name="curation", splits=SPLITS, load=load, finish=as_written, reference_files=0)
+TASK = Task(name="curation", title="Curation Corpus", splits=SPLITS, load=load, published=PUBLISHED / "curation.csv")

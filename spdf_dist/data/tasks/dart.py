@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.data.tasks.example import Example, Task, number_groups
+from spdf_dist.data.tasks.example import Example, number_groups
 from spdf_dist.data.tasks.files import kind, parse_xml, read_bytes, read_json
+from spdf_dist.data.tasks.task import PUBLISHED, Task
 from spdf_dist.data.tasks.triples import REFERENCE_FILES, finish, linearize, split_triple
+from spdf_dist.scoring.metrics import WEBNLG_METRICS
 
 SPLITS = ("train", "validation", "test")
 
@@ -53,4 +55,13 @@ def xml_pairs(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-TASK = Task(name="dart", splits=SPLITS, load=load, finish=finish, reference_files=REFERENCE_FILES)
+TASK = Task(
+    name="dart",
+    title="DART",
+    splits=SPLITS,
+    load=load,
+    finish=finish,
+    reference_files=REFERENCE_FILES,
+    metrics=WEBNLG_METRICS,
+    published=PUBLISHED / "dart.csv",
+)

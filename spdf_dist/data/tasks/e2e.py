@@ -14,8 +14,10 @@ from itertools import zip_longest
 from pathlib import Path
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.data.tasks.example import Example, Task, as_written, number_groups
+from spdf_dist.data.tasks.example import Example, number_groups
 from spdf_dist.data.tasks.files import read_csv
+from spdf_dist.data.tasks.task import PUBLISHED, Task
+from spdf_dist.scoring.metrics import E2E_METRICS
 
 SPLITS = ("train", "validation", "test")
 ATTRIBUTE = re.compile(r"\s*([^\[\],]+)\[([^\]]*)\]\s*(?:,|$)")
@@ -132,4 +134,17 @@ def lora_lines(examples: Sequence[Example]) -> list[str]:
     return [f"{example.context}||{example.target} " for example in examples]
 
 
-TASK = Task(name="e2e", splits=SPLITS, load=load, finish=as_written, reference_files=0)
+def is_synthetic(examples: Sequence[Example]) -> bool:
+    """Whether ``spdf data synthetic-e2e`` wrote them: its grammar has a slot ``kind``, which the official data lack."""
+    return any(" | kind : " in f" | {example.context}" for example in examples)
+
+
+TASK = Task(
+    name="e2e",
+    title="E2E",
+    splits=SPLITS,
+    load=load,
+    metrics=E2E_METRICS,
+    is_synthetic=is_synthetic,
+    published=PUBLISHED / "e2e.csv",
+)

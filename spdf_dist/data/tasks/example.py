@@ -1,10 +1,9 @@
-"""What a fine-tuning task is made of: examples and tasks, as data."""
+"""Examples of a fine-tuning task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,27 +16,6 @@ class Example:
     """The text to learn; empty where the file has no references."""
     group: int
     """Number of the distinct input, from 0 in file order; examples of one group differ in their target alone."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task: how its files are read and how its outputs are written."""
-
-    name: str
-    splits: tuple[str, ...]
-    """Names that ``load`` takes."""
-    load: Callable[[Path, str], list[Example]]
-    """Reads a file (or folder) as one of the splits."""
-    finish: Callable[[str], str]
-    """Applied to hypotheses and references before they are written, as LoRA's decoding does."""
-    reference_files: int
-    """0: one file, the references of an input on consecutive lines, a blank line after each input.
-    N: N files of one line an input, the first reference filling up."""
-
-
-def as_written(text: str) -> str:
-    """The text itself, on one line: what E2E and Curation write."""
-    return " ".join(text.split("\n"))
 
 
 def number_groups(pairs: Sequence[tuple[str, str]]) -> list[Example]:

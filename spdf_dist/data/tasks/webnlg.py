@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.data.tasks.example import Example, Task, number_groups
+from spdf_dist.data.tasks.example import Example, number_groups
 from spdf_dist.data.tasks.files import kind, parse_xml, read_bytes, read_json
+from spdf_dist.data.tasks.task import PUBLISHED, Task
 from spdf_dist.data.tasks.triples import REFERENCE_FILES, Triple, finish, linearize, split_triple
+from spdf_dist.scoring.metrics import WEBNLG_METRICS
 
 SPLITS = ("train", "validation", "test", "test_seen", "test_unseen")
 FOLDERS = {"train": "train", "validation": "dev", "test": "test"}
@@ -148,4 +150,14 @@ def json_entry(entry: Any) -> Entry:
     return Entry(entry["category"], triples, texts)
 
 
-TASK = Task(name="webnlg", splits=SPLITS, load=load, finish=finish, reference_files=REFERENCE_FILES)
+TASK = Task(
+    name="webnlg",
+    title="WebNLG",
+    splits=SPLITS,
+    load=load,
+    finish=finish,
+    reference_files=REFERENCE_FILES,
+    metrics=WEBNLG_METRICS,
+    published=PUBLISHED / "webnlg.csv",
+    published_split="test_seen",  # 63.4 BLEU points to it
+)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from spdf_dist.base.atomic_files import atomic_file
 from spdf_dist.config.errors import UserError
-from spdf_dist.data.tasks.example import Example, Task, distinct_contexts, references
+from spdf_dist.data.tasks.example import Example, distinct_contexts, references
+from spdf_dist.data.tasks.task import Task
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

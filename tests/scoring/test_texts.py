@@ -8,7 +8,7 @@ import pytest
 
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
-from spdf_dist.evaluation.texts import read_e2e, read_parallel
+from spdf_dist.scoring.texts import read_e2e, read_parallel
 
 
 def write(folder: Path, **texts: str) -> list[Path]:

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from spdf_dist.cli.main import main
-from spdf_dist.evaluation import java, scores
-from spdf_dist.evaluation.mteval import cased_tokens, e2e_bleu, e2e_nist, lower_tokens, webnlg_bleu
-from spdf_dist.evaluation.ter import mean_ter, segment_ter, ter
-from spdf_dist.evaluation.words import split_words
+from spdf_dist.scoring import java
+from spdf_dist.scoring.metrics import Outputs, webnlg_chrf
+from spdf_dist.scoring.mteval import cased_tokens, e2e_bleu, e2e_nist, lower_tokens, webnlg_bleu
+from spdf_dist.scoring.ter import mean_ter, segment_ter, ter
+from spdf_dist.scoring.words import split_words
 
 # What E2E's script (-p) and GenerationEval print for the cases of SPDF_DATA, as they stand and after `disturb`.
 E2E_OFFICIAL = {
@@ -124,7 +125,7 @@ def test_nothing_in_common_and_nothing_at_all() -> None:
 
 def test_chrf_without_any_reference_text_says_so() -> None:
     with pytest.raises(ValueError, match="every reference is empty"):
-        scores.webnlg_chrf(scores.Outputs(["a"], [["", " "]]))
+        webnlg_chrf(Outputs(["a"], [["", " "]]))
 
 
 def test_tokens_of_mteval() -> None:
@@ -188,9 +189,3 @@ def test_metric_that_fails_is_null_and_named(
     assert "meteor could not be computed: no Java" in output.err
     assert main(arguments) == 1
     assert "meteor   -" in capsys.readouterr().out
-
-
-def test_every_task_with_metrics_is_a_task() -> None:
-    from spdf_dist.data.tasks import TASKS
-
-    assert set(scores.METRICS) <= set(TASKS)

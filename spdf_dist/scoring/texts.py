@@ -15,6 +15,28 @@ from spdf_dist.config.errors import UserError
 REPAIRS = (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é"))
 
 
+def read_outputs(
+    hypotheses: Path, references: Sequence[Path], reference_files: int
+) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """Hypotheses and the references of each.
+
+    Args:
+        hypotheses: one text per line.
+        references: the files that were given.
+        reference_files: the task's number of files; 0: one file in E2E's form.
+
+    Raises:
+        UserError: a wrong number of files, or files that cannot be read or do not match.
+    """
+    if reference_files:
+        return read_parallel(hypotheses, references)
+    if len(references) != 1:
+        raise UserError(
+            f"this task takes one file of references, got {len(references)}: a blank line divides the inputs"
+        )
+    return read_e2e(hypotheses, references[0])
+
+
 def read_e2e(hypotheses: Path, references: Path) -> tuple[list[str], list[list[str]]]:
     """Hypotheses and the references of each, for E2E.
 

@@ -1,4 +1,4 @@
-"""The metrics of each task, equal to its official script."""
+"""The metrics of the built-in tasks. Each equals its official script, on the scale that the script prints."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 
-from spdf_dist.config.errors import UserError
-from spdf_dist.config.suggest import nearest
-from spdf_dist.evaluation.java import JavaError, Meteor, ptb_tokenize
-from spdf_dist.evaluation.mteval import e2e_bleu, e2e_nist, webnlg_bleu
-from spdf_dist.evaluation.ter import mean_ter
-from spdf_dist.evaluation.texts import read_e2e, read_parallel
-from spdf_dist.evaluation.words import split_words
+from spdf_dist.scoring.java import JavaError, Meteor, ptb_tokenize
+from spdf_dist.scoring.mteval import e2e_bleu, e2e_nist, webnlg_bleu
+from spdf_dist.scoring.ter import mean_ter
+from spdf_dist.scoring.words import split_words
 
 
 class Outputs:
@@ -89,69 +85,68 @@ def webnlg_chrf(outputs: Outputs) -> float:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of a task."""
+    """A number that says how good generated texts are."""
 
+    name: str
+    """Its key in ``spdf evaluate --json``."""
+    title: str
+    """Its name in tables."""
     compute: Callable[[Outputs], float]
-    digits: int
-    """Decimals in the table."""
+    digits: int = 4
+    """Decimals in the table of ``spdf evaluate``."""
+    lower_is_better: bool = False
+    published_scale: float = 1.0
+    """Published figures are this many times the value that the official script prints."""
 
 
-E2E_METRICS = {
-    "bleu": Metric(lambda outputs: e2e_bleu(outputs.hypotheses, outputs.references), 4),
-    "nist": Metric(lambda outputs: e2e_nist(outputs.hypotheses, outputs.references), 4),
-    "meteor": Metric(e2e_meteor, 4),
-    "rouge_l": Metric(e2e_rouge_l, 4),
-    "cider": Metric(e2e_cider, 4),
+LOSSES = {
+    "loss": "loss",
+    "val_loss": "validation loss",
+    "perplexity": "perplexity",
+    "perplexity_per_word": "perplexity per word",
 }
-WEBNLG_METRICS = {
-    "bleu": Metric(lambda outputs: webnlg_bleu(outputs.hypotheses, outputs.references), 2),
-    "meteor": Metric(webnlg_meteor, 6),
-    "chrf": Metric(webnlg_chrf, 6),
-    "ter": Metric(lambda outputs: mean_ter(*outputs.word_tokens), 6),
-}
-METRICS = {"e2e": E2E_METRICS, "webnlg": WEBNLG_METRICS, "dart": WEBNLG_METRICS}
+"""Measures of a model instead of its texts, and their titles. Lower is better."""
 
-
-def read_outputs(task: str, hypotheses: Path, references: Sequence[Path]) -> Outputs:
-    """The texts of a task's files.
-
-    Raises:
-        UserError: unknown task, wrong number of reference files, or files that cannot be read or do not match.
-    """
-    if task not in METRICS:
-        raise UserError(f"no metrics for the task '{task}'{nearest(task, METRICS)}")
-    if task == "e2e":
-        if len(references) != 1:
-            raise UserError(f"e2e takes one file of references, got {len(references)}: a blank line divides the inputs")
-        return Outputs(*read_e2e(hypotheses, references[0]))
-    return Outputs(*read_parallel(hypotheses, references))
+E2E_METRICS = (
+    Metric("bleu", "BLEU", lambda outputs: e2e_bleu(outputs.hypotheses, outputs.references), published_scale=100),
+    Metric("nist", "NIST", lambda outputs: e2e_nist(outputs.hypotheses, outputs.references)),
+    Metric("meteor", "METEOR", e2e_meteor, published_scale=100),
+    Metric("rouge_l", "ROUGE-L", e2e_rouge_l, published_scale=100),
+    Metric("cider", "CIDEr", e2e_cider),
+)
+WEBNLG_METRICS = (
+    Metric("bleu", "BLEU", lambda outputs: webnlg_bleu(outputs.hypotheses, outputs.references), digits=2),
+    Metric("meteor", "METEOR", webnlg_meteor, digits=6),
+    Metric("chrf", "chrF++", webnlg_chrf, digits=6),
+    Metric("ter", "TER", lambda outputs: mean_ter(*outputs.word_tokens), digits=6, lower_is_better=True),
+)
 
 
 def score(
-    task: str,
+    metrics: Sequence[Metric],
     outputs: Outputs,
     progress: Callable[[str], object] = lambda metric: None,
 ) -> tuple[dict[str, float | None], dict[str, str]]:
-    """All metrics of a task.
+    """The value of each metric.
 
     Args:
-        task: ``e2e``, ``webnlg`` or ``dart``.
+        metrics: those of a task.
         outputs: the texts.
-        progress: told the name of each metric before it is computed.
+        progress: called with the name of each metric before it is computed.
 
     Returns:
-        the score of each metric, None where it could not be computed, and the reason of each of those.
+        the score of each metric, None where it could not be computed, and the reason for each of those.
     """
     scores: dict[str, float | None] = {}
     failures: dict[str, str] = {}
-    for name, metric in METRICS[task].items():
-        progress(name)
+    for metric in metrics:
+        progress(metric.name)
         try:
             value = metric.compute(outputs)
             if not math.isfinite(value):
                 raise ArithmeticError(f"the result is {value}")
-            scores[name] = value
+            scores[metric.name] = value
         except (JavaError, ImportError, OSError, ArithmeticError, ValueError) as error:
-            scores[name] = None
-            failures[name] = str(error)
+            scores[metric.name] = None
+            failures[metric.name] = str(error)
     return scores, failures

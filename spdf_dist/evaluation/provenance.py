@@ -1,0 +1,78 @@
+"""What generated texts and scores were made from, recorded by the command that makes them.
+
+``spdf generate`` writes ``FILE.provenance.json`` beside its texts. ``spdf evaluate --json`` passes the content on, and
+``spdf perplexity --json`` prints the same facts: the checkpoint with its digest and lineage, the task, the split, the
+settings, and whether the data were generated. The report reads these facts and infers none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.checkpoint.lineage import lineage
+from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.tasks.write import is_special, write_lines
+
+SCHEMA_VERSION = 1
+
+
+def side_file(texts: Path) -> Path:
+    """Where the provenance of a file of texts stands."""
+    return texts.with_name(f"{texts.name}.provenance.json")
+
+
+def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint: where it lay, its step, its digest, and the runs that made it."""
+    return {
+        "path": str(checkpoint.path.resolve()),
+        "step": checkpoint.step,
+        "manifest_sha256": checkpoint.manifest.sha256,
+        "lineage": lineage(checkpoint),
+    }
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """A data file: its path, and its sha256; null for a folder."""
+    digest = None
+    if path.is_file():
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"path": str(path.resolve()), "sha256": digest}
+
+
+def write_side_file(texts: Path, facts: dict[str, Any]) -> None:
+    """Record what ``texts`` were made from; nothing for a device or a pipe."""
+    if is_special(texts):
+        return
+    content = {"schema_version": SCHEMA_VERSION, **facts, "texts_sha256": file_facts(texts)["sha256"]}
+    write_lines(side_file(texts), [json.dumps(content, indent=1)])
+
+
+def read_side_file(texts: Path) -> dict[str, Any] | None:
+    """What ``texts`` were made from; None without a record.
+
+    A record of other texts is named on stderr and ignored: the file has changed since it was written.
+
+    Raises:
+        UserError: the side file is not a provenance record.
+    """
+    path = side_file(texts)
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        recorded = content["texts_sha256"]
+        version = content["schema_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a provenance record ({error!r}): delete it to score the texts alone") from None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema version {version}; this version reads {SCHEMA_VERSION}")
+    if recorded != file_facts(texts)["sha256"]:
+        print(f"{path}: describes other texts than {texts} holds now; it is ignored", file=sys.stderr)
+        return None
+    return dict(content)

@@ -1,0 +1,57 @@
+"""What users can add without editing the packages: entry points by group.
+
+A distribution that declares ``[project.entry-points."spdf.tasks"] captions = "my_module:TASK"`` adds a task. The
+extensions that come with the project are listed beside the code that uses them, so they need no installed metadata.
+Nothing is imported before an extension is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint
+from typing import Any
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.suggest import nearest
+
+TASKS_GROUP = "spdf.tasks"
+TASKS = {
+    "e2e": "spdf_dist.data.tasks.e2e:TASK",
+    "webnlg": "spdf_dist.data.tasks.webnlg:TASK",
+    "dart": "spdf_dist.data.tasks.dart:TASK",
+    "curation": "spdf_dist.data.tasks.curation:TASK",
+}
+"""The built-in tasks."""
+
+
+def extensions(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]:
+    """The built-in extensions of a group, then those of installed distributions; a built-in name cannot be replaced."""
+    found = {name: EntryPoint(name, value, group) for name, value in built_in.items()}
+    for point in importlib.metadata.entry_points(group=group):
+        found.setdefault(point.name, point)
+    return found
+
+
+def load_extension(points: Mapping[str, EntryPoint], name: str, what: str) -> Any:
+    """The object behind ``name``.
+
+    Args:
+        points: what ``extensions`` found.
+        name: which one.
+        what: what it is, for messages, such as "task".
+
+    Raises:
+        UserError: no such extension, or its module cannot be imported.
+    """
+    if name not in points:
+        raise UserError(f"unknown {what} '{name}'{nearest(name, points)}")
+    try:
+        return points[name].load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the {what} '{name}' ({points[name].value}) cannot be imported: {error}") from None
+
+
+def task_names() -> list[str]:
+    """Names of all tasks, built-in ones first."""
+    return list(extensions(TASKS_GROUP, TASKS))
