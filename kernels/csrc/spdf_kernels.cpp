@@ -41,6 +41,14 @@ constexpr double kPairsFromDensity = 0.01;
 // Multiply-adds that are worth a thread: waking one costs some microseconds. The bits do not depend on it.
 constexpr int64_t kWorkOfThread = 500'000;
 
+bool is_generated(int backend) { return backend == SPDF_JIT || backend == SPDF_JIT_AVX2; }
+
+// What a product of a back end runs on where it has no code.
+int compressed_rows_of(int backend) {
+    if (backend == SPDF_JIT) return SPDF_AVX512;
+    return backend == SPDF_JIT_AVX2 ? SPDF_PORTABLE : backend;
+}
+
 int threads_for(int64_t tokens, int64_t nnz, int threads) {
     return static_cast<int>(std::clamp<int64_t>(tokens * nnz / kWorkOfThread, 1, std::max(threads, 1)));
 }
@@ -51,8 +59,8 @@ struct spdf_pattern {
     spdf::Pattern rows;
     mutable std::mutex mutex;  // guards preparation
     std::unique_ptr<spdf::Transpose> transpose;
-    std::unique_ptr<spdf::jit::Generated> code[4];  // forward, transposed; then both for bf16 pairs
-    bool code_refused[4] = {};
+    std::unique_ptr<spdf::jit::Generated> code[6];  // per Kind: forward, transposed
+    bool code_refused[6] = {};
     spdf_sddmm* grad_values = nullptr;
 
     ~spdf_pattern() {
@@ -80,15 +88,21 @@ struct spdf_pattern {
     }
 
 #if defined(__x86_64__)
-    // Null when the code does not fit the budget: asked once, so that a layer does not change its path in mid-training.
-    const spdf::jit::Generated* generated(bool transposed, bool bf16, int threads) {
+    spdf::jit::Kind kind_of(int backend, bool bf16) const {
+        if (backend == SPDF_JIT_AVX2) return spdf::jit::Kind::avx2;
         const bool pairs = bf16 && spdf::has_avx512_bf16() && rows.nnz > rows.rows * rows.cols * kPairsFromDensity;
-        const int slot = transposed + 2 * pairs;
+        return pairs ? spdf::jit::Kind::avx512_pairs : spdf::jit::Kind::avx512;
+    }
+
+    // Null when the code does not fit the budget: asked once, so that a layer does not change its path in mid-training.
+    const spdf::jit::Generated* generated(int backend, bool transposed, bool bf16, int threads) {
+        const spdf::jit::Kind kind = kind_of(backend, bf16);
+        const int slot = transposed + 2 * static_cast<int>(kind);
         const std::lock_guard<std::mutex> lock(mutex);
         if (!code[slot] && !code_refused[slot]) {
             auto direction = std::make_unique<spdf::jit::Generated>();
             const int64_t left = code_budget.load() - code_in_use.load();
-            if (spdf::jit::generate(rows, transposed, pairs, left, threads, *direction) &&
+            if (spdf::jit::generate(rows, transposed, kind, left, threads, *direction) &&
                 take_code_bytes(static_cast<int64_t>(direction->code.bytes()))) {
                 code[slot] = std::move(direction);
             } else {
@@ -139,18 +153,20 @@ void spmm(spdf_pattern& pattern, [[maybe_unused]] int backend, bool transposed, 
     if (pattern.rows.nnz == 0) return fill_bias(bias, tokens, features, y);
     const float* bias_f32 = bias ? as_floats(bias, features, bias_scratch.floats(features)) : nullptr;
 #if defined(__x86_64__)
-    if (backend == SPDF_JIT) {
-        const spdf::jit::Generated* code = pattern.generated(transposed, sizeof(T) == 2, threads);
+    if (is_generated(backend)) {
+        const spdf::jit::Generated* code = pattern.generated(backend, transposed, sizeof(T) == 2, threads);
         if (code) {
+            const spdf::Packing& packing = code->avx2 ? spdf::kAvx2Packing : spdf::kAvx512Packing;
             float* ordered = values_scratch.floats(code->entries);
             order(pattern.rows, *code, values, ordered, threads);
-            if (spmm_generated(*code, spdf::kAvx512Packing, x, tokens, ordered, bias_f32, y, threads, tiles_scratch)) {
+            if (spmm_generated(*code, packing, x, tokens, ordered, bias_f32, y, threads, tiles_scratch)) {
                 return;
             }
         }
     }
     const spdf::CompactBackend& portable = spdf::has_avx2() ? spdf::kAvx2Compact : spdf::kPortableCompact;
-    const spdf::CompactBackend& compact = backend == SPDF_PORTABLE ? portable : spdf::kAvx512Compact;
+    const bool rows_avx512 = compressed_rows_of(backend) == SPDF_AVX512;
+    const spdf::CompactBackend& compact = rows_avx512 ? spdf::kAvx512Compact : portable;
 #else
     const spdf::CompactBackend& compact = spdf::kPortableCompact;
 #endif
@@ -173,8 +189,12 @@ extern "C" {
 const char* spdf_backend_missing(int backend) {
     if (backend == SPDF_PORTABLE) return nullptr;
 #if defined(__x86_64__)
-    if (!spdf::has_avx512()) return "this CPU (or its operating system) has no AVX-512 F, BW, DQ, VL";
-    if (backend == SPDF_JIT && !spdf::jit::code_allowed()) return "this host does not let a process run generated code";
+    if (backend == SPDF_JIT_AVX2) {
+        if (!spdf::has_avx2()) return "this CPU (or its operating system) has no AVX2 and FMA";
+    } else if (!spdf::has_avx512()) {
+        return "this CPU (or its operating system) has no AVX-512 F, BW, DQ, VL";
+    }
+    if (is_generated(backend) && !spdf::jit::code_allowed()) return "this host does not let a process run generated code";
     return nullptr;
 #else
     return "the library was built for another architecture than x86-64";
@@ -217,16 +237,16 @@ int spdf_spmm(spdf_pattern* pattern, int backend, int transposed, int bf16, cons
     return SPDF_OK;
 }
 
-int spdf_spmm_packed([[maybe_unused]] spdf_pattern* pattern, [[maybe_unused]] int transposed,
-                     [[maybe_unused]] const float* x, [[maybe_unused]] int64_t tiles,
+int spdf_spmm_packed([[maybe_unused]] spdf_pattern* pattern, [[maybe_unused]] int backend,
+                     [[maybe_unused]] int transposed, [[maybe_unused]] const float* x, [[maybe_unused]] int64_t tiles,
                      [[maybe_unused]] const float* values, [[maybe_unused]] float* y, [[maybe_unused]] int threads) {
 #if defined(__x86_64__)
-    if (spdf_backend_missing(SPDF_JIT) || pattern->rows.nnz == 0) return SPDF_NO_CODE;
+    if (!is_generated(backend) || spdf_backend_missing(backend) || pattern->rows.nnz == 0) return SPDF_NO_CODE;
     if (tiles == 0) return SPDF_OK;
     thread_local spdf::Scratch values_scratch;
     try {
         threads = threads_for(tiles * 16, pattern->rows.nnz, threads);
-        const spdf::jit::Generated* code = pattern->generated(transposed != 0, false, threads);
+        const spdf::jit::Generated* code = pattern->generated(backend, transposed != 0, false, threads);
         if (!code) return SPDF_NO_CODE;
         float* ordered = values_scratch.floats(code->entries);
         order(pattern->rows, *code, values, ordered, threads);
@@ -246,7 +266,8 @@ int spdf_grad_values(spdf_pattern* pattern, int backend, int bf16, const void* d
     const spdf_sddmm* prepared = pattern->sddmm();
     if (!prepared) return SPDF_NO_MEMORY;
     threads = threads_for(tokens, pattern->rows.nnz, threads);
-    const int isa = backend == SPDF_PORTABLE ? SPDF_SDDMM_PORTABLE : spdf_sddmm_best_isa();
+    const bool portable = compressed_rows_of(backend) == SPDF_PORTABLE;
+    const int isa = portable ? SPDF_SDDMM_PORTABLE : spdf_sddmm_best_isa();
     const int status =
         bf16 ? spdf_sddmm_bf16(prepared, static_cast<const uint16_t*>(dy), out, static_cast<const uint16_t*>(x), in,
                                tokens, static_cast<uint16_t*>(values), threads, isa)
@@ -261,9 +282,9 @@ int spdf_prepare(spdf_pattern* pattern, int backend, int transposed, int bf16, i
     try {
         if (pattern->rows.nnz == 0) return backend;
 #if defined(__x86_64__)
-        if (backend == SPDF_JIT) {
-            if (pattern->generated(transposed != 0, bf16 != 0, threads)) return SPDF_JIT;
-            backend = SPDF_AVX512;
+        if (is_generated(backend)) {
+            if (pattern->generated(backend, transposed != 0, bf16 != 0, threads)) return backend;
+            backend = compressed_rows_of(backend);
         }
 #else
         (void)bf16;

@@ -13,7 +13,7 @@
 extern "C" {
 #endif
 
-enum spdf_backend { SPDF_PORTABLE = 0, SPDF_AVX512 = 1, SPDF_JIT = 2 };
+enum spdf_backend { SPDF_PORTABLE = 0, SPDF_AVX512 = 1, SPDF_JIT = 2, SPDF_JIT_AVX2 = 3 };
 enum spdf_status { SPDF_OK = 0, SPDF_NO_MEMORY = 1, SPDF_NO_CODE = 2 };
 
 typedef struct spdf_pattern spdf_pattern;
@@ -41,8 +41,8 @@ SPDF_EXPORT int spdf_spmm(spdf_pattern* pattern, int backend, int transposed, in
 // The same product on operands that are packed already, float32, without bias, by generated code: y [tiles][out | 1][16] =
 // x [tiles][in | 1][16] W^T (transposed: in and out change places). A tile holds 16 tokens of each feature side by side.
 // SPDF_NO_CODE where there is none: not on this machine, beyond the code budget, or for want of entries.
-SPDF_EXPORT int spdf_spmm_packed(spdf_pattern* pattern, int transposed, const float* x, int64_t tiles, const float* values,
-                                 float* y, int threads);
+SPDF_EXPORT int spdf_spmm_packed(spdf_pattern* pattern, int backend, int transposed, const float* x, int64_t tiles,
+                                 const float* values, float* y, int threads);
 
 // values [nnz] = dy^T x at the kept entries, for dy [tokens, out] and x [tokens, in]: the gradient of a weight's values.
 SPDF_EXPORT int spdf_grad_values(spdf_pattern* pattern, int backend, int bf16, const void* dy, const void* x,

@@ -137,7 +137,8 @@ def available_backends() -> dict[str, str | None]:
     """Every back end, the most preferred first, with None where this machine has it and else the reason why not.
 
     triton-block: whole blocks on GPUs; triton-expand: any mask on GPUs; jit: AVX-512 code generated from the mask;
-    avx512: compressed rows; portable: C++ for any CPU; torch: dense product.
+    avx512: compressed rows; jit-avx2: AVX2 code generated from the mask; portable: C++ for any CPU;
+    torch: dense product.
     """
     return {backend.name: backend.available() for backend in backends()}
 
@@ -171,9 +172,10 @@ def _first(pattern: SparsityPattern, dtype: torch.dtype) -> Backend:
 
 
 def set_code_budget_mb(megabytes: float) -> None:
-    """Allows this process `megabytes` (2^20 bytes) of generated code over all patterns; further ones run on avx512.
+    """Allows this process `megabytes` (2^20 bytes) of generated code over all patterns.
 
-    Counts for patterns whose code is not yet built. Raises ValueError for what is not a number or negative.
+    Patterns beyond it run on compressed rows. Counts for patterns whose code is not yet built. Raises ValueError for
+    what is not a number or negative.
     """
     if not isinstance(megabytes, int | float) or not megabytes >= 0:
         raise ValueError(f"the code budget must be a number that is not negative, not {megabytes!r} MiB")

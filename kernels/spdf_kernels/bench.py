@@ -177,12 +177,13 @@ def packed_products(
     x: torch.Tensor, dy: torch.Tensor, values: torch.Tensor, pattern: SparsityPattern
 ) -> dict[str, Product]:
     """The same on tiles of tokens in and out, by operation; the difference is packing. Empty without code."""
-    if x.dtype != torch.float32 or backends.describe(pattern).forward != "jit":
+    backend = backends.describe(pattern).forward
+    if x.dtype != torch.float32 or not backend.startswith("jit"):
         return {}
     x_tiles, dy_tiles = native.pack(x), native.pack(dy)
     return {
-        "forward": lambda: native.spmm_packed(x_tiles, values, pattern, transposed=False),
-        "dx": lambda: native.spmm_packed(dy_tiles, values, pattern, transposed=True),
+        "forward": lambda: native.spmm_packed(x_tiles, values, pattern, backend, transposed=False),
+        "dx": lambda: native.spmm_packed(dy_tiles, values, pattern, backend, transposed=True),
     }
 
 

@@ -63,5 +63,6 @@ class CpuBackend:
 BACKENDS: tuple[Backend, ...] = (
     CpuBackend("jit", "generated", grad_values="avx512"),
     CpuBackend("avx512", "compact", grad_values="avx512"),
+    CpuBackend("jit-avx2", "generated", grad_values="portable"),
     CpuBackend("portable", "compact", grad_values="portable"),
 )

@@ -15,7 +15,7 @@ import torch
 from spdf_kernels.pattern import SparsityPattern
 
 LIBRARY = Path(__file__).with_name("libspdf_kernels.so")
-BACKENDS = {"portable": 0, "avx512": 1, "jit": 2}
+BACKENDS = {"portable": 0, "avx512": 1, "jit": 2, "jit-avx2": 3}
 DTYPES = (torch.float32, torch.bfloat16)
 _NO_MEMORY = 1
 
@@ -27,7 +27,7 @@ _SIGNATURES = {
     "spdf_pattern_new": (_POINTER, [_POINTER, _INT64, _INT64, _INT64]),
     "spdf_pattern_free": (None, [_POINTER]),
     "spdf_spmm": (_INT, [_POINTER, _INT, _INT, _INT, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _INT]),
-    "spdf_spmm_packed": (_INT, [_POINTER, _INT, _POINTER, _INT64, _POINTER, _POINTER, _INT]),
+    "spdf_spmm_packed": (_INT, [_POINTER, _INT, _INT, _POINTER, _INT64, _POINTER, _POINTER, _INT]),
     "spdf_grad_values": (_INT, [_POINTER, _INT, _INT, _POINTER, _POINTER, _INT64, _POINTER, _INT]),
     "spdf_prepare_grad_values": (_INT, [_POINTER]),
     "spdf_prepare": (_INT, [_POINTER, _INT, _INT, _INT, _INT]),
@@ -122,12 +122,13 @@ def unpack(tiles: torch.Tensor, tokens: int, features: int) -> torch.Tensor:
 
 
 def spmm_packed(
-    tiles: torch.Tensor, values: torch.Tensor, pattern: SparsityPattern, transposed: bool
+    tiles: torch.Tensor, values: torch.Tensor, pattern: SparsityPattern, backend: str, transposed: bool
 ) -> torch.Tensor | None:
     """`spmm` on packed operands, by generated code: tiles in and out, float32. None where there is no code."""
     result = tiles.new_empty(tiles.shape[0], pattern.shape[1 if transposed else 0] | 1, 16)
     status = _loaded().spdf_spmm_packed(
         _structure(pattern),
+        BACKENDS[backend],
         transposed,
         tiles.data_ptr(),
         tiles.shape[0],

@@ -25,7 +25,7 @@ from spdf_kernels import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NATIVE = [name for name in BACKENDS if name != "torch"]
-needs_jit = pytest.mark.skipif("jit" not in BACKENDS, reason=f"no generated code: {available_backends()['jit']}")
+GENERATED = [name for name in BACKENDS if name.startswith("jit")]
 
 
 def linux_release() -> tuple[int, ...]:
@@ -42,7 +42,7 @@ def restore_threads() -> Iterator[None]:
 
 def test_every_backend_is_there_or_says_why_not() -> None:
     backends = available_backends()
-    assert list(backends) == ["triton-block", "triton-expand", "jit", "avx512", "portable", "torch"]
+    assert list(backends) == ["triton-block", "triton-expand", "jit", "avx512", "jit-avx2", "portable", "torch"]
     assert backends["torch"] is None
     assert all(reason is None or len(reason) > 10 for reason in backends.values())
 
@@ -54,10 +54,12 @@ def test_description_names_the_forced_backend(backend: str, monkeypatch: pytest.
     description = describe(pattern)
     assert description.forward == description.grad_input == backend
     assert description.index_bytes >= pattern.nnz * 2
-    assert (description.code_bytes > 0) == (backend == "jit")
+    assert (description.code_bytes > 0) == backend.startswith("jit")
 
 
-@pytest.mark.parametrize(("backend", "share"), [("avx512", 0.38), ("portable", 0.38), ("jit", 0.60)])
+@pytest.mark.parametrize(
+    ("backend", "share"), [("avx512", 0.38), ("portable", 0.38), ("jit", 0.60), ("jit-avx2", 1.05)]
+)
 def test_state_at_75_percent_sparsity(backend: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     if backend not in BACKENDS:
         pytest.skip(str(available_backends()[backend]))
@@ -68,20 +70,24 @@ def test_state_at_75_percent_sparsity(backend: str, share: float, monkeypatch: p
     assert 16 * pattern.nnz + description.index_bytes + description.code_bytes <= share * dense
 
 
-@needs_jit
-def test_beyond_the_code_budget_compressed_rows_take_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SPDF_KERNELS_BACKEND", raising=False)
+@pytest.mark.parametrize(("backend", "rows"), [("jit", "avx512"), ("jit-avx2", "portable")])
+def test_beyond_the_code_budget_compressed_rows_take_over(
+    backend: str, rows: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend not in BACKENDS:
+        pytest.skip(str(available_backends()[backend]))
+    monkeypatch.setenv("SPDF_KERNELS_BACKEND", backend)
     x = random_tensor(20, 256, dtype=torch.float32, seed=1)
     within = random_pattern(128, 256, 0.25, seed=0)
-    assert describe(within).forward == "jit"
+    assert describe(within).forward == backend
     set_code_budget_mb(0)
     try:
         beyond = random_pattern(128, 256, 0.25, seed=0)
         description = describe(beyond)
     finally:
         set_code_budget_mb(2**20)
-    assert description.forward == description.grad_input == "avx512" and description.code_bytes == 0
-    assert describe(within).forward == "jit"
+    assert description.forward == description.grad_input == rows and description.code_bytes == 0
+    assert describe(within).forward == backend
     values = random_tensor(within.nnz, dtype=torch.float32, seed=2)
     torch.testing.assert_close(sparse_linear(x, values, within), sparse_linear(x, values, beyond))
 
@@ -102,11 +108,11 @@ def test_bits_do_not_depend_on_threads(backend: str, tokens: int, monkeypatch: p
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@needs_jit
+@pytest.mark.parametrize("backend", GENERATED)
 @pytest.mark.skipif(
     linux_release() < (6, 3), reason="PR_SET_MDWE, which makes such a host of a process, came with Linux 6.3"
 )
-def test_code_in_a_file_in_memory_keeps_no_descriptor() -> None:
+def test_code_in_a_file_in_memory_keeps_no_descriptor(backend: str) -> None:
     """A host that never lets written memory run: a process of it, which would run out of descriptors."""
     program = """
 import ctypes, os, torch
@@ -114,12 +120,12 @@ from spdf_kernels import SparsityPattern, describe, sparse_linear
 assert ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0  # PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN
 before = len(os.listdir("/proc/self/fd"))
 pattern = SparsityPattern.from_mask(torch.ones(40, 50, dtype=torch.bool))
-assert describe(pattern).forward == "jit"
+assert describe(pattern).forward == os.environ["SPDF_KERNELS_BACKEND"]
 y = sparse_linear(torch.ones(3, 50), torch.ones(2000), pattern)
 assert torch.equal(y, torch.full((3, 40), 50.0))
 print(len(os.listdir("/proc/self/fd")) - before)
 """
-    environment = os.environ | {"SPDF_KERNELS_BACKEND": "jit"}
+    environment = os.environ | {"SPDF_KERNELS_BACKEND": backend}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert (run.stdout, run.returncode) == ("0\n", 0), run.stderr
 

@@ -13,24 +13,23 @@
 #include <algorithm>
 #include <atomic>
 
-#include "jit/evex.hpp"
+#include "jit/block.hpp"
 #include "jit/pairs.hpp"
 
 namespace spdf::jit {
 
 namespace {
 
-constexpr int64_t kMaxBlockRows = 31;  // accumulators; the 32nd vector register holds x
-constexpr int kXRegister = 31;
 constexpr int64_t kMaxBlockInputs = 768;  // a block's code stays in the second-level cache beside x
 constexpr int64_t kMaxBlockPairs = 512;   // at 90% in the first-level instruction cache
-// Each pass of a block over one tile wishes for this share of the next block's code, so that it is in the second-level
-// cache when its turn comes: code that streams from the third level runs at half speed.
+// Each pass of a block over one tile prefetches this share of the next block's code into the second-level cache: code that
+// streams from the third level runs at half speed.
 constexpr int64_t kPassesPerPrefetch = 6;
 // Code and values come once for every group of tiles, from the third level, which other cores use too. So the rows are cut
 // into parts of this many bytes, up to twice as many, and all groups go through one part before the next.
 constexpr int64_t kBytesOfPart = int64_t{4} << 20;
 constexpr int64_t kBytesOfEntry = 8 + 4;  // code and value
+constexpr int64_t kCodeBytesOfEntryAvx2 = 17;
 // Each part reads x anew, and packs it: multiply-adds that an element of x is worth at least.
 constexpr int64_t kWorkOfPackedElement = 320;
 
@@ -84,7 +83,7 @@ std::vector<uint8_t> entries_of_inputs(const std::vector<uint32_t>& words, const
 
 // Place of each input's first value in its block: [row_blocks * inputs].
 std::vector<uint16_t> starts_of_inputs(const std::vector<uint32_t>& words, const Generated& g) {
-    static_assert(kMaxBlockRows * kMaxBlockInputs <= 65536, "places take 16 bits");
+    static_assert(kMostRowsAvx512 * kMaxBlockInputs <= 65536, "places take 16 bits");
     std::vector<uint16_t> starts(words.size());
     for (int64_t b = 0; b < g.row_blocks; ++b) {
         int start = 0;
@@ -97,10 +96,26 @@ std::vector<uint16_t> starts_of_inputs(const std::vector<uint32_t>& words, const
     return starts;
 }
 
+// Inputs of a block for AVX2, a multiple of 16: as many as leave its code in a first-level instruction cache of 32 KiB and
+// its x in half of a first-level data cache of as much.
+int64_t inputs_of_avx2_block(const Generated& g, double density) {
+    constexpr double kCodeBytes = 20 << 10, kBytesOfInput = 50;  // of the loads of x in five groups of rows
+    constexpr int64_t kMostInputs = 256;
+    const double bytes = kMostRowsAvx2 * density * kCodeBytesOfEntryAvx2 + kBytesOfInput;
+    const int64_t most = std::clamp<int64_t>(static_cast<int64_t>(kCodeBytes / bytes), 48, kMostInputs);
+    const int64_t blocks = (g.inputs + most - 1) / most;
+    return ((g.inputs + blocks - 1) / blocks + 15) / 16 * 16;
+}
+
 // Tiles that share one pass through the code: as many as leave their inputs in the second-level cache with room for the
-// code. Fewer entries an input make the inputs weigh more. Pairs halve the inputs alone, not the sums nor the code beside
-// them, so they take no more tiles than whole blocks of single inputs: eight were best, whatever the shape.
+// code. With fewer entries per input, x gets a larger share of the cache. Pairs halve x, but neither the sums nor the code
+// beside it, so they take no more tiles than whole blocks of single inputs.
+// AVX2: a block's x is small, and its code must come into the first-level cache once per group. More code per input takes
+// more tiles to amortize; the sums of many tiles leave the second-level cache.
 int64_t tiles_of_group(const Generated& g) {
+    if (g.avx2) {
+        return std::clamp<int64_t>(128 * g.entries / (g.rows * g.inputs), 16, 64);
+    }
     int64_t cache = 0;
 #if defined(_SC_LEVEL2_CACHE_SIZE)
     cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
@@ -111,103 +126,27 @@ int64_t tiles_of_group(const Generated& g) {
     return std::clamp<int64_t>(room / ((g.pairs ? kMaxBlockInputs : g.block_inputs) * 64), 4, 24);
 }
 
-// A pointer that walks through memory by displacements of one signed byte.
-class Window {
-public:
-    Window(Assembler& assembler, Reg base, int64_t unit) : assembler_(assembler), base_(base), unit_(unit) {
-        assembler.add(base, static_cast<int32_t>(128 * unit));
-    }
-    int reach(int64_t position) {
-        if (position - center_ > 127) {
-            const int64_t step = (position - center_ + 128) / 256 * 256;
-            assembler_.add(base_, static_cast<int32_t>(step * unit_));
-            center_ += step;
-        }
-        return static_cast<int>(position - center_);
-    }
-
-private:
-    Assembler& assembler_;
-    Reg base_;
-    int64_t unit_;
-    int64_t center_ = 128;
-};
-
-struct Block {
-    const uint32_t* words;  // per input: which of the rows keep it
-    const uint16_t* partner;  // of pairs: where the second half of each input lies; null for single inputs
-    int64_t inputs;
-    int rows;
-    bool first;         // of its rows: starts the sums at zero instead of going on with y
-    int64_t entries;    // of them
-    int64_t next_code;  // where the code that runs after this block begins, counted from this block's code
-};
-
-// Code of one block, called as f(x, values, y, tiles, x_stride, y_stride), strides in bytes.
-size_t assemble(uint8_t* out, const Block& block) {
-    Assembler a(out);
-    constexpr int64_t kEntryBytes = 8, kLine = 64;
-    const int64_t lines = block.entries * kEntryBytes / (kLine * kPassesPerPrefetch) + 1;
-    const int64_t interval = block.entries / lines + 1;
-    int32_t prefetched = 0;
-    a.address(Reg::r11, block.next_code);
-    if (block.partner) a.select_odd_words();
-    const size_t next_tile = a.size();
-    a.move(Reg::r10, Reg::rdi);
-    a.move(Reg::rax, Reg::rsi);
-    for (int r = 0; r < block.rows; ++r) {
-        if (block.first) {
-            a.zero_vector(r);
-        } else {
-            a.load_vector(r, Reg::rdx, r);
-        }
-    }
-    Window x(a, Reg::r10, 64);
-    Window values(a, Reg::rax, 4);
-    int64_t used = 0;
-    for (int64_t input = 0; input < block.inputs; ++input) {
-        uint32_t word = block.words[input];
-        if (!word) continue;
-        a.load_vector(kXRegister, Reg::r10, x.reach(input));
-        if (block.partner && block.partner[input] != input) {
-            a.merge_odd_words(kXRegister, Reg::rdi, static_cast<int32_t>(kLine * block.partner[input]));
-        }
-        for (; word; word &= word - 1) {
-            const int row = __builtin_ctz(word), place = values.reach(used);
-            if (block.partner) {
-                a.dot_bf16_broadcast(row, kXRegister, Reg::rax, place);
-            } else {
-                a.fma_broadcast(row, kXRegister, Reg::rax, place);
-            }
-            if (++used % interval == 0) a.prefetch(Reg::r11, kLine * prefetched++);
-        }
-    }
-    for (int r = 0; r < block.rows; ++r) a.store_vector(r, Reg::rdx, r);
-    a.add(Reg::r11, kLine * prefetched);
-    a.add(Reg::rdi, Reg::r8);
-    a.add(Reg::rdx, Reg::r9);
-    a.decrement(Reg::rcx);
-    a.jump_if_not_zero(next_tile);
-    a.return_to_caller();
-    return a.size();
-}
-
-using BlockCode = void (*)(const float* x, const float* values, float* y, int64_t tiles, int64_t x_stride,
-                           int64_t y_stride);
-
 }  // namespace
 
-bool generate(const Pattern& pattern, bool transposed, bool pairs, int64_t limit, int threads, Generated& g) {
+bool generate(const Pattern& pattern, bool transposed, Kind kind, int64_t limit, int threads, Generated& g) {
+    const bool pairs = kind == Kind::avx512_pairs, avx2 = kind == Kind::avx2;
     g.transposed = transposed;
     g.pairs = pairs;
+    g.avx2 = avx2;
     g.rows = transposed ? pattern.cols : pattern.rows;
     g.features = transposed ? pattern.rows : pattern.cols;
     g.inputs = pairs ? (g.features + 1) / 2 : g.features;
-    g.row_blocks = (g.rows + kMaxBlockRows - 1) / kMaxBlockRows;
+    const int64_t most_rows = avx2 ? kMostRowsAvx2 : kMostRowsAvx512;
+    g.row_blocks = (g.rows + most_rows - 1) / most_rows;
     g.block_rows = (g.rows + g.row_blocks - 1) / g.row_blocks;
-    const int64_t most = pairs ? kMaxBlockPairs : kMaxBlockInputs;
-    g.input_blocks = (g.inputs + most - 1) / most;
-    g.block_inputs = (g.inputs + g.input_blocks - 1) / g.input_blocks;
+    if (avx2) {
+        g.block_inputs = inputs_of_avx2_block(g, pattern.nnz / static_cast<double>(g.rows * g.inputs));
+        g.input_blocks = (g.inputs + g.block_inputs - 1) / g.block_inputs;
+    } else {
+        const int64_t most = pairs ? kMaxBlockPairs : kMaxBlockInputs;
+        g.input_blocks = (g.inputs + most - 1) / most;
+        g.block_inputs = (g.inputs + g.input_blocks - 1) / g.input_blocks;
+    }
     std::vector<uint32_t> words = pattern.with_columns([&](auto columns) { return row_bits(pattern, columns, g); });
     if (pairs) {
         g.kept = std::move(words);
@@ -218,6 +157,8 @@ bool generate(const Pattern& pattern, bool transposed, bool pairs, int64_t limit
     g.entry.resize(static_cast<size_t>(blocks));
     g.value_start.resize(static_cast<size_t>(blocks));
 
+    g.entries = pattern.nnz;
+    const int64_t passes = avx2 ? tiles_of_group(g) / 4 : kPassesPerPrefetch;
     const auto block = [&](int64_t index, uint8_t* out) {
         const int64_t input_block = index / g.row_blocks, row_block = index % g.row_blocks;
         const int64_t first = input_block * g.block_inputs;
@@ -229,8 +170,9 @@ bool generate(const Pattern& pattern, bool transposed, bool pairs, int64_t limit
         }
         const int64_t next_code = g.entry[(index + 1) % blocks] - g.entry[index];
         const uint16_t* partner = pairs ? g.partner.data() + row_block * g.inputs + first : nullptr;
+        const auto assemble = avx2 ? assemble_avx2 : assemble_avx512;
         return static_cast<int64_t>(
-            assemble(out, {word, partner, inputs, static_cast<int>(rows), first == 0, used[index], next_code}));
+            assemble(out, {word, partner, inputs, static_cast<int>(rows), first == 0, used[index], passes, next_code}));
     };
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < blocks; ++i) size[i] = block(i, nullptr);
@@ -286,7 +228,7 @@ int64_t tiles_of_task(const Generated& g, int64_t tiles, int threads) {
 // Parts of the rows, each taken through by all groups of tiles before the next.
 int64_t parts_of_rows(const Generated& g) {
     const int64_t worth = g.entries / (g.inputs * kWorkOfPackedElement);
-    return std::clamp<int64_t>(std::min(g.entries * kBytesOfEntry / kBytesOfPart, worth), 1, g.row_blocks);
+    return std::clamp<int64_t>(std::min(g.entries * (g.avx2 ? kCodeBytesOfEntryAvx2 + 4 : kBytesOfEntry) / kBytesOfPart, worth), 1, g.row_blocks);
 }
 
 BlockCode code_of(const Generated& g, int64_t block) {

@@ -20,9 +20,12 @@ namespace spdf::jit {
 // pairs of neighbours, an even and an odd feature; a block puts the even half of one beside the odd half of another, chosen
 // so that few rows keep only one of the two (match_pairs). Such a row has a zero beside its value, so x must be finite;
 // spmm_generated tells when it is not.
+enum class Kind { avx512, avx512_pairs, avx2 };
+
 struct Generated {
     bool transposed = false;
     bool pairs = false;
+    bool avx2 = false;
     int64_t rows = 0;      // output features
     int64_t features = 0;  // input features
     int64_t inputs = 0;    // vectors of x a tile: input features, or pairs of them
@@ -48,7 +51,7 @@ struct Generated {
 };
 
 // Builds the code. `limit`: bytes allowed. False when it would not fit or the host refuses; throws std::bad_alloc.
-bool generate(const Pattern& pattern, bool transposed, bool pairs, int64_t limit, int threads, Generated& generated);
+bool generate(const Pattern& pattern, bool transposed, Kind kind, int64_t limit, int threads, Generated& generated);
 
 // Values of the pattern (row-major order) to the order of use: `entries` floats, or pairs of bf16 in as much memory.
 template <class T>

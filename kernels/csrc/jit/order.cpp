@@ -35,22 +35,53 @@ void order_forward(const Pattern& pattern, const Column* columns, const Generate
     }
 }
 
+// For each b: the next counts[b] (0..31) values of `from` go to to[b], which moves on behind them. Without masks: a copy
+// takes 16 or 32 values at once where there is room for what lies behind them, which later rows overwrite; near the end of a
+// block (end[b]) or of the values (`last`) it takes exactly the segment.
+template <class T>
+void copy_segments_avx2(const T* from, const T* last, const uint8_t* counts, int64_t blocks, float** to, float* const* end) {
+    constexpr int64_t kAtOnce = 16, kMost = 32;
+    for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t count = counts[b];
+        float* target = to[b];
+        if (end[b] - target >= kMost && last - from >= kMost) {
+            for (int64_t i = 0; i < kAtOnce; ++i) target[i] = to_float(from[i]);
+            if (count > kAtOnce) {
+                for (int64_t i = kAtOnce; i < kMost; ++i) target[i] = to_float(from[i]);
+            }
+        } else {
+            for (int64_t i = 0; i < count; ++i) target[i] = to_float(from[i]);
+        }
+        from += count;
+        to[b] += count;
+    }
+}
+
 // Transposed: a block takes its values row by row of the pattern, and a row's entries in a range of columns lie side by
-// side: nothing but short copies.
+// side: only short copies.
 template <class T>
 void order_transposed(const Pattern& pattern, const Generated& g, const T* values, float* ordered, int threads) {
-    std::vector<float*> to(static_cast<size_t>(g.row_blocks));
+    std::vector<float*> to(static_cast<size_t>(g.row_blocks)), ends(static_cast<size_t>(g.row_blocks));
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {
         const int64_t begin = g.row_blocks * part / threads, end = g.row_blocks * (part + 1) / threads;
         for (int64_t k = 0; k < g.input_blocks; ++k) {
-            for (int64_t b = begin; b < end; ++b) to[b] = ordered + g.value_start[k * g.row_blocks + b];
+            for (int64_t b = begin; b < end; ++b) {
+                const int64_t block = k * g.row_blocks + b;
+                to[b] = ordered + g.value_start[block];
+                ends[b] = ordered + (block + 1 < g.input_blocks * g.row_blocks ? g.value_start[block + 1] : g.entries);
+            }
             const int64_t last = std::min((k + 1) * g.block_inputs, g.inputs);
             for (int64_t r = k * g.block_inputs; r < last; ++r) {
                 const uint8_t* counts = g.counts.data() + r * g.row_blocks;
                 const T* from = values + pattern.row_start[r];
                 for (int64_t b = 0; b < begin; ++b) from += counts[b];
-                copy_segments(from, counts + begin, end - begin, to.data() + begin);
+                if (g.avx2) {
+                    copy_segments_avx2(from, values + pattern.nnz, counts + begin, end - begin, to.data() + begin,
+                                       ends.data() + begin);
+                } else {
+                    copy_segments(from, counts + begin, end - begin, to.data() + begin);
+                }
             }
         }
     }

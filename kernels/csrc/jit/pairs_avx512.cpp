@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "pack/ahead.hpp"
 #include "pack/transpose_avx512.hpp"
 
 namespace spdf::jit {

@@ -65,6 +65,7 @@ struct Packing {
 
 extern const Packing kPortablePacking;
 #if defined(__x86_64__)
+extern const Packing kAvx2Packing;
 extern const Packing kAvx512Packing;
 #endif
 

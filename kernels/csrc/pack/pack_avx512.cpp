@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include "pack/ahead.hpp"
 #include "pack/transpose_avx512.hpp"
 
 namespace spdf {

@@ -2,18 +2,7 @@
 
 #include <immintrin.h>
 
-#include <cstdint>
-
 namespace spdf {
-
-// What a walk over the first `features` of some rows comes to `distance` elements after feature f: the same rows further on, then
-// those that follow, `next_rows` elements away. Each row is a stream of its own, more than the hardware follows, so the loops ask
-// for their data ahead: for reading into the second-level cache, since rows of many common lengths share so few sets of the first
-// that lines would push each other out before their turn.
-template <class T>
-inline T* ahead(T* rows, int64_t next_rows, int64_t features, int64_t f, int64_t distance) {
-    return f + distance < features ? rows + f + distance : rows + next_rows + f + distance - features;
-}
 
 // 16 x 16 transpose in registers: pairs, quads, then 128-bit lanes.
 static inline void transpose(__m512* r) {

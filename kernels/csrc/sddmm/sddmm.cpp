@@ -287,28 +287,23 @@ int status_of(const spdf_sddmm* prepared, const Path<T>& path, const T* dy, int6
     }
 }
 
-const Products& portable_products() {
-#if defined(__x86_64__)
-    if (has_avx2()) return kAvx2Products;
-#endif
-    return kPortableProducts;
-}
-
 Path<float> path_f32(int isa) {
 #if defined(__x86_64__)
     if (isa >= SPDF_SDDMM_AVX512) return {kAvx512Products, kAvx512Packing.pack_f32, 16};
+    if (has_avx2()) return {kAvx2Products, kAvx2Packing.pack_f32, 16};
 #endif
     (void)isa;
-    return {portable_products(), kPortablePacking.pack_f32, 16};
+    return {kPortableProducts, kPortablePacking.pack_f32, 16};
 }
 
 Path<Bf16> path_bf16(int isa) {
 #if defined(__x86_64__)
     if (isa >= SPDF_SDDMM_AVX512_BF16) return {kAvx512Bf16Products, pack_pairs_avx512, 32};
     if (isa >= SPDF_SDDMM_AVX512) return {kAvx512Products, kAvx512Packing.pack_bf16, 16};
+    if (has_avx2()) return {kAvx2Products, kAvx2Packing.pack_bf16, 16};
 #endif
     (void)isa;
-    return {portable_products(), kPortablePacking.pack_bf16, 16};
+    return {kPortableProducts, kPortablePacking.pack_bf16, 16};
 }
 
 }  // namespace

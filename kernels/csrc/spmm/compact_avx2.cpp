@@ -4,7 +4,7 @@
 
 namespace spdf {
 
-const CompactBackend kAvx2Compact = {rows_kernel, kWidth, &kPortablePacking};
+const CompactBackend kAvx2Compact = {rows_kernel, kWidth, &kAvx2Packing};
 
 }  // namespace spdf
 
