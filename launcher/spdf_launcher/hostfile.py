@@ -8,15 +8,19 @@ from pathlib import Path
 from spdf_dist.config.errors import UserError
 from spdf_launcher.plan import Job
 
-LINE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.:@-]*)\s+slots=([1-9][0-9]*)")
+LARGEST_FILE = 16 << 20
+LINE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.:@-]*)\s+slots=([1-9][0-9]{0,5})")
 
 
 def read_hostfile(path: Path) -> dict[str, tuple[int, int]]:
     """Host to its slots and line number, in the file's order; UserError for what is no hostfile."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        with path.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise UserError(f"--hostfile {path}: {error.strerror}") from None
+    if len(text) > LARGEST_FILE:
+        raise UserError(f"--hostfile {path}: more than {LARGEST_FILE >> 20} MiB; is it the right file?")
     hosts: dict[str, tuple[int, int]] = {}
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.yaml_reader import read_yaml_file
 from spdf_launcher.folder import write_text
 
 
@@ -17,8 +19,8 @@ def follow(run_dir: Path, job_id: str) -> None:
     """
     config = run_dir / "config.yaml"
     try:
-        tree = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        tree = read_yaml_file(config)
+    except UserError:
         return
     inside = f"/jobs/{job_id}/{run_dir.name}"
     before = str(tree.get("run_dir")) if isinstance(tree, dict) else ""

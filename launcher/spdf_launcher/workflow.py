@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.load import build, find_config, flatten, merge, parse_override, read_tree, read_yaml
+from spdf_dist.config.load import LONGEST_CHAIN, build, find_config, flatten, merge, parse_override, read_tree, shown
 from spdf_dist.config.suggest import nearest
+from spdf_dist.config.yaml_reader import DEEPEST, read_yaml_file
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 JOB_KEYS = ("kind", "needs", "config", "set", "grid", "variants", "resources")
+MOST_RESOURCES = 1_000_000
+MOST_CELLS = 10_000
+"""Of one grid."""
 TOP_KEYS = ("variants", "jobs", "clusters", "cluster")
 
 
@@ -117,10 +120,9 @@ def find_workflow(source: str) -> Path:
 
 def read_workflow(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A workflow as nested dicts, on top of its ``base:``, which is found as `spdf run` finds a workflow."""
-    try:
-        tree = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        tree = None
+    if len(seen) > LONGEST_CHAIN:
+        raise UserError(f"{path}: more than {LONGEST_CHAIN} files stand on one another by base:")
+    tree = read_yaml_file(path)
     base = tree.get("base") if isinstance(tree, dict) else None
     if base is None:
         return read_tree(path)  # which also says what is wrong with the file
@@ -139,7 +141,10 @@ def nested(tree: Any) -> Any:
     result: dict[str, Any] = {}
     for key, value in tree.items():
         leaf = nested(value)
-        for part in reversed(str(key).split(".")):
+        parts = str(key).split(".")
+        if len(parts) > DEEPEST:
+            raise UserError(f"the key {shown(key)} names {len(parts)} levels, and no key has so many")
+        for part in reversed(parts):
             leaf = {part: leaf}
         merge(result, leaf)
     return result
@@ -150,7 +155,7 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise UserError(f"{where}: expected keys and values, got {value!r}")
+        raise UserError(f"{where}: expected keys and values, got {shown(value)}")
     return value
 
 
@@ -206,10 +211,10 @@ def parse_template(name: str, entry: Any, where: str) -> Template:
     variants = [variants] if isinstance(variants, str) else variants
     for key, value in (("needs", needs), ("variants", variants or [])):
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise UserError(f"{where}.{key}: expected a list of names, got {value!r}")
+            raise UserError(f"{where}.{key}: expected a list of names, got {shown(value)}")
     config = entry.get("config")
     if config is not None and not isinstance(config, str):
-        raise UserError(f"{where}.config: expected the path or name of a config, got {config!r}")
+        raise UserError(f"{where}.config: expected the path or name of a config, got {shown(config)}")
     resources = mapping(entry.get("resources"), f"{where}.resources")
     if isinstance(resources.get("time"), int):
         raise UserError(f'{where}.resources.time: write it in quotes, as "4:00:00" or "2-00:00:00"')
@@ -218,8 +223,8 @@ def parse_template(name: str, entry: Any, where: str) -> Template:
     except UserError as error:
         raise UserError(f"{where}.resources: {error}") from None
     for key in ("nodes", "ranks_per_node", "cpus_per_rank", "max_failures"):
-        if getattr(typed, key) < 1:
-            raise UserError(f"{where}.resources.{key}: must be 1 or more, got {getattr(typed, key)}")
+        if not 1 <= getattr(typed, key) <= MOST_RESOURCES:
+            raise UserError(f"{where}.resources.{key}: must be 1 to {MOST_RESOURCES}, got {getattr(typed, key)}")
     return Template(
         name=name,
         kind=str(entry["kind"]),
@@ -239,6 +244,9 @@ def parse_grid(axes: dict[str, Any], where: str) -> dict[str, list[Any]]:
             check_name(part, f"{where}.{key}")
         if not isinstance(values, list) or not values:
             raise UserError(f"{where}.{key}: expected a list of values, got {values!r}")
+    cells = math.prod(len(values) for values in axes.values())
+    if cells > MOST_CELLS:
+        raise UserError(f"{where}: {cells:,} cells, more than {MOST_CELLS:,}")
     return {key: axes[key] for key in sorted(axes)}
 
 

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -18,6 +18,7 @@ from spdf_dist.config.paths import with_home
 from spdf_dist.config.schema import AnyConfig, DatasetEntry, FinetuneConfig, PathText, PretrainConfig
 from spdf_dist.config.suggest import nearest
 from spdf_dist.config.validate import validate
+from spdf_dist.config.yaml_reader import DEEPEST, read_yaml, read_yaml_file
 
 T = TypeVar("T", PretrainConfig, FinetuneConfig)
 
@@ -32,41 +33,14 @@ IDENTITY_EXEMPT = (
 )
 """Keys that may differ when a run continues: they change where and how, not what is computed."""
 
+LONGEST_CHAIN = 20
+SHOWN_CHARACTERS = 60
+LONGEST_OVERRIDE = 100_000
+LARGEST_INTEGER = 2**62
+"""Whole numbers beyond are a mistake in any key."""
+
 NEEDS_LEVEL = ("pattern", "patterns", "targets", "permute", "distribution", "init_scale")
 """Keys of ``sparsity`` that mean nothing for a dense model."""
-
-
-class PlainLoader(yaml.SafeLoader):
-    """YAML without what 1.1 reads into plain words: 2:4 is no number of base 60, 010 not octal, 2024-01-02 no date."""
-
-    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Refuses a key that stands twice, of which the first would be lost without a word."""
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return node
-
-
-PlainLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
-PlainLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(0|[1-9][0-9_]*)?\.[0-9_]+([eE][-+]?[0-9]+)?$"), list("-+.0123456789")
-)
-
-
-def read_yaml(text: str) -> Any:
-    """The value of a YAML document. Raises yaml.YAMLError."""
-    try:
-        return yaml.load(text, PlainLoader)
-    except ValueError as error:  # an explicit tag on a value that is none of its kind
-        raise yaml.YAMLError(str(error)) from None
 
 
 def load_config(kind: type[T], source: str, overrides: Sequence[str] = ()) -> T:
@@ -123,12 +97,9 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A YAML file as nested dicts, on top of the file that its ``base:`` key names (relative to it, or shipped)."""
     if path.resolve() in seen:
         raise UserError(f"{path}: base: goes round in a circle")
-    try:
-        tree = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if len(seen) > LONGEST_CHAIN:
+        raise UserError(f"{path}: more than {LONGEST_CHAIN} files stand on one another by base:")
+    tree = read_yaml_file(path)
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -147,13 +118,18 @@ def parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"'{text}' is no override: write key.sub=value")
+    if len(value) > LONGEST_OVERRIDE:
+        raise UserError(f"{shown(key)}=...: {len(value):,} characters are too many for a value")
     try:
         leaf = read_yaml(value) if value.strip() else None
     except yaml.YAMLError:
         leaf = value
     if isinstance(leaf, int | float) and not isinstance(leaf, bool) and str(leaf) != value.strip():
         leaf = value.strip()  # as written, for a key that takes text: run_dir=1.10
-    for part in reversed(key.strip().split(".")):
+    parts = key.strip().split(".")
+    if len(parts) > DEEPEST:
+        raise UserError(f"'{shown(key)}' names {len(parts)} levels, and no key has so many")
+    for part in reversed(parts):
         leaf = {part: leaf}
     return typing.cast(dict[str, Any], leaf)
 
@@ -172,7 +148,7 @@ def build(kind: Any, tree: Any, where: str) -> Any:
     if tree is None:  # defaults would silently take the place of what a base file says there
         raise UserError(f"config key '{where}' is a section without keys: give it some or leave it out")
     if not isinstance(tree, dict):
-        raise UserError(f"config key '{where}': expected keys and values, got {tree!r}")
+        raise UserError(f"config key '{where}': expected keys and values, got {shown(tree)}")
     hints = typing.get_type_hints(kind, include_extras=True)
     values = {}
     for key, value in tree.items():
@@ -215,7 +191,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
                 if item is Any
                 else {str(key): convert(item, each, f"{where}.{key}") for key, each in value.items()}
             )
-        raise UserError(f"config key '{where}': expected keys and values, got {value!r}")
+        raise UserError(f"config key '{where}': expected keys and values, got {shown(value)}")
     if hint is bool:
         if isinstance(value, bool):
             return value
@@ -230,9 +206,17 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             number = float("nan")
         if hint is float and number == number:
             return number
-        if hint is int and number == number and abs(number) != float("inf") and number == int(number):
+        if hint is int and abs(number) <= LARGEST_INTEGER and number == int(number):
             return value if isinstance(value, int) else int(number)
-    raise UserError(f"config key '{where}': expected {describe(hint)}, got {value!r}")
+        if hint is int and LARGEST_INTEGER < abs(number) < float("inf"):
+            raise UserError(f"config key '{where}': {shown(value)} is too large")
+    raise UserError(f"config key '{where}': expected {describe(hint)}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """A value for a message, cut short."""
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def numbers(value: Any) -> Any:

@@ -20,6 +20,17 @@ from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import logical_weights
 from spdf_dist.sparsity.patterns import parse_pattern
 
+LARGEST = {
+    "num_layers": 10_000,
+    "hidden_size": 1 << 20,
+    "num_attention_heads": 1 << 16,
+    "ffn_hidden_size": 1 << 22,
+    "seq_length": 1 << 24,
+    "vocab_size": 1 << 28,
+}
+"""Far beyond any model: what is larger is a slip, and would take all memory before it is noticed."""
+MOST_RANKS = 1 << 20
+
 
 def require(condition: bool, message: str) -> None:
     """Raise UserError(message) unless the condition holds."""
@@ -34,6 +45,9 @@ def one_of(key: str, value: str, known: tuple[str, ...]) -> None:
 
 def validate_model(model: ModelConfig) -> None:
     """Shapes that make a model of its family."""
+    for key, largest in LARGEST.items():
+        value = getattr(model, key)
+        require(value is None or value <= largest, f"model.{key}: {value} is too large: at most {largest}")
     one_of("model.family", model.family, FAMILIES)
     for key in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size"):
         require(getattr(model, key) > 0, f"model.{key}: must be positive, got {getattr(model, key)}")
@@ -79,6 +93,8 @@ def validate_pattern(sparsity: SparsityConfig, model: ModelConfig) -> None:
 def validate_parallel(config: AnyConfig) -> None:
     """Ranks and ZeRO."""
     parallel = config.parallel
+    ranks = parallel.tensor * (parallel.data or 1)
+    require(ranks <= MOST_RANKS, f"parallel: {ranks} ranks are too many: at most {MOST_RANKS}")
     require(parallel.tensor >= 1, f"parallel.tensor: must be 1 or more, got {parallel.tensor}")
     require(parallel.data is None or parallel.data >= 1, f"parallel.data: must be 1 or more, got {parallel.data}")
     require(

@@ -12,13 +12,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
 from spdf_dist.accounting.budget import total_steps
 from spdf_dist.accounting.parameters import linear_parameters, total_parameters
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import config_from_tree
 from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
+from spdf_dist.config.yaml_reader import read_yaml_file
 
 
 @dataclass
@@ -255,10 +254,7 @@ def is_run(folder: Path) -> bool:
 def read_run(folder: Path) -> Run:
     """Read a run folder. Raises UserError for a damaged one."""
     path = folder / "config.yaml"
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable: {' '.join(str(error).split())}") from None
+    tree = read_yaml_file(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected keys and values")
     run = Run(folder, tree)

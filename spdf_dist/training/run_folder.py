@@ -15,14 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from spdf_dist.base import atomic_files
 from spdf_dist.base.file_locks import try_lock
 from spdf_dist.checkpoint.find import ASIDE
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.load import build, run_differences, to_tree, to_yaml
 from spdf_dist.config.schema import AnyConfig
+from spdf_dist.config.yaml_reader import read_yaml_file
 from spdf_dist.data.tokenizer import Tokenizer
 
 
@@ -106,9 +105,9 @@ class RunFolder:
         if not self.config.exists():
             return []
         try:
-            old = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{self.config} cannot be read: {' '.join(str(error).split())}") from None
+            old = read_yaml_file(self.config)
+        except UserError as error:
+            raise UserError(f"{self.config} cannot be read: {str(error).removeprefix(f'{self.config}: ')}") from None
         with contextlib.suppress(UserError):  # a key that the older program lacked has its default
             old = to_tree(build(type(config), old, ""))
         return run_differences(old if isinstance(old, dict) else {}, to_tree(config))

@@ -392,7 +392,7 @@ def test_slices_that_are_not_the_tensor(parts: list[tuple[int | None, int, int]]
         (lambda tree: rename(tree["tensors"]["ln_f.bias"]["slices"], "exp_avg", "exp_afg"), "lacks 'exp_avg'"),
         (lambda tree: rename(tree, "consumed_tokens", "consumed_tokenz"), "lacks 'consumed_tokens'"),
         (lambda tree: tree["model"].update(num_layers=10**9), "too few for 1000000000 layers"),
-        (lambda tree: tree["model"].update(hidden_size=10**12), "not those of its model"),
+        (lambda tree: tree["model"].update(hidden_size=10**12), "1000000000000 is too large"),
         (lambda tree: tree.update(step="5"), "'5' stands where a count belongs"),
         (lambda tree: tree.update(kind=3), "3 stands where a text belongs"),
         (lambda tree: tree["files"][MASKS].update(sha256="x"), "'x' stands where a SHA-256 belongs"),

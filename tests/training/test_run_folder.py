@@ -81,7 +81,7 @@ def test_the_config_is_the_first_thing_written(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "run" / "config.yaml").is_file()
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"a: 2024-13-45", b"a: [", b"a: *b"])
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a: [", b"a: *b"])
 def test_a_config_that_cannot_be_read_is_a_line(content: bytes, tmp_path: Path) -> None:
     run = begun(tmp_path / "run")
     (run / "config.yaml").write_bytes(content)

@@ -1,0 +1,108 @@
+"""Reads YAML that people wrote: plain words stay words, and a file of any content takes little time and memory."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from spdf_dist.config.errors import UserError
+
+LARGEST_FILE = 1 << 20
+"""Bytes; PyYAML reads about 100 kB a second."""
+DEEPEST = 50
+"""Levels of mappings and lists in each other."""
+MOST_VALUES = 100_000
+"""Values of a document, those that aliases repeat counted each time."""
+MISREAD = (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
+"""What PyYAML raises for an explicit tag on a value that is none of its kind."""
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML without what 1.1 reads into plain words: 2:4 is no number of base 60, 010 not octal, 2024-01-02 no date."""
+
+    yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuses what is nested too deeply."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError(f"nested more than {DEEPEST} levels deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Refuses a key that stands twice, of which the first would be lost without a word."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return node
+
+    def get_single_node(self) -> Any:
+        """Refuses a document whose aliases make it too large, before anything is made of it."""
+        node = super().get_single_node()
+        if node is not None and measure(node, {}, 0) > MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES:,} values, those that aliases repeat counted each time")
+        return node
+
+
+PlainLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(0|[1-9][0-9_]*)?\.[0-9_]+([eE][-+]?[0-9]+)?$"), list("-+.0123456789")
+)
+
+
+def measure(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Values of a node and all below it, each alias counted in full. Raises yaml.YAMLError for one inside itself."""
+    if depth > DEEPEST:
+        raise yaml.YAMLError(f"nested more than {DEEPEST} levels deep (an alias inside what it stands for?)")
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        children = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(measure(child, known, depth + 1) for child in children)
+    return known[id(node)]
+
+
+def read_yaml(text: str) -> Any:
+    """The value of a YAML document, no part of which is shared. Raises yaml.YAMLError."""
+    try:
+        return unshared(yaml.load(text, PlainLoader))
+    except MISREAD as error:
+        raise yaml.YAMLError(f"{str(error) or type(error).__name__:.200}") from None
+
+
+def unshared(value: Any) -> Any:
+    """A copy in which each alias is a value of its own: a change to one is none of the others."""
+    if isinstance(value, dict):
+        return {key: unshared(item) for key, item in value.items()}
+    return [unshared(item) for item in value] if isinstance(value, list) else value
+
+
+def read_yaml_file(path: Path) -> Any:
+    """The value of a YAML file. Raises UserError, one line that names the file."""
+    try:
+        if not path.is_file():
+            raise UserError(f"{path}: is no file")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(content) > LARGEST_FILE:
+        raise UserError(f"{path}: more than {LARGEST_FILE >> 10} KiB; is it the right file?")
+    try:
+        return read_yaml(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())[:500]}") from None
