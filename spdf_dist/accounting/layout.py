@@ -31,6 +31,8 @@ class Layout:
     precision: str
     """`fp32` or `bf16`."""
     activation_checkpointing: bool
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
 
     @property
     def value_bytes(self) -> int:
@@ -58,6 +60,7 @@ def layout_of(config: PretrainConfig, world_size: int, device: str = "cuda") -> 
         execution=execution,
         precision=config.training.precision,
         activation_checkpointing=config.training.activation_checkpointing,
+        device=device,
     )
 
 

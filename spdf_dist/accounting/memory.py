@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from spdf_dist.accounting.layout import Layout, local_elements
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
-from spdf_dist.model.architecture import LOGITS_CHUNK, family_module, padded_vocab_size
+from spdf_dist.model.architecture import LOGITS_CHUNK, LOGITS_CHUNK_CUDA, family_module, padded_vocab_size
 
 REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default reduce_bucket_size, elements."""
@@ -79,13 +79,16 @@ def activation_bytes(model: ModelConfig, layout: Layout) -> dict[str, int]:
     if layout.activation_checkpointing:
         layers = model.num_layers * p * tokens * d + one  # each layer's input, and one layer at a time in full
     rows = padded_vocab_size(model.vocab_size, t) // t
-    chunk = min(tokens, max(1, LOGITS_CHUNK // rows)) * rows
+    on_gpu = layout.device == "cuda"
+    chunk = min(tokens, max(1, (LOGITS_CHUNK_CUDA if on_gpu else LOGITS_CHUNK) // rows)) * rows
+    # A GPU with the whole vocabulary turns logits into their gradient in place; else an fp32 copy lies beside them.
+    logit = p if on_gpu and t == 1 else 4 + (p if p < 4 else 0)
     return {
         "layers": layers,
         # The last norm's input and statistics, the gradient of its output; token ids, and positions of one sequence.
         "ends": 2 * p * tokens * d + 8 * tokens + 8 * tokens + 8 * model.seq_length,
         "loss": 4 * rows * d,
-        "logits": chunk * (4 + (p if p < 4 else 0)),
+        "logits": chunk * logit,
     }
 
 

@@ -30,6 +30,9 @@ LOGITS_CHUNK = 32 * 2**20
 """Logits that the loss holds at once, elements: 128 MiB. Each chunk adds into the embedding's gradient once, so smaller
 chunks would do so more often."""
 
+LOGITS_CHUNK_CUDA = 128 * 2**20
+"""The same on a GPU, where products of few tokens do not fill the chip: 256 MiB in bf16."""
+
 Role = Literal["embedding", "hidden", "residual_output", "norm", "bias", "head"]
 """What a tensor does. `hidden` and `residual_output` are matrices; the output of the second is added to the residual
 stream. `embedding` is a look-up table (it is also the output layer where the two are tied)."""

@@ -3,7 +3,8 @@
 Shapes: N tokens, C tokens of a chunk, D hidden size, V words of this rank (padding included).
 
 megatron-core's own vocabulary-parallel loss is not used because it averages label smoothing over padding logits (-inf)
-and keeps three copies of the logits. Here each chunk's logits become their own gradient in place.
+and keeps three copies of the logits. Here each chunk's logits become their own gradient in place; on a
+GPU one kernel does that in two passes over them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from spdf_kernels import dense_linear
+from spdf_kernels.triton import cross_entropy
 from torch import Tensor
 
 from spdf_dist.data.labels import IGNORED
-from spdf_dist.model.architecture import LOGITS_CHUNK
+from spdf_dist.model.architecture import LOGITS_CHUNK, LOGITS_CHUNK_CUDA
 
 
 def linear_cross_entropy(
@@ -65,9 +67,20 @@ class LinearCrossEntropy(torch.autograd.Function):
         if with_gradients:
             d_hidden_ND = torch.empty_like(hidden_ND)
             d_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
-        chunk = max(1, LOGITS_CHUNK // weight_VD.shape[0])
+        fused = group is None and cross_entropy.takes(hidden_ND)
+        most = LOGITS_CHUNK_CUDA if hidden_ND.is_cuda else LOGITS_CHUNK
+        chunk = max(1, most // weight_VD.shape[0])
         for begin in range(0, hidden_ND.shape[0], chunk):
             hidden_CD, labels_C = hidden_ND[begin : begin + chunk], labels_N[begin : begin + chunk]
+            if fused:
+                logits_CV = dense_linear(hidden_CD, weight_VD)
+                total += cross_entropy.cross_entropy_(
+                    logits_CV, labels_C, real=real, smoothing=smoothing, ignored=IGNORED, gradient=with_gradients
+                ).sum()
+                if with_gradients:
+                    d_hidden_ND[begin : begin + chunk] = dense_linear(logits_CV, weight_VD.t())
+                    d_weight_VD += logits_CV.t() @ hidden_CD
+                continue
             counted_C = labels_C != IGNORED
             logits_CV = dense_linear(hidden_CD, weight_VD).float()
             logits_CV[:, real:] = -torch.inf

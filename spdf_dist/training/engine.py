@@ -206,8 +206,9 @@ class Engine:
                 self.deepspeed.step()
         totals = torch.stack([loss_sum, torch.as_tensor(float(stop_requested), device=loss_sum.device).double()])
         dist.all_reduce(totals)
-        mean_loss = float(totals[0]) / self.groups.tensor_size / target_tokens
-        stop = bool(totals[1] > 0)
+        whole_loss, stops = totals.tolist()
+        mean_loss = whole_loss / self.groups.tensor_size / target_tokens
+        stop = stops > 0
         if not math.isfinite(mean_loss):
             raise NonFiniteError(f"the loss is {mean_loss}; the update was not made")
         if mean_loss > spike_threshold:

@@ -232,3 +232,39 @@ def only_kept_entries(
                 acc += tl.load(bias + f, mask=f < F, other=0.0).to(tl.float32)[None, :]
             place = y + t[:, None].to(tl.int64) * F + f[None, :]
             tl.store(place, acc.to(y.dtype.element_ty), mask=rows[:, None] & (f[None, :] < F))
+
+
+@triton.jit
+def cross_entropy(
+    logits, labels, loss, V, REAL, smoothing, of_uniform, ignored,
+    BLOCK: tl.constexpr, GRADIENT: tl.constexpr,
+):  # fmt: skip
+    """Loss of one token a program; with GRADIENT its logits [V] become their gradient in place.
+
+    loss = lse - (1 - smoothing) logits[label] - of_uniform sum(logits) over the REAL first words; the others are
+    padding, whose gradient is zero. A label of `ignored` has no loss and no gradient.
+    """
+    row = logits + tl.program_id(0).to(tl.int64) * V
+    label = tl.load(labels + tl.program_id(0)).to(tl.int32)
+    counts = label != ignored
+    largest = tl.full((), -float("inf"), tl.float32)
+    total = tl.zeros((), tl.float32)
+    plain = tl.zeros((), tl.float32)
+    for begin in range(0, REAL, BLOCK):
+        v = begin + tl.arange(0, BLOCK)
+        x = tl.load(row + v, mask=v < REAL, other=-float("inf")).to(tl.float32)
+        larger = tl.maximum(largest, tl.max(x, 0))
+        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(x - larger), 0)
+        largest = larger
+        plain += tl.sum(tl.where(v < REAL, x, 0.0), 0)
+    lse = largest + tl.log(total)
+    own = tl.load(row + label, mask=counts, other=0.0).to(tl.float32)
+    here = lse - (1 - smoothing) * own - of_uniform * plain
+    tl.store(loss + tl.program_id(0), tl.where(counts, here, 0.0))
+    if GRADIENT:
+        for begin in range(0, V, BLOCK):
+            v = begin + tl.arange(0, BLOCK)
+            x = tl.load(row + v, mask=v < REAL, other=-float("inf")).to(tl.float32)
+            gradient = tl.exp(x - lse) - of_uniform - tl.where(v == label, 1 - smoothing, 0.0)
+            gradient = tl.where(counts & (v < REAL), gradient, 0.0)
+            tl.store(row + v, gradient.to(logits.dtype.element_ty), mask=v < V)

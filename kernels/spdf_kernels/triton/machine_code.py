@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from spdf_kernels.triton import kernels
+from spdf_kernels.triton import cross_entropy, kernels
 from spdf_kernels.triton.configurations import CHUNK, CONFIGURATIONS, GROUP, SHARED_MEMORY, Configuration, Tile
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -112,7 +112,7 @@ def sddmm_builds(capability: int, B: int, setting: Configuration) -> Iterator[Bu
 
 
 def expand_builds(capability: int) -> Iterator[Build]:
-    """The kernels of unstructured masks."""
+    """The kernels of unstructured masks, and the loss."""
     tile = Tile(0, 0, 8, 3)
     pointers = {"bits": "*u8", "before": "*i64", "numel": "i32"}
     for name, tensors in (("expand", ("values", "weight")), ("gather", ("dweight", "dvalues"))):
@@ -120,6 +120,13 @@ def expand_builds(capability: int) -> Iterator[Build]:
         yield Build(
             name, getattr(kernels, name), signature, {"CHUNK": CHUNK}, tile, capability, False, ("numel",)
         )  # fmt: skip
+    yield Build(
+        "cross_entropy",
+        kernels.cross_entropy,
+        {"logits": "*bf16", "labels": "*i64", "loss": "*fp32", "V": "i32", "REAL": "i32", "smoothing": "fp32",
+         "of_uniform": "fp32", "ignored": "i32"},
+        {"BLOCK": cross_entropy.BLOCK, "GRADIENT": True}, Tile(0, 0, cross_entropy.WARPS, 3), capability, False, ("V",),
+    )  # fmt: skip
     signature = {
         **dict.fromkeys(("x", "weight", "y", "bias"), "*bf16"),
         "bits": "*u8",
