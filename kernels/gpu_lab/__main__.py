@@ -19,6 +19,9 @@ def main() -> int:
     pack = commands.add_parser("pack", help="collect wheels and the tree for a machine without internet")
     pack.add_argument("--out", type=Path, default=Path(".gpu_pack"), help="folder to write (.gpu_pack)")
     pack.add_argument("--python", default="3.12", help="the target's Python (3.12)")
+    losses = commands.add_parser("losses", help="the losses of tiny models on one device, as JSON")
+    losses.add_argument("device", choices=("cpu", "cuda"))
+    losses.add_argument("count", type=int, help="of the first checks")
     report = commands.add_parser("report", help="print the table of a results file and draw its figure")
     report.add_argument("file", type=Path)
     args = parser.parse_args()
@@ -30,6 +33,11 @@ def main() -> int:
         from gpu_lab.report import write_report
 
         return write_report(args.file)
+    if args.command == "losses":
+        from gpu_lab.steps import print_losses
+
+        print_losses(args.device, args.count)
+        return 0
     if args.smoke:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
     from gpu_lab.run import run_lab

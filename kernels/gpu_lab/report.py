@@ -102,6 +102,10 @@ def tables(lines: list[dict[str, Any]]) -> str:
             for s in steps
         ]
         parts.append(columns(("model", "execution", "ms a step", "tokens/s", "MFU", "GB", "dense / own"), rows))
+    checks = [line for line in lines if line["part"] == "losses" and "difference" in line]
+    if checks:
+        rows = [(c["execution"], c["precision"], f"{c['difference']:.1e}") for c in checks]
+        parts.append(columns(("losses of a tiny model", "precision", "largest difference from the CPU's"), rows))
     errors = [f"* {line['part']}: {line['error']}" for line in lines if "error" in line]
     errors += [f"* tests: {line['summary']}" for line in lines if line["part"] == "tests"]
     if errors:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from gpu_lab import products
+from gpu_lab import products, steps
 from gpu_lab.cases import SMALL, SMOKE, XL, Bench
 from gpu_lab.record import Record, machine_facts
 from gpu_lab.report import write_report
@@ -81,6 +81,11 @@ def run_lab(out: Path, seconds: float, smoke: bool, only: list[str] | None) -> i
         "blocks128": lambda: products.blocks(bench, record, "xl", xl, 128, dense_xl, density=density),
         "blocks64": lambda: products.blocks(bench, record, "xl", xl, 64, dense_xl, density=density),
         "expand": lambda: products.expansion(bench, record, "xl", xl, dense_xl),
+        "losses": lambda: steps.check_losses(record, smoke),
+        "xl steps": lambda: steps.steps(
+            record, "xl, 4 layers", steps.TINY if smoke else steps.XL_FOUR_LAYERS, (64,) if smoke else (128, 64), smoke
+        ),
+        "small steps": lambda: None if smoke else steps.steps(record, "small", steps.SMALL, (64,), smoke),
         "small dense": lambda: dense_small.update(products.dense(bench, record, "small", small)),
         "small blocks64": lambda: products.blocks(bench, record, "small", small, 64, dense_small, density=density),
         "small expand": lambda: products.expansion(bench, record, "small", small, dense_small),
@@ -90,6 +95,7 @@ def run_lab(out: Path, seconds: float, smoke: bool, only: list[str] | None) -> i
             bench, record, "xl", xl, 128, dense_xl, tried=list(products.variants(128))
         ),
         "variants64": lambda: products.blocks(bench, record, "xl", xl, 64, dense_xl, tried=list(products.variants(64))),
+        "xl whole": lambda: None if smoke else steps.steps(record, "xl", steps.XL_WHOLE, (128,), smoke),
         "half": lambda: products.blocks(bench, record, "xl", xl, 128, dense_xl, density=0.5),
     }
     unknown = set(only or ()) - set(parts)

@@ -39,13 +39,14 @@ def test_machine_code_uses_tensor_cores_and_spills_nothing(capability: int) -> N
     assert len(wrong) > 10 and not any(wrong.values()), {name: why for name, why in wrong.items() if why}
 
 
+@pytest.mark.slow
 def test_the_lab_runs_all_its_parts(tmp_path: Path) -> None:
     answer = in_the_interpreter("-m", "gpu_lab", "run", "--smoke", "--out", str(tmp_path), PYTHONPATH="kernels")
     assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
     lines = [json.loads(line) for line in (tmp_path / "gpu_lab.jsonl").read_text().splitlines()]
     assert not [line for line in lines if "error" in line]
     parts = {line["part"] for line in lines if not line.get("skipped")}
-    assert parts >= {"machine", "ceiling", "dense", "tests", "blocks", "layer", "expand", "attention"}
+    assert parts >= {"machine", "ceiling", "dense", "tests", "blocks", "layer", "expand", "attention", "losses", "step"}
     assert {line["block"] for line in lines if "relative_error" in line} == {64, 128}
     assert (tmp_path / "gpu_lab.md").read_text().count("|") > 50 and (tmp_path / "gpu_lab.svg").exists()
 
