@@ -10,7 +10,7 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt setup.py $(shell find kernels/csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
+$(STAMP): pyproject.toml constraints.txt setup.py kernels/build_library.py $(shell find kernels/csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "SPDF needs Python 3.11, 3.12 or 3.13; this is %d.%d: set PYTHON=" % v)'
 	@command -v c++ >/dev/null || { echo "SPDF needs a C++ compiler: install g++ or clang++"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "SPDF needs python3-venv"; exit 1; }

@@ -1,60 +1,13 @@
-"""Builds the kernels' shared library: plain C ABI, C++17, no torch at build time. Everything else is in pyproject.toml.
+"""The packages of the distribution and the kernels' library. Everything else is in pyproject.toml."""
 
-Sources named *_avx2.cpp and *_avx512*.cpp hold instructions beyond the baseline; they are compiled for them on x86-64
-alone and entered at run time only when the CPU has them.
-"""
-
-import platform
-import sysconfig
+import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
-from setuptools.command.build_ext import build_ext
+from setuptools import find_packages, setup
 
-CSRC = Path("kernels/csrc")
-COMMON_FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
-AVX512_FLAGS = [
-    "-Wno-maybe-uninitialized",
-    "-Wno-uninitialized",
-    "-mavx512f",
-    "-mavx512bw",
-    "-mavx512dq",
-    "-mavx512vl",
-    "-mfma",
-]
-BF16_FLAGS = [*AVX512_FLAGS, "-mavx512bf16"]
+sys.path.insert(0, str(Path(__file__).parent / "kernels"))
+from build_library import library
 
-
-def flags_of(source: Path) -> list[str]:
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return COMMON_FLAGS
-    if "avx2" in source.stem:
-        return [*COMMON_FLAGS, "-mavx2", "-mfma"]
-    if "avx512bf16" in source.stem:
-        return COMMON_FLAGS + BF16_FLAGS
-    return COMMON_FLAGS + (AVX512_FLAGS if "avx512" in source.stem else [])
-
-
-class BuildSharedLibrary(build_ext):
-    """A shared library for ctypes instead of a Python module: no init function, no interpreter tag in the name."""
-
-    def get_ext_filename(self, fullname: str) -> str:
-        return str(Path(*fullname.split("."))) + (sysconfig.get_config_var("SHLIB_SUFFIX") or ".so")
-
-    def build_extension(self, ext: Extension) -> None:
-        objects: list[str] = []
-        for source in ext.sources:
-            objects += self.compiler.compile(
-                [source], output_dir=self.build_temp, include_dirs=[str(CSRC)], extra_postargs=flags_of(Path(source))
-            )
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        written = target.with_suffix(".new")  # renamed when whole: a running process keeps the file that it has mapped
-        self.compiler.link_shared_object(objects, str(written), extra_postargs=["-fopenmp"], target_lang="c++")
-        written.replace(target)
-
-
-sources = sorted(str(path) for path in CSRC.rglob("*.cpp") if "test" not in path.stem and path.parent.name != "test")
 setup(
     packages=[
         *find_packages(include=["spdf_dist", "spdf_dist.*"]),
@@ -65,8 +18,5 @@ setup(
         "spdf_configs.workflows",
     ],
     package_data={"": ["*.yaml"], "spdf_dist": ["data/tasks/published/*.csv"]},
-    ext_modules=[
-        Extension("spdf_kernels.libspdf_kernels", sources=sources, depends=[str(p) for p in CSRC.rglob("*.h*")])
-    ],
-    cmdclass={"build_ext": BuildSharedLibrary},
+    **library(Path("kernels/csrc")),
 )

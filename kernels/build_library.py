@@ -1,0 +1,76 @@
+"""How the kernels' shared library is built: plain C ABI, C++17, no torch at build time. Used by both setup.py files.
+
+Sources named *_avx2.cpp and *_avx512*.cpp hold instructions beyond the baseline; they are compiled for them on x86-64
+only and entered at run time only when the CPU has them.
+"""
+
+import platform
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+COMMON_FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
+AVX512_FLAGS = [
+    "-Wno-maybe-uninitialized",
+    "-Wno-uninitialized",
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mfma",
+]
+BF16_FLAGS = [*AVX512_FLAGS, "-mavx512bf16"]
+
+
+def flags_of(source: Path) -> list[str]:
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return COMMON_FLAGS
+    if "avx2" in source.stem:
+        return [*COMMON_FLAGS, "-mavx2", "-mfma"]
+    if "avx512bf16" in source.stem:
+        return COMMON_FLAGS + BF16_FLAGS
+    return COMMON_FLAGS + (AVX512_FLAGS if "avx512" in source.stem else [])
+
+
+class BuildSharedLibrary(build_ext):
+    """A shared library for ctypes instead of a Python module: no init function, no interpreter tag in the name."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split("."))) + (sysconfig.get_config_var("SHLIB_SUFFIX") or ".so")
+
+    def build_extension(self, ext: Extension) -> None:
+        objects: list[str] = []
+        for source in ext.sources:
+            objects += self.compiler.compile(
+                [source],
+                output_dir=self.build_temp,
+                include_dirs=ext.include_dirs,
+                extra_postargs=flags_of(Path(source)),
+            )
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        written = target.with_suffix(".new")  # renamed when whole: a running process keeps the file that it has mapped
+        self.compiler.link_shared_object(objects, str(written), extra_postargs=["-fopenmp"], target_lang="c++")
+        written.replace(target)
+
+
+class WheelForEveryPython(bdist_wheel):
+    """A wheel of a platform for every Python 3: the library knows nothing of the interpreter."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+def library(csrc: Path) -> dict[str, Any]:
+    """Arguments of setup() that build the library from its sources, relative to the folder of setup.py."""
+    sources = sorted(str(p) for p in csrc.rglob("*.cpp") if "test" not in p.stem and p.parent.name != "test")
+    headers = [str(path) for path in csrc.rglob("*.h*")]
+    extension = Extension("spdf_kernels.libspdf_kernels", sources=sources, depends=headers, include_dirs=[str(csrc)])
+    return {
+        "ext_modules": [extension],
+        "cmdclass": {"build_ext": BuildSharedLibrary, "bdist_wheel": WheelForEveryPython},
+    }
