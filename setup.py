@@ -17,6 +17,6 @@ setup(
         "spdf_configs.finetune",
         "spdf_configs.workflows",
     ],
-    package_data={"": ["*.yaml"], "spdf_dist": ["data/tasks/published/*.csv"]},
+    package_data={"": ["*.yaml"], "spdf_dist": ["data/tasks/published/*.csv", "report/*.j2", "studies/paper/*.csv"]},
     **library(Path("kernels/csrc")),
 )

@@ -1,10 +1,15 @@
 """One page, PNG plots and CSV tables from run folders and workflow folders.
 
   spdf report runs/demo --out runs/demo/report
-  spdf report runs/dense runs/s75 gemm.json --out report
+  spdf report runs/dense runs/s75 scores.json gemm.json --out report --name baseline=runs/dense
 
-A folder is searched for runs (config.yaml with metrics.jsonl) and for the output of `spdf evaluate --json`; a file is
-the output of `spdf bench gemm --json`, for the paper's Figure 1. The page holds everything and needs no network.
+A folder is searched for runs (config.yaml with metrics.jsonl) and for the output of `spdf evaluate --json` and
+`spdf perplexity --json`; a file is such output, or that of `spdf bench gemm --json`, for the paper's Figure 1. The page
+holds everything and needs no network.
+
+Runs that differ in their seeds only are averaged. Any other difference makes a variant of its own, named by what
+differs; --name gives the runs in a folder a name.
+
 A workflow whose variants are called SIZE-dense, SIZE-s75, ... is an evidence study: it gets evidence.csv, a row for
 each cell, and a verdict on each of the paper's hypotheses; --markdown puts them into docs/evidence.md.
 
@@ -25,19 +30,56 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write index.html, PNGs and CSVs into")
     parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        type=label,
+        metavar="LABEL=DIR",
+        help="call the runs in DIR so; may be repeated",
+    )
+    parser.add_argument(
         "--markdown", type=Path, metavar="PAGE", help="put an evidence study's results between the marks of this page"
     )
     parser.add_argument("--json", action="store_true", help="print the paths and the summary as one JSON object")
 
 
-def run(args: argparse.Namespace) -> int:
-    from spdf_dist.report.study import read_study
-    from spdf_dist.report.write import write_study_report
+def label(text: str) -> tuple[Path, str]:
+    """A value of --name."""
+    name, equals, folder = text.partition("=")
+    if not name or not equals or not Path(folder).is_dir():
+        raise argparse.ArgumentTypeError(f"'{text}': write LABEL=DIR, with a folder that exists")
+    return Path(folder), name
 
-    study = read_study(args.folders)
-    page = write_study_report(study, args.out, args.markdown)
-    for line in study.damaged.values():
+
+def run(args: argparse.Namespace) -> int:
+    import shlex
+
+    from spdf_dist.base.atomic_files import write_text
+    from spdf_dist.report.results import read_results
+    from spdf_dist.report.write import write_report
+    from spdf_dist.studies.evidence.rows import CURVES, ROWS, CurvePoint, Row, read_evidence, to_csv
+    from spdf_dist.studies.evidence.section import evidence_section, write_markdown
+    from spdf_dist.studies.paper.section import paper_section
+
+    results = read_results(args.folders, dict(args.name))
+    evidence = read_evidence(results, dict.fromkeys([args.out, *args.folders]))
+    command = ["spdf", "report", *map(str, args.folders), "--out", str(args.out)]
+    command += [word for folder, name in args.name for word in ("--name", f"{name}={folder}")]
+    markdown = None
+    if args.markdown is not None:
+        command += ["--markdown", str(args.markdown)]
+        markdown = write_markdown(args.markdown, evidence, args.out, shlex.join(command))
+    sections = evidence_section(evidence)
+    page = write_report(results, args.out, shlex.join(command), first=sections, last=[paper_section(results)])
+    if evidence.rows:
+        write_text(args.out / ROWS, to_csv(evidence.rows, Row))
+        write_text(args.out / CURVES, to_csv(evidence.curves, CurvePoint))
+    if markdown is not None:
+        write_text(args.markdown, markdown)
+    for line in results.damaged.values():
         print(f"spdf report: warning: {line}", file=sys.stderr)
+    for found in results.unattributed:
+        print(f"spdf report: {found.path}: no record of what was scored; listed and not compared", file=sys.stderr)
     if args.json:
         import json
 
@@ -45,4 +87,4 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"schema_version": 1, "report": str(page), "files": files}))
     else:
         print(f"report: {page}")
-    return 1 if study.damaged else 0
+    return 1 if results.damaged else 0

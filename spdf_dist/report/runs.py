@@ -1,13 +1,16 @@
 """A run folder as data: its config, its curves and what was recorded beside them.
 
-Reads ``config.yaml``, ``metrics.jsonl`` and, where present, ``execution.json`` and ``finetune.json``.
+Reads ``config.yaml``, ``metrics.jsonl`` and, where present, ``execution.json``, ``finetune.json`` and ``lineage.json``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,14 +18,19 @@ from typing import Any
 from spdf_dist.accounting.budget import total_steps
 from spdf_dist.accounting.parameters import linear_parameters, total_parameters
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.load import config_from_tree
-from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
+from spdf_dist.config.load import config_from_tree, flatten, to_tree
+from spdf_dist.config.schema import FinetuneConfig, ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.config.yaml_reader import read_yaml_file
+
+SEEDS = ("seed", "sparsity.seed")
+"""Config keys that are seeds: runs that differ in nothing else are repetitions of one variant."""
+NO_SETTINGS = ("run_dir", "checkpoint.", "validation.", "finetune.checkpoint", *SEEDS)
+"""Config keys, and beginnings of keys, that do not change what a run computes, or are seeds."""
 
 
 @dataclass
 class Run:
-    """One pre-training or fine-tuning run. Lists run over the training steps."""
+    """One pre-training or fine-tuning run. Lists have an entry per training step."""
 
     path: Path
     tree: dict[str, Any]
@@ -31,27 +39,38 @@ class Run:
     tokens: list[float] = field(default_factory=list)
     """Target tokens consumed, cumulative."""
     seconds: list[float] = field(default_factory=list)
-    """Time in training steps, cumulative; validation and saving not counted."""
+    """Time in training steps, cumulative, without validation and saving."""
     loss: list[float] = field(default_factory=list)
     flops: list[float] = field(default_factory=list)
     """Model FLOPs spent, cumulative."""
     tokens_per_s: list[float] = field(default_factory=list)
-    mfu: list[float] = field(default_factory=list)
-    """Only the steps that state one."""
     validation: list[tuple[int, float]] = field(default_factory=list)
     """(step, loss)."""
     execution: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
     """What fine-tuning recorded: reactivated weights and their norm, best validation loss, epochs."""
+    lineage: list[dict[str, Any]] = field(default_factory=list)
+    """What a fine-tuning run started from (see ``spdf_dist.checkpoint.lineage``)."""
+    synthetic: bool = False
+    """Whether it is recorded that it trained on generated data."""
     skipped: int = 0
     parent: Run | None = None
-    """Fine-tuning: the pre-training run that it started from, when it is in the report."""
-    name: str = ""
-    """The variant's name in its workflow; empty for a run folder given by itself."""
-    synthetic: bool = False
-    """Whether it trained on generated data."""
+    """Fine-tuning: the pre-training run that it started from; None where it is not recorded."""
+    label: str = ""
+    """The name that a person or a workflow gave it."""
+    variant: str = ""
+    """Its name in tables and figures; runs with the same one differ in their seeds alone (see variants.py)."""
     rejected: bool = False
-    """Whether it was a candidate that a `select` job left."""
+    """Whether it is a candidate of a `select` job and not a result."""
+    selected: frozenset[str] = frozenset()
+    """Config keys that a `select` job chose for it by validation: seeds may differ in them."""
+    best_loss: float | None = None
+    """The best validation loss, where only the result's record gives it."""
+
+    @cached_property
+    def place(self) -> Path:
+        """The folder without links."""
+        return self.path.resolve()
 
     @property
     def is_finetuning(self) -> bool:
@@ -60,7 +79,7 @@ class Run:
 
     @property
     def task(self) -> str:
-        """What it was fine-tuned on; empty for pre-training."""
+        """The task that it was fine-tuned on; empty for pre-training."""
         return str((self.tree.get("finetune") or {}).get("task") or "")
 
     @property
@@ -73,22 +92,20 @@ class Run:
         """The pre-training run behind this one: itself, or its parent."""
         return self.parent if self.is_finetuning else self
 
-    @property
+    @cached_property
     def config(self) -> PretrainConfig:
         """The typed config of a pre-training run."""
         return config_from_tree(PretrainConfig, self.tree)
 
     @property
     def model(self) -> ModelConfig | None:
-        """The architecture; None for a fine-tuning run whose parent is not in the report."""
-        origin = self.pretraining
-        return origin.config.model if origin else None
+        """The architecture; None for a fine-tuning run whose parent is not known."""
+        return self.pretraining.config.model if self.pretraining else None
 
     @property
     def sparsity(self) -> SparsityConfig | None:
         """The mask it was pre-trained with."""
-        origin = self.pretraining
-        return origin.config.sparsity if origin else None
+        return self.pretraining.config.sparsity if self.pretraining else None
 
     @property
     def seed(self) -> int:
@@ -96,10 +113,26 @@ class Run:
         return int(self.tree.get("seed", 0))
 
     @property
+    def seeds(self) -> tuple[Any, ...]:
+        """Every seed behind this run: repetitions of a variant differ here."""
+        flat = flatten(self.tree)
+        return (*(flat.get(key) for key in SEEDS), *(self.parent.seeds if self.parent else ()))
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The resolved config without seeds, places and what was selected; keys that it lacks have their defaults."""
+        try:
+            typed = config_from_tree(FinetuneConfig, self.tree) if self.is_finetuning else self.config
+            flat = flatten(to_tree(typed))
+        except (UserError, TypeError, ValueError):
+            flat = flatten(self.tree)
+        keys = [key for key in flat if not key.startswith(NO_SETTINGS) and key not in self.selected]
+        return {key: flat[key] for key in sorted(keys, key=lambda key: key.startswith("parallel."))}
+
+    @property
     def untrained(self) -> bool:
         """Whether the model behind it saw no pre-training: the baseline that shows what fine-tuning does alone."""
-        origin = self.pretraining
-        return origin is not None and origin.config.training.train_tokens == 0
+        return self.pretraining is not None and self.pretraining.config.training.train_tokens == 0
 
     @property
     def unfinished(self) -> str:
@@ -111,52 +144,45 @@ class Run:
 
     @property
     def whole(self) -> bool:
-        """Whether it came to its end; for fine-tuning, which may stop early, it has then recorded so."""
+        """Whether it came to its end; a fine-tuning run, which may stop early, has then recorded so."""
         return bool(self.finetune) if self.is_finetuning else not self.unfinished
 
     @property
     def final_validation(self) -> float | None:
-        """The last validation loss, nats a token."""
+        """The last validation loss, nats per token."""
         return self.validation[-1][1] if self.validation else None
 
     @property
     def best_validation(self) -> float | None:
-        """The lowest validation loss, nats a token."""
+        """The lowest validation loss, nats per token."""
         finite = [loss for _, loss in self.validation if math.isfinite(loss)]
-        return min(finite, default=None)
+        return min(finite, default=self.best_loss)
 
     @property
     def median_speed(self) -> float | None:
-        """Median tokens/s, the first tenth of the steps (warm-up of caches and kernels) left out."""
+        """Median tokens/s, without the first tenth of the steps (warm-up of caches and kernels)."""
         speeds = self.tokens_per_s[len(self.tokens_per_s) // 10 :]
         return median(speeds) if speeds else None
 
-    def at_step(self, step: int, column: list[float]) -> float | None:
-        """The value of a cumulative column after ``step``; 0 before the first, None past the last."""
-        if step == 0:
-            return 0.0
-        low, high = 0, len(self.step)
-        while low < high:
-            middle = (low + high) // 2
-            if self.step[middle] < step:
-                low = middle + 1
-            else:
-                high = middle
-        return column[low] if low < len(column) else (column[-1] if column else None)
+    @cached_property
+    def checkpoint_digests(self) -> set[str]:
+        """Digests of the checkpoints that lie in the run folder."""
+        manifests = self.path.glob("checkpoints/*/manifest.json")
+        return {hashlib.sha256(path.read_bytes()).hexdigest() for path in manifests}
 
-    def variant(self) -> str:
-        """What it is, for legends: the workflow's name, else from the config."""
-        if self.name:
-            return self.name
-        if self.untrained:
-            return "untrained"
-        if self.sparsity is None:
-            return self.path.name
-        return describe_sparsity(self.sparsity)
+    def at_step(self, step: int, column: list[float]) -> float | None:
+        """The value of a cumulative column after ``step``; 0 before the first step, None for an empty column."""
+        if step == 0 or not column:
+            return 0.0 if step == 0 else None
+        return column[min(bisect_left(self.step, step), len(column) - 1)]
 
     def size(self) -> str:
         """The model's size in words, such as 10.4M."""
         return short_count(total_parameters(self.model)) if self.model else "?"
+
+    def title(self) -> str:
+        """The variant; for a fine-tuning run that kept the mask this is said."""
+        return self.variant + (", fine-tuned sparse" if self.keep_mask else "")
 
 
 def describe_sparsity(sparsity: SparsityConfig) -> str:
@@ -176,7 +202,7 @@ def short_count(count: float) -> str:
 
 
 def kept_linear_weights(run: Run) -> int | None:
-    """Non-zeros in the six matrices of all layers of the pre-trained model."""
+    """Non-zeros in the sparsifiable matrices of all layers of the pre-trained model."""
     if run.model is None:
         return None
     return linear_parameters(run.model, run.sparsity)
@@ -216,7 +242,7 @@ def read_metrics(run: Run, path: Path) -> None:
 
 
 def read_line(run: Run, line: dict[str, Any], seconds: float) -> float:
-    """Add one line, before which ``seconds`` went by, and return how long its step took."""
+    """Add one line and return the seconds that its step took; ``seconds`` is the time before it."""
     if "val_loss" in line:
         run.validation.append((int(line["step"]), number_or_nan(line["val_loss"])))
     if "loss" not in line:
@@ -233,8 +259,6 @@ def read_line(run: Run, line: dict[str, Any], seconds: float) -> float:
     columns: tuple[list[Any], ...] = (run.step, run.tokens, run.seconds, run.loss, run.flops, run.tokens_per_s)
     for column, value in zip(columns, row, strict=True):
         column.append(value)
-    if line.get("mfu") is not None:
-        run.mfu.append(float(line["mfu"]))
     run.skipped = int(line.get("skipped_iterations") or 0)
     return took
 
@@ -263,12 +287,15 @@ def read_run(folder: Path) -> Run:
     for name in ("execution", "finetune"):
         if (folder / f"{name}.json").is_file():
             setattr(run, name, read_json(folder / f"{name}.json"))
+    if (folder / "lineage.json").is_file():
+        recorded = read_json(folder / "lineage.json")
+        run.lineage, run.synthetic = list(recorded.get("lineage") or []), recorded.get("synthetic") is True
     check(run)
     return run
 
 
 def check(run: Run) -> None:
-    """Raise UserError where the config or a file beside it is none that this version writes."""
+    """Raise UserError where the config or a file beside it is not one that this version writes."""
     try:
         run.seed  # noqa: B018
         if not run.is_finetuning:

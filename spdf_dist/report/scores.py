@@ -1,62 +1,63 @@
-"""Scores of ``spdf evaluate --json`` and ``spdf perplexity --json``, and their mean and deviation over seeds."""
+"""Scores as their commands recorded them, and their mean and deviation over seeds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
-from spdf_dist.data.tasks import lower_is_better
+from spdf_dist.data.tasks import find_task, lower_is_better, metric_title
+from spdf_dist.extensions import task_names
+from spdf_dist.report.runs import Run
 
-METRIC_NAMES = {
-    "bleu": "BLEU",
-    "nist": "NIST",
-    "meteor": "METEOR",
-    "rouge_l": "ROUGE-L",
-    "cider": "CIDEr",
-    "ter": "TER",
-    "chrf": "chrF++",
-    "perplexity": "perplexity",
-    "perplexity_per_word": "perplexity per word",
-    "slot_accuracy": "slot accuracy",
-}
-TASK_NAMES = {"e2e": "E2E", "webnlg": "WebNLG", "dart": "DART", "curation": "Curation Corpus", "text": "held-out text"}
+MINUS = "−"
+TEXT = "text"
+"""The task of a perplexity that is not of a task."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Score:
-    """The metrics of one set of outputs."""
+    """The metrics of one set of outputs, and the run that made them."""
 
     path: Path
     task: str
-    variant: str
-    size: str
-    """The model's size in words."""
-    seed: int
     metrics: dict[str, float | None]
     """As the official script prints them; None is a metric that could not be computed."""
+    run: Run
     split: str = ""
-    """`seen`, `unseen`, `all`, `validation`, ... where stated."""
+    """As the command recorded it."""
     synthetic: bool = False
-    settings: str = ""
-    """The fine-tuning settings but for the seed and what was chosen: scores are averaged only over equal ones."""
-    keep_mask: bool = False
-    """Whether the fine-tuning was sparse: a control, never one of the settings of the dense one."""
-    validation_loss: float | None = None
-    """Best validation loss of the fine-tuning run, by which one of several settings is selected."""
-    model: str = ""
-    """The paper's name of the model, pre-trained to the end as the paper does; empty for any other and for controls."""
-    level: float | None = None
-    """Sparsity of its pre-training."""
-    pretraining_seed: int | None = None
-    """By which variants are paired; None where the pre-training run is not known."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of decoding."""
+    suffix: str = ""
+    """The decoding settings in which the variant has several scores."""
 
     @property
-    def label(self) -> str:
-        """The variant, and that it was fine-tuned sparse where it was: what is one row of a table."""
-        return self.variant + (", fine-tuned sparse" if self.keep_mask else "")
+    def title(self) -> str:
+        """The row of a table that this score belongs to."""
+        return self.run.title() + (f", {self.suffix}" if self.suffix else "")
+
+    @property
+    def split_title(self) -> str:
+        """The split in tables: empty for a test set as a whole."""
+        return find_task(self.task).split_title(self.split) if self.task in task_names() else self.split
+
+    @property
+    def pretraining_seed(self) -> int | None:
+        """By which variants are paired; None where the pre-training run is not known."""
+        return self.run.pretraining.seed if self.run.pretraining else None
+
+
+@dataclass(frozen=True)
+class Unattributed:
+    """Scores in a file that does not say what was scored: they are listed and not compared."""
+
+    path: Path
+    task: str
+    metrics: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Estimate:
         return f"{self.mean:.{digits}f} ± {self.deviation:.{digits}f} ({self.count})"
 
 
-def estimate(values: Sequence[float | None]) -> Estimate | None:
+def estimate(values: Iterable[float | None]) -> Estimate | None:
     """Mean and deviation of the finite values; None without any."""
     finite = [v for v in values if v is not None and math.isfinite(v)]
     if not finite:
@@ -83,30 +84,52 @@ def estimate(values: Sequence[float | None]) -> Estimate | None:
     return Estimate(mean(finite), stdev(finite) if len(finite) > 1 else None, len(finite))
 
 
-def selected(scores: Sequence[Score]) -> list[Score]:
-    """One variant's scores at one setting: that with the lowest mean validation loss (the test set never selects)."""
-    groups: dict[str, list[Score]] = {}
-    for score in scores:
-        groups.setdefault(score.settings, []).append(score)
+def by_seed(values: Iterable[tuple[int | None, float | None]]) -> dict[int, float]:
+    """The mean of the finite values of each seed; values without a seed are left out."""
+    groups: dict[int, list[float]] = {}
+    for seed, value in values:
+        if seed is not None and value is not None and math.isfinite(value):
+            groups.setdefault(seed, []).append(value)
+    return {seed: mean(group) for seed, group in groups.items()}
 
-    def rank(group: list[Score]) -> tuple[float, str]:
-        losses = [score.validation_loss for score in group if score.validation_loss is not None]
-        return (mean(losses) if losses else math.inf, group[0].settings)
 
-    return min(groups.values(), key=rank) if groups else []
+def minus(ours: Mapping[int, float], base: Mapping[int, float]) -> dict[int, float]:
+    """Differences by seed, of the seeds that both have."""
+    return {seed: ours[seed] - base[seed] for seed in sorted(ours.keys() & base.keys())}
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """+0.012 or −0.012."""
+    text = f"{value:+.{digits}f}"
+    return MINUS + text[1:] if text[0] == "-" else text
+
+
+def task_title(task: str) -> str:
+    """A task's name in tables."""
+    return "held-out text" if task == TEXT else find_task(task).title if task in task_names() else task
 
 
 def metric_name(metric: str) -> str:
     """A metric's name with the arrow of the better direction."""
-    arrow = "↓" if lower_is_better(metric) else "↑"
-    return f"{METRIC_NAMES.get(metric, metric.replace('_', ' '))} {arrow}"
+    return f"{metric_title(metric)} {'↓' if lower_is_better(metric) else '↑'}"
 
 
-def paper_scale(task: str, metric: str, value: float) -> float:
-    """A score on the scale of the paper's Tables 4 to 6.
+def published_scale(task: str, metric: str, value: float) -> float:
+    """A score on the scale of published tables: papers print some metrics in percent."""
+    known = find_task(task).metric(metric)
+    return value * known.published_scale if known else value
 
-    The official E2E script prints BLEU, METEOR and ROUGE-L in [0, 1] and the paper prints percent; the others agree.
-    """
-    if task == "e2e" and metric in ("bleu", "meteor", "rouge_l"):
-        return 100 * value
-    return value
+
+def metrics_of(scores: Iterable[Score]) -> list[str]:
+    """The metrics that any of the scores has, in the order of the task."""
+    return list(dict.fromkeys(metric for score in scores for metric in score.metrics))
+
+
+def to_dense(ours: Sequence[Score], base: Sequence[Score], metric: str, digits: int) -> str:
+    """The difference to dense, paired by the pre-training seed; of means where fewer than two seeds have both."""
+    own, dense = (by_seed((s.pretraining_seed, s.metrics.get(metric)) for s in scores) for scores in (ours, base))
+    pairs = estimate(minus(own, dense).values())
+    if pairs is not None and pairs.deviation is not None:
+        return f"\n{signed(pairs.mean, digits)} ± {pairs.deviation:.{digits}f} to dense ({pairs.count} pairs)"
+    ours_mean, dense_mean = (estimate(score.metrics.get(metric) for score in scores) for scores in (ours, base))
+    return f"\n{signed(ours_mean.mean - dense_mean.mean, digits)} to dense" if ours_mean and dense_mean else ""

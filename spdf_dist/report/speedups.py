@@ -1,20 +1,54 @@
-"""Tables and the speed-up figure of ``spdf bench``."""
+"""Kernel measurements of ``spdf bench gemm --json``: text tables, and the lines of the paper's Figure 1."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from spdf_dist.accounting.text_table import text_table
-from spdf_dist.base.atomic_files import write_bytes
+from spdf_dist.base.atomic_files import write_bytes, write_text
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.bench import COLOURS
-from spdf_dist.report.style import INK, MUTED, drawing, to_png, to_svg
+from spdf_dist.report.figures import Series, speedup_figure
+from spdf_dist.report.style import drawing, to_png, to_svg
 
+COLOURS = {"forward": "#2f7fc4", "dx": "#1b9c78", "dw": "#e0672b"}
 COLUMNS = ("op", "sparsity", "theoretical", "speedup", "speedup_lower", "median_ms", "best_dense", "backend")
+
+
+def is_gemm_bench(content: dict[str, Any]) -> bool:
+    """Whether a JSON object is what ``spdf bench gemm --json`` prints."""
+    results = content.get("results")
+    needed = {"op", "speedup", "sparsity", "out", "in"}
+    return (
+        isinstance(results, list) and bool(results) and all(isinstance(r, dict) and needed <= set(r) for r in results)
+    )
+
+
+def speedup_series(results: Sequence[dict[str, Any]]) -> list[Series]:
+    """Speed-up over the best dense back end by sparsity (%): a line per operation."""
+    lines = []
+    for op, colour in COLOURS.items():
+        rows = [row for row in results if row["op"] == op and row["speedup"] is not None]
+        points = sorted((100 * row["sparsity"], row["speedup"]) for row in rows)
+        if points:
+            lines.append(Series(op, colour, [x for x, _ in points], [y for _, y in points]))
+    return lines
+
+
+def largest_square(bench: dict[str, Any]) -> list[dict[str, Any]]:
+    """The measurements of the largest square shape, with the most threads."""
+    square = [row for row in bench.get("results", []) if row["out"] == row["in"]]
+    rank = max(((row["out"], row.get("threads", 1)) for row in square), default=(0, 0))
+    return [row for row in square if (row["out"], row.get("threads", 1)) == rank]
+
+
+def bench_note(bench: dict[str, Any]) -> str:
+    """Shape, machine and threads of the measurement."""
+    size = max((row["out"] for row in largest_square(bench)), default=0)
+    machine = bench.get("machine") or {}
+    name = machine.get("cpu") if isinstance(machine, dict) else machine
+    return f"{size} x {size} product, {name}, {bench.get('threads', '?')} threads."
 
 
 def gemm_table(results: Sequence[dict[str, Any]]) -> str:
@@ -52,61 +86,34 @@ def state_table(states: Sequence[dict[str, Any]]) -> str:
             if "missing" in s:
                 rows.append([*name, "", "", "", s["missing"]])
                 continue
-            rows.append(
-                [
-                    *name,
-                    f"{s['prepare_ms']:.1f}",
-                    f"{s['index_bytes_per_nonzero']:.2f}",
-                    f"{s['code_bytes_per_nonzero']:.2f}",
-                    f"{s['of_dense']:.3f}",
-                ]
-            )
+            numbers = (s["index_bytes_per_nonzero"], s["code_bytes_per_nonzero"])
+            rows.append([*name, f"{s['prepare_ms']:.1f}", *(f"{n:.2f}" for n in numbers), f"{s['of_dense']:.3f}"])
     head = ["out x in", "s", "path", "prepare ms", "index B/nnz", "code B/nnz", "state / dense"]
     return text_table(head, rows)
 
 
 def speedup_csv(results: Sequence[dict[str, Any]]) -> str:
     """The measured points of the speed-up figure."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["out", "in", "tokens", "threads", "dtype", *COLUMNS])
+    fixed = ("out", "in", "tokens", "threads", "dtype")
+    lines = [",".join([*fixed, *COLUMNS])]
     for r in results:
-        fixed = [r["out"], r["in"], r["tokens"], r["threads"], r["dtype"]]
-        writer.writerow(fixed + [f"{v:.4g}" if isinstance(v, float) else v for v in (r[c] for c in COLUMNS)])
-    return text.getvalue()
+        values = [*(r[c] for c in fixed), *(f"{r[c]:.4g}" if isinstance(r[c], float) else r[c] for c in COLUMNS)]
+        lines.append(",".join(str(value) for value in values))
+    return "\n".join(lines) + "\n"
 
 
 def write_speedup_figure(path: Path, results: Sequence[dict[str, Any]], title: str) -> Path:
-    """Draw measured against theoretical speed-up over sparsity (SPDF, appendix C, figure 1), and a CSV beside it.
+    """Draw measured against theoretical speed-up over sparsity, with a CSV beside the figure.
 
     Returns the path of the CSV. Raises UserError for another suffix than .png or .svg.
     """
     if path.suffix not in (".png", ".svg"):
         raise UserError(f"--plot {path}: the suffix says the format; it must be .png or .svg")
-    levels = sorted({r["sparsity"] for r in results})
     with drawing():
-        import matplotlib.pyplot as plt
-
-        figure, axes = plt.subplots(figsize=(7.2, 4.4))
-        at = list(range(len(levels)))
-        theory = [1.0 / (1.0 - level) for level in levels]
-        axes.plot(at, theory, color=MUTED, linestyle="--", marker="o", markersize=4, label="theoretical, 1 / (1 - s)")
-        for operation, colour in COLOURS.items():
-            points = {r["sparsity"]: r["speedup"] for r in results if r["op"] == operation}
-            if points:
-                axes.plot(at, [points[level] for level in levels], color=colour, marker="o", label=operation)
-        axes.axhline(1.0, color=INK, linewidth=0.8)
-        axes.set_yscale("log", base=2)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-        axes.set_xticks(at, [f"{100 * level:g}%" for level in levels])
-        axes.set_xlabel("sparsity")
-        axes.set_ylabel("speed-up over the best dense product")
-        axes.set_title(title)
-        axes.legend()
+        figure = speedup_figure(title, speedup_series(results))
         data = to_png(figure) if path.suffix == ".png" else to_svg(figure, "speedup").encode()
-        plt.close(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, data)
     table = path.with_suffix(".csv")
-    write_bytes(table, speedup_csv(results).encode())
+    write_text(table, speedup_csv(results))
     return table

@@ -6,18 +6,20 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import mean
 
 from spdf_dist.accounting.flops import linears_share
 from spdf_dist.accounting.parameters import linear_parameters, total_parameters
 from spdf_dist.report.figures import power_label, time_unit
-from spdf_dist.report.paired import by_seed, minus, paired
+from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run, kept_linear_weights, short_count
-from spdf_dist.report.scores import METRIC_NAMES, TASK_NAMES, Score, estimate, metric_name, selected
-from spdf_dist.report.study import Study
+from spdf_dist.report.scores import MINUS, Score, estimate, metric_name, metrics_of, signed, task_title, to_dense
+from spdf_dist.workflow_folder import REPORT, all_jobs
 
-MINUS = "−"
 NOT_RUN = "not run"
+Groups = dict[tuple[str, str], list[Run]]
+"""Runs by (size, variant)."""
 
 
 @dataclass
@@ -38,19 +40,16 @@ class Table:
 
     def csv(self) -> str:
         """The table as CSV; the two lines of a cell are joined by a semicolon, minus signs are ASCII."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(self.header + (["data"] if self.synthetic else []))
-        for row in self.rows:
-            cells = [cell.replace("\n", "; ").replace(MINUS, "-") for cell in row]
-            writer.writerow(cells + (["synthetic"] if self.synthetic else []))
-        return buffer.getvalue()
+        kind = ["synthetic"] if self.synthetic else []
+        rows = [[cell.replace("\n", "; ").replace(MINUS, "-") for cell in row] + kind for row in self.rows]
+        return csv_text([self.header + (["data"] if self.synthetic else []), *rows])
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """+0.012 or −0.012."""
-    text = f"{value:+.{digits}f}"
-    return MINUS + text[1:] if text[0] == "-" else text
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as CSV."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
 
 
 def duration(seconds: float) -> str:
@@ -59,11 +58,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / scale:.1f} {unit}"
 
 
-def by_variant(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
+def by_variant(runs: Sequence[Run]) -> Groups:
     """Runs by (size, variant), in the order given."""
-    groups: dict[tuple[str, str], list[Run]] = {}
+    groups: Groups = {}
     for run in runs:
-        groups.setdefault((run.size(), run.variant()), []).append(run)
+        groups.setdefault((run.size(), run.variant), []).append(run)
     return groups
 
 
@@ -72,90 +71,124 @@ def finished(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if not run.unfinished] or list(runs)
 
 
-def dense_baselines(groups: Mapping[tuple[str, str], Sequence[Run]]) -> dict[str, str]:
-    """By size, the name of the dense variant that the others are compared with.
+def is_dense(run: Run) -> bool:
+    """Whether it is a dense baseline."""
+    return run.sparsity is not None and run.sparsity.level == 0 and not run.untrained
 
-    That called dense, where several are, such as one stopped early; without such a name the one that spent most.
+
+def named_dense(names: Iterable[str]) -> str | None:
+    """The name that says dense, a plain one first; None without any."""
+    found = [name for name in names if name.startswith("dense") or name.endswith("-dense")]
+    return min(found, key=lambda name: name != "dense" and not name.endswith("-dense"), default=None)
+
+
+def baseline_row(rows: Mapping[str, Run], name: str) -> str | None:
+    """The dense row that ``name`` is compared with; None where it is not clear which that is.
+
+    Of several dense rows (a sweep) it is the one whose other settings are those of ``name``, else the one with a plain
+    name, such as dense beside stopped.
     """
-    baselines: dict[str, str] = {}
-    for size in dict.fromkeys(size for size, _ in groups):
-        dense = {name: runs for (other, name), runs in groups.items() if other == size and is_dense(runs[0])}
-        if dense:
-            baselines[size] = named_dense(dense) or max(dense, key=lambda name: mean_flops(dense[name]))
-    return baselines
+    dense = [row for row, run in rows.items() if is_dense(run) and not run.keep_mask]
+    if len(dense) < 2:
+        return next((row for row in dense if row != name), None)
+    equal = [row for row in dense if row != name and other_settings(rows[row]) == other_settings(rows[name])]
+    plain = named_dense(row for row in dense if "," not in row)
+    return equal[0] if len(equal) == 1 else plain if plain != name else None
 
 
-def ordered(study: Study, runs: Sequence[Run]) -> list[Run]:
+def other_settings(run: Run) -> dict[str, object]:
+    """The settings of a run and of its pre-training but for sparsity."""
+    own: dict[str, object] = {key: value for key, value in run.settings.items() if not key.startswith("sparsity.")}
+    return own | ({"parent": other_settings(run.parent)} if run.parent else {})
+
+
+def dense_baseline(groups: Groups, size: str, variant: str) -> list[Run]:
+    """The finished dense runs that a variant is compared with; empty where there are none, or it is not finished."""
+    rows = {name: finished(members)[0] for (other, name), members in groups.items() if other == size}
+    base = baseline_row(rows, variant)
+    if base is None or rows[base].unfinished or rows[variant].unfinished:
+        return []
+    return finished(groups[size, base])
+
+
+def ordered(results: Results, runs: Sequence[Run]) -> list[Run]:
     """Runs by size, then variant (untrained, dense, sparser and sparser), then seed."""
-    place = {name: k for k, name in enumerate(study.variants)}
+    place = {name: k for k, name in enumerate(results.variants)}
 
     def key(run: Run) -> tuple[int, int, int]:
-        return (total_parameters(run.model) if run.model else 0, place.get(run.variant(), len(place)), run.seed)
+        return (total_parameters(run.model) if run.model else 0, place.get(run.variant, len(place)), run.seed)
 
     return sorted(runs, key=key)
 
 
-def summary_table(study: Study) -> Table:
-    """One row a variant: model, budget, validation loss, FLOPs, speed and what densifying woke."""
-    groups = by_variant(ordered(study, study.pretraining))
-    tuned = by_variant(study.finetuning)
-    baselines = dense_baselines(groups)
-    rows = []
-    for (size, variant), members in groups.items():
-        runs = finished(members)
-        first = runs[0]
-        base = finished(groups[size, baselines[size]]) if size in baselines else []
-        compared = bool(base) and variant != baselines[size] and not first.unfinished and not base[0].unfinished
-        model = first.config.model
-        kept = kept_linear_weights(first) or 0
-        loss = estimate([run.final_validation for run in runs])
-        loss_text = loss.text() if loss else "–"
-        base_loss, base_flops = (mean_final(base), mean_flops(base)) if compared else (None, None)
-        if loss and base_loss is not None and not first.untrained:
-            loss_text += f"\n{signed(loss.mean - base_loss)} to dense"
-        flops = mean_flops(runs)
-        flops_text = power_label(flops) if flops else "0"
-        if base_flops and flops:
-            flops_text += f"\n{flops / base_flops:.3f}x dense"
-        speeds = [run.median_speed for run in runs if run.median_speed]
-        seconds = [run.seconds[-1] for run in runs if run.seconds]
-        rows.append(
-            [
-                variant + unfinished_text(members),
-                size,
-                f"{short_count(kept)}\n{kept / linear_parameters(model):.0%} kept",
-                f"{linears_share(model):.0%}",
-                short_count(max((run.tokens[-1] for run in runs if run.tokens), default=0)),
-                loss_text,
-                flops_text,
-                (short_count(mean(speeds)) + execution_text(first)) if speeds else "–",
-                duration(mean(seconds)) if seconds else "–",
-                finetuning_text(tuned.get((size, variant), [])),
-                str(len(members)),
-            ]
-        )
+def mean_final(runs: Sequence[Run]) -> float | None:
+    """Mean final validation loss."""
+    value = estimate(run.final_validation for run in runs)
+    return value.mean if value else None
+
+
+def mean_flops(runs: Sequence[Run]) -> float:
+    """Mean FLOPs spent."""
+    return mean([run.flops[-1] if run.flops else 0.0 for run in runs])
+
+
+def mean_speed(runs: Sequence[Run]) -> float | None:
+    """Mean over the runs of their median tokens/s."""
+    speeds = [run.median_speed for run in runs if run.median_speed]
+    return mean(speeds) if speeds else None
+
+
+def summary_table(results: Results) -> Table:
+    """One row per variant: model, budget, validation loss, FLOPs, speed and the weights that densifying reactivated."""
+    groups = by_variant(ordered(results, results.pretraining))
+    tuned = by_variant(results.finetuning)
+    rows = [summary_row(groups, tuned, size, variant) for size, variant in groups]
+    header = (
+        "variant|parameters|linear weights|linears' share of dense FLOPs|tokens|validation loss|pre-training FLOPs|"
+    )
+    header += "tokens/s|time in steps|fine-tuned, validation loss|runs"
     return Table(
         "summary",
         "What each variant cost",
-        [
-            "variant",
-            "parameters",
-            "linear weights",
-            "linears' share of dense FLOPs",
-            "tokens",
-            "validation loss",
-            "pre-training FLOPs",
-            "tokens/s",
-            "time in steps",
-            "fine-tuned, validation loss",
-            "runs",
-        ],
+        header.split("|"),
         rows,
-        "Validation loss in nats a token after the last step; with several seeds mean ± sample deviation (number). "
-        "FLOPs are model FLOPs as the paper counts them, without recomputation or multiplied zeros. "
-        "Unfinished runs are neither averaged with finished ones nor compared.",
-        study.synthetic,
+        "Validation loss in nats per token after the last step; with several seeds mean ± sample deviation (number). "
+        "FLOPs are model FLOPs as the paper counts them, without recomputation or multiplied zeros. Only runs that "
+        "differ in their seeds are averaged; unfinished runs are neither averaged with finished ones nor compared.",
+        results.synthetic,
     )
+
+
+def summary_row(groups: Groups, tuned: Groups, size: str, variant: str) -> list[str]:
+    """The row of one variant."""
+    members = groups[size, variant]
+    runs = finished(members)
+    first, base = runs[0], dense_baseline(groups, size, variant)
+    model, kept = first.config.model, kept_linear_weights(first) or 0
+    loss = estimate(run.final_validation for run in runs)
+    loss_text = loss.text() if loss else "–"
+    base_loss = mean_final(base)
+    if loss and base_loss is not None and not first.untrained:
+        loss_text += f"\n{signed(loss.mean - base_loss)} to dense"
+    flops = mean_flops(runs)
+    flops_text = power_label(flops) if flops else "0"
+    if base and flops and mean_flops(base):
+        flops_text += f"\n{flops / mean_flops(base):.3f}x dense"
+    speed = mean_speed(runs)
+    seconds = [run.seconds[-1] for run in runs if run.seconds]
+    return [
+        variant + unfinished_text(members),
+        size,
+        f"{short_count(kept)}\n{kept / linear_parameters(model):.0%} kept",
+        f"{linears_share(model):.0%}",
+        short_count(max((run.tokens[-1] for run in runs if run.tokens), default=0)),
+        loss_text,
+        flops_text,
+        short_count(speed) + execution_text(first) if speed else "–",
+        duration(mean(seconds)) if seconds else "–",
+        finetuning_text(tuned.get((size, variant), [])),
+        str(len(members)),
+    ]
 
 
 def unfinished_text(runs: Sequence[Run]) -> str:
@@ -178,162 +211,162 @@ def finetuning_text(runs: Sequence[Run]) -> str:
     """Best validation loss of the fine-tuning runs, task by task, and how many weights densifying reactivated."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        finetune = run.tree["finetune"]
-        name = str(finetune.get("task", "")) + (", sparse" if finetune.get("keep_mask") else "")
-        groups.setdefault(name, []).append(run)
+        groups.setdefault(run.task + (", sparse" if run.keep_mask else ""), []).append(run)
     lines = []
     for name, members in groups.items():
-        best = estimate([run.finetune.get("best_val_loss", run.best_validation) for run in members])
+        best = estimate(run.finetune.get("best_val_loss", run.best_validation) for run in members)
         if best is not None:
             lines.append((f"{name}: " if len(groups) > 1 else "") + best.text())
-    woken = max((int(run.finetune.get("reactivated") or 0) for run in runs), default=0)
-    if woken and lines:
-        norm = estimate([run.finetune.get("reactivated_norm") for run in runs])
-        lines.append(f"{short_count(woken)} reactivated" + (f", norm {norm.mean:.3g}" if norm else ""))
+    count = max((int(run.finetune.get("reactivated") or 0) for run in runs), default=0)
+    if count and lines:
+        norm = estimate(run.finetune.get("reactivated_norm") for run in runs)
+        lines.append(f"{short_count(count)} reactivated" + (f", norm {norm.mean:.3g}" if norm else ""))
     return "\n".join(lines) or "–"
 
 
-def is_dense(run: Run) -> bool:
-    """Whether it is the dense baseline."""
-    return run.sparsity is not None and run.sparsity.level == 0 and not run.untrained
+ScoreGroups = dict[tuple[str, str, str], dict[str, list[Score]]]
+"""Scores by (task, split in words, size), then by row."""
 
 
-def mean_final(runs: Sequence[Run]) -> float | None:
-    """Mean final validation loss."""
-    value = estimate([run.final_validation for run in runs])
-    return value.mean if value else None
+def score_groups(results: Results) -> ScoreGroups:
+    """The scores, the rows in reading order; of a variant that was also fine-tuned sparse the dense row comes first."""
+    groups: ScoreGroups = {}
+    place = {name: k for k, name in enumerate(results.variants)}
+    for score in sorted(results.scores, key=lambda score: (place[score.run.variant], score.run.keep_mask)):
+        rows = groups.setdefault((score.task, score.split_title, score.run.size()), {})
+        rows.setdefault(score.title, []).append(score)
+    return groups
 
 
-def mean_flops(runs: Sequence[Run]) -> float:
-    """Mean FLOPs spent."""
-    return mean([run.flops[-1] if run.flops else 0.0 for run in runs])
+def score_baseline(group: dict[str, list[Score]], name: str) -> list[Score]:
+    """The dense scores, decoded alike, that the row ``name`` is compared with; empty without any."""
+    alike = {row: scores[0] for row, scores in group.items() if scores[0].suffix == group[name][0].suffix}
+    titles = {score.run.title(): row for row, score in alike.items()}
+    base = baseline_row({score.run.title(): score.run for score in alike.values()}, alike[name].run.title())
+    return group[titles[base]] if base else []
 
 
-def score_groups(study: Study) -> dict[tuple[str, str, str], dict[str, list[Score]]]:
-    """Scores by (task, split, size), then by variant in reading order, at the selected settings.
-
-    A variant that was fine-tuned sparse, too, has those scores under a name of their own, after the dense ones.
-    """
-    groups: dict[tuple[str, str, str], dict[str, list[Score]]] = {}
-    place = {name: k for k, name in enumerate(study.variants)}
-    for score in sorted(study.scores, key=lambda score: (place[score.variant], score.keep_mask)):
-        groups.setdefault((score.task, score.split, score.size), {}).setdefault(score.label, []).append(score)
-    return {key: {name: selected(scores) for name, scores in group.items()} for key, group in groups.items()}
-
-
-def named_dense(names: Iterable[str]) -> str | None:
-    """The name that says dense, a plain one first; None without any."""
-    found = [name for name in names if name.startswith("dense") or name.endswith("-dense")]
-    return min(found, key=lambda name: name != "dense" and not name.endswith("-dense"), default=None)
-
-
-def baseline_of(group: dict[str, list[Score]]) -> str | None:
-    """The dense variant of a group of scores."""
-    return named_dense(name for name, scores in group.items() if not scores[0].keep_mask)
-
-
-def to_dense(ours: Sequence[Score], base: Sequence[Score], metric: str, digits: int) -> str:
-    """The difference to dense, paired by the pre-training seed; of means where no seed is common to both."""
-    pairs = paired(minus(seed_values(ours, metric), seed_values(base, metric)))
-    if pairs is not None and pairs.deviation is not None:
-        return f"\n{signed(pairs.mean, digits)} ± {pairs.deviation:.{digits}f} to dense ({pairs.count} pairs)"
-    own, dense = (estimate([score.metrics.get(metric) for score in scores]) for scores in (ours, base))
-    return f"\n{signed(own.mean - dense.mean, digits)} to dense" if own and dense else ""
-
-
-def seed_values(scores: Sequence[Score], metric: str) -> dict[int, float]:
-    """A metric by pre-training seed, its mean over fine-tuning seeds."""
-    return by_seed(
-        (score.pretraining_seed, score.metrics.get(metric)) for score in scores if score.pretraining_seed is not None
-    )
-
-
-def metrics_of(group: dict[str, list[Score]]) -> list[str]:
-    """The metrics that any of the scores has, in the usual order."""
-    present = {metric for scores in group.values() for score in scores for metric in score.metrics}
-    return [metric for metric in METRIC_NAMES if metric in present]
-
-
-def task_title(task: str, split: str, size: str) -> str:
+def group_title(task: str, split: str, size: str) -> str:
     """A heading for a group of scores."""
-    parts = [TASK_NAMES.get(task, task)]
-    if split:
-        parts.append(split)
-    if size:
-        parts.append(f"{size} parameters")
-    return ", ".join(parts)
+    parts = [task_title(task), split, f"{size} parameters" if size not in ("", "?") else ""]
+    return ", ".join(part for part in parts if part)
 
 
-def score_tables(study: Study) -> list[Table]:
-    """A table a task: variants by metrics, mean ± sample deviation over seeds, with the difference to dense."""
+def file_name(task: str, split: str, size: str) -> str:
+    """The name of the files of a group of scores."""
+    return "-".join(part for part in ("scores", task, split, size) if part not in ("", "?")).replace(" ", "_")
+
+
+def score_tables(results: Results) -> list[Table]:
+    """A table per task: variants by metrics, mean ± sample deviation over seeds, with the difference to dense."""
     tables = []
-    for (task, split, size), group in score_groups(study).items():
-        metrics = metrics_of(group)
-        base = baseline_of(group)
-        rows = []
-        for name, scores in group.items():
-            row = [name]
-            for metric in metrics:
-                value = estimate([score.metrics.get(metric) for score in scores])
-                if value is None:
-                    row.append("not computed")
-                    continue
-                digits = 2 if abs(value.mean) >= 10 else 4
-                against = to_dense(scores, group[base], metric, digits) if base and name != base else ""
-                row.append(value.text(digits) + against)
-            rows.append(row)
+    for key, group in score_groups(results).items():
+        metrics = metrics_of(score for scores in group.values() for score in scores)
+        rows = [score_row(group, name, metrics) for name in group]
         synthetic = any(score.synthetic for scores in group.values() for score in scores)
-        name = "-".join(part for part in ("scores", task, split, size) if part).replace(" ", "_")
         tables.append(
             Table(
-                name,
-                f"Scores on {'synthetic data in the form of ' if synthetic else ''}{task_title(task, split, size)}",
+                file_name(*key),
+                f"Scores on {'synthetic data in the form of ' if synthetic else ''}{group_title(*key)}",
                 ["variant", *(metric_name(metric) for metric in metrics)],
                 rows,
-                "On the scale that the official script prints. Settings are selected by validation loss, never by "
-                "these scores; mean ± sample deviation (runs). Seeds may differ in what a "
-                "selection chose for each. Differences are paired by the pre-training seed.",
+                "On the scale that the official script prints; mean ± sample deviation (runs). Seeds may differ in "
+                "what a selection by validation chose for each. Differences are paired by the pre-training seed.",
                 synthetic,
             )
         )
     return tables
 
 
-def curve_rows(study: Study) -> str:
-    """Every step of every run as CSV."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        [
-            "run",
-            "kind",
-            "variant",
-            "size",
-            "seed",
-            "step",
-            "tokens",
-            "seconds",
-            "flops",
-            "loss",
-            "val_loss",
-            "tokens_per_s",
-        ]
+def score_row(group: dict[str, list[Score]], name: str, metrics: Sequence[str]) -> list[str]:
+    """The row of one variant."""
+    scores, base = group[name], score_baseline(group, name)
+    row = [name]
+    for metric in metrics:
+        value = estimate(score.metrics.get(metric) for score in scores)
+        if value is None:
+            row.append("not computed")
+            continue
+        digits = 2 if abs(value.mean) >= 10 else 4
+        row.append(value.text(digits) + (to_dense(scores, base, metric, digits) if base else ""))
+    return row
+
+
+def unattributed_table(results: Results) -> Table:
+    """Scores whose files do not say what was scored."""
+    rows = [
+        [str(found.path), task_title(found.task)]
+        + [", ".join(f"{name} {'–' if value is None else f'{value:.4g}'}" for name, value in found.metrics.items())]
+        for found in results.unattributed
+    ]
+    return Table(
+        "unattributed",
+        "Scores without a record of what was scored",
+        ["file", "task", "scores"],
+        rows,
+        "These files do not say which checkpoint, split and settings they are of, so they are not compared. Texts that "
+        "`spdf generate` writes carry such a record, and `spdf evaluate --json` passes it on.",
+        labels=3,
     )
-    for run in study.runs:
+
+
+def jobs_table(root: Path, results: Results) -> Table:
+    """How each job of a workflow ended; jobs that failed say why."""
+    outdated = results.outdated.get(root.resolve(), {})
+    rows = []
+    for job in (job for job in all_jobs(root) if job.kind != REPORT):
+        manifest = job.manifest()
+        state = str(manifest.get("status") or "not finished")
+        told = [str(manifest.get(key) or "–") for key in ("attempts", "started", "ended")]
+        left_out = f"left out: {outdated[job.id]} was made anew since" if job.id in outdated else ""
+        rows.append([job.id, job.kind, state, *told, str(manifest.get("reason") or "") + left_out])
+    name = root.resolve().name
+    header = ["job", "kind", "state", "attempts", "started", "ended", "reason"]
+    return Table(f"jobs-{name}", f"Jobs of {name}", header, rows, labels=3)
+
+
+def runs_table(results: Results) -> Table:
+    """Where everything came from."""
+    rows = []
+    for run in results.runs:
+        parallel, training = run.tree.get("parallel") or {}, run.tree.get("training") or {}
+        layout = f"TP{parallel.get('tensor', 1)} ZeRO-{parallel.get('zero_stage', 1)} {training.get('precision', '')}"
+        kind = "fine-tuning" if run.is_finetuning else "pre-training"
+        steps = f"{run.step[-1]:,}" if run.step else "0"
+        row = [run.variant, kind + (", not chosen" if run.rejected else ""), run.size(), str(run.seed), steps]
+        rows.append([*row, f"{training.get('lr', '–')}", layout, str(run.skipped), str(run.path)])
+    return Table(
+        "runs",
+        "Runs of this report",
+        ["variant", "kind", "parameters", "seed", "steps", "peak lr", "layout", "skipped steps", "folder"],
+        rows,
+        "The same seed means the same initial weights, data order and (with equal sparsity seed) mask.",
+        labels=2,
+    )
+
+
+def curve_rows(results: Results) -> str:
+    """Every step of every run as CSV."""
+    header = [
+        "run",
+        "kind",
+        "variant",
+        "size",
+        "seed",
+        "step",
+        "tokens",
+        "seconds",
+        "flops",
+        "loss",
+        "val_loss",
+        "tokens_per_s",
+    ]
+    rows: list[list[object]] = [list(header)]
+    for run in results.runs:
         validation = dict(run.validation)
         kind = "finetuning" if run.is_finetuning else "pretraining"
-        label = [str(run.path), kind, run.variant(), run.size(), run.seed]
-        for k, step in enumerate(run.step):
-            writer.writerow(
-                [
-                    *label,
-                    step,
-                    run.tokens[k],
-                    f"{run.seconds[k]:.3f}",
-                    run.flops[k],
-                    run.loss[k],
-                    validation.get(step, ""),
-                    run.tokens_per_s[k],
-                ]
-            )
-    return buffer.getvalue()
+        label = [str(run.path), kind, run.variant, run.size(), run.seed]
+        steps = zip(run.step, run.tokens, run.seconds, run.flops, run.loss, run.tokens_per_s, strict=True)
+        for step, tokens, seconds, flops, loss, speed in steps:
+            rows.append([*label, step, tokens, f"{seconds:.3f}", flops, loss, validation.get(step, ""), speed])
+    return csv_text(rows)

@@ -1,125 +1,92 @@
-"""Writes the report: ``index.html``, a PNG a figure, a CSV a table."""
+"""Writes the report: ``index.html``, a PNG per figure, a CSV per table."""
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from spdf_dist.accounting.flops import linears_share
-from spdf_dist.base.atomic_files import write_bytes
+from spdf_dist.base.atomic_files import write_bytes, write_text
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.evidence import CURVES, CurvePoint, Evidence, Row, read_evidence, to_csv
-from spdf_dist.report.evidence_tables import SECTION as EVIDENCE_SECTION
-from spdf_dist.report.evidence_tables import (
-    evidence_plots,
-    evidence_tables,
-    markdown,
-    missing_text,
-    page_with,
-    state_text,
-    verdict_lines,
-)
-from spdf_dist.report.jobs import all_jobs
 from spdf_dist.report.page import Section, render_page
-from spdf_dist.report.paper_tables import paper_plots, paper_tables
-from spdf_dist.report.plots import Plot, study_plots
-from spdf_dist.report.scores import estimate, metric_name
-from spdf_dist.report.study import EVIDENCE_ROWS, Study, outdated_text, read_study
+from spdf_dist.report.plots import Plot, result_plots
+from spdf_dist.report.results import Results, outdated_text
+from spdf_dist.report.scores import by_seed, estimate, metric_name, metrics_of, minus, signed
 from spdf_dist.report.style import drawing, to_png, to_svg, variant_colours
 from spdf_dist.report.tables import (
     MINUS,
-    Table,
-    baseline_of,
     by_variant,
     curve_rows,
-    dense_baselines,
+    dense_baseline,
     finished,
     is_dense,
-    mean_final,
+    jobs_table,
     mean_flops,
-    metrics_of,
+    mean_speed,
     ordered,
+    runs_table,
+    score_baseline,
     score_groups,
     score_tables,
-    signed,
     summary_table,
+    unattributed_table,
 )
 
 SYNTHETIC = (
     "Fine-tuning data in this report is synthetic: generated from a seeded grammar in the form of E2E's CSV. "
-    "Its scores say that the system works, not how good a model is, and compare with nothing published."
+    "Its scores say that the system works. They do not say how good a model is, and compare with nothing published."
 )
+SECTIONS = ("Scores", "Pre-training", "Dense fine-tuning", "Sparse fine-tuning", "Cost")
+MAX_CARDS = 8
 
 
-def write_report(folders: Sequence[Path], out: Path, markdown_page: Path | None = None) -> Path:
-    """Write the report on ``folders`` into ``out`` and return the path of its page.
+def write_report(
+    results: Results, out: Path, command: str = "", first: Sequence[Section] = (), last: Sequence[Section] = ()
+) -> Path:
+    """Write the report into ``out`` and return the path of its page.
 
-    ``markdown_page``: a page with marks, between which the results of an evidence study are put. Raises UserError for a
-    folder without results, for an ``out`` that cannot be made, and for a page without marks.
+    Args:
+        results: what was read; runs that could not be read are named on the page.
+        out: a folder, made where it does not exist.
+        command: for the page's footer.
+        first: sections before the report's own.
+        last: sections after the report's own results.
+
+    Raises:
+        UserError: ``out`` cannot be made, or there is nothing to report.
     """
-    return write_study_report(read_study(folders), out, markdown_page)
-
-
-def write_study_report(study: Study, out: Path, markdown_page: Path | None = None) -> Path:
-    """``write_report`` of a study that has been read; runs that could not be read are named on the page."""
-    folders = study.folders
-    evidence = read_evidence(study, dict.fromkeys([out, *study.kept]))
-    command = "spdf report " + shlex.join([*map(str, folders), "--out", str(out)])
-    if markdown_page is not None:
-        command += f" --markdown {shlex.quote(str(markdown_page))}"
-        results = evidence_markdown(evidence, out, markdown_page, command)
+    if not (results.runs or results.scores or results.unattributed or results.bench or first):
+        if results.damaged:
+            raise UserError("; ".join(results.damaged.values()))
+        places = ", ".join(map(str, results.folders))
+        raise UserError(f"{places}: no run (config.yaml with metrics.jsonl) and no scores there or below")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be made a folder: {error.strerror}") from None
-    tables = ([summary_table(study)] if study.pretraining else []) + score_tables(study)
-    plots = study_plots(study)
-    reference = paper_tables(study)
-    reference_plots = paper_plots(study)
-    own_evidence = evidence_plots(evidence)
-    drawn = draw(plots + reference_plots + own_evidence, out)
-    if study.runs:
-        write(out / "curves.csv", curve_rows(study))
-    sections = [*evidence_sections(evidence, own_evidence, drawn), *own_sections(plots, tables, drawn)]
-    figures = [(plot.name, drawn[plot.name], plot.caption) for plot in reference_plots]
-    nothing_ours = not study.bench and all(score.synthetic for score in study.scores)
-    sections.append(Section("The paper beside ours", PAPER_INTRO, figures, reference, folded=nothing_ours))
-    sections.append(Section("Runs", (), [], [runs_table(study)] if study.runs else []))
-    sections.append(Section("Jobs", (), [], [jobs_table(root, study) for root in study.workflows]))
+    runs = [runs_table(results)] if results.runs else []
+    jobs = [jobs_table(root, results) for root in results.workflows]
+    sections = [*first, *own_sections(results), *last, Section("Runs", tables=runs), Section("Jobs", tables=jobs)]
+    figures = draw([plot for section in sections for plot in section.plots], out)
     for table in (table for section in sections for table in section.tables):
-        write(out / f"{table.name}.csv", table.csv())
-    if evidence.rows:
-        write(out / EVIDENCE_ROWS, to_csv(evidence.rows, Row))
-        write(out / CURVES, to_csv(evidence.curves, CurvePoint))
-    if markdown_page is not None:
-        write(markdown_page, results)
+        write_text(out / f"{table.name}.csv", table.csv())
+    if results.runs:
+        write_text(out / "curves.csv", curve_rows(results))
+    damaged = [f"{text[0].upper()}{text[1:]}." for text in results.damaged.values()]
+    warnings = [SYNTHETIC if results.synthetic else "", outdated_text(results), *damaged]
     page = out / "index.html"
-    write(
-        page,
-        render_page(
-            title_of(study),
-            subtitle_of(study),
-            " ".join(filter(None, (SYNTHETIC if study.synthetic else "", outdated_text(study), *damaged_lines(study)))),
-            cards(study),
-            sections,
-            variant_colours(study.variants),
-            f"Made by: {command}",
-        ),
+    text = render_page(
+        title_of(results),
+        subtitle_of(results),
+        " ".join(filter(None, warnings)),
+        cards(results),
+        sections,
+        figures,
+        variant_colours(results.variants),
+        f"Made by: {command}" if command else "",
     )
+    write_text(page, text)
     return page
-
-
-PAPER_INTRO = (
-    "Printed figures of SPDF (appendix and blog) with ours next to them. What was not run says so. Ours are models of "
-    "that shape, pre-trained on as many tokens and fine-tuned dense; controls and other patterns are in the scores.",
-)
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file aside and move it into place."""
-    write_bytes(path, content if isinstance(content, bytes) else content.encode())
 
 
 def draw(plots: Sequence[Plot], out: Path) -> dict[str, str]:
@@ -128,155 +95,82 @@ def draw(plots: Sequence[Plot], out: Path) -> dict[str, str]:
     with drawing():
         for plot in plots:
             figure = plot.draw()
-            write(out / f"{plot.name}.png", to_png(figure))
+            write_bytes(out / f"{plot.name}.png", to_png(figure))
             svgs[plot.name] = to_svg(figure, plot.name)
     return svgs
 
 
-def evidence_sections(evidence: Evidence, plots: Sequence[Plot], drawn: dict[str, str]) -> list[Section]:
-    """The section on the paper's hypotheses, where the folders hold a study of them."""
-    if not evidence.rows:
-        return []
-    intro = [state_text(evidence), *verdict_lines(evidence), *(f"Not done: {line}." for line in missing_text(evidence))]
-    figures = [(plot.name, drawn[plot.name], plot.caption) for plot in plots]
-    return [Section(EVIDENCE_SECTION, intro, figures, evidence_tables(evidence))]
+def own_sections(results: Results) -> list[Section]:
+    """The sections on the runs and scores, in reading order."""
+    found = {title: Section(title) for title in SECTIONS}
+    found["Scores"].tables += score_tables(results)
+    if results.unattributed:
+        found["Scores"].tables.append(unattributed_table(results))
+    for plot in result_plots(results):
+        found[plot.section].plots.append(plot)
+    return [Section("Summary", tables=[summary_table(results)] if results.pretraining else []), *found.values()]
 
 
-def evidence_markdown(evidence: Evidence, out: Path, page: Path, command: str) -> str:
-    """The page with the study's results in it. Raises UserError."""
-    if not evidence.rows:
-        raise UserError("--markdown: there is no evidence study in the folders (variants called SIZE-dense, SIZE-...)")
-    figures = Path(os.path.relpath(out.resolve(), page.resolve().parent)).as_posix()
-    return page_with(page, markdown(evidence, figures, command))
-
-
-def own_sections(plots: Sequence[Plot], tables: Sequence[Table], drawn: dict[str, str]) -> list[Section]:
-    """The sections on our own runs, in reading order."""
-    sections = [Section("Summary", (), [], [table for table in tables if table.name == "summary"])]
-    scores = Section("Scores", (), [], [table for table in tables if table.name != "summary"])
-    by_title = {"Scores": scores}
-    for plot in plots:
-        section = by_title.setdefault(plot.section, Section(plot.section))
-        section.figures.append((plot.name, drawn[plot.name], plot.caption))
-    for title in ("Scores", "Pre-training", "Dense fine-tuning", "Sparse fine-tuning", "Cost"):
-        if title in by_title:
-            sections.append(by_title[title])
-    return [section for section in sections if section.figures or section.tables]
-
-
-def title_of(study: Study) -> str:
+def title_of(results: Results) -> str:
     """The page's title."""
-    places = study.workflows or study.folders
+    places = results.workflows or results.folders
     names = ", ".join(dict.fromkeys(place.resolve().stem for place in places))
     return f"Sparse pre-training, dense fine-tuning: {names}"
 
 
-def subtitle_of(study: Study) -> str:
+def subtitle_of(results: Results) -> str:
     """What is in the report, in one line."""
     parts = []
-    for count, one, many in (
-        (len(study.pretraining), "pre-training run", "pre-training runs"),
-        (len(study.finetuning), "fine-tuning run", "fine-tuning runs"),
-        (len(study.scores), "scored output", "scored outputs"),
+    for count, what in (
+        (len(results.pretraining), "pre-training run"),
+        (len(results.finetuning), "fine-tuning run"),
+        (len(results.scores), "scored output"),
     ):
         if count:
-            parts.append(f"{count} {one if count == 1 else many}")
-    shares = sorted({f"{linears_share(run.config.model):.0%}" for run in study.pretraining})
+            parts.append(f"{count} {what}{'s' if count > 1 else ''}")
+    shares = sorted({f"{linears_share(run.config.model):.0%}" for run in results.pretraining})
     if shares:
         parts.append(f"linear layers carry {' and '.join(shares)} of the dense model's FLOPs")
     return " · ".join(parts)
 
 
-def cards(study: Study) -> list[tuple[str, str]]:
-    """The headline: of each sparse variant, largest model first, FLOPs saved, loss and first score against dense."""
-    groups = by_variant(ordered(study, study.pretraining)[::-1])
+def cards(results: Results) -> list[tuple[str, str]]:
+    """The headline: for each sparse variant, largest model first, the FLOPs that it saved and its speed.
+
+    A difference in quality is shown only where two or more pairs of pre-training seeds support it, on real data.
+    """
+    groups = by_variant(ordered(results, results.pretraining)[::-1])
+    several = len({size for size, _ in groups}) > 1
     boxes = []
-    baselines = dense_baselines(groups)
     for (size, name), members in groups.items():
-        if size not in baselines or is_dense(members[0]) or members[0].untrained:
+        base = dense_baseline(groups, size, name)
+        if not base or is_dense(members[0]) or members[0].untrained or not mean_flops(base):
             continue
-        runs, base = finished(members), finished(groups[size, baselines[size]])
-        if runs[0].unfinished or base[0].unfinished or not mean_flops(base):
-            continue
+        runs, which = finished(members), f"{name}, {size}" if several else name
         saved = 1 - mean_flops(runs) / mean_flops(base)
-        which = f"{name}, {size}" if len(baselines) > 1 else name
         boxes.append((f"{saved:.0%}".replace("-", MINUS), f"fewer pre-training FLOPs than dense ({which})"))
-        ours, theirs = mean_final(runs), mean_final(base)
-        if ours is not None and theirs is not None:
-            boxes.append((signed(ours - theirs), f"validation loss against dense, nats a token ({which})"))
-    for (task, _, _), group in score_groups(study).items():
-        first = baseline_of(group)
-        metric = next(iter(metrics_of(group)), None)
+        ours, theirs = mean_speed(runs), mean_speed(base)
+        if ours and theirs:
+            boxes.append((f"{ours / theirs:.2f}x", f"dense's tokens per second in pre-training ({which})"))
+        losses = [by_seed((run.seed, run.final_validation) for run in these) for these in (runs, base)]
+        boxes += difference_card(minus(*losses), 3, f"validation loss against dense, nats per token ({which})")
+    for (task, _, _), group in score_groups(results).items():
+        metric = next(iter(metrics_of(score for scores in group.values() for score in scores)), None)
         for name, scores in group.items():
-            if first is None or metric is None or name in (first, "untrained"):
+            base_scores = score_baseline(group, name)
+            if metric is None or not base_scores or any(score.synthetic for score in scores):
                 continue
-            value = estimate([score.metrics.get(metric) for score in scores])
-            reference = estimate([score.metrics.get(metric) for score in group[first]])
-            if value and reference:
-                digits = 2 if abs(value.mean) >= 10 else 4
-                synthetic = ", synthetic" if scores[0].synthetic else ""
-                label = f"{metric_name(metric)[:-2]} against dense on {task}{synthetic} ({name})"
-                boxes.append((signed(value.mean - reference.mean, digits), label))
-    return boxes[:8]
-
-
-def damaged_lines(study: Study) -> list[str]:
-    """A sentence for each run that could not be read."""
-    return [f"{text[0].upper()}{text[1:]}." for text in study.damaged.values()]
-
-
-def jobs_table(root: Path, study: Study) -> Table:
-    """How each job of a workflow ended; jobs that failed say why."""
-    outdated = study.outdated.get(root.resolve(), {})
-    rows = []
-    for job in (job for job in all_jobs(root) if job.kind != "report"):
-        manifest = job.manifest()
-        rows.append(
-            [
-                job.id,
-                job.kind,
-                str(manifest.get("status") or "not finished"),
-                str(manifest.get("attempts") or "–"),
-                str(manifest.get("started") or "–"),
-                str(manifest.get("ended") or "–"),
-                str(manifest.get("reason") or "")
-                + (f"left out: {outdated[job.id]} was made anew since" if job.id in outdated else ""),
+            values = [
+                by_seed((s.pretraining_seed, s.metrics.get(metric)) for s in these) for these in (scores, base_scores)
             ]
-        )
-    return Table(
-        f"jobs-{root.resolve().name}",
-        f"Jobs of {root.resolve().name}",
-        ["job", "kind", "state", "attempts", "started", "ended", "reason"],
-        rows,
-        labels=3,
-    )
+            boxes += difference_card(minus(*values), 4, f"{metric_name(metric)[:-2]} against dense on {task} ({name})")
+    return boxes[:MAX_CARDS]
 
 
-def runs_table(study: Study) -> Table:
-    """Where everything came from."""
-    rows = []
-    for run in study.runs:
-        kind = "fine-tuning" if run.is_finetuning else "pre-training"
-        parallel = run.tree.get("parallel") or {}
-        training = run.tree.get("training") or {}
-        rows.append(
-            [
-                run.variant(),
-                kind,
-                run.size(),
-                str(run.seed),
-                f"{run.step[-1]:,}" if run.step else "0",
-                f"{training.get('lr', '–')}",
-                f"TP{parallel.get('tensor', 1)} ZeRO-{parallel.get('zero_stage', 1)} {training.get('precision', '')}",
-                str(run.skipped),
-                str(run.path),
-            ]
-        )
-    return Table(
-        "runs",
-        "Runs of this report",
-        ["variant", "kind", "parameters", "seed", "steps", "peak lr", "layout", "skipped steps", "folder"],
-        rows,
-        "The same seed means the same initial weights, data order and (with equal sparsity seed) mask.",
-        labels=2,
-    )
+def difference_card(pairs: dict[int, float], digits: int, label: str) -> list[tuple[str, str]]:
+    """A box with the mean of paired differences; none where there are fewer than two pairs."""
+    value = estimate(pairs.values())
+    if value is None or value.deviation is None:
+        return []
+    text = f"{signed(value.mean, digits)} ± {value.deviation:.{digits}f}"
+    return [(text, f"{label}, {value.count} pairs of seeds")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -34,7 +35,8 @@ def write_run(
     """A run folder with one metrics line a step, the steps counted from ``first``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
-    (folder / "checkpoints").mkdir(exist_ok=True)
+    manifest = folder / "checkpoints" / f"step_{first + len(losses) - 1}" / "manifest.json"
+    write_json(manifest, {"of": str(folder)})
     lines = []
     for step, loss in enumerate(losses, first):
         lines.append(
@@ -58,8 +60,55 @@ def write_run(
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
+def lineage(run: Path, parent: Path | None = None, synthetic: bool = False) -> list[dict[str, Any]]:
+    """The lineage of a run's checkpoint, as the trainer records it."""
+    (manifest,) = run.glob("checkpoints/*/manifest.json")
+    entry = {
+        "kind": "finetune" if parent else "pretrain",
+        "step": 1,
+        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
+        "path": str(manifest.parent.resolve()),
+        "config": yaml.safe_load((run / "config.yaml").read_text()),
+        "best_val_loss": None,
+        "synthetic": synthetic if parent else None,
+    }
+    return [entry, *(lineage(parent) if parent else [])]
+
+
+def write_scores(
+    path: Path,
+    run: Path,
+    parent: Path,
+    *,
+    task: str = "e2e",
+    split: str = "test",
+    synthetic: bool = False,
+    settings: dict[str, Any] | None = None,
+    **metrics: float,
+) -> None:
+    """What ``spdf evaluate --json`` prints of texts that ``spdf generate`` wrote."""
+    checkpoint = {"lineage": lineage(run, parent, synthetic)}
+    provenance = {
+        "schema_version": 1,
+        "task": task,
+        "split": split,
+        "synthetic": synthetic,
+        "checkpoint": checkpoint,
+        "settings": settings or {"beams": 10},
+    }
+    write_json(path, {"schema_version": 1, "task": task, "split": split, **metrics, "provenance": provenance})
+
+
 def pretrain_run(
-    folder: Path, level: float, *, steps: int = STEPS, seed: int = 1, gap: float = 0.0, **model: int
+    folder: Path,
+    level: float,
+    *,
+    steps: int = STEPS,
+    seed: int = 1,
+    gap: float = 0.0,
+    lr: float = 6e-4,
+    tensor: int = 1,
+    **model: int,
 ) -> PretrainConfig:
     """A pre-training run whose loss falls from ln V and ends ``gap`` above the dense one's."""
     shape = {"num_layers": 4, "hidden_size": 128, "num_attention_heads": 4, "seq_length": LENGTH, "vocab_size": 2048}
@@ -68,7 +117,8 @@ def pretrain_run(
         "seed": seed,
         "model": shape | model,
         "sparsity": {"level": level, "execution": "compressed"},
-        "training": {"train_tokens": steps * BATCH * LENGTH, "global_batch_size": BATCH},
+        "training": {"train_tokens": steps * BATCH * LENGTH, "global_batch_size": BATCH, "lr": lr},
+        "parallel": {"tensor": tensor},
     }
     config: PretrainConfig = build(PretrainConfig, tree, "")
     noise = random.Random(seed)
@@ -115,6 +165,7 @@ def finetune_run(
     task: str = "e2e",
     keep_mask: bool = False,
     steps: int = 40,
+    synthetic: bool = False,
 ) -> None:
     """A fine-tuning run."""
     tree = to_tree(
@@ -134,6 +185,9 @@ def finetune_run(
     reactivated = int(config.sparsity.level * 786_432)
     finetuned = {"reactivated": reactivated, "reactivated_norm": 1.25, "best_val_loss": 1.6 + gap, "epochs": 2}
     write_json(folder / "finetune.json", finetuned)
+    parent = next(place for place in (checkpoint, *checkpoint.parents) if (place / "config.yaml").is_file())
+    recorded = {"schema_version": 1, "lineage": lineage(parent), "synthetic": synthetic}
+    write_json(folder / "lineage.json", recorded)
 
 
 def write_job(
@@ -145,7 +199,6 @@ def write_job(
     *,
     cell: dict[str, str] | None = None,
     config: dict[str, Any] | None = None,
-    arguments: list[str] | None = None,
     key: str = "key",
     parents: dict[str, str] | None = None,
     done: bool = True,
@@ -163,7 +216,6 @@ def write_job(
             "cell": cell or {},
             "needs": needs,
             "config": config,
-            "arguments": arguments or [],
             "key": key,
             "parents": parents or {},
         },
@@ -201,7 +253,7 @@ def write_workflow(root: Path) -> Path:
         config = pretrain_run(pretrain / "run", level, steps=steps, gap=gap)
         finetune = write_job(root, f"finetune/{variant}", "finetune", [f"pretrain/{variant}", "grammar"], variant)
         data = str(root / "jobs" / "grammar" / "out" / "trainset.csv")
-        finetune_run(finetune / "run", pretrain / "run", data, config, gap=gap)
+        finetune_run(finetune / "run", pretrain / "run", data, config, gap=gap, synthetic=True)
         generate = write_job(root, f"generate/{variant}", "generate", [f"finetune/{variant}", "grammar"], variant)
         evaluate = write_job(
             root, f"evaluate/{variant}", "evaluate", [generate.relative_to(root / "jobs").as_posix()], variant
@@ -214,7 +266,7 @@ def write_workflow(root: Path) -> Path:
             "cider": 2.1 - gap,
             "slot_accuracy": 0.93 - 0.3 * gap,
         }
-        write_json(evaluate / "out" / "scores.json", {"schema_version": 1, "task": "e2e", **scores})
+        write_scores(evaluate / "out" / "scores.json", finetune / "run", pretrain / "run", synthetic=True, **scores)
     return root
 
 
@@ -276,14 +328,12 @@ def write_study(root: Path, bleu: dict[str, list[float]], planned: int = 3) -> P
                         other / "run", pretrain / "run", "webnlg/train.json", config, gap=1.4 + 2 * gap, task="webnlg"
                     )
             needs = [f"best{tail}/{where}"]
-            said = ["generate", "--split", "test"]
-            write_job(root, f"generate{tail}/{where}", "generate", needs, variant, cell=cell, arguments=said, done=done)
+            write_job(root, f"generate{tail}/{where}", "generate", needs, variant, cell=cell, done=done)
             needs = [f"generate{tail}/{where}"]
             evaluate = write_job(root, f"evaluate{tail}/{where}", "evaluate", needs, variant, cell=cell, done=done)
             if done:
-                write_json(
-                    evaluate / "out" / "scores.json", {"schema_version": 1, "task": "e2e", "bleu": scores[seed - 1]}
-                )
+                chosen = root / "jobs" / candidates[0] / "run"
+                write_scores(evaluate / "out" / "scores.json", chosen, pretrain / "run", bleu=scores[seed - 1])
     return root
 
 
@@ -303,7 +353,7 @@ def write_chain(root: Path) -> Path:
             cell = {"training.lr": f"{lr:g}"}
             tuned = write_job(root, f"finetune/{where}", "finetune", [f"densified/{variant}"], variant, cell=cell)
             finetune_run(tuned / "run", pretrain / "run", "e2e/trainset.csv", config, gap=gap, lr=lr, seed=1234)
-            write_outputs(root, "validate", "score", where, f"finetune/{where}", "validation", bleu)
+            write_outputs(root, "validate", "score", where, f"finetune/{where}", "validation", bleu, pretrain / "run")
             candidates.append(f"score/{where}")
         best = write_job(root, f"select/{variant}", "select", candidates, variant)
         write_json(best / "out" / "choice.json", {"schema_version": 1, "job": candidates[1]})
@@ -312,13 +362,16 @@ def write_chain(root: Path) -> Path:
             needs = [f"densified/{variant}", f"select/{variant}"]
             final = write_job(root, f"final/{where}", "finetune", needs, variant, cell={"seed": str(seed)})
             finetune_run(final / "run", pretrain / "run", "e2e/trainset.csv", config, gap=0.1, lr=5e-5, seed=seed)
-            write_outputs(root, "generate", "evaluate", where, f"final/{where}", "test", 0.5 + 0.01 * seed)
+            bleu = 0.5 + 0.01 * seed
+            write_outputs(root, "generate", "evaluate", where, f"final/{where}", "test", bleu, pretrain / "run")
     return root
 
 
-def write_outputs(root: Path, generate: str, evaluate: str, where: str, tuned: str, split: str, bleu: float) -> None:
+def write_outputs(
+    root: Path, generate: str, evaluate: str, where: str, tuned: str, split: str, bleu: float, pretrain: Path
+) -> None:
     """The outputs of one fine-tuned model and their score."""
     variant = where.partition("/")[0]
-    write_job(root, f"{generate}/{where}", "generate", [tuned], variant, arguments=["generate", "--split", split])
+    write_job(root, f"{generate}/{where}", "generate", [tuned], variant)
     folder = write_job(root, f"{evaluate}/{where}", "evaluate", [f"{generate}/{where}"], variant)
-    write_json(folder / "out" / "scores.json", {"schema_version": 1, "task": "e2e", "bleu": bleu})
+    write_scores(folder / "out" / "scores.json", root / "jobs" / tuned / "run", pretrain, split=split, bleu=bleu)

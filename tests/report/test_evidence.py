@@ -6,12 +6,28 @@ import csv
 from pathlib import Path
 
 import pytest
-from made_up_runs import write_job, write_json, write_study
+from made_up_runs import write_job, write_json, write_scores, write_study
 
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.evidence import CURVES, CurvePoint, Evidence, Row, read_evidence, to_csv
-from spdf_dist.report.evidence_tables import (
+from spdf_dist.report.results import read_results
+from spdf_dist.report.scores import by_seed, minus
+from spdf_dist.report.style import variant_colours
+from spdf_dist.report.tables import score_tables
+from spdf_dist.studies.evidence.claims import (
+    CLAIMS,
+    NOT_SUPPORTED,
+    SUPPORTED,
+    UNDECIDED,
+    findings,
+    judge,
+    overall,
+    paired,
+    verdict,
+)
+from spdf_dist.studies.evidence.rows import CURVES, CurvePoint, Evidence, Row, read_evidence, to_csv
+from spdf_dist.studies.evidence.rows import ROWS as EVIDENCE_ROWS
+from spdf_dist.studies.evidence.section import (
     BEGIN,
     END,
     evidence_plots,
@@ -21,11 +37,6 @@ from spdf_dist.report.evidence_tables import (
     missing_text,
     page_with,
 )
-from spdf_dist.report.hypotheses import CLAIMS, findings, verdict
-from spdf_dist.report.paired import NOT_SUPPORTED, SUPPORTED, UNDECIDED, by_seed, judge, minus, overall, paired
-from spdf_dist.report.study import EVIDENCE_ROWS, read_study
-from spdf_dist.report.style import variant_colours
-from spdf_dist.report.tables import score_tables
 
 DENSE = [0.500, 0.520, 0.540]
 CLOSE = [0.498, 0.519, 0.537]  # 0.2 BLEU points below, whatever the seed
@@ -34,7 +45,7 @@ UNTRAINED = [0.300, 0.310, 0.305]
 
 
 def study_of(root: Path, bleu: dict[str, list[float]], planned: int = 3) -> Evidence:
-    return read_evidence(read_study([write_study(root, bleu, planned)]), [])
+    return read_evidence(read_results([write_study(root, bleu, planned)]), [])
 
 
 def test_pairs_take_the_seed_s_own_noise_out() -> None:
@@ -110,20 +121,20 @@ def test_a_study_in_parts_says_what_has_not_run_and_keeps_its_rows(tmp_path: Pat
     kept.mkdir()
     (kept / EVIDENCE_ROWS).write_text(to_csv(evidence.rows, Row), encoding="utf-8")
     (kept / CURVES).write_text(to_csv(evidence.curves, CurvePoint), encoding="utf-8")
-    again = read_evidence(read_study([kept]), [kept])
+    again = read_evidence(read_results([kept]), [kept])
     assert again == evidence
     # Elsewhere, later, without the first folder: its plan names seed 1 as not run, its row stays.
     other = write_study(tmp_path / "second", {"1m-dense": [], "1m-s75": []})
     write_study(tmp_path / "second", {"1m-dense": [0.5, 0.52], "1m-untrained": [0.3]})
     for name in ("1m-dense/seed=1", "1m-untrained/seed=1"):
         (other / "jobs" / "evaluate" / name / "manifest.json").unlink()
-    both = {row.key: row for row in read_evidence(read_study([other]), [kept]).rows}
+    both = {row.key: row for row in read_evidence(read_results([other]), [kept]).rows}
     assert both["1m", "s75", 1, "dense"].bleu == CLOSE[0] and both["1m", "dense", 1, "dense"].bleu == DENSE[0]
     assert both["1m", "dense", 2, "dense"].bleu == 0.52
     assert both["1m", "untrained", 1, "dense"].state == "pre-trained"
     (kept / EVIDENCE_ROWS).write_text("size,variant\nx,y,z\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"evidence\.csv"):
-        read_evidence(read_study([kept]), [kept])
+        read_evidence(read_results([kept]), [kept])
 
 
 def test_a_size_of_which_nothing_has_run_is_not_the_smallest(tmp_path: Path) -> None:
@@ -137,8 +148,8 @@ def test_a_variant_s_place_does_not_depend_on_what_has_run(tmp_path: Path) -> No
 
 def test_runs_of_a_sweep_are_no_variant(tmp_path: Path) -> None:
     root = write_study(tmp_path / "study", {"1m-dense": DENSE, "1m-s75": CLOSE})
-    study = read_study([root])
-    assert {run.variant() for run in study.pretraining} == {"1m-dense", "1m-s75"}
+    study = read_results([root])
+    assert {run.variant for run in study.pretraining} == {"1m-dense", "1m-s75"}
     assert len(study.finetuning) == 2 * len([run for run in study.pretraining])  # the chosen one, and WebNLG
     assert all(run.tree["training"]["lr"] != 3e-3 for run in study.finetuning)
 
@@ -146,7 +157,7 @@ def test_runs_of_a_sweep_are_no_variant(tmp_path: Path) -> None:
 def test_scores_are_paired_by_the_pretraining_seed(tmp_path: Path) -> None:
     (table,) = [
         table
-        for table in score_tables(read_study([write_study(tmp_path / "s", {"1m-dense": DENSE, "1m-s75": CLOSE})]))
+        for table in score_tables(read_results([write_study(tmp_path / "s", {"1m-dense": DENSE, "1m-s75": CLOSE})]))
         if table.name.startswith("scores-e2e")
     ]
     assert table.rows[1][1].endswith("−0.0020 ± 0.0010 to dense (3 pairs)")
@@ -154,14 +165,17 @@ def test_scores_are_paired_by_the_pretraining_seed(tmp_path: Path) -> None:
 
 def e2e_scores(root: Path) -> dict[str, str]:
     """The BLEU column of the report's own table, by variant."""
-    (table,) = [table for table in score_tables(read_study([root])) if table.name.startswith("scores-e2e")]
+    (table,) = [table for table in score_tables(read_results([root])) if table.name.startswith("scores-e2e")]
     return {row[0]: row[1].partition("\n")[0] for row in table.rows}
 
 
 def test_a_seed_whose_selection_chose_otherwise_still_counts(tmp_path: Path) -> None:
     root = write_study(tmp_path / "s", {"1m-dense": DENSE, "1m-s75": CLOSE})
+    chosen = "finetune/1m-s75/seed=2,lr=0.003"
     choice = root / "jobs" / "best" / "1m-s75" / "seed=2" / "out" / "choice.json"
-    write_json(choice, {"schema_version": 1, "job": "finetune/1m-s75/seed=2,lr=0.003"})
+    write_json(choice, {"schema_version": 1, "job": chosen})
+    scores = root / "jobs" / "evaluate" / "1m-s75" / "seed=2" / "out" / "scores.json"
+    write_scores(scores, root / "jobs" / chosen / "run", root / "jobs/pretrain/1m-s75/seed=2/run", bleu=CLOSE[1])
     assert e2e_scores(root)["1m-s75"] == f"{sum(CLOSE) / 3:.4f} ± 0.0195 (3)"
 
 
@@ -170,7 +184,9 @@ def test_settings_that_nothing_chose_are_not_averaged(tmp_path: Path) -> None:
     place = root / "jobs" / "finetune" / "1m-s75" / "seed=2,lr=0.001" / "run" / "config.yaml"
     text = place.read_text(encoding="utf-8")
     place.write_text(text.replace("label_smoothing: 0.1", "label_smoothing: 0.3"), encoding="utf-8")
-    assert e2e_scores(root)["1m-s75"] == "0.5190"  # seed 2's loss is the lower
+    scores = e2e_scores(root)
+    assert scores["1m-s75, label_smoothing 0.3"] == "0.5190"
+    assert scores["1m-s75, label_smoothing 0.1"] == "0.5175 ± 0.0276 (2)"
 
 
 def test_the_sparse_control_is_never_the_variant(tmp_path: Path) -> None:
@@ -195,7 +211,7 @@ def test_page_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         "6 of 6 cells have run, of those that the plans so far name" in text
         and "(evidence/evidence_hypothesis_1.png)" in text
     )
-    assert f"### Hypothesis 1: {verdict(findings(read_evidence(read_study([root]), []), CLAIMS[0]))}" in text
+    assert f"### Hypothesis 1: {verdict(findings(read_evidence(read_results([root]), []), CLAIMS[0]))}" in text
     assert {"evidence_loss_over_flops_1m.png", "evidence_loss_over_seconds_1m.png"} <= {p.name for p in out.iterdir()}
     with (out / EVIDENCE_ROWS).open(encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == 6
@@ -246,7 +262,7 @@ def test_cells_made_from_other_inputs_are_left_out_and_named(tmp_path: Path) -> 
     root = write_study(tmp_path / "s", {"1m-dense": DENSE, "1m-s75": CLOSE})
     pretrain = root / "jobs" / "pretrain" / "1m-s75" / "seed=3" / "manifest.json"
     write_json(pretrain, {"status": "done", "key": "another"})
-    evidence = read_evidence(read_study([root]), [])
+    evidence = read_evidence(read_results([root]), [])
     assert [row.seed for row in evidence.rows if row.variant == "s75"] == [1, 2]
     assert "evaluate/1m-s75/seed=3 (pretrain/1m-s75/seed=3 was made anew since)" in markdown(evidence, "figures", "")
 
@@ -255,7 +271,7 @@ def test_a_failed_cell_says_why(tmp_path: Path) -> None:
     root = write_study(tmp_path / "s", {"1m-dense": DENSE[:1], "1m-s75": []}, 1)
     pretrain = write_job(root, "pretrain/1m-s75/seed=1", "pretrain", [], "1m-s75", cell={"seed": "1"})
     write_json(pretrain / "manifest.json", {"status": "failed", "reason": "non-finite loss"})
-    assert missing_text(read_evidence(read_study([root]), [])) == ["1m s75, seed 1: failed: non-finite loss"]
+    assert missing_text(read_evidence(read_results([root]), [])) == ["1m s75, seed 1: failed: non-finite loss"]
 
 
 def test_a_fine_tuning_that_diverged_is_named_once_no_candidate_is_left(tmp_path: Path) -> None:
@@ -270,7 +286,7 @@ def test_a_fine_tuning_that_diverged_is_named_once_no_candidate_is_left(tmp_path
     first, second = (root / "jobs" / "finetune" / f"{where},lr={lr}" / "manifest.json" for lr in (1e-3, 3e-3))
     write_json(second, {"status": "failed", "reason": "non-finite loss at step 9", "key": "key"})
     first.unlink()
-    told = lambda: missing_text(read_evidence(read_study([root]), []))  # noqa: E731
+    told = lambda: missing_text(read_evidence(read_results([root]), []))  # noqa: E731
     assert told() == ["1m 75%, seed 1: pre-trained"]  # the other rate may do
     write_json(first, {"status": "failed", "reason": "non-finite loss at step 7", "key": "key"})
     assert told() == ["1m 75%, seed 1: failed: non-finite loss at step 7"]

@@ -9,21 +9,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_runs import STEPS, VARIANTS, finetune_run, paper_run, pretrain_run, write_chain, write_job, write_json
+from made_up_runs import (
+    STEPS,
+    VARIANTS,
+    finetune_run,
+    paper_run,
+    pretrain_run,
+    write_chain,
+    write_job,
+    write_json,
+    write_scores,
+)
 
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.bench import speedup_series
-from spdf_dist.report.figures import line_figure, power_label
-from spdf_dist.report.jobs import all_jobs, ancestors, chosen_over, job_of, read_job
-from spdf_dist.report.paper_tables import our_estimate, own_panels
-from spdf_dist.report.plots import cost_plots, finetuning_plots, lines
+from spdf_dist.report.figures import power_label
+from spdf_dist.report.plots import cost_plots, finetuning_plots
+from spdf_dist.report.results import Results, read_results
 from spdf_dist.report.runs import Run, read_run
-from spdf_dist.report.scores import Score, estimate, paper_scale, selected
-from spdf_dist.report.study import Study, read_study
+from spdf_dist.report.scores import estimate, published_scale
+from spdf_dist.report.speedups import largest_square, speedup_series
 from spdf_dist.report.style import variant_colours
 from spdf_dist.report.tables import finetuning_text, score_tables, summary_table
-from spdf_dist.report.write import cards, write_report
+from spdf_dist.report.write import cards
+from spdf_dist.studies.paper.printed import our_estimate
+from spdf_dist.studies.paper.section import own_panels
+from spdf_dist.workflow_folder import all_jobs, ancestors, job_of, read_job, selections
+
+
+def report(folders: list[Path], out: Path) -> Path:
+    """The page of ``spdf report``."""
+    assert main(["report", *map(str, folders), "--out", str(out)]) == 0
+    return out / "index.html"
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -32,7 +49,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_page_of_a_workflow_is_whole_and_needs_no_network(workflow: Path, tmp_path: Path) -> None:
-    page = write_report([workflow], tmp_path / "out")
+    page = report([workflow], tmp_path / "out")
     text = page.read_text(encoding="utf-8")
     assert page.name == "index.html"
     for word in (
@@ -51,7 +68,7 @@ def test_page_of_a_workflow_is_whole_and_needs_no_network(workflow: Path, tmp_pa
 
 
 def test_generated_data_are_called_synthetic_wherever_they_show(workflow: Path, tmp_path: Path) -> None:
-    text = write_report([workflow], tmp_path / "out").read_text(encoding="utf-8")
+    text = report([workflow], tmp_path / "out").read_text(encoding="utf-8")
     assert "data in this report is synthetic" in text
     assert "Scores on synthetic data in the form of E2E" in text
     assert "E2E, 1.07M parameters (synthetic data)" in text  # in the figure
@@ -62,10 +79,11 @@ def test_generated_data_are_called_synthetic_wherever_they_show(workflow: Path, 
 def test_scores_of_generated_data_are_not_set_beside_the_papers(tmp_path: Path) -> None:
     for name, data in (("real", "data/e2e/trainset.csv"), ("made", "data/synthetic/trainset.csv")):
         config = paper_run(tmp_path / name / "pre", 0.75)
-        finetune_run(tmp_path / name / "fine", tmp_path / name / "pre", data, config)
-        scores = {"schema_version": 1, "task": "e2e", "bleu": 0.665}
-        write_json(tmp_path / name / "fine" / "scores.json", scores)
-        write_report([tmp_path / name], tmp_path / name / "out")
+        made = name == "made"
+        finetune_run(tmp_path / name / "fine", tmp_path / name / "pre", data, config, synthetic=made)
+        scores = tmp_path / name / "fine" / "scores.json"
+        write_scores(scores, tmp_path / name / "fine", tmp_path / name / "pre", synthetic=made, bleu=0.665)
+        report([tmp_path / name], tmp_path / name / "out")
     cells = {name: rows_of(tmp_path / name / "out" / "paper_table_4.csv")[2]["BLEU ↑"] for name in ("real", "made")}
     assert cells == {"real": "66.50 ± 0.01; ours 66.50, +0.00", "made": "66.50 ± 0.01; not run"}
 
@@ -87,10 +105,10 @@ def test_only_what_the_paper_did_is_set_beside_it(tmp_path: Path) -> None:
         sparse = name == "sparse"
         tuned = tmp_path / name / "fine"
         finetune_run(tuned, tmp_path / name / "pre", "e2e/trainset.csv", config, keep_mask=sparse, gap=-sparse)
-        write_json(tuned / "scores.json", {"schema_version": 1, "task": "e2e", "bleu": bleu})
-    study = read_study([tmp_path])
+        write_scores(tuned / "scores.json", tuned, tmp_path / name / "pre", bleu=bleu)
+    study = read_results([tmp_path])
     assert len(study.scores) == len(made)
-    ours = {level: our_estimate(study, "e2e", "GPT-2 Small", level, "bleu") for level in (0.0, 0.75)}
+    ours = {level: our_estimate(study, "e2e", ("GPT-2 Small", level), "bleu") for level in (0.0, 0.75)}
     assert [value and (value.mean, value.count) for value in ours.values()] == [(67.0, 1), (66.0, 1)]
 
 
@@ -100,19 +118,19 @@ def test_real_scores_of_other_sizes_get_a_panel_in_figure_4(tmp_path: Path) -> N
             folder = tmp_path / f"{name}-{seed}"
             config = pretrain_run(folder / "pre", level, steps=3, seed=seed)
             finetune_run(folder / "fine", folder / "pre", "e2e/trainset.csv", config, seed=seed)
-            write_json(folder / "fine" / "s.json", {"schema_version": 1, "task": "e2e", "bleu": bleu + 0.01 * seed})
-    ((title, dots),) = own_panels(read_study([tmp_path]))
+            write_scores(folder / "fine" / "s.json", folder / "fine", folder / "pre", bleu=bleu + 0.01 * seed)
+    ((title, dots),) = own_panels(read_results([tmp_path]))
     assert title == "Ours, 1.07M: E2E, BLEU ↑"
     assert [(dot.label, dot.note) for dot in dots] == [("dense", "61.50"), ("75% sparse", "59.50")]
     assert dots[0].deviation == pytest.approx(0.5**0.5)
 
 
 def test_variants_flops_and_differences_to_dense(workflow: Path) -> None:
-    study = read_study([workflow])
+    study = read_results([workflow])
     assert study.variants == ["untrained", "dense", "s75"]
     rows = {row[0]: row for row in summary_table(study).rows}
     assert set(rows) == set(VARIANTS)
-    flops = {run.variant(): run.flops[-1] for run in study.pretraining if run.flops}
+    flops = {run.variant: run.flops[-1] for run in study.pretraining if run.flops}
     assert rows["s75"][6].endswith(f"{flops['s75'] / flops['dense']:.3f}x dense")
     assert rows["s75"][5].endswith("+0.080 to dense")
     assert "25% kept" in rows["s75"][2]
@@ -124,10 +142,10 @@ def test_variants_flops_and_differences_to_dense(workflow: Path) -> None:
 def test_report_job_gets_the_folders_of_the_jobs_it_needs(workflow: Path) -> None:
     """As the launcher calls it: no workflow root, evaluations without their runs."""
     folders = [workflow / "jobs" / "evaluate" / name for name in VARIANTS]
-    study = read_study(folders)
+    study = read_results(folders)
     assert len(study.pretraining) == len(study.finetuning) == len(VARIANTS)
-    assert {score.variant for score in study.scores} == set(VARIANTS)
-    assert all(score.synthetic and score.size == "1.07M" for score in study.scores)
+    assert {score.run.variant for score in study.scores} == set(VARIANTS)
+    assert all(score.synthetic and score.run.size() == "1.07M" for score in study.scores)
     assert study.workflows == [workflow]
 
 
@@ -141,14 +159,14 @@ def test_kernel_measurements_become_figure_1(tmp_path: Path) -> None:
     ]
     bench = {"schema_version": 1, "machine": {"cpu": "a processor"}, "threads": 2, "results": results}
     write_json(tmp_path / "gemm.json", bench)
-    lines = speedup_series(bench)
+    lines = speedup_series(largest_square(bench))
     assert [(line.label, list(line.x)) for line in lines] == [("forward", [50.0, 90.0]), ("dx", [50.0, 90.0])]
-    text = write_report([tmp_path / "gemm.json"], tmp_path / "out").read_text(encoding="utf-8")
+    text = report([tmp_path / "gemm.json"], tmp_path / "out").read_text(encoding="utf-8")
     assert (tmp_path / "out" / "figure_1.png").is_file() and "a processor" in text
 
 
 def test_a_manifest_with_metrics_is_not_a_second_score(workflow: Path) -> None:
-    assert sorted(score.metrics["bleu"] or 0 for score in read_study([workflow]).scores) == [0.41, 0.594, 0.61]
+    assert sorted(score.metrics["bleu"] or 0 for score in read_results([workflow]).scores) == [0.41, 0.594, 0.61]
 
 
 def test_a_select_job_leads_to_what_it_chose(tmp_path: Path) -> None:
@@ -168,9 +186,9 @@ def test_a_select_job_leads_to_what_it_chose(tmp_path: Path) -> None:
 
 def test_validation_scores_that_select_are_no_results(tmp_path: Path) -> None:
     """The chain of the shipped paper workflows: the chosen settings are `select`'s, the scores are the test set's."""
-    study = read_study([write_chain(tmp_path / "flow")])
+    study = read_results([write_chain(tmp_path / "flow")])
     assert sorted({score.metrics["bleu"] for score in study.scores}) == [0.51, 0.52, 0.53]
-    assert {score.split for score in study.scores} == {""}
+    assert {score.split for score in study.scores} == {"test"}
     (table,) = score_tables(study)
     assert [row[1].partition("\n")[0] for row in table.rows] == ["0.5200 ± 0.0100 (3)"] * 2
     assert {run.path.parts[-4] for run in study.finetuning} == {"final"}  # three seeds of one setting, no candidate
@@ -180,38 +198,31 @@ def test_validation_scores_that_select_are_no_results(tmp_path: Path) -> None:
 def test_what_was_chosen_for_fine_tuning_is_told_from_what_was_for_pre_training(tmp_path: Path) -> None:
     root = write_chain(tmp_path / "flow")
     write_job(root, "sweep/x", "pretrain", [], cell={"training.warmup_tokens": "1"})
-    write_job(root, "pick", "select", ["sweep/x"])
+    pick = write_job(root, "pick", "select", ["sweep/x"])
+    write_json(pick / "out" / "choice.json", {"schema_version": 1, "job": "sweep/x"})
     write_job(root, "pretrain/dense", "pretrain", ["pick"], "dense")
-    keys = {}
-    for job_id in ("evaluate/dense/seed=1", "final/dense/seed=1", "score/dense/lr=0.0001", "pretrain/dense"):
-        job = read_job(root, job_id)
-        assert job is not None
-        keys[job.name] = chosen_over(job)
-    assert keys == {
-        "evaluate": {"training.lr"},
-        "final": {"training.lr"},
-        "score": set(),
-        "pretrain": {"training.warmup_tokens"},
-    }
+    keys = {path.relative_to(root / "jobs").parent.as_posix(): entry.keys for path, entry in selections(root).items()}
+    assert keys["final/dense/seed=1"] == keys["finetune/dense/lr=0.0001"] == {"training.lr"}
+    assert keys["pretrain/dense"] == {"training.warmup_tokens"}
 
 
-def test_the_split_is_that_of_the_outputs(tmp_path: Path) -> None:
-    root = tmp_path / "flow"
-    splits = {"a": "test_seen", "b": "test_unseen", "c": "test", "d": "validation"}
-    for name, split in splits.items():
-        write_job(root, f"generate-{name}/dense", "generate", [], "dense", arguments=["generate", "--split", split])
-        folder = write_job(root, f"evaluate-{name}/dense", "evaluate", [f"generate-{name}/dense"], "dense")
-        write_json(folder / "out" / "scores.json", {"schema_version": 1, "task": "webnlg", "bleu": 50.0})
-    assert [score.split for score in read_study([root]).scores] == ["seen", "unseen", "all", "validation"]
+def test_the_split_is_what_the_command_recorded(tmp_path: Path) -> None:
+    config = pretrain_run(tmp_path / "pre", 0.0, steps=3)
+    finetune_run(tmp_path / "fine", tmp_path / "pre", "webnlg", config, task="webnlg")
+    for split in ("test_seen", "test_unseen", "test", "validation"):
+        place = tmp_path / "fine" / f"{split}.json"
+        write_scores(place, tmp_path / "fine", tmp_path / "pre", task="webnlg", split=split, bleu=50.0)
+    found = sorted(score.split_title for score in read_results([tmp_path]).scores)
+    assert found == ["all", "seen", "unseen", "validation"]
 
 
 def test_the_baseline_is_the_variant_called_dense(tmp_path: Path) -> None:
     for name, level, steps in (("1m-dense", 0.0, STEPS), ("1m-s75", 0.75, STEPS), ("1m-stopped", 0.0, STEPS // 2)):
         folder = write_job(tmp_path, f"pretrain/{name}", "pretrain", [], name)
         pretrain_run(folder / "run", level, steps=steps, gap=level)
-    study = read_study([tmp_path])
+    study = read_results([tmp_path])
     rows = {row[0]: row for row in summary_table(study).rows}
-    flops = {run.variant(): run.flops[-1] for run in study.pretraining}
+    flops = {run.variant: run.flops[-1] for run in study.pretraining}
     assert rows["1m-stopped"][6].endswith("0.500x dense") and "dense" not in rows["1m-dense"][6]
     assert rows["1m-s75"][5].endswith("+0.750 to dense")
     ratio = flops["1m-s75"] / flops["1m-dense"]
@@ -219,7 +230,7 @@ def test_the_baseline_is_the_variant_called_dense(tmp_path: Path) -> None:
     assert f"{ratio:.2f}x dense" in notes_of(study) and f"{1 - ratio:.0%}" in dict(cards(study))
 
 
-def notes_of(study: Study) -> str:
+def notes_of(study: Results) -> str:
     """What stands behind the bars of the cost figure."""
     figure = next(plot for plot in cost_plots(study) if plot.name == "flops_spent").draw()
     return " ".join(text.get_text() for text in figure.axes[0].texts)
@@ -251,8 +262,8 @@ def test_flops_are_compared_on_one_task_that_both_were_fine_tuned_on(tmp_path: P
             )
             if task == "running":
                 (tuned / "run" / "finetune.json").unlink()
-    study = read_study([tmp_path])
-    before = {run.variant(): run.flops[-1] for run in study.pretraining}
+    study = read_results([tmp_path])
+    before = {run.variant: run.flops[-1] for run in study.pretraining}
     (after,) = {run.flops[-1] for run in study.finetuning if run.task == "e2e" and run.whole and not run.keep_mask}
     notes = notes_of(study)
     for name in ("1m-stopped", "1m-s75"):
@@ -272,7 +283,7 @@ def test_each_task_and_the_sparse_control_have_fine_tuning_figures_of_their_own(
             tuned = write_job(tmp_path, f"{task}/{name}", "finetune", [f"pretrain/{name}"], name)
             kind = {"task": "e2e", "keep_mask": True} if task == "sparse" else {"task": task}
             finetune_run(tuned / "run", pretrain / "run", "train", config, gap=losses[task], **kind)
-    study = read_study([tmp_path])
+    study = read_results([tmp_path])
     plots = {plot.name: plot for plot in finetuning_plots(study)}
     assert {plot.section for name, plot in plots.items() if not name.endswith("sparse")} == {"Dense fine-tuning"}
     assert plots["finetune_loss-e2e-sparse"].section == "Sparse fine-tuning"
@@ -281,14 +292,14 @@ def test_each_task_and_the_sparse_control_have_fine_tuning_figures_of_their_own(
         if "validation" in name:
             (axes,) = plot.draw().axes
             dots = {float(line.get_ydata()[-1]) for line in axes.lines}
-            ends[name] = {text.get_text() for text in axes.texts}, dots
+            ends[name] = {text.get_text() for text in axes.get_legend().get_texts()}, dots
             assert name.partition("-")[2].partition("-")[0] in axes.get_title().lower()
     assert ends == {
         "finetune_validation-e2e": ({"1m-dense", "1m-s75"}, {1.6}),
         "finetune_validation-webnlg": ({"1m-dense"}, {3.6}),
         "finetune_validation-e2e-sparse": ({"1m-s75"}, {2.1}),
     }
-    text = write_report([tmp_path], tmp_path / "out").read_text(encoding="utf-8")
+    text = report([tmp_path], tmp_path / "out").read_text(encoding="utf-8")
     assert text.index("Dense fine-tuning") < text.index("Sparse fine-tuning")
     study.runs = [run for run in study.runs if run.task != "webnlg" and not run.keep_mask]
     assert [plot.name for plot in finetuning_plots(study)] == ["finetune_loss", "finetune_validation"]
@@ -299,23 +310,11 @@ def test_an_unfinished_run_saves_nothing(tmp_path: Path) -> None:
     pretrain_run(tmp_path / "sparse", 0.75)
     metrics = tmp_path / "sparse" / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:31]), encoding="utf-8")
-    study = read_study([tmp_path])
+    study = read_results([tmp_path])
     row = summary_table(study).rows[1]
     assert row[0] == "75% sparse\nunfinished: 30 of 120 steps"
     assert "dense" not in row[5] + row[6] and "x dense" not in notes_of(study)
     assert not cards(study)
-
-
-def test_finished_lines_place_the_label(tmp_path: Path) -> None:
-    for seed in (1, 2):
-        pretrain_run(tmp_path / str(seed), 0.75, seed=seed)
-    metrics = tmp_path / "2" / "metrics.jsonl"
-    metrics.write_text("".join(metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:10]), encoding="utf-8")
-    study = read_study([tmp_path])
-    figure = line_figure("loss", "x", "y", lines(study, study.pretraining, lambda r: r.tokens, lambda r: r.loss))
-    (label,) = figure.axes[0].texts
-    whole = next(run for run in study.pretraining if not run.unfinished)
-    assert label.xy == (whole.tokens[-1], whole.loss[-1])
 
 
 def test_results_of_inputs_made_anew_are_left_out_and_named(tmp_path: Path) -> None:
@@ -329,12 +328,12 @@ def test_results_of_inputs_made_anew_are_left_out_and_named(tmp_path: Path) -> N
         tuned = write_job(root, f"finetune/{where}", "finetune", [f"pretrain/{where}"], "dense")
         finetune_run(tuned / "run", pretrain / "run", "e2e/trainset.csv", config, seed=seed)
         folder = write_job(root, f"evaluate/{where}", "evaluate", [f"finetune/{where}"], "dense")
-        write_json(folder / "out" / "scores.json", {"schema_version": 1, "task": "e2e", "bleu": bleu})
+        write_scores(folder / "out" / "scores.json", tuned / "run", pretrain / "run", bleu=bleu)
     write_json(root / "plan.json", {"jobs": [{"id": "packed"}, {"id": "pretrain/dense/seed=1"}]})
-    study = read_study([root])
+    study = read_results([root])
     assert sorted(score.metrics["bleu"] or 0 for score in study.scores) == [0.60, 0.61]
     assert {run.seed for run in study.runs} == {1, 2}
-    text = write_report([root], tmp_path / "out").read_text(encoding="utf-8")
+    text = report([root], tmp_path / "out").read_text(encoding="utf-8")
     assert "Left out, as made from other inputs: " in text and "evaluate/dense/seed=3 (packed was made anew" in text
     reasons = {row["job"]: row["reason"] for row in rows_of(tmp_path / "out" / "jobs-flow.csv")}
     assert {job for job, reason in reasons.items() if reason} == {
@@ -363,7 +362,7 @@ def test_a_damaged_run_is_named_and_left_out(
     damaged = tmp_path / "bad" / name
     before = damaged.read_bytes() if damaged.suffix in (".jsonl", ".yaml") else b""
     damaged.write_bytes(before + content)
-    study = read_study([tmp_path])
+    study = read_results([tmp_path])
     assert [run.path.name for run in study.runs] == ["good"]
     (line,) = study.damaged.values()
     assert line.startswith(f"run {tmp_path / 'bad'}: left out: ") and place in line and "\n" not in line
@@ -394,15 +393,15 @@ def test_a_loss_that_was_not_finite_is_null(tmp_path: Path) -> None:
 def test_other_json_is_no_measurement(tmp_path: Path, row: object) -> None:
     pretrain_run(tmp_path / "run", 0.0)
     write_json(tmp_path / "run" / "other.json", {"schema_version": 1, "results": [row]})
-    assert not read_study([tmp_path]).bench
+    assert not read_results([tmp_path]).bench
 
 
 def test_plain_run_folders_are_named_by_their_config(tmp_path: Path) -> None:
     pretrain_run(tmp_path / "a", 0.0)
     config = pretrain_run(tmp_path / "b", 0.75, gap=0.1)
     finetune_run(tmp_path / "c", tmp_path / "b" / "checkpoints" / f"step_{STEPS}", "e2e/trainset.csv", config)
-    study = read_study([tmp_path / "a", tmp_path / "b", tmp_path / "c"])
-    assert [run.variant() for run in study.runs] == ["dense", "75% sparse", "75% sparse"]
+    study = read_results([tmp_path / "a", tmp_path / "b", tmp_path / "c"])
+    assert [run.variant for run in study.runs] == ["dense", "75% sparse", "75% sparse"]
     assert study.runs[2].parent is study.runs[1]
     assert not study.synthetic
 
@@ -410,7 +409,7 @@ def test_plain_run_folders_are_named_by_their_config(tmp_path: Path) -> None:
 def test_seeds_give_mean_and_sample_deviation(tmp_path: Path) -> None:
     for seed, gap in ((1, 0.0), (2, 0.1), (3, 0.2)):
         pretrain_run(tmp_path / str(seed), 0.5, seed=seed, gap=gap)
-    study = read_study([tmp_path])
+    study = read_results([tmp_path])
     (row,) = summary_table(study).rows
     losses = [run.final_validation or 0 for run in study.runs]
     assert row[5] == f"{sum(losses) / 3:.3f} ± 0.100 (3)"
@@ -427,18 +426,10 @@ def test_deviation_is_of_the_sample() -> None:
     assert estimate([None]) is None
 
 
-def test_settings_are_selected_by_validation_loss_and_never_by_the_test_score() -> None:
-    def score(settings: str, loss: float, bleu: float) -> Score:
-        return Score(Path("x"), "e2e", "dense", "", 1, {"bleu": bleu}, settings=settings, validation_loss=loss)
-
-    chosen = selected([score("a", 2.0, 0.9), score("b", 1.5, 0.1), score("b", 1.6, 0.2)])
-    assert [s.metrics["bleu"] for s in chosen] == [0.1, 0.2]
-
-
 def test_scales_of_the_paper() -> None:
-    assert paper_scale("e2e", "bleu", 0.6566) == pytest.approx(65.66)
-    assert paper_scale("e2e", "nist", 8.4679) == 8.4679
-    assert paper_scale("webnlg", "bleu", 75.17) == 75.17
+    assert published_scale("e2e", "bleu", 0.6566) == pytest.approx(65.66)
+    assert published_scale("e2e", "nist", 8.4679) == 8.4679
+    assert published_scale("webnlg", "bleu", 75.17) == 75.17
 
 
 def test_a_line_cut_by_a_kill_is_left_out_and_a_broken_one_is_an_error(tmp_path: Path) -> None:
@@ -489,10 +480,13 @@ def test_nothing_to_report_is_one_clear_line(tmp_path: Path, capsys: pytest.Capt
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_is_a_file_is_one_clear_line(workflow: Path, tmp_path: Path) -> None:
+def test_an_output_that_is_a_file_is_one_clear_line(
+    workflow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "out").write_text("mine", encoding="utf-8")
-    with pytest.raises(UserError, match="--out"):
-        write_report([workflow], tmp_path / "out")
+    with pytest.raises(AssertionError):
+        report([workflow], tmp_path / "out")
+    assert "--out" in capsys.readouterr().err
     assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
 
 
@@ -505,3 +499,102 @@ def test_losses_of_two_tasks_are_not_averaged() -> None:
     both = [tuned("e2e", 1.5), tuned("webnlg", 3.0), tuned("e2e", 1.75, keep_mask=True)]
     assert finetuning_text(both) == "e2e: 1.500\nwebnlg: 3.000\ne2e, sparse: 1.750\n5 reactivated"
     assert finetuning_text([]) == "–"
+
+
+def sweep(root: Path) -> Path:
+    """Dense and 75% at two learning rates, two seeds each; one run again at TP2, one again in another folder."""
+    for level in (0.0, 0.75):
+        for lr in (1e-3, 2e-3):
+            for seed in (1, 2):
+                pretrain_run(root / f"{level}-{lr}-{seed}", level, seed=seed, gap=level + 100 * lr + seed / 100, lr=lr)
+    pretrain_run(root / "tp2", 0.75, seed=1, gap=0.85, lr=1e-3, tensor=2)
+    pretrain_run(root / "zero-again", 0.75, seed=1, gap=0.85, lr=1e-3)
+    return root
+
+
+def test_only_runs_that_differ_in_their_seeds_are_averaged(tmp_path: Path) -> None:
+    rows = {row[0]: row for row in summary_table(read_results([sweep(tmp_path)])).rows}
+    assert {name: row[-1] for name, row in rows.items()} == {
+        "dense, lr 0.001": "2",
+        "dense, lr 0.002": "2",
+        "75% sparse, lr 0.001, tensor 1": "2",
+        "75% sparse, lr 0.002, tensor 1": "2",
+        "75% sparse, lr 0.001, tensor 2": "1",
+        "75% sparse, lr 0.001, tensor 1, again in zero-again": "1",
+    }
+    assert rows["75% sparse, lr 0.002, tensor 1"][5].endswith("± 0.007 (2)\n+0.750 to dense")  # of the same rate
+
+
+def test_a_person_can_name_runs(tmp_path: Path) -> None:
+    pretrain_run(tmp_path / "a", 0.0)
+    config = pretrain_run(tmp_path / "b", 0.75)
+    finetune_run(tmp_path / "c", tmp_path / "b", "e2e/trainset.csv", config)
+    named = ["--name", f"baseline={tmp_path / 'a'}", "--name", f"ours={tmp_path / 'b'}"]
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "out"), *named]) == 0
+    assert [row["variant"] for row in rows_of(tmp_path / "out" / "summary.csv")] == ["baseline", "ours"]
+    assert [row["variant"] for row in rows_of(tmp_path / "out" / "runs.csv")] == ["baseline", "ours", "ours"]
+
+
+@pytest.mark.parametrize("value", ["x", "=x", "x=no-such-folder"])
+def test_a_name_without_a_folder_is_one_clear_line(
+    workflow: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(workflow), "--out", str(tmp_path / "out"), "--name", value])
+    assert ended.value.code == 2 and "write LABEL=DIR" in capsys.readouterr().err
+
+
+def test_scores_without_a_record_are_listed_and_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Outputs of versions that recorded nothing, and of texts that other programs wrote."""
+    pretrain_run(tmp_path / "run", 0.0)
+    write_json(tmp_path / "run" / "scores.json", {"schema_version": 1, "task": "e2e", "bleu": 0.5})
+    page = report([tmp_path], tmp_path / "out").read_text(encoding="utf-8")
+    assert not read_results([tmp_path]).scores and "Scores without a record of what was scored" in page
+    (row,) = rows_of(tmp_path / "out" / "unattributed.csv")
+    assert row["scores"] == "bleu 0.5" and row["file"].endswith("run/scores.json")
+    assert "listed and not compared" in capsys.readouterr().err
+
+
+def test_a_score_brings_its_runs_from_its_record(tmp_path: Path) -> None:
+    """Only scores.json was copied here: the config of both runs stands in it."""
+    config = pretrain_run(tmp_path / "far" / "pre", 0.75)
+    finetune_run(tmp_path / "far" / "fine", tmp_path / "far" / "pre", "e2e/trainset.csv", config)
+    for name in ("a", "b"):
+        write_scores(tmp_path / f"{name}.json", tmp_path / "far" / "fine", tmp_path / "far" / "pre", bleu=0.6)
+    (tmp_path / "far").rename(tmp_path / "elsewhere")
+    (score,) = read_results([tmp_path / "a.json", tmp_path / "b.json"]).scores
+    assert (score.title, score.run.size(), score.pretraining_seed) == ("75% sparse", "1.07M", 1)
+
+
+def test_decodings_of_one_model_are_rows_of_their_own(tmp_path: Path) -> None:
+    config = pretrain_run(tmp_path / "pre", 0.0)
+    finetune_run(tmp_path / "fine", tmp_path / "pre", "e2e/trainset.csv", config)
+    for beams in (1, 10):
+        place = tmp_path / "fine" / f"{beams}.json"
+        write_scores(place, tmp_path / "fine", tmp_path / "pre", settings={"beams": beams}, bleu=0.5 + beams / 100)
+    (table,) = score_tables(read_results([tmp_path]))
+    assert [row[:2] for row in table.rows] == [["dense, beams 1", "0.5100"], ["dense, beams 10", "0.6000"]]
+
+
+def test_the_headline_compares_quality_only_over_pairs_of_seeds(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        for level in (0.0, 0.75):
+            pretrain_run(tmp_path / f"{level}-{seed}", level, seed=seed, gap=level / 10)
+        told = [text for _, text in cards(read_results([tmp_path]))]
+        assert any("fewer pre-training FLOPs" in text for text in told)
+        assert any("tokens per second" in text for text in told)
+        assert any("validation loss" in text for text in told) == (seed == 2)
+
+
+def test_figures_can_be_read_at_400_pixels(workflow: Path) -> None:
+    from spdf_dist.report.plots import result_plots
+    from spdf_dist.report.style import drawing
+
+    with drawing():
+        for plot in result_plots(read_results([workflow])):
+            figure = plot.draw()
+            pixels_per_point = 400 / (72 * figure.get_figwidth())
+            sizes = [text.get_fontsize() for axes in figure.axes for text in axes.texts]
+            assert pixels_per_point * min([*sizes, 9.0]) > 8.5, plot.name

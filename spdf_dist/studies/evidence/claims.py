@@ -1,13 +1,67 @@
-"""The paper's three hypotheses against an evidence study: rows with paired differences, a rule, a verdict."""
+"""The paper's three hypotheses against an evidence study: paired differences, a rule, a verdict.
+
+The pre-training seed is the unit: scores of one seed are averaged first, and variants are compared seed by seed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import mean
 
-from spdf_dist.report.evidence import DENSE, DONE, SMALL, STOPPED, UNTRAINED, Evidence
-from spdf_dist.report.paired import SUPPORTED, UNDECIDED, Paired, by_seed, judge, minus, overall, paired
+from spdf_dist.report.scores import by_seed, estimate, minus
+from spdf_dist.studies.evidence.rows import DENSE, DONE, SMALL, STOPPED, UNTRAINED, Evidence
+
+SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
+
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Two-sided 95% quantiles of Student's t for 1, 2, ... degrees of freedom; beyond them the last, which is the wider."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Mean of paired differences."""
+
+    mean: float
+    deviation: float | None
+    """Sample deviation (n - 1); None for a single pair."""
+    count: int
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the 95% interval of the mean; None for a single pair."""
+        if self.deviation is None:
+            return None
+        return T_95[min(self.count - 2, len(T_95) - 1)] * self.deviation / math.sqrt(self.count)
+
+
+def paired(differences: Mapping[int, float]) -> Paired | None:
+    """Mean and deviation over the seeds; None without any."""
+    value = estimate(differences.values())
+    return Paired(value.mean, value.deviation, value.count) if value else None
+
+
+def judge(value: Paired | None, threshold: float) -> str:
+    """Whether ``value`` lies above ``threshold``, which is what the claim says.
+
+    Supported when the whole 95% interval does, not supported when none of it does; undecided between, and with fewer
+    than two pairs.
+    """
+    if value is None or value.half_width is None:
+        return UNDECIDED
+    if value.mean - value.half_width > threshold:
+        return SUPPORTED
+    return NOT_SUPPORTED if value.mean + value.half_width < threshold else UNDECIDED
+
+
+def overall(verdicts: Iterable[str]) -> str:
+    """One verdict over all rows of a claim: not supported where one row is not, supported only where all are."""
+    seen = set(verdicts)
+    if NOT_SUPPORTED in seen:
+        return NOT_SUPPORTED
+    return SUPPORTED if seen == {SUPPORTED} else UNDECIDED
+
 
 BLEU_MARGIN = 1.0
 """BLEU points that may be lost: the paper calls up to 0.99 (GPT-2 Small at 75% on E2E) no significant loss."""

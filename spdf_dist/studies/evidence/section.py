@@ -1,32 +1,35 @@
-"""Tables, figures and Markdown of an evidence study."""
+"""The section of an evidence study in the report, and the same results as Markdown."""
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.evidence import DONE, Evidence
 from spdf_dist.report.figures import Dot, Series, dot_figure, line_figure, power_label, time_unit
-from spdf_dist.report.hypotheses import (
+from spdf_dist.report.page import Section
+from spdf_dist.report.plots import LOSS, Plot
+from spdf_dist.report.runs import short_count
+from spdf_dist.report.scores import estimate, signed
+from spdf_dist.report.style import variant_colours
+from spdf_dist.report.tables import NOT_RUN, Table, duration
+from spdf_dist.studies.evidence.claims import (
     CLAIMS,
     Claim,
-    Finding,
+    Paired,
     above_dense,
     column,
     described,
     findings,
     finished,
     mean_of,
+    paired,
     verdict,
 )
-from spdf_dist.report.paired import Paired, paired
-from spdf_dist.report.plots import Plot
-from spdf_dist.report.runs import short_count
-from spdf_dist.report.scores import estimate
-from spdf_dist.report.style import variant_colours
-from spdf_dist.report.tables import NOT_RUN, Table, duration, signed
+from spdf_dist.studies.evidence.rows import DONE, Evidence
 
-SECTION = "Evidence"
+TITLE = "Evidence"
 TIME_NOTE = (
     "The time is derived, not read from a clock: tokens over the median tokens/s of the run's steps, on the machine "
     "that ran it; pauses, validation and saving are not in it."
@@ -50,6 +53,14 @@ def cells_of(evidence: Evidence) -> list[tuple[str, str, str]]:
     place = {size: k for k, size in enumerate(evidence.sizes)}
     seen = dict.fromkeys((row.size, row.variant, row.finetuning) for row in evidence.rows)
     return sorted(seen, key=lambda cell: place[cell[0]])
+
+
+def evidence_section(evidence: Evidence) -> list[Section]:
+    """The section on the paper's hypotheses; none where there is no study of them."""
+    if not evidence.rows:
+        return []
+    intro = [state_text(evidence), *verdict_lines(evidence), *(f"Not done: {line}." for line in missing_text(evidence))]
+    return [Section(TITLE, intro, evidence_plots(evidence), evidence_tables(evidence))]
 
 
 def cost_table(evidence: Evidence) -> Table:
@@ -98,7 +109,7 @@ def cost_table(evidence: Evidence) -> Table:
             "parameters",
             "linears' share of dense FLOPs",
             "tokens",
-            "tokens a parameter",
+            "tokens per parameter",
             "peak lr",
             "FLOPs",
             "validation loss",
@@ -106,7 +117,7 @@ def cost_table(evidence: Evidence) -> Table:
             "seeds",
         ],
         rows,
-        "Mean ± sample deviation (pre-training seeds). Nats a token; FLOPs as the paper counts them. " + TIME_NOTE,
+        "Mean ± sample deviation (pre-training seeds). Nats per token; FLOPs as the paper counts them. " + TIME_NOTE,
         labels=2,
     )
 
@@ -130,7 +141,7 @@ def score_table(evidence: Evidence) -> Table:
         ["size", "variant", "E2E BLEU ↑", "E2E validation loss ↓", "WebNLG validation loss ↓"],
         rows,
         "BLEU of the test set in points; mean ± sample deviation (seeds). Differences are paired by the pre-training "
-        "seed, with the 95% interval of their mean. Losses in nats a target token.",
+        "seed, with the 95% interval of their mean. Losses in nats per target token.",
         labels=2,
     )
 
@@ -179,55 +190,36 @@ def evidence_tables(evidence: Evidence) -> list[Table]:
 
 
 def evidence_plots(evidence: Evidence) -> list[Plot]:
-    """A figure for each hypothesis, and the validation loss against FLOPs and wall-clock for each size."""
+    """A figure for each hypothesis, and the validation loss against FLOPs and estimated time for each size."""
     plots = []
     for claim in CLAIMS:
-        panels = claim_panels(evidence, claim)
+        title, panels = f"Hypothesis {claim.number}: {claim.measure}", claim_panels(evidence, claim)
         if panels:
-            plots.append(
-                Plot(
-                    f"evidence_hypothesis_{claim.number}",
-                    SECTION,
-                    f"Hypothesis {claim.number}: {claim.measure}. Mean over the seeds; bars are the 95% interval.",
-                    lambda claim=claim, panels=panels: dot_figure(  # type: ignore[misc]
-                        f"Hypothesis {claim.number}: {claim.measure}", panels
-                    ),
-                )
-            )
+            caption = f"{title}. Mean over the seeds; bars are the 95% interval."
+            draw = partial(dot_figure, title, panels)
+            plots.append(Plot(f"evidence_hypothesis_{claim.number}", TITLE, caption, draw))
     for size in evidence.sizes:
-        for column_name, title in (("flops", "FLOPs"), ("seconds", "estimated time")):
-            lines = loss_lines(evidence, size, column_name)
+        for name, title in (("flops", "FLOPs"), ("seconds", "estimated time")):
+            lines = loss_lines(evidence, size, name)
             if not lines:
                 continue
-            longest = max(line.x[-1] for line in lines)
-            scale, unit = time_unit(longest) if column_name == "seconds" else (1.0, "")
-            label = f"tokens over median speed, {unit}" if unit else "model FLOPs spent"
+            scale, unit = time_unit(max(line.x[-1] for line in lines)) if name == "seconds" else (1.0, "")
             shown = [Series(line.label, line.colour, [x / scale for x in line.x], line.y) for line in lines]
-            plots.append(
-                Plot(
-                    f"evidence_loss_over_{column_name}_{size}",
-                    SECTION,
-                    f"{size}: pre-training validation loss over {title}; one line a seed."
-                    + (f" {TIME_NOTE}" if unit else ""),
-                    lambda shown=shown, label=label, title=title, size=size, unit=unit: line_figure(  # type: ignore[misc]
-                        f"{size}: validation loss over {title}",
-                        label,
-                        "loss, nats a token",
-                        shown,
-                        points=True,
-                        x_format=None if unit else power_label,
-                    ),
-                )
-            )
+            label = f"tokens over median speed, {unit}" if unit else "model FLOPs spent"
+            heading = f"{size}: validation loss over {title}"
+            draw = partial(line_figure, heading, label, LOSS, shown, points=True)
+            caption = f"{size}: pre-training validation loss over {title}; one line per seed."
+            caption += f" {TIME_NOTE}" if unit else ""
+            draw = draw if unit else partial(draw, x_format=power_label)
+            plots.append(Plot(f"evidence_loss_over_{name}_{size}", TITLE, caption, draw))
     return plots
 
 
 def claim_panels(evidence: Evidence, claim: Claim) -> list[tuple[str, list[Dot]]]:
     """The rows of a hypothesis that have a value, a panel for each size."""
     panels: dict[str, list[Dot]] = {}
-    found: list[Finding] = findings(evidence, claim)
     colours = variant_colours(list(dict.fromkeys(row.variant for row in evidence.rows)))
-    for row in found:
+    for row in findings(evidence, claim):
         if row.value is None:
             continue
         note = f"{signed(row.value.mean, 3 if claim.number == 2 else 2)} ({row.value.count})"
@@ -239,7 +231,7 @@ def claim_panels(evidence: Evidence, claim: Claim) -> list[tuple[str, list[Dot]]
 
 
 def loss_lines(evidence: Evidence, size: str, column_name: str) -> list[Series]:
-    """One line a variant and seed."""
+    """One line per variant and seed."""
     groups: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for point in evidence.curves:
         if point.size == size:
@@ -298,6 +290,14 @@ def markdown_table(table: Table) -> str:
         cells = [cell.replace("|", "\\|").replace("\n", "<br>") for cell in row]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def write_markdown(page: Path, evidence: Evidence, out: Path, command: str) -> str:
+    """The text of ``page`` with the study's results between its marks; ``out`` holds the figures. Raises UserError."""
+    if not evidence.rows:
+        raise UserError("--markdown: there is no evidence study in the folders (variants called SIZE-dense, SIZE-...)")
+    figures = Path(os.path.relpath(out.resolve(), page.resolve().parent)).as_posix()
+    return page_with(page, markdown(evidence, figures, command))
 
 
 def markdown(evidence: Evidence, figures: str, command: str) -> str:

@@ -1,14 +1,13 @@
 """The cells of an evidence study: a row for each size, variant, pre-training seed and way of fine-tuning.
 
 A study is a workflow whose variants are called SIZE-WHAT, SIZE-dense among them. Its rows go to ``evidence.csv`` and
-its validation curves to ``evidence_curves.csv``; what such files hold already is kept unless the study has it anew, so
-that a study may be carried through in parts and on several machines.
+its validation curves to ``evidence_curves.csv``. Rows that such files hold already are kept unless the study has them
+anew, so that a study can be run in parts and on several machines.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -18,20 +17,30 @@ from typing import Any
 from spdf_dist.accounting.flops import linears_share
 from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.jobs import WorkflowJob, all_jobs, ancestors, failure, read_object
+from spdf_dist.report.results import Results, outdated_text
 from spdf_dist.report.runs import Run
-from spdf_dist.report.scores import Score
-from spdf_dist.report.study import EVIDENCE_ROWS, Study, outdated_text
+from spdf_dist.report.tables import csv_text
+from spdf_dist.workflow_folder import DONE as JOB_DONE
+from spdf_dist.workflow_folder import (
+    EVALUATE,
+    FINETUNE,
+    PRETRAIN,
+    JobRecord,
+    all_jobs,
+    ancestors,
+    failure,
+)
 
-CURVES = "evidence_curves.csv"
+ROWS, CURVES = "evidence.csv", "evidence_curves.csv"
 DONE, PRETRAINED, NOT_RUN = "done", "pre-trained", "not run"
 DENSE, UNTRAINED, SMALL, STOPPED = "dense", "untrained", "small", "stopped"
 CONTROLS = (UNTRAINED, SMALL, STOPPED)
+METRICS = ("bleu", "nist", "meteor", "rouge_l", "cider")
 
 
 @dataclass
 class Row:
-    """One cell. Losses in nats a target token, scores as the official script prints them."""
+    """One cell. Losses in nats per target token, scores as the official script prints them."""
 
     size: str
     variant: str
@@ -116,7 +125,7 @@ class Evidence:
         ]
 
 
-def read_evidence(study: Study, kept: Iterable[Path]) -> Evidence:
+def read_evidence(results: Results, kept: Iterable[Path]) -> Evidence:
     """The study's rows and curves on top of those in the folders ``kept``; empty when there are none.
 
     Raises UserError for a kept file that cannot be read.
@@ -124,28 +133,28 @@ def read_evidence(study: Study, kept: Iterable[Path]) -> Evidence:
     rows: dict[tuple[str, str, int, str], Row] = {}
     points: dict[tuple[str, str, int], list[CurvePoint]] = {}
     for folder in kept:
-        rows |= {row.key: row for row in read_table(folder / EVIDENCE_ROWS, Row)}
+        rows |= {row.key: row for row in read_table(folder / ROWS, Row)}
         old: dict[tuple[str, str, int], list[CurvePoint]] = {}
         for point in read_table(folder / CURVES, CurvePoint):
             old.setdefault((point.size, point.variant, point.seed), []).append(point)
         points |= old
-    for root in study.workflows:
-        jobs = [job for job in all_jobs(root) if not study.is_outdated(job)]
+    for root in results.workflows:
+        jobs = [job for job in all_jobs(root) if not results.is_outdated(job.folder.path)]
         names = {job.variant for job in jobs}
         for job in jobs:
             size, _, what = job.variant.partition("-")
             if f"{size}-{DENSE}" not in names or not what:
                 continue
-            if job.kind == "evaluate":
-                row = row_of(study, job, size, what)
+            if job.kind == EVALUATE:
+                row = row_of(results, job, size, what)
                 if row.state == DONE or rows.get(row.key, row).state != DONE:
                     rows[row.key] = row
-            elif job.kind == "pretrain":
-                run = find_run(study, job)
+            elif job.kind == PRETRAIN:
+                run = results.run_at(job.folder.run_dir)
                 if run is not None and run.validation:
                     points[size, what, run.seed] = curve(run, size, what)
     for row in rows.values():
-        fill_webnlg(study, row)
+        fill_webnlg(results, row)
     order = {DENSE: 0, STOPPED: 2, SMALL: 3, UNTRAINED: 4}
     level: dict[tuple[str, str], float] = {}  # a cell that has not run does not know its own
     for row in rows.values():
@@ -154,32 +163,27 @@ def read_evidence(study: Study, kept: Iterable[Path]) -> Evidence:
         rows.values(),
         key=lambda r: (r.size, order.get(r.variant, 1), level[r.size, r.variant], r.variant, r.finetuning, r.seed),
     )
-    return Evidence(ordered, [point for key in sorted(points) for point in points[key]], outdated_text(study))
+    return Evidence(ordered, [point for key in sorted(points) for point in points[key]], outdated_text(results))
 
 
-def find_run(study: Study, job: WorkflowJob) -> Run | None:
-    """The run of a training job, where it has begun."""
-    folder = (job.folder / "run").resolve()
-    return next((run for run in study.runs if run.path.resolve() == folder), None)
-
-
-def row_of(study: Study, job: WorkflowJob, size: str, what: str) -> Row:
+def row_of(results: Results, job: JobRecord, size: str, what: str) -> Row:
     """The row of one evaluation."""
     below = list(ancestors(job))
-    origin = next((parent for parent in below if parent.kind == "pretrain" and parent.variant == job.variant), None)
-    tuned = next((parent for parent in below if parent.kind == "finetune"), None)
+    origin = next((parent for parent in below if parent.kind == PRETRAIN and parent.variant == job.variant), None)
+    tuned = next((parent for parent in below if parent.kind == FINETUNE), None)
+    score = next((s for s in results.scores if s.path.is_relative_to(job.folder.path.resolve())), None)
     row = Row(size, what, seed=int(job.cell.get("seed", 0)))
-    pretraining = find_run(study, origin) if origin else None
-    finetuning = find_run(study, tuned) if tuned else None
-    config = read_object(tuned.folder / "job.json").get("config") if tuned else None
-    if config and config.get("finetune", {}).get("keep_mask"):
+    if tuned and ((tuned.spec.get("config") or {}).get("finetune") or {}).get("keep_mask"):
         row.finetuning = "sparse"
-    if origin and pretraining and origin.manifest().get("status") == DONE:
+    pretraining = results.run_at(origin.folder.run_dir) if origin else None
+    if origin and pretraining and origin.manifest().get("status") == JOB_DONE:
         fill_pretraining(row, pretraining)
         row.state = PRETRAINED
-    if job.manifest().get("status") == DONE and finetuning is not None:
-        fill_finetuning(row, finetuning)
-        fill_scores(row, next((s for s in study.scores if s.path.is_relative_to(job.folder.resolve())), None))
+    if job.manifest().get("status") == JOB_DONE and score is not None:
+        fill_finetuning(row, score.run)
+        for name, value in score.metrics.items():
+            if name in METRICS:
+                setattr(row, name, value)
         row.state = DONE
     else:
         reason = failure(job)
@@ -189,7 +193,7 @@ def row_of(study: Study, job: WorkflowJob, size: str, what: str) -> Row:
 
 
 def seconds_at_median_speed(run: Run, tokens: float) -> float:
-    """Seconds that ``tokens`` take at the run's median tokens/s: a pause, or other work for a while, does not count."""
+    """Seconds that ``tokens`` take at the run's median tokens/s: pauses do not count."""
     return tokens / run.median_speed if run.median_speed else 0.0
 
 
@@ -217,19 +221,13 @@ def fill_finetuning(row: Row, run: Run) -> None:
     row.e2e_val_loss = run.best_validation
 
 
-def fill_scores(row: Row, score: Score | None) -> None:
-    """The metrics of the test set."""
-    for name in ("bleu", "nist", "meteor", "rouge_l", "cider"):
-        setattr(row, name, score.metrics.get(name) if score else None)
-
-
-def fill_webnlg(study: Study, row: Row) -> None:
+def fill_webnlg(results: Results, row: Row) -> None:
     """The best validation loss of the cell's fine-tuning on WebNLG, where the study has one."""
     losses = [
         run.best_validation
-        for run in study.finetuning
-        if (run.tree.get("finetune") or {}).get("task") == "webnlg"
-        and run.variant() == f"{row.size}-{row.variant}"
+        for run in results.finetuning
+        if run.task == "webnlg"
+        and run.label == f"{row.size}-{row.variant}"
         and run.parent is not None
         and run.parent.seed == row.seed
         and run.best_validation is not None
@@ -274,9 +272,6 @@ def read_table(path: Path, kind: type[Any]) -> list[Any]:
 
 def to_csv(records: Iterable[Any], kind: type[Any]) -> str:
     """Records as CSV, numbers in full."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [column.name for column in fields(kind)], lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        writer.writerow({name: "" if value is None else value for name, value in asdict(record).items()})
-    return buffer.getvalue()
+    names = [column.name for column in fields(kind)]
+    filled = [["" if value is None else value for value in asdict(record).values()] for record in records]
+    return csv_text([names, *filled])

@@ -1,0 +1,306 @@
+"""Everything below the folders given to the report: runs, scores, and which run made which score.
+
+A run folder is known by its content. What made a score, and what a fine-tuning run started from, is read from the
+records of the commands (``spdf_dist.evaluation.provenance``, ``spdf_dist.checkpoint.lineage``): scores without such a
+record are listed as unattributed. A workflow's folder also gives names, selections, and how each job ended.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.data.tasks import all_tasks
+from spdf_dist.report.runs import Run, is_run, read_run
+from spdf_dist.report.scores import TEXT, Score, Unattributed
+from spdf_dist.report.speedups import is_gemm_bench
+from spdf_dist.report.variants import difference_names, name_variants
+from spdf_dist.scoring.metrics import LOSSES
+from spdf_dist.workflow_folder import FINETUNE, PRETRAIN, candidates, job_of, outdated, read_json, selections
+
+NOT_SEARCHED = ("checkpoints", "tensorboard", "report", "logs", "tokenizer")
+LARGEST_RESULT = 16 << 20
+SYNTHETIC_METRICS = ("slot_accuracy",)
+"""Metrics of generated data, which no task has."""
+
+
+@dataclass
+class Results:
+    """What the report is about."""
+
+    folders: list[Path]
+    runs: list[Run] = field(default_factory=list)
+    scores: list[Score] = field(default_factory=list)
+    unattributed: list[Unattributed] = field(default_factory=list)
+    workflows: list[Path] = field(default_factory=list)
+    """Workflow folders that the given folders are or lie in."""
+    bench: dict[str, Any] = field(default_factory=dict)
+    """Output of ``spdf bench gemm --json``."""
+    damaged: dict[Path, str] = field(default_factory=dict)
+    """Run folders that could not be read and are left out, with a line that says why."""
+    outdated: dict[Path, dict[str, str]] = field(default_factory=dict)
+    """By workflow: the jobs left out because an input was made anew since, and which input."""
+    compared: dict[Path, set[str]] = field(default_factory=dict)
+    """By workflow: the jobs whose results a `select` job compares."""
+    recorded: dict[str, Run] = field(default_factory=dict)
+    """By the digest of their checkpoint: runs that are known from the records of results alone."""
+
+    @property
+    def pretraining(self) -> list[Run]:
+        """Pre-training runs but for those of a sweep."""
+        return [run for run in self.runs if not run.is_finetuning and not run.rejected]
+
+    @property
+    def finetuning(self) -> list[Run]:
+        """Fine-tuning runs but for those that a selection left."""
+        return [run for run in self.runs if run.is_finetuning and not run.rejected]
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any data in it is recorded as generated."""
+        return any(score.synthetic for score in self.scores) or any(run.synthetic for run in self.runs)
+
+    @property
+    def variants(self) -> list[str]:
+        """Variant names in the order of reading: untrained first, then by density, dense first."""
+        order: dict[str, tuple[int, float]] = {}
+        for run in (*self.pretraining, *self.finetuning, *(score.run for score in self.scores)):
+            level = run.sparsity.level if run.sparsity else 0.0
+            order.setdefault(run.variant, (0 if run.untrained else 1 if run.model else 2, level))
+        return sorted(order, key=lambda name: order[name])
+
+    def is_outdated(self, path: Path) -> bool:
+        """Whether ``path`` belongs to a job whose inputs were made anew since."""
+        job = job_of(path)
+        if job is None:
+            return False
+        root = job.root.resolve()
+        if root not in self.outdated:
+            self.outdated[root] = outdated(root)
+        return job.id in self.outdated[root]
+
+    def is_candidate(self, path: Path) -> bool:
+        """Whether ``path`` belongs to a job whose results choose: they are of validation data."""
+        job = job_of(path)
+        if job is None:
+            return False
+        if job.root not in self.compared:
+            self.compared[job.root] = candidates(job.root)
+        return job.id in self.compared[job.root]
+
+    def run_at(self, folder: Path) -> Run | None:
+        """The run in ``folder``."""
+        place = folder.resolve()
+        return next((run for run in self.runs if run.place == place), None)
+
+
+def read_results(folders: Sequence[Path], names: Mapping[Path, str] | None = None) -> Results:
+    """Read every run and score below ``folders``.
+
+    Args:
+        folders: run folders, workflow folders, folders of either, and JSON files.
+        names: what a person calls the runs in a folder.
+
+    Raises:
+        UserError: a folder does not exist.
+    """
+    results = Results(list(folders))
+    files: list[Path] = []
+    for root in folders:
+        if root.is_file():
+            files.append(root)
+            continue
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder")
+        for folder in walk(root):
+            add_run(results, folder)
+            files += sorted(folder.glob("*.json"))
+        job = job_of(root)
+        workflow = job.root if job else root
+        if (workflow / "jobs").is_dir() and workflow not in results.workflows:
+            results.workflows.append(workflow)
+    files = list(dict.fromkeys(path.resolve() for path in files))
+    contents = {path: content for path in files if (content := read_result(path)) is not None}
+    for content in contents.values():  # an evaluation brings the runs behind it
+        for entry in run_entries(checkpoint_of(content).get("lineage")):
+            if entry.get("path"):
+                add_run(results, Path(entry["path"]).parent.parent)
+    for run in results.runs:
+        run.parent = origin_of(results, run)
+    for run in [run.parent for run in results.runs if run.parent is not None]:
+        if run not in results.runs:
+            results.runs.append(run)
+    note_workflows(results, names or {})
+    for path, content in contents.items():
+        add_score(results, path, content)
+    name_variants([*results.runs, *(score.run for score in results.scores if score.run not in results.runs)])
+    name_decoding(results.scores)
+    return results
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """``root`` and the folders below it, in order, without those that hold no results."""
+    for here, folders, _ in os.walk(root):
+        folders[:] = sorted(name for name in folders if name not in NOT_SEARCHED and not name.startswith("."))
+        yield Path(here)
+
+
+def add_run(results: Results, folder: Path) -> None:
+    """Read the run in ``folder``, if there is one and it is not among the results yet.
+
+    One that cannot be read is named in ``damaged``: the others are reported.
+    """
+    place = folder.resolve()
+    if not is_run(folder) or place in results.damaged or results.run_at(folder) or results.is_outdated(folder):
+        return
+    try:
+        results.runs.append(read_run(folder))
+    except UserError as error:
+        results.damaged[place] = f"run {folder}: left out: {error}"
+
+
+def run_entries(lineage: Any) -> list[dict[str, Any]]:
+    """The entries of a lineage that are runs with a config, newest first."""
+    entries = lineage if isinstance(lineage, list) else []
+    return [
+        e
+        for e in entries
+        if isinstance(e, dict) and e.get("kind") in (PRETRAIN, FINETUNE) and isinstance(e.get("config"), dict)
+    ]
+
+
+def recorded_run(results: Results, entries: Sequence[dict[str, Any]]) -> Run | None:
+    """The run that the first entry describes: that of the results with its checkpoint, else one of the record alone."""
+    if not entries:
+        return None
+    entry, *older = entries
+    folder = Path(str(entry.get("path") or "unknown")).parent.parent
+    found = next((run for run in results.runs if entry.get("manifest_sha256") in run.checkpoint_digests), None)
+    found = found or results.run_at(folder)
+    if found is not None and found.is_finetuning == (entry["kind"] == FINETUNE):
+        return found
+    digest = str(entry.get("manifest_sha256"))
+    if digest not in results.recorded:
+        run = Run(
+            folder, entry["config"], best_loss=entry.get("best_val_loss"), synthetic=entry.get("synthetic") is True
+        )
+        run.parent = recorded_run(results, older)
+        results.recorded[digest] = run
+    return results.recorded[digest]
+
+
+def origin_of(results: Results, run: Run) -> Run | None:
+    """The pre-training run that a fine-tuning run records as its origin."""
+    if not run.is_finetuning:
+        return None
+    entries = [entry for entry in run_entries(run.lineage) if entry["kind"] == PRETRAIN]
+    if entries:
+        return recorded_run(results, entries)
+    # Runs of versions that recorded no lineage: the config names the checkpoint, and a densified one names its source.
+    checkpoint = Path(str((run.tree.get("finetune") or {}).get("checkpoint") or ""))
+    for place in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
+        add_run(results, place)
+        found = results.run_at(place)
+        if found is not None and not found.is_finetuning:
+            return found
+    digest = ((read_json(checkpoint / "manifest.json") or {}).get("source") or {}).get("manifest_sha256")
+    return next((other for other in results.runs if digest and digest in other.checkpoint_digests), None)
+
+
+def note_workflows(results: Results, names: Mapping[Path, str]) -> None:
+    """Give runs the names of their jobs, or a person's, and leave out the candidates of selections."""
+    parents = {id(run.parent) for run in results.runs if run.parent is not None}
+    chosen = {path: entry for root in results.workflows for path, entry in selections(root).items()}
+    for run in results.runs:
+        place = run.place
+        job = job_of(place)
+        run.label = job.variant if job else ""
+        if place in chosen:
+            run.selected = frozenset(chosen[place].keys)
+            run.rejected = chosen[place].rejected and id(run) not in parents
+        for folder, name in names.items():
+            if place.is_relative_to(folder.resolve()):
+                run.label = name
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file that says it has a schema; None for any other."""
+    content = read_json(path) if path.stat().st_size <= LARGEST_RESULT else None
+    return content if content is not None and "schema_version" in content else None
+
+
+def checkpoint_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint behind a result; empty where it records none."""
+    provenance = content.get("provenance")
+    checkpoint = provenance.get("checkpoint") if isinstance(provenance, dict) else None
+    return checkpoint if isinstance(checkpoint, dict) else {}
+
+
+def known_metrics(content: Mapping[str, Any]) -> dict[str, float | None]:
+    """The metrics in a result of ``spdf evaluate`` or ``spdf perplexity``, in the order of their task."""
+    names = [metric.name for task in all_tasks() for metric in task.metrics]
+    names += [*SYNTHETIC_METRICS, *(name for name in LOSSES if name.startswith("perplexity"))]
+    found = content.get("scores", content)
+    values = {name: found[name] for name in dict.fromkeys(names) if isinstance(found, dict) and name in found}
+    return {
+        name: None if value is None else float(value)
+        for name, value in values.items()
+        if value is None or isinstance(value, int | float)
+    }
+
+
+def add_score(results: Results, path: Path, content: dict[str, Any]) -> None:
+    """Take in a result that holds scores or kernel measurements; any other is left alone."""
+    if is_gemm_bench(content):
+        results.bench = content
+        return
+    metrics = known_metrics(content)
+    if not metrics or results.is_outdated(path) or results.is_candidate(path):
+        return
+    provenance = content.get("provenance") or {}
+    run = recorded_run(results, run_entries(checkpoint_of(content).get("lineage")))
+    task = str(content.get("task") or TEXT)
+    if run is None:
+        results.unattributed.append(Unattributed(path, task, metrics))
+        return
+    job = job_of(path)
+    if run not in results.runs and job is not None:
+        run.label = job.variant
+    score = Score(
+        path,
+        task,
+        metrics,
+        run,
+        split=str(provenance.get("split") or ""),
+        synthetic=bool(provenance.get("synthetic")) or run.synthetic,
+        settings=dict(provenance.get("settings") or {}),
+    )
+    same = (other for other in results.scores if other.run is run and other.task == task and other.split == score.split)
+    if not run.rejected and all((other.metrics, other.settings) != (metrics, score.settings) for other in same):
+        results.scores.append(score)
+
+
+def name_decoding(scores: Sequence[Score]) -> None:
+    """Name what differs in the decoding of one variant's scores."""
+    groups: dict[tuple[str, str, str, str], list[Score]] = {}
+    for score in scores:
+        groups.setdefault((score.task, score.split, score.run.size(), score.run.title()), []).append(score)
+    for group in groups.values():
+        settings = [{key: value for key, value in score.settings.items() if key != "seed"} for score in group]
+        for score, difference in zip(group, difference_names(settings), strict=True):
+            score.suffix = difference
+
+
+def outdated_text(results: Results) -> str:
+    """Which jobs are left out because an input was made anew since; empty without any."""
+    named = [
+        f"{job_id} ({cause} was made anew since)"
+        for jobs in results.outdated.values()
+        for job_id, cause in jobs.items()
+        if job_id.partition("/")[0] != "report"
+    ]
+    return "Left out, as made from other inputs: " + "; ".join(named) + "." if named else ""
