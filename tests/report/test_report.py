@@ -348,7 +348,7 @@ def test_results_of_inputs_made_anew_are_left_out_and_named(tmp_path: Path) -> N
         ("metrics.jsonl", b'{"loss": 3}\n', "line 127"),
         ("metrics.jsonl", b'\xff\xfe\n{"step": 121, "loss": 3.0}\n', "line 127"),
         ("config.yaml", b"new_key: 3\n", "new_key"),
-        ("config.yaml", b"\xff\xfea: 1", "not readable"),
+        ("config.yaml", b"\xff\xfea: 1", "not UTF-8"),
         ("config.yaml", b"parallel: [1]\n", "parallel"),
         ("execution.json", b'{"layers": ["a"]}', "layers"),
         ("finetune.json", b'{"best_val_loss": "x"}', "best_val_loss"),
