@@ -14,6 +14,7 @@ from spdf_dist.base.atomic_files import sync
 from spdf_dist.checkpoint.find import ASIDE
 from spdf_dist.checkpoint.hf_tokenizer import write_tokenizer
 from spdf_dist.checkpoint.huggingface import CONFIG, WEIGHTS, WEIGHTS_INDEX, hf_tensors
+from spdf_dist.checkpoint.model_card import model_card
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.stream import SafetensorsStream, header_room
 from spdf_dist.checkpoint.write import describe, new_folder, remove
@@ -23,20 +24,28 @@ from spdf_dist.data.tokenizer import load_tokenizer
 from spdf_dist.model.architecture import architecture_of, family_module
 
 METADATA = {"format": "pt"}
+CARD = "README.md"
 SHARD = "model-{:05d}-of-{:05d}.safetensors"
 SHARD_BYTES = 5 * 10**9
 """Largest file by default, as transformers has it."""
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
-def export_hf(source: Path | str, out: Path, dtype: str = "float32", shard_bytes: int = SHARD_BYTES) -> tuple[str, int]:
-    """Write the weights of ``source``, pruned entries as zeros, and its tokenizer to the folder ``out``.
+def export_hf(
+    source: Path | str,
+    out: Path,
+    dtype: str = "float32",
+    shard_bytes: int = SHARD_BYTES,
+    license_name: str | None = None,
+) -> tuple[str, int]:
+    """Write the weights of ``source``, pruned entries as zeros, its tokenizer and a model card to the folder ``out``.
 
     Args:
         source: a checkpoint, or a run folder.
         out: the folder.
         dtype: `float32`, or `bfloat16` (rounded to nearest).
         shard_bytes: the weights are divided into files of about this size, with an index, when they are more.
+        license_name: the identifier of the model's licence for the model card, such as ``apache-2.0``.
 
     Returns:
         the class that transformers loads the folder as, and the number of parameters written.
@@ -64,6 +73,7 @@ def export_hf(source: Path | str, out: Path, dtype: str = "float32", shard_bytes
         kind = {"architectures": [family.CLASS_NAME], "model_type": checkpoint.model.family, "dtype": dtype}
         write_json(aside / CONFIG, kind | family.hf_config(checkpoint.model) | tokens)
         write_json(aside / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
+        (aside / CARD).write_text(model_card(checkpoint, license_name), encoding="utf-8")
         for path in aside.iterdir():
             sync(path)
         aside.rename(real)

@@ -1,4 +1,5 @@
-"""Write a checkpoint as a Hugging Face model folder: model.safetensors (or shards of it), config.json, tokenizer.
+"""Write a checkpoint as a Hugging Face model folder: model.safetensors (or shards of it), config.json,
+tokenizer, and README.md, a model card with sparsity, tokens, FLOPs and data.
 
 CHECKPOINT is a step_N folder, a run folder (its newest whole checkpoint is taken) or its checkpoints
 folder. Pruned weights are written as zeros. OUT must not exist, or be empty."""
@@ -17,6 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: float32)"
     )
+    parser.add_argument("--license", metavar="ID", help="the model's licence for its card, such as apache-2.0")
     parser.add_argument(
         "--max-shard-gb", type=float, default=5.0, metavar="GB", help="largest file of weights (default: 5)"
     )
@@ -25,6 +27,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from spdf_dist.checkpoint.hf_export import export_hf
 
-    name, count = export_hf(args.checkpoint, args.out, args.dtype, int(args.max_shard_gb * 1e9))
+    name, count = export_hf(args.checkpoint, args.out, args.dtype, int(args.max_shard_gb * 1e9), args.license)
     print(f"{args.out}: {name}, {count:,} parameters")
     return 0

@@ -457,3 +457,23 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export-hf", str(dense), str(tmp_path / "hf_dense")]) == 0
     assert main(["import-hf", str(tmp_path / "hf_dense"), str(tmp_path / "none"), "--mask", "zeros"]) == 2
     assert "--mask zeros: no weight" in capsys.readouterr().err
+
+
+def test_the_model_card_says_what_the_model_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import math
+
+    import yaml
+
+    from spdf_dist.cli.main import main
+
+    (folder,) = save(tmp_path / "run", 5, sparsity=SPARSE)
+    assert main(["export-hf", str(folder), str(tmp_path / "hf"), "--license", "apache-2.0"]) == 0
+    capsys.readouterr()
+    card = (tmp_path / "hf" / "README.md").read_text()
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head["license"] == "apache-2.0" and "sparsity" in head["tags"]
+    manifest = Checkpoint(folder).manifest
+    kept = sum(mask.kept for mask in manifest.masks.values())
+    entries = sum(math.prod(mask.shape) for mask in manifest.masks.values())
+    assert f"| Sparsity | {1 - kept / entries:.4%} of {entries:,} weights in {len(manifest.masks)} matrices" in card
+    assert manifest.sha256 in card and f"| Tokens | {manifest.consumed_tokens:,} |" in card
