@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from spdf_dist.config.errors import UserError
+from spdf_dist.data.encodings import wide_encoding
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
 UNNAMED_SET = "unnamed"
@@ -32,6 +33,8 @@ LARGEST_PIECE = 16 * BLOCK_BYTES
 MAX_WINDOW = 1 << 31
 """Largest zstd window accepted, as written by ``zstd --long=31``."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+LONGEST_LINE = 64 * BLOCK_BYTES
+"""Longer lines are left out: no document is so long, and a file without line ends would take all memory."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,10 @@ def check_inputs(paths: Iterable[str | Path], option: str = "--input") -> list[P
     for path in map(Path, paths):
         if path.is_dir():
             raise UserError(f"{option} {path} is a folder; name the files in it")
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"{option} {path} does not exist")
+        if not path.is_file():
+            raise UserError(f"{option} {path} is a pipe or a device; write its content to a file first")
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"{option} {path}: unknown kind of file; known: {', '.join(SUFFIXES)}")
         checked.append(path)
@@ -203,8 +208,8 @@ def json_chunks(path: Path) -> Iterator[Chunk | Problem]:
     line = 1
     rest: list[bytes] = []
     with path.open("rb") as file:
-        blocks = without_mark(decompressed(file, path.name))
-        position = 0
+        blocks = without_mark(decompressed(file, path.name), path)
+        position, held = 0, 0
         broken = ""
         while True:
             try:
@@ -216,13 +221,22 @@ def json_chunks(path: Path) -> Iterator[Chunk | Problem]:
             position = file.tell()
             end = block.rfind(b"\n")
             if end < 0:
-                rest.append(block)
+                held += len(block)
+                rest = [*rest, block] if held <= LONGEST_LINE else []
                 continue
-            records: list[bytes | None] = list(b"".join([*rest, block[:end]]).split(b"\n"))
-            rest = [block[end + 1 :]]
-            yield Chunk(str(path), "json", line, records, position=position)
-            line += len(records)
+            if held > LONGEST_LINE:
+                yield too_long(path, line)
+                line += 1
+                block = block[block.find(b"\n") + 1 :]
+                end = block.rfind(b"\n")
+            if end >= 0:
+                records: list[bytes | None] = list(b"".join([*rest, block[:end]]).split(b"\n"))
+                yield Chunk(str(path), "json", line, records, position=position)
+                line += len(records)
+            rest, held = [block[end + 1 :]], len(block) - end - 1
         last = b"".join(rest)
+        if held > LONGEST_LINE:
+            yield too_long(path, line)
         if broken:
             lost = f"; the begun line {line} is lost" if last else ""
             yield Problem(str(path), line, f"{broken}{lost}")
@@ -230,6 +244,11 @@ def json_chunks(path: Path) -> Iterator[Chunk | Problem]:
             yield Chunk(str(path), "json", line, [last], position=position)
         elif line == 1:
             yield Problem(str(path), 0, "the file is empty")
+
+
+def too_long(path: Path, line: int) -> Problem:
+    """What is said of a line that is left out for its length."""
+    return Problem(str(path), line, f"longer than {LONGEST_LINE >> 20} MiB: is one document a line?")
 
 
 def decompressed(file: BinaryIO, name: str) -> Iterator[bytes]:
@@ -246,9 +265,16 @@ def decompressed(file: BinaryIO, name: str) -> Iterator[bytes]:
         yield from iter(lambda: file.read(BLOCK_BYTES), b"")
 
 
-def without_mark(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """``blocks`` without the byte-order mark that some editors put at a file's start."""
-    yield next(blocks, b"").removeprefix(BYTE_ORDER_MARK)
+def without_mark(blocks: Iterator[bytes], name: Path) -> Iterator[bytes]:
+    """``blocks`` without the byte-order mark that some editors put at a file's start.
+
+    Raises UserError when the text is UTF-16 or UTF-32.
+    """
+    first = next(blocks, b"")
+    encoding = wide_encoding(first)
+    if encoding is not None:
+        raise UserError(f"{name} is {encoding}; save it as UTF-8 (`iconv -f {encoding} -t UTF-8`)")
+    yield first.removeprefix(BYTE_ORDER_MARK)
     yield from blocks
 
 
@@ -315,7 +341,7 @@ def text_chunks(path: Path) -> Iterator[Chunk]:
     rest = b""
     first = True
     with path.open("rb") as file:
-        for block in without_mark(decompressed(file, path.name)):
+        for block in without_mark(decompressed(file, path.name), path):
             content = rest + block
             end = piece_end(content, len(rest))
             piece, rest = content[:end], content[end:]

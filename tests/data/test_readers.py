@@ -1,5 +1,7 @@
 import gzip
 import json
+import os
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -204,3 +206,33 @@ def test_a_column_that_is_there_twice_is_a_problem(tmp_path: Path) -> None:
         "2 columns named 'meta'; keep one",
     ]
     assert not found
+
+
+def test_lines_without_end_are_left_out_in_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spdf_dist.data.readers.LONGEST_LINE", 4 << 20)
+    path = tmp_path / "x.jsonl.gz"
+    good = b'{"text": "good"}\n'
+    huge = bytes(100 << 20)
+    for content, line in ((good + huge + b"\n" + good, 2), (huge + b"\n" + good + good, 1), (good + good + huge, 3)):
+        path.write_bytes(gzip.compress(content, compresslevel=1))
+        problems: list[Problem] = []
+        tracemalloc.start()
+        found = [document.text for document in documents([path], problems.append)]
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+        tracemalloc.stop()
+        assert found == ["good", "good"]
+        assert [(problem.line, "longer than" in problem.what) for problem in problems] == [(line, True)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.txt"])
+def test_other_encodings_are_refused_in_one_line(encoding: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes('{"text": "one"}\n{"text": "two"}\n'.encode(encoding))
+    with pytest.raises(UserError, match=r"UTF-\d\d.*save it as UTF-8"):
+        list(documents([tmp_path / name], lambda problem: None))
+
+
+def test_a_pipe_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jsonl")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        check_inputs([tmp_path / "x.jsonl"])

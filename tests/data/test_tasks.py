@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import tarfile
@@ -267,3 +268,93 @@ def test_a_file_of_empty_targets_alone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to learn"):
         load_task("e2e", tmp_path / "x.csv", "train")
     assert len(load_task("e2e", tmp_path / "x.csv", "test")) == 1
+
+
+def encoded(text: str, encoding: str) -> bytes:
+    return text.encode(encoding)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("sign", [",", ";", "\t"])
+def test_csv_of_other_encodings_and_separators_is_read(encoding: str, sign: str, tmp_path: Path) -> None:
+    text = f'mr{sign}ref\r\n"name[Ä], area[b]"{sign}"Ä, it is in b."\r\n'
+    (tmp_path / "x.csv").write_bytes(encoded(text, encoding))
+    (example,) = load_task("e2e", tmp_path / "x.csv", "train")
+    assert (example.context, example.target) == ("name : Ä | area : b", "Ä , it is in b .")
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.json", "x.xml"])
+def test_utf16_without_a_mark_is_refused(name: str, tmp_path: Path) -> None:
+    task = {"x.csv": "e2e", "x.json": "dart", "x.xml": "dart"}[name]
+    (tmp_path / name).write_bytes("mr,ref\nname[A],It is A and so on.\n".encode("utf-16-le"))
+    with pytest.raises(UserError, match=r"UTF-16LE|not XML"):
+        load_task(task, tmp_path / name, "train")
+
+
+def test_lora_text_of_e2e_is_read(real: Path) -> None:
+    official = load_task("e2e", real / "e2e" / "testset_w_refs.csv", "test")
+    assert load_task("e2e", real / "e2e" / "lora" / "test.txt", "test") == official
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "content", "said"),
+    [
+        ("e2e", "x.txt", "no bars here", "line 1: expected"),
+        ("e2e", "x.jsonl", '{"context": [1], "completion": [2]}', "E2E comes as"),
+        ("e2e", "x.parquet", "PAR1", "E2E comes as"),
+        ("dart", "x.jsonl", "{}", "DART comes as"),
+        (
+            "dart",
+            "x.json",
+            '[{"tripleset": [["A","R","B"]], "annotations": {"text": ["y"]}}]',
+            "DART's JSON",
+        ),
+        ("dart", "x.json", '{"input": "x"}', "DART's JSON"),
+        ("webnlg", "x.json", '[{"input": ["A | p | B"], "target": "x"}]', "WebNLG's JSON"),
+        ("webnlg", "x.zip", "PK", "WebNLG comes as"),
+    ],
+)
+def test_other_published_forms_are_refused_by_name(
+    task: str, name: str, content: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=said) as raised:
+        load_task(task, tmp_path / name, "train")
+    assert name in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_later_releases_of_webnlg_are_read(tmp_path: Path) -> None:
+    entry = (
+        "<entry category='City' eid='Id1'><modifiedtripleset><mtriple>A | p | B</mtriple></modifiedtripleset>"
+        "<lex comment='' lang='en'>A is B.</lex><lex comment='good' lang='ru'>А это Б.</lex>"
+        "<lex comment='good'><text>B is of A.</text><template>AGENT-1 is</template></lex>"
+        "<lex comment='toFix' lang='en'>Wrong.</lex></entry>"
+    )
+    for part, name in (("train/1triples", "City.xml"), ("test", "rdf-to-text-generation-test-data-with-refs-en.xml")):
+        folder = tmp_path / "release_v3.0/en" / part
+        folder.mkdir(parents=True)
+        (folder / name).write_text(f"<benchmark><entries>{entry}</entries></benchmark>", encoding="utf-8")
+    for split in ("train", "test"):
+        examples = load_task("webnlg", tmp_path / "release_v3.0/en", split)
+        assert [example.target for example in examples] == ["A is B.", "B is of A."]
+
+
+def test_files_that_unpack_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("files", "webnlg"):
+        monkeypatch.setattr(f"spdf_dist.data.tasks.{module}.LARGEST_FILE", 1 << 20)
+    for name, task in (("x.csv.gz", "e2e"), ("x.json.gz", "dart"), ("x.xml.gz", "webnlg"), ("x.json.gz", "webnlg")):
+        (tmp_path / name).write_bytes(gzip.compress(bytes(50 << 20)))
+        with pytest.raises(UserError, match="more than 1 MiB"):
+            load_task(task, tmp_path / name, "train")
+    with tarfile.open(tmp_path / "w.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("train/x.xml")
+        member.size = 50 << 20
+        archive.addfile(member, io.BytesIO(bytes(member.size)))
+    with pytest.raises(UserError, match="more than 1 MiB"):
+        load_task("webnlg", tmp_path / "w.tar.gz", "train")
+
+
+def test_a_pipe_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.csv")
+    with pytest.raises(UserError, match="is a pipe or a device"):
+        load_task("e2e", tmp_path / "x.csv", "train")

@@ -9,13 +9,13 @@ only comparable with LoRA's when the references are the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks.example import Example, number_groups
-from spdf_dist.data.tasks.files import read_csv
+from spdf_dist.data.tasks.files import kind, read_csv, read_text
 from spdf_dist.data.tasks.task import PUBLISHED, Task
 from spdf_dist.scoring.metrics import E2E_METRICS
 
@@ -110,11 +110,17 @@ def linearize(meaning: str) -> str:
 
 
 def load(path: Path, split: str) -> list[Example]:
-    """The examples of an E2E CSV (plain or .gz). A test set without a ``ref`` column has empty targets.
+    """The examples of an E2E CSV (plain or .gz), or of LoRA's ``context||target`` text.
+
+    A test set without a ``ref`` column has empty targets.
 
     Raises:
-        UserError: no such file, a column missing, a meaning representation that cannot be read.
+        UserError: no such file, a form that is not known, a column missing, a meaning that cannot be read.
     """
+    if kind(path) == ".txt":
+        return number_groups(list(lora_pairs(path)))
+    if kind(path) in (".json", ".jsonl", ".parquet", ".xml"):
+        raise UserError(f"{path}: E2E comes as the official .csv, or as LoRA's .txt of `context||target` lines")
     rules = TEST_RULES if split == "test" else TRAIN_RULES
     pairs = []
     for line, row in read_csv(path):
@@ -127,6 +133,16 @@ def load(path: Path, split: str) -> list[Example]:
             raise UserError(f"{path}, line {line}: {error}") from error
         pairs.append((context, split_words(row.get("ref", ""), rules)))
     return number_groups(pairs)
+
+
+def lora_pairs(path: Path) -> Iterator[tuple[str, str]]:
+    """(context, target) of the lines of LoRA's text files. Raises UserError for a line of another form."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            context, bars, target = line.partition("||")
+            if not bars or not context.strip():
+                raise UserError(f"{path}, line {number}: expected `context||target`, got '{line:.60}'")
+            yield context, target.strip()
 
 
 def lora_lines(examples: Sequence[Example]) -> list[str]:

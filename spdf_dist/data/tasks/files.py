@@ -14,7 +14,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from spdf_dist.config.errors import UserError
+from spdf_dist.data.encodings import wide_encoding
 
+LARGEST_FILE = 512 << 20
+"""Bytes, unpacked; Curation Corpus with its articles has about 200 MB."""
 MISSING = "does not exist; `spdf data fetch` says where the tasks' files come from"
 
 
@@ -28,23 +31,32 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"the task file {path} is a folder; name the file in it")
     if path.suffix.lower() == ".zst":
         raise UserError(f"{path}: a task's file is read as it is or as .gz; unpack it (`zstd -d`)")
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"the task file {path} {MISSING}")
+    if not path.is_file():
+        raise UserError(f"the task file {path} is a pipe or a device; write its content to a file first")
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix.lower() == ".gz" else content
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise UserError(f"{path} holds more than {LARGEST_FILE >> 20} MiB, and no task's file does")
+        return content
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 
 def read_text(path: Path) -> str:
-    """The content of ``path`` as UTF-8, without a byte-order mark.
+    """The content of ``path``, without a byte-order mark: UTF-8, or UTF-16 and UTF-32 with a mark.
 
     Raises:
-        UserError: as :func:`read_bytes`, or not UTF-8.
+        UserError: as :func:`read_bytes`, or of another encoding.
     """
+    content = read_bytes(path)
+    encoding = wide_encoding(content)
+    if encoding in ("UTF-16LE", "UTF-16BE"):
+        raise UserError(f"{path} is {encoding}; save it as UTF-8 (`iconv -f {encoding} -t UTF-8`)")
     try:
-        return read_bytes(path).decode("utf-8-sig")
+        return content.decode(encoding or "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
 
@@ -58,7 +70,8 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     # Articles of Curation Corpus are longer than csv's own limit of 128 KiB a field.
     csv.field_size_limit(sys.maxsize)
     # Strict: else a quote that is never closed takes the rest of the file into its field.
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    text = read_text(path)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator(text))
     begun = 1
     try:
         header = [name.strip().lower() for name in next(reader, [])]
@@ -79,6 +92,12 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise UserError(
             f"{path}: the record that begins in line {begun} is not CSV ({error}); does a quote lack its partner?"
         ) from error
+
+
+def separator(text: str) -> str:
+    """What divides the fields of a CSV text: a comma, or what some programs write instead, by its first line."""
+    header = text.partition("\n")[0]
+    return next((sign for sign in ("\t", ";") if sign in header and "," not in header), ",")
 
 
 def read_json(path: Path) -> Any:

@@ -12,17 +12,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks.example import Example, number_groups
-from spdf_dist.data.tasks.files import kind, parse_xml, read_bytes, read_json
+from spdf_dist.data.tasks.files import LARGEST_FILE, kind, parse_xml, read_bytes, read_json
 from spdf_dist.data.tasks.task import PUBLISHED, Task
 from spdf_dist.data.tasks.triples import REFERENCE_FILES, Triple, finish, linearize, split_triple
 from spdf_dist.scoring.metrics import WEBNLG_METRICS
 
 SPLITS = ("train", "validation", "test", "test_seen", "test_unseen")
 FOLDERS = {"train": "train", "validation": "dev", "test": "test"}
-TEST_XML = "testdata_with_lex.xml"
+TEST_XML = ("testdata_with_lex.xml", "rdf-to-text-generation-test-data-with-refs-en.xml")
+"""Of the challenges of 2017 and 2020; other files of the test's folder have no texts, or are not English."""
+ACCEPTED = ("good", "")
+"""Comments of texts that their makers accepted, or did not judge, as in releases from 3.0 on."""
 
 # The categories of the training set; the others occur in the test set only.
 SEEN = frozenset(
@@ -65,7 +69,7 @@ def load(path: Path, split: str) -> list[Example]:
     for entry in read_entries(path, split.partition("_")[0]):
         if wanted is None or (entry.category in SEEN) == wanted:
             context = linearize(entry.triples)
-            pairs += [(context, text) for comment, text in entry.texts if comment == "good"]
+            pairs += [(context, text) for comment, text in entry.texts if comment in ACCEPTED]
     return number_groups(pairs)
 
 
@@ -90,7 +94,7 @@ def belongs(parts: tuple[str, ...], part: str) -> bool:
     """Whether a file of the challenge's folder is one of the part's; other folders are taken whole."""
     folder = next((name for name in reversed(parts[:-1]) if name in FOLDERS.values()), None)
     if part == "test" and folder == "test":
-        return parts[-1] == TEST_XML
+        return parts[-1] in TEST_XML
     return folder in (None, FOLDERS[part])
 
 
@@ -98,11 +102,14 @@ def archive_entries(path: Path, part: str) -> Iterator[Entry]:
     """The entries of the challenge's archive; nothing is unpacked to disk."""
     try:
         with tarfile.open(fileobj=io.BytesIO(path.read_bytes()), mode="r:gz") as archive:
-            members = sorted(
-                (member for member in archive if member.isfile() and member.name.endswith(".xml")),
-                key=lambda member: member.name,
-            )
-            for member in members:
+            members, size = [], 0
+            for member in archive:
+                size += member.size
+                if size > LARGEST_FILE:
+                    raise UserError(f"{path} holds more than {LARGEST_FILE >> 20} MiB, and WebNLG does not")
+                if member.isfile() and member.name.endswith(".xml"):
+                    members.append(member)
+            for member in sorted(members, key=lambda member: member.name):
                 source = archive.extractfile(member)
                 if source is not None and belongs(tuple(member.name.split("/")), part):
                     yield from xml_entries(source.read(), f"{path}:{member.name}")
@@ -117,8 +124,19 @@ def xml_entries(content: bytes, name: str) -> Iterator[Entry]:
             triples = [split_triple(triple.text or "") for triple in entry.findall("modifiedtripleset/mtriple")]
         except ValueError as error:
             raise UserError(f"{name}, entry {entry.get('eid')}: {error}") from error
-        texts = [(lex.get("comment", ""), (lex.text or "").strip()) for lex in entry.findall("lex")]
+        texts = [(lex.get("comment", ""), lex_text(lex)) for lex in entry.findall("lex") if is_english(lex.get("lang"))]
         yield Entry(entry.get("category", ""), triples, texts)
+
+
+def lex_text(lex: ElementTree.Element) -> str:
+    """The text of a ``lex``; the enriched releases put it into an element of its own, beside templates."""
+    inner = lex.find("text")
+    return ((lex if inner is None else inner).text or "").strip()
+
+
+def is_english(language: str | None) -> bool:
+    """Whether a text is: releases from 3.0 on also have Russian ones."""
+    return language in (None, "", "en")
 
 
 def json_entries(path: Path) -> Iterator[Entry]:
@@ -143,7 +161,8 @@ def json_entry(entry: Any) -> Entry:
         KeyError, TypeError, AttributeError: something is missing or of another type.
     """
     triples = [(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]]
-    texts = [(text["comment"], text["lex"].strip()) for text in entry["lexicalisations"]]
+    given = [text for text in entry["lexicalisations"] if is_english(text.get("lang"))]
+    texts = [(text["comment"], text["lex"].strip()) for text in given]
     for value in (entry["category"], *(part for triple in triples for part in triple)):
         if not isinstance(value, str):
             raise TypeError(f"{value!r:.40} instead of a text")

@@ -1,0 +1,1 @@
+"""The fault campaign: `make chaos`. See docs/reliability.md."""
