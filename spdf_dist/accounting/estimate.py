@@ -3,6 +3,9 @@
 Assumptions, each printed with the result:
 * compute: executed FLOPs (masked products multiply their zeros; recomputation counts) at ``efficiency`` of the GPU's
   dense peak. The default 0.40 is what a well-tuned 1B model reaches on H100s (MPT-1B: 41.8% MFU on 8);
+* ``MEMORY_BOUND`` of a dense step's compute does not shrink with sparsity;
+* sparse products: compressed masks of whole blocks run at the rate of accounting.gpu_kernels over kept entries, all
+  other compressed masks are expanded to dense products;
 * memory-bound work: the optimizer reads and writes its state once a step at the memory's bandwidth;
 * traffic runs at ``LINK_SHARE`` of the data-sheet rate and is not hidden behind compute: over the link within a node,
   over the network as soon as it leaves the node (tensor-parallel where ``parallel.tensor`` does not divide its GPUs);
@@ -16,15 +19,24 @@ from typing import Any
 
 from spdf_dist.accounting.budget import total_steps
 from spdf_dist.accounting.communication import communication
-from spdf_dist.accounting.flops import executed_flops, training_flops
+from spdf_dist.accounting.flops import (
+    TRAINING_FACTOR,
+    executed_flops,
+    forward_flops,
+    linear_parts,
+    training_flops,
+)
+from spdf_dist.accounting.gpu_kernels import EXPANDED_BYTES, PASSES, Rate, rate_of, skipped_block
 from spdf_dist.accounting.hardware import Gpu
-from spdf_dist.accounting.layout import Layout, layout_of
+from spdf_dist.accounting.layout import Layout, layout_of, local_elements
 from spdf_dist.accounting.memory import memory
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig, SparsityConfig
 from spdf_dist.config.validate import tensor_size_fits
 
 EFFICIENCY = 0.40
+MEMORY_BOUND = 0.13
+"""Share of a dense step for norms, activations and residuals: 15% of the linears' time, which sparsity leaves."""
 HEADROOM = 0.90
 LINK_SHARE = 0.80
 NETWORK_BANDWIDTH = 50e9
@@ -53,10 +65,50 @@ def leaves_the_node(layout: Layout, cluster: Cluster) -> bool:
     return cluster.nodes > 1 and cluster.gpus_per_node % layout.tensor != 0
 
 
+def skipping_rate(config: PretrainConfig, layout: Layout, gpu: Gpu) -> Rate | None:
+    """The rate of the kernels that skip this mask's blocks; None where the products take the dense time."""
+    if layout.execution != "compressed":
+        return None
+    return rate_of(gpu.name, skipped_block(config.model, config.sparsity, layout.precision, layout.tensor))
+
+
+def compute_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster) -> float:
+    """Seconds of one sequence on one GPU: forward, backward and recomputation."""
+    model, gpu = config.model, cluster.gpu
+    rate = skipping_rate(config, layout, gpu)
+    done = executed_flops(
+        model, config.sparsity, layout.execution, layout.activation_checkpointing, expanded=rate is None
+    )
+    expansion = 0.0
+    if rate is not None:
+        kept = forward_flops(model, config.sparsity)
+        linears = sum(kept[part] for part in linear_parts(model))
+        passes = TRAINING_FACTOR + int(layout.activation_checkpointing)
+        done += round(passes * linears * (1 / rate.relative - 1))
+    elif layout.execution == "compressed":
+        weights = local_elements(model, config.sparsity, layout).compressed
+        expansion = PASSES * EXPANDED_BYTES * weights / gpu.memory_bandwidth / layout.micro_batch
+    dense = executed_flops(model, None, "dense", layout.activation_checkpointing)
+    done = round((1 - MEMORY_BOUND) * done + MEMORY_BOUND * dense)
+    return done / (gpu.peak(layout.precision) * cluster.efficiency) + expansion
+
+
+def products_text(config: PretrainConfig, layout: Layout, gpu: Gpu) -> str:
+    """How the sparse products run on this GPU, and where their rate is from."""
+    if layout.execution == "dense":
+        return "dense"
+    if layout.execution == "masked":
+        return "masked: dense products, which multiply the zeros"
+    rate = skipping_rate(config, layout, gpu)
+    if rate is None:
+        return "compressed: the weights are expanded, so that state and traffic shrink but not the time"
+    block = skipped_block(config.model, config.sparsity, layout.precision, layout.tensor)
+    return f"compressed: blocks of {block} are skipped at {rate.relative:.2f} of the dense rate ({rate.source})"
+
+
 def step_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster) -> dict[str, float]:
     """Seconds of one optimizer step by part."""
     batch = config.training.global_batch_size
-    done = executed_flops(config.model, config.sparsity, layout.execution, layout.activation_checkpointing)
     parts = memory(config.model, config.sparsity, layout)
     traffic = communication(config.model, config.sparsity, layout, batch)
     state = parts["masters"] + parts["moments"] + parts["weights"] // layout.data
@@ -64,7 +116,7 @@ def step_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster) -> di
     link = LINK_SHARE * gpu.link_bandwidth
     network = LINK_SHARE * cluster.network_bandwidth if cluster.nodes > 1 else link
     return {
-        "compute": done * batch / cluster.gpus / (gpu.peak(layout.precision) * cluster.efficiency),
+        "compute": compute_seconds(config, layout, cluster) * batch / cluster.gpus,
         "optimizer": 2 * state / gpu.memory_bandwidth,
         "tensor_parallel": traffic["tensor_sent"] / (network if leaves_the_node(layout, cluster) else link),
         "data_parallel": traffic["data_sent"] / network,
@@ -178,5 +230,6 @@ def estimate(config: PretrainConfig, cluster: Cluster, gpu_hour_price: float | N
             "tensor_parallel_leaves_the_node": leaves_the_node(layout, cluster),
             "memory_headroom": HEADROOM,
             "masked_products_multiply_zeros": layout.execution == "masked",
+            "sparse_products": products_text(config, layout, cluster.gpu),
         },
     }

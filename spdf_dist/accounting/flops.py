@@ -58,12 +58,15 @@ def executed_flops(
     execution: str = "masked",
     activation_checkpointing: bool = False,
     seq_length: int | None = None,
+    expanded: bool = False,
 ) -> int:
     """FLOPs that the machine executes for one sequence of training: what HFU counts.
 
-    ``masked`` multiplies the zeros too; activation checkpointing runs each layer's forward once more.
+    ``masked`` multiplies the zeros too, as does ``compressed`` where a GPU expands the weights (``expanded``).
+    Activation checkpointing runs each layer's forward once more.
     """
-    done = forward_flops(model, sparsity if execution == "compressed" else None, seq_length)
+    skips = execution == "compressed" and not expanded
+    done = forward_flops(model, sparsity if skips else None, seq_length)
     again = sum(done.values()) - done["logits"] if activation_checkpointing else 0
     return TRAINING_FACTOR * sum(done.values()) + again
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spdf_dist.accounting.gpu_kernels import skipped_block
 from spdf_dist.accounting.parameters import nonzeros
 from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.model.architecture import architecture_of
@@ -31,8 +32,6 @@ class Layout:
     precision: str
     """`fp32` or `bf16`."""
     activation_checkpointing: bool
-    device: str = "cpu"
-    """`cpu` or `cuda`."""
 
     @property
     def value_bytes(self) -> int:
@@ -45,13 +44,17 @@ class Layout:
 
 
 def layout_of(config: PretrainConfig, world_size: int, device: str = "cuda") -> Layout:
-    """The layout that a config asks for on ``world_size`` ranks; `auto` execution is masked on a GPU."""
+    """The layout that a config asks for on ``world_size`` ranks.
+
+    `auto` execution is compressed on a GPU where its kernels skip the mask's blocks, else masked.
+    """
     tensor = config.parallel.tensor
     execution = config.sparsity.execution
     if not config.sparsity.is_sparse:
         execution = "dense"
     elif execution == "auto":
-        execution = "masked" if device == "cuda" else "compressed"
+        skips = device != "cuda" or skipped_block(config.model, config.sparsity, config.training.precision, tensor)
+        execution = "compressed" if skips else "masked"
     return Layout(
         tensor=tensor,
         data=world_size // tensor,
@@ -60,7 +63,6 @@ def layout_of(config: PretrainConfig, world_size: int, device: str = "cuda") -> 
         execution=execution,
         precision=config.training.precision,
         activation_checkpointing=config.training.activation_checkpointing,
-        device=device,
     )
 
 

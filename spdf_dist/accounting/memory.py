@@ -70,7 +70,7 @@ def layer_activation_bytes(model: ModelConfig, layout: Layout) -> int:
     return int(layout.value_bytes * values + 4 * fp32 + dropped * tokens)
 
 
-def activation_bytes(model: ModelConfig, layout: Layout) -> dict[str, int]:
+def activation_bytes(model: ModelConfig, layout: Layout, device: str = "cpu") -> dict[str, int]:
     """What one micro-batch holds at the end of its forward pass, by part; ``logits`` is the loss's passing buffer."""
     tokens, d, t = layout.micro_batch * model.seq_length, model.hidden_size, layout.tensor
     p = layout.value_bytes
@@ -79,7 +79,7 @@ def activation_bytes(model: ModelConfig, layout: Layout) -> dict[str, int]:
     if layout.activation_checkpointing:
         layers = model.num_layers * p * tokens * d + one  # each layer's input, and one layer at a time in full
     rows = padded_vocab_size(model.vocab_size, t) // t
-    on_gpu = layout.device == "cuda"
+    on_gpu = device == "cuda"
     chunk = min(tokens, max(1, (LOGITS_CHUNK_CUDA if on_gpu else LOGITS_CHUNK) // rows)) * rows
     # A GPU with the whole vocabulary turns logits into their gradient in place; else an fp32 copy lies beside them.
     logit = p if on_gpu and t == 1 else 4 + (p if p < 4 else 0)
@@ -101,5 +101,5 @@ def memory(
 ) -> dict[str, int]:
     """Bytes of one rank by part, and their ``total``. The allocator's own losses are not in it."""
     parts = state_bytes(model, sparsity, layout) | structure_bytes(model, sparsity, layout, device, code_budget_mb)
-    parts["activations"] = sum(activation_bytes(model, layout).values())
+    parts["activations"] = sum(activation_bytes(model, layout, device).values())
     return parts | {"total": sum(parts.values())}

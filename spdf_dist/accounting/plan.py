@@ -8,6 +8,7 @@ from typing import Any
 from spdf_dist.accounting.budget import tokens_per_step, total_steps, warmup_steps
 from spdf_dist.accounting.communication import communication
 from spdf_dist.accounting.flops import executed_flops, linears_share, training_flops
+from spdf_dist.accounting.gpu_kernels import skipped_block
 from spdf_dist.accounting.layout import layout_of
 from spdf_dist.accounting.memory import memory
 from spdf_dist.accounting.parameters import parameter_counts, real_sparsity, total_parameters
@@ -55,7 +56,13 @@ def plan(config: PretrainConfig, world_size: int) -> dict[str, Any]:
         "layout": asdict(layout) | {"accumulation": layout.accumulation(training.global_batch_size)},
         "flops_per_step": per_sequence * training.global_batch_size,
         "executed_flops_per_step": training.global_batch_size
-        * executed_flops(model, sparsity, layout.execution, layout.activation_checkpointing),
+        * executed_flops(
+            model,
+            sparsity,
+            layout.execution,
+            layout.activation_checkpointing,
+            expanded=device == "cuda" and not skipped_block(model, sparsity, layout.precision, layout.tensor),
+        ),
         "total_flops": per_sequence * training.global_batch_size * total_steps(config),
         "fewer_flops_than_dense": training_flops(model) / per_sequence,
         "linears_share": linears_share(model),

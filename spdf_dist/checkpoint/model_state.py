@@ -25,6 +25,7 @@ def add_model_state(facts: dict[str, Any], checkpoint: Checkpoint) -> None:
         return
     try:
         import torch
+        from spdf_kernels import SparsityPattern
         from spdf_kernels.state import BYTES_OF_ENTRY, facts_of, model_state, total_facts
     except ImportError as error:
         facts["state"] = {"missing": f"needs torch ({error})"}
@@ -32,15 +33,29 @@ def add_model_state(facts: dict[str, Any], checkpoint: Checkpoint) -> None:
     by_name = {}
     for name in tqdm(sparse, desc="patterns", unit="pattern", leave=False, disable=None):
         by_name[name] = model_state(torch.from_numpy(checkpoint.masks[name].copy()))
+    on_gpu: dict[str, int] = {}
     for weight in facts["weights"]:
         if weight["name"] in by_name:
+            weight["gpu"] = gpu_path(
+                SparsityPattern.from_mask(torch.from_numpy(checkpoint.masks[weight["name"]].copy()))
+            )
+            on_gpu[weight["gpu"]] = on_gpu.get(weight["gpu"], 0) + 1
             weight["state"] = {"dense_bytes": BYTES_OF_ENTRY * math.prod(weight["shape"])}
             weight["state"] |= {path: facts_of(state) for path, state in by_name[weight["name"]].items()}
     facts["state"] = {
         "patterns": len(sparse),
         "dense_bytes": sum(weight["state"]["dense_bytes"] for weight in facts["weights"] if "state" in weight),
+        "gpu": on_gpu,
         **total_facts(by_name.values()),
     }
+
+
+def gpu_path(pattern: Any) -> str:
+    """How a GPU multiplies this mask in bf16, undivided: `blocks of 128` or `blocks of 64` skipped, or `expanded`."""
+    from spdf_kernels.triton.blocks import blocks_of
+
+    blocks = blocks_of(pattern)
+    return "expanded" if blocks is None else f"blocks of {blocks.size}"
 
 
 def state_table(facts: dict[str, Any]) -> str:
@@ -52,7 +67,8 @@ def state_table(facts: dict[str, Any]) -> str:
         return ""
     lines = ["model state in training: parameters, gradients, moments, indices and generated code, bytes"]
     paths = []
-    for path in [key for key, value in total.items() if isinstance(value, dict)]:
+    lines.append(f"on a GPU in bf16: {', '.join(f'{path} in {n} weights' for path, n in total['gpu'].items())}")
+    for path in [key for key, value in total.items() if isinstance(value, dict) and key != "gpu"]:
         if "missing" in total[path]:
             lines.append(f"{path}: {total[path]['missing']}")
             continue

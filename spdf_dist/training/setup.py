@@ -11,6 +11,7 @@ import torch
 from spdf_kernels import set_code_budget_mb
 
 from spdf_dist.accounting.flops import executed_flops, training_flops
+from spdf_dist.accounting.gpu_kernels import skipped_block
 from spdf_dist.accounting.hardware import recognise_gpu
 from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.checkpoint.find import damaged, latest
@@ -133,11 +134,14 @@ def reporting(
 def executed_ratio(
     config: AnyConfig, model: ModelConfig, sparsity: SparsityConfig | None, execution: Mapping[str, str]
 ) -> float:
-    """FLOPs that a step executes over its model FLOPs: HFU over MFU. Where executions are mixed all count as masked,
-    which happens on CPUs alone, of which no peak is known."""
+    """FLOPs that a step executes over its model FLOPs: HFU over MFU.
+
+    Where executions are mixed all count as masked. Of a GPU it is assumed; for CPUs no peak, and so no MFU, is known.
+    """
     how = "compressed" if set(execution.values()) == {"compressed"} else "masked"
     recomputed = config.training.activation_checkpointing
-    return executed_flops(model, sparsity, how, recomputed) / training_flops(model, sparsity)
+    expanded = sparsity is None or not skipped_block(model, sparsity, config.training.precision, config.parallel.tensor)
+    return executed_flops(model, sparsity, how, recomputed, expanded=expanded) / training_flops(model, sparsity)
 
 
 def prune_checkpoints(folder: RunFolder, keep: int, callbacks: Sequence[Callback], protect: int | None = None) -> None:

@@ -10,6 +10,8 @@ from spdf_kernels.backends import backends
 from spdf_kernels.triton import backends as triton_backends
 from spdf_kernels.triton import trial
 
+from spdf_dist.cli import doctor
+
 
 @pytest.fixture
 def block_case(device: torch.device) -> Case:
@@ -38,6 +40,11 @@ def test_why_the_block_kernels_do_not_take_a_mask_is_said(unstructured_case: Cas
     assert "whole blocks of 128 or 64" in str(block.supports(pattern.device, torch.bfloat16, pattern))
     assert "float32" in str(block.supports(block_case.pattern.device, torch.float32, block_case.pattern))
     assert "not on meta" in str(block.supports(torch.device("meta"), torch.bfloat16, pattern))
+
+
+def test_doctor_tells_the_path_of_each_mask(device: torch.device) -> None:
+    path = doctor.gpu_kernel_path(device.type)
+    assert path.path == "blocks of 128: triton-block, blocks of 64: triton-block, other masks: triton-expand"
 
 
 @pytest.mark.parametrize("size", [64, None])

@@ -36,13 +36,13 @@ def test_paths_follow_from_what_is_there(capsys: pytest.CaptureFixture[str], mon
     assert told(capsys)["paths"]["sparse products"]["path"] == "torch"
 
 
-def test_on_a_gpu_auto_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_auto_measures_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "gpu_kernel_path", lambda: doctor.LayerPath("sparse products", "blocks of 128: x", ""))
     found = {name: doctor.Finding(name, True, "") for name in ("CUDA", "NCCL", "Java", "Slurm")}
-    paths = {path.layer: path.path for path in doctor.layer_paths(found)}
-    assert (
-        paths["execution: auto"] == "masked" and paths["collectives"] == "NCCL" and paths["sparse products"] == "torch"
-    )
-    assert "slurm" in paths["spdf run --on"]
+    paths = {path.layer: path for path in doctor.layer_paths(found)}
+    assert paths["sparse products"].path == "blocks of 128: x" and paths["collectives"].path == "NCCL"
+    assert paths["execution: auto"].path == "the faster" and "CUDA events" in paths["execution: auto"].why
+    assert "slurm" in paths["spdf run --on"].path
 
 
 def test_without_java_meteor_is_not_promised(monkeypatch: pytest.MonkeyPatch) -> None:

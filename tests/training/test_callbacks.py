@@ -34,13 +34,19 @@ def test_a_disk_that_does_not_take_tensorboard_s_files_is_one_warning(
 
 
 @pytest.mark.parametrize(
-    ("execution", "recomputed", "over_mfu"),
-    [("masked", False, 2.499), ("compressed", False, 1.0), ("masked", True, 3.27)],
+    ("execution", "pattern", "recomputed", "over_mfu"),
+    [
+        ("masked", "unstructured", False, 2.499),
+        ("compressed", "unstructured", False, 2.499),  # expanded to dense products
+        ("compressed", "balanced:128", False, 1.0),
+        ("masked", "unstructured", True, 3.27),
+    ],
 )
-def test_hfu_counts_what_is_executed(execution: str, recomputed: bool, over_mfu: float, tmp_path: Path) -> None:
-    config = load_config(
-        PretrainConfig, "gpt3_xl_s75", [f"training.activation_checkpointing={str(recomputed).lower()}"]
-    )
+def test_hfu_counts_what_a_gpu_executes(
+    execution: str, pattern: str, recomputed: bool, over_mfu: float, tmp_path: Path
+) -> None:
+    recompute = f"training.activation_checkpointing={str(recomputed).lower()}"
+    config = load_config(PretrainConfig, "gpt3_xl_s75", [recompute, f"sparsity.pattern={pattern}"])
     ratio = executed_ratio(config, config.model, config.sparsity, {"qkv": execution})
     assert ratio == pytest.approx(over_mfu, rel=0.01)
     board = TensorBoard(RunFolder(tmp_path), 0, {}, ratio)
