@@ -1,5 +1,9 @@
 #include "cpu.hpp"
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace spdf {
 
 #if defined(__x86_64__)
@@ -19,6 +23,8 @@ bool has_avx512_bf16() {
     return has_avx512() && __builtin_cpu_supports("avx512bf16");
 }
 
+bool has_bf16_products() { return has_avx512_bf16(); }
+
 bool is_intel() {
     __builtin_cpu_init();
     return __builtin_cpu_is("intel");
@@ -30,6 +36,15 @@ bool has_avx2() { return false; }
 bool has_avx512() { return false; }
 bool has_avx512_bf16() { return false; }
 bool is_intel() { return false; }
+
+bool has_bf16_products() {
+#if defined(__aarch64__) && defined(__linux__)
+    constexpr unsigned long kBf16 = 1UL << 14;  // HWCAP2_BF16
+    return (getauxval(AT_HWCAP2) & kBf16) != 0;
+#else
+    return false;
+#endif
+}
 
 #endif
 

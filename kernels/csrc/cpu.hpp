@@ -9,6 +9,8 @@ bool has_avx2();
 bool has_avx512();
 // Also bf16 dot products.
 bool has_avx512_bf16();
+// Whether some instruction multiplies bf16 and adds in float.
+bool has_bf16_products();
 bool is_intel();
 
 }  // namespace spdf

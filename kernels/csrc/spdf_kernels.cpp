@@ -206,6 +206,8 @@ int spdf_backend_forced(void) {
     return name && *name;
 }
 
+int spdf_cpu_multiplies_bf16(void) { return spdf::has_bf16_products(); }
+
 int spdf_cpu_is_intel(void) { return spdf::is_intel(); }
 
 spdf_pattern* spdf_pattern_new(const uint8_t* bits, int64_t out, int64_t in, int64_t nnz) {

@@ -24,6 +24,9 @@ SPDF_EXPORT const char* spdf_backend_missing(int backend);
 // Whether the environment variable SPDF_KERNELS_BACKEND names a back end.
 SPDF_EXPORT int spdf_backend_forced(void);
 
+// Whether the CPU has instructions that multiply bf16.
+SPDF_EXPORT int spdf_cpu_multiplies_bf16(void);
+
 // Whether the CPU is Intel's.
 SPDF_EXPORT int spdf_cpu_is_intel(void);
 

@@ -2,7 +2,7 @@
 
 from spdf_kernels.backends import Description, available_backends, describe, set_code_budget_mb
 from spdf_kernels.choose import Comparison, choose, compare
-from spdf_kernels.dense import dense_linear
+from spdf_kernels.dense import dense_linear, slow_precision
 from spdf_kernels.linear import sparse_linear
 from spdf_kernels.module import SparseLinear
 from spdf_kernels.pattern import SparsityPattern
@@ -18,5 +18,6 @@ __all__ = [
     "dense_linear",
     "describe",
     "set_code_budget_mb",
+    "slow_precision",
     "sparse_linear",
 ]

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from spdf_kernels import backends, native, ops
-from spdf_kernels.dense import dense_linear
+from spdf_kernels.dense import dense_linear, is_emulated, widened_linear
 from spdf_kernels.linear import sparse_linear
 from spdf_kernels.pairs import clock, median_and_bound
 from spdf_kernels.pattern import SparsityPattern
@@ -150,6 +150,9 @@ def dense_products(operation: str, x: torch.Tensor, dy: torch.Tensor, weight: to
     else:
         left, right = dy.t(), x.t()
     if x.dtype == torch.bfloat16:
+        # torch's own takes minutes where it is emulated, and dense layers do not use it there
+        if is_emulated(x.dtype, x.device):
+            return {"widened": lambda: widened_linear(left, right, None)}
         return {"torch_bf16": lambda: linear(left, right)}  # oneDNN
     found: dict[str, Product] = {}
     if torch.backends.mkl.is_available():

@@ -1,8 +1,11 @@
-"""Dense linear layer through the faster of the two GEMM libraries inside torch: what a sparse product must beat.
+"""Dense linear layer through the fastest product that torch has here: what a sparse product must beat.
 
 `torch.nn.functional.linear` hands float32 products on the CPU to MKL, which on AMD processors stays behind oneDNN, by
 up to a factor of two; oneDNN lies in the same wheel. The choice is a rule, not a measurement: a run must give the same
-bits when it is continued. Legend: T tokens, O out, I in.
+bits when it is continued.
+
+bfloat16 on a CPU without bf16 instructions: torch emulates the products, many times slower than float32. Here operands
+are widened to float32 for the product and the result is rounded once. Legend: T tokens, O out, I in.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from torch.utils.flop_counter import register_flop_formula
 from spdf_kernels import native
 
 _ONEDNN_IS_FASTER = torch.backends.mkldnn.is_available() and not native.is_intel()
+_BF16_IS_EMULATED = not (native.multiplies_bf16() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 _FEW_TOKENS = 16  # below, a product is one pass over the weight and the libraries do not differ
 # dW takes dy transposed, which torch copies for oneDNN and not for MKL: up to this many inputs that decides.
 _DW_BY_MKL_UP_TO = 1024
@@ -25,10 +29,13 @@ def dense_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     """y [..., out] = x [..., in] weight^T + bias for weight [out, in] and bias [out]; differentiable in all three.
 
     float32 on a CPU that is not Intel's: the products run through oneDNN, but for dW up to 1,024 inputs. Else, for
-    less than 16 tokens, in forward mode and under autocast, torch.nn.functional.linear. Errors are those of
-    torch.nn.functional.linear.
+    less than 16 tokens, in forward mode and under autocast, torch.nn.functional.linear. bfloat16 on a CPU that lacks
+    its products is multiplied in float32. Errors are those of torch.nn.functional.linear.
     """
     tokens = x.shape[:-1].numel()
+    if is_emulated(x.dtype, x.device) and _plain_mode() and tokens > 0 and _fits(x, weight, bias):
+        y_TO = widened_linear(x.reshape(tokens, x.shape[-1]), weight, bias)
+        return y_TO.view(*x.shape[:-1], weight.shape[0])
     if not takes_onednn(x) or tokens < _FEW_TOKENS or not _fits(x, weight, bias):
         return torch.nn.functional.linear(x, weight, bias)
     y_TO = onednn_linear(x.reshape(tokens, x.shape[-1]), weight, bias)
@@ -49,12 +56,29 @@ def _fits(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> b
 
 def takes_onednn(x: torch.Tensor) -> bool:
     """Whether `dense_linear` hands this operand's products to oneDNN: float32 in the memory of a CPU not Intel's."""
+    return _ONEDNN_IS_FASTER and x.dtype == torch.float32 and x.device.type == "cpu" and _plain_mode()
+
+
+def _plain_mode() -> bool:
+    """Whether the operators of this module may run: they have neither a forward mode nor an autocast rule."""
+    return forward_ad._current_level < 0 and not torch.is_autocast_enabled("cpu")
+
+
+def is_emulated(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch's own products of `dtype` run without instructions for it: bfloat16 on a CPU that lacks them."""
+    return _BF16_IS_EMULATED and dtype == torch.bfloat16 and device.type == "cpu"
+
+
+def slow_precision(dtype: torch.dtype) -> str | None:
+    """Why training in `dtype` is slow on this machine's CPU, and what to set instead; None where it is not.
+
+    Linear layers run at the speed of float32; attention, which torch emulates, is several times slower.
+    """
+    if not is_emulated(dtype, torch.device("cpu")):
+        return None
     return (
-        _ONEDNN_IS_FASTER
-        and x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and forward_ad._current_level < 0  # the operator has no forward mode
-        and not torch.is_autocast_enabled("cpu")  # nor an autocast rule
+        "this CPU has no bf16 instructions: linear layers are no faster than in fp32, and attention is several times "
+        "slower; set training.precision=fp32 unless memory is short"
     )
 
 
@@ -76,15 +100,18 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     ctx.save_for_backward(x_TI, weight_OI)
 
 
+def _dweight_f32(dy_TO: torch.Tensor, x_TI: torch.Tensor) -> torch.Tensor:
+    """dy^T x [O, I], float32."""
+    by_mkl = torch.backends.mkl.is_available() and x_TI.shape[1] <= _DW_BY_MKL_UP_TO
+    return dy_TO.t() @ x_TI if by_mkl or not _ONEDNN_IS_FASTER else onednn_linear(dy_TO.t(), x_TI.t(), None)
+
+
 def _backward(ctx: Any, dy_TO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     x_TI, weight_OI = ctx.saved_tensors
     dy_TO = dy_TO.contiguous()
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad
     dx_TI = onednn_linear(dy_TO, weight_OI.t(), None) if needs_x else None
-    dweight_OI = None
-    if needs_weight:
-        by_mkl = torch.backends.mkl.is_available() and x_TI.shape[1] <= _DW_BY_MKL_UP_TO
-        dweight_OI = dy_TO.t() @ x_TI if by_mkl else onednn_linear(dy_TO.t(), x_TI.t(), None)
+    dweight_OI = _dweight_f32(dy_TO, x_TI) if needs_weight else None
     dbias_O = dy_TO.sum(0) if needs_bias else None
     return dx_TI, dweight_OI, dbias_O
 
@@ -92,6 +119,36 @@ def _backward(ctx: Any, dy_TO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
 onednn_linear.register_autograd(_backward, setup_context=_keep)
 
 
-@register_flop_formula(torch.ops.spdf.onednn_linear)
+@torch.library.custom_op("spdf::widened_linear", mutates_args=())
+def widened_linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+    """y [T, O] = x weight^T + bias of bfloat16 operands, multiplied and summed in float32, rounded once.
+
+    The backward pass keeps the narrow operands, not their wide copies.
+    """
+    x_TI, weight_OI = x_TI.float(), weight_OI.float()
+    bias_O = None if bias_O is None else bias_O.float()
+    linear = onednn_linear if _ONEDNN_IS_FASTER and x_TI.shape[0] >= _FEW_TOKENS else torch.nn.functional.linear
+    return linear(x_TI, weight_OI, bias_O).bfloat16()
+
+
+@widened_linear.register_fake
+def _(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+    return x_TI.new_empty(x_TI.shape[0], weight_OI.shape[0])
+
+
+def _widened_backward(ctx: Any, dy_TO: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    x_TI, weight_OI = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+    dy_TO = dy_TO.contiguous()
+    dx_TI = widened_linear(dy_TO, weight_OI.t(), None) if needs_x else None
+    dweight_OI = _dweight_f32(dy_TO.float(), x_TI.float()).bfloat16() if needs_weight else None
+    dbias_O = dy_TO.float().sum(0).bfloat16() if needs_bias else None
+    return dx_TI, dweight_OI, dbias_O
+
+
+widened_linear.register_autograd(_widened_backward, setup_context=_keep)
+
+
+@register_flop_formula([torch.ops.spdf.onednn_linear, torch.ops.spdf.widened_linear])
 def _flops(x_shape: torch.Size, weight_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
     return 2 * x_shape[0] * x_shape[1] * weight_shape[0]

@@ -24,6 +24,7 @@ _SIGNATURES = {
     "spdf_backend_missing": (ctypes.c_char_p, [_INT]),
     "spdf_backend_forced": (_INT, []),
     "spdf_cpu_is_intel": (_INT, []),
+    "spdf_cpu_multiplies_bf16": (_INT, []),
     "spdf_pattern_new": (_POINTER, [_POINTER, _INT64, _INT64, _INT64]),
     "spdf_pattern_free": (None, [_POINTER]),
     "spdf_spmm": (_INT, [_POINTER, _INT, _INT, _INT, _POINTER, _INT64, _POINTER, _POINTER, _POINTER, _INT]),
@@ -69,6 +70,11 @@ def unforced() -> bool:
     In caches that a product has emptied, os.environ takes 30 us longer to say so.
     """
     return _library is not None and not _library.spdf_backend_forced()
+
+
+def multiplies_bf16() -> bool:
+    """Whether the CPU has instructions that multiply bf16. True where the library, which would know, is missing."""
+    return _library is None or bool(_library.spdf_cpu_multiplies_bf16())
 
 
 def is_intel() -> bool:

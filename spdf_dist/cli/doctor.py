@@ -262,6 +262,8 @@ def dense_path(cuda: bool) -> LayerPath:
     if cuda:
         return LayerPath("dense products", "cuBLAS", "CUDA device")
     dense: Any = importlib.import_module("spdf_kernels.dense")
+    if (slow := dense.slow_precision(torch.bfloat16)) is not None:
+        return LayerPath("dense products", "oneDNN" if dense.takes_onednn(torch.empty(0)) else "torch's own", slow)
     if dense.takes_onednn(torch.empty(0)):
         return LayerPath("dense products", "oneDNN", "fp32 on a CPU that is not Intel's; bf16 too")
     return LayerPath("dense products", "torch's own", "MKL in fp32 where torch has it, oneDNN in bf16")

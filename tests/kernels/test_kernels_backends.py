@@ -15,13 +15,16 @@ import torch
 from kernels_reference import BACKENDS, forward, grad_input, random_pattern, random_tensor
 from spdf_kernels import (
     available_backends,
+    dense,
     dense_linear,
     describe,
     native,
     reference,
     set_code_budget_mb,
+    slow_precision,
     sparse_linear,
 )
+from spdf_kernels.choose import products
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NATIVE = [name for name in BACKENDS if name != "torch"]
@@ -223,3 +226,42 @@ def test_dense_linear_of_empty_and_wide_weights(shape: tuple[int, int]) -> None:
         gradients.append((y, *torch.autograd.grad(y, tensors, dy)))
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)  # 1,100 terms, summed in another order
+
+
+@pytest.fixture
+def without_bf16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "_BF16_IS_EMULATED", True)
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 40])
+def test_bf16_without_its_instructions_is_multiplied_in_float32(tokens: int, without_bf16_products: None) -> None:
+    """The same numbers as float32 products of the widened operands, rounded once, in all three products."""
+    x, weight, bias = (
+        random_tensor(*size, dtype=torch.bfloat16, seed=seed).requires_grad_()
+        for seed, size in enumerate([(2, tokens, 17), (11, 17), (11,)])
+    )
+    dy = random_tensor(2, tokens, 11, dtype=torch.bfloat16, seed=4)
+    wide = [tensor.detach().float().requires_grad_() for tensor in (x, weight, bias)]
+    y, exact = dense_linear(x, weight, bias), torch.nn.functional.linear(*wide)
+    assert y.dtype == torch.bfloat16
+    found = (y, *torch.autograd.grad(y, (x, weight, bias), dy))
+    expected = (exact, *torch.autograd.grad(exact, wide, dy.float()))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.float(), theirs, rtol=2**-8, atol=1e-5)
+    torch.library.opcheck(dense.widened_linear, (x[0], weight, bias))
+
+
+def test_a_slow_precision_names_what_to_set(without_bf16_products: None) -> None:
+    assert "training.precision=fp32" in str(slow_precision(torch.bfloat16))
+    assert slow_precision(torch.float32) is None
+
+
+def test_auto_compares_with_the_widened_dense_product(
+    without_bf16_products: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widened = []
+    linear = dense.widened_linear
+    monkeypatch.setattr(dense, "widened_linear", lambda *operands: widened.append(1) or linear(*operands))
+    products(random_pattern(24, 40, 0.5, seed=0), 32, torch.bfloat16)[0]()
+    assert widened
