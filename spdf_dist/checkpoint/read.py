@@ -34,6 +34,7 @@ from spdf_dist.checkpoint.packed_masks import unpack
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.data.tokenizer import SENTENCEPIECE_FILE
+from spdf_dist.model.architecture import architecture_of
 from spdf_dist.sparsity.masks import BoolArray, mask_digest
 
 if TYPE_CHECKING:
@@ -112,10 +113,13 @@ class Checkpoint:
             asdict(m) | {"ffn_hidden_size": m.ffn, "num_key_value_heads": m.key_value_heads}
             for m in (self.model, model)
         )
+        ignored = {"dropout"}
+        if "embedding.position" not in architecture_of(self.model).tensors:  # then no weight depends on the context
+            ignored.add("seq_length")
         differing = [
             f"model.{key} is {ours[key]} in the checkpoint and {theirs[key]} in the config"
             for key in ours
-            if key != "dropout" and ours[key] != theirs[key]
+            if key not in ignored and ours[key] != theirs[key]
         ]
         if differing:
             raise UserError(f"{self.path} is of another architecture: {'; '.join(differing)}")

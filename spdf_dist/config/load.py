@@ -17,8 +17,9 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.config.paths import with_home
 from spdf_dist.config.schema import AnyConfig, DatasetEntry, FinetuneConfig, PathText, PretrainConfig
 from spdf_dist.config.suggest import nearest
-from spdf_dist.config.validate import validate
+from spdf_dist.config.validate import validate, validate_model
 from spdf_dist.config.yaml_reader import DEEPEST, read_yaml, read_yaml_file
+from spdf_dist.model.architecture import architecture_of
 
 T = TypeVar("T", PretrainConfig, FinetuneConfig)
 
@@ -56,9 +57,16 @@ def load_config(kind: type[T], source: str, overrides: Sequence[str] = ()) -> T:
 
 
 def config_from_tree(kind: type[T], tree: dict[str, Any]) -> T:
-    """The typed config of a tree, such as a run folder's ``config.yaml``. Raises UserError."""
+    """The typed config of a tree, such as a run folder's ``config.yaml``. Raises UserError.
+
+    Where the tree names no ``sparsity.targets``, they are all matrices of the model's family.
+    """
     config = build(kind, tree, "")
     require_level(tree.get("sparsity"))
+    if isinstance(config, PretrainConfig) and "targets" not in tree.get("sparsity", {}):
+        validate_model(config.model)
+        targets = list(architecture_of(config.model).targets)
+        config = dataclasses.replace(config, sparsity=dataclasses.replace(config.sparsity, targets=targets))
     validate(config)
     return config
 
