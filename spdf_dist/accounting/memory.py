@@ -20,7 +20,13 @@ from __future__ import annotations
 
 from spdf_dist.accounting.layout import Layout, local_elements
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
-from spdf_dist.model.architecture import LOGITS_CHUNK, LOGITS_CHUNK_CUDA, family_module, padded_vocab_size
+from spdf_dist.model.architecture import (
+    LOGITS_CHUNK,
+    LOGITS_CHUNK_CUDA,
+    Activations,
+    family_module,
+    padded_vocab_size,
+)
 
 REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default reduce_bucket_size, elements."""
@@ -60,21 +66,27 @@ def structure_bytes(
     }
 
 
+def activations_of(model: ModelConfig) -> Activations:
+    """What the family's layers keep per token."""
+    kept: Activations = family_module(model.family, "architecture").activations(model)
+    return kept
+
+
 def layer_activation_bytes(model: ModelConfig, layout: Layout) -> int:
     """What one layer keeps for its backward pass; the family's ``activations`` counts it for one token."""
     tokens, t = layout.micro_batch * model.seq_length, layout.tensor
-    whole, divided, statistics, divided_statistics = family_module(model.family, "architecture").activations(model)
+    kept = activations_of(model)
     dropped = 2 * model.hidden_size if model.dropout > 0 else 0  # one byte per value, after attention and the MLP
-    values = whole * tokens + divided * tokens // t
-    fp32 = statistics * tokens + divided_statistics * tokens // t
-    return int(layout.value_bytes * values + 4 * fp32 + dropped * tokens)
+    values = kept.values * tokens + kept.divided_values * tokens // t
+    fp32 = kept.fp32 * tokens + kept.divided_fp32 * tokens // t
+    return layout.value_bytes * values + 4 * fp32 + dropped * tokens
 
 
 def activation_bytes(model: ModelConfig, layout: Layout, device: str = "cpu") -> dict[str, int]:
     """What one micro-batch holds at the end of its forward pass, by part; ``logits`` is the loss's passing buffer."""
     tokens, d, t = layout.micro_batch * model.seq_length, model.hidden_size, layout.tensor
     p = layout.value_bytes
-    one = layer_activation_bytes(model, layout)
+    one, kept = layer_activation_bytes(model, layout), activations_of(model)
     layers = model.num_layers * one
     if layout.activation_checkpointing:
         layers = model.num_layers * p * tokens * d + one  # each layer's input, and one layer at a time in full
@@ -85,8 +97,8 @@ def activation_bytes(model: ModelConfig, layout: Layout, device: str = "cpu") ->
     logit = p if on_gpu and t == 1 else 4 + (p if p < 4 else 0)
     return {
         "layers": layers,
-        # The last norm's input and statistics, the gradient of its output; token ids, and positions of one sequence.
-        "ends": 2 * p * tokens * d + 8 * tokens + 8 * tokens + 8 * model.seq_length,
+        # The last norm, the gradient of its output; token ids, and positions of one sequence.
+        "ends": (p * (kept.last_norm_values + d) + 4 * kept.last_norm_fp32 + 8) * tokens + 8 * model.seq_length,
         "loss": 4 * rows * d,
         "logits": chunk * logit,
     }

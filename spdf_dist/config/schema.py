@@ -97,7 +97,7 @@ class SparsityConfig:
     execution: str = "auto"
     """`masked` (dense weights with zeros), `compressed` (non-zeros only), or `auto` (the faster, measured once)."""
     targets: list[str] = field(default_factory=lambda: list(LOGICAL_WEIGHTS))
-    """Which logical weights are sparse."""
+    """Which logical weights are sparse; by default all matrices of the family (docs/model_families.md)."""
     init_scale: str = "none"
     """`none` (the paper's) or `fan_in`: multiply the kept initial weights by 1/sqrt(density)."""
 

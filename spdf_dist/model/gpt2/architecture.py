@@ -15,7 +15,7 @@ import math
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig
-from spdf_dist.model.architecture import TensorSpec
+from spdf_dist.model.architecture import Activations, TensorSpec
 
 STANDARD_DEVIATION = 0.02
 """Of the initial weights (Radford et al., 2019); that of residual outputs is divided by sqrt(2 L)."""
@@ -119,14 +119,14 @@ def tensors(model: ModelConfig) -> list[TensorSpec]:
     return table + norm("ln_f", "decoder.final_layernorm", "ln_f", d)
 
 
-def activations(model: ModelConfig) -> tuple[int, int, int, int]:
-    """What one layer keeps per token for its backward pass, with fused attention.
-
-    Returns:
-        values that every tensor rank holds: the inputs and outputs of both norms;
-        values that tensor ranks divide: Q, K, V, the attention's output, the MLP's hidden layer before and after GELU;
-        fp32 numbers that every rank holds: mean and deviation of both norms;
-        fp32 numbers that ranks divide: the attention's log-sum of each head.
-    """
+def activations(model: ModelConfig) -> Activations:
+    """What the backward pass needs per token."""
     d = model.hidden_size
-    return 4 * d, 4 * d + 2 * model.ffn, 4, model.num_attention_heads
+    return Activations(
+        values=4 * d,  # inputs and outputs of both norms
+        divided_values=4 * d + 2 * model.ffn,  # Q, K, V, the attention's output; the hidden layer before and after GELU
+        fp32=4,  # mean and deviation of both norms
+        divided_fp32=model.num_attention_heads,  # the attention's log-sums
+        last_norm_values=d,
+        last_norm_fp32=2,
+    )
