@@ -31,7 +31,7 @@ class ModelConfig:
     """A decoder-only transformer (paper, Table 1, is GPT-2)."""
 
     family: str = "gpt2"
-    """Architecture: `gpt2`."""
+    """Architecture: `gpt2` or `llama`."""
     num_layers: int = 4
     """Decoder layers."""
     hidden_size: int = 256

@@ -20,7 +20,7 @@ from typing import Literal
 
 from spdf_dist.config.schema import ModelConfig
 
-FAMILIES = ("gpt2",)
+FAMILIES = ("gpt2", "llama")
 """Values of ``model.family``. Each is a package beside this module with `architecture`, `layers` and `hf`."""
 
 VOCABULARY_MULTIPLE = 8

@@ -1,6 +1,6 @@
 """One rank of a tiny training run that weighs what it holds and counts what it sends; rank 0 prints JSON.
 
-    engine_job.py TENSOR DATA STAGE PRECISION EXECUTION CHECKPOINTING
+    engine_job.py TENSOR DATA STAGE PRECISION EXECUTION CHECKPOINTING [FAMILY]
 
 Ranks come from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 """
@@ -21,7 +21,7 @@ from spdf_dist.accounting.layout import layout_of
 from spdf_dist.accounting.memory import activation_bytes, memory, state_bytes
 from spdf_dist.base.rank_variables import discover
 from spdf_dist.checkpoint.packed_masks import PackedMasks
-from spdf_dist.config.load import build
+from spdf_dist.config.load import config_from_tree
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.model.architecture import architecture_of, padded_vocab_size
 from spdf_dist.model.gpt import build_gpt
@@ -30,11 +30,23 @@ from spdf_dist.parallel.groups import initialize
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.engine import Engine, MicroBatch
 
+MODELS: dict[str, dict[str, Any]] = {
+    "gpt2": {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "seq_length": 32, "vocab_size": 301},
+}
+MODELS["llama"] = MODELS["gpt2"] | {
+    "family": "llama",
+    "num_key_value_heads": 2,
+    "ffn_hidden_size": 176,
+    "tie_embeddings": False,
+}
 
-def tree(tensor: int, data: int, stage: int, precision: str, execution: str, checkpointing: bool) -> dict[str, Any]:
+
+def tree(
+    tensor: int, data: int, stage: int, precision: str, execution: str, checkpointing: bool, family: str = "gpt2"
+) -> dict[str, Any]:
     return {
         "device": "cpu",
-        "model": {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "seq_length": 32, "vocab_size": 301},
+        "model": MODELS[family],
         "sparsity": {
             "level": 0.0 if execution == "dense" else 0.75,
             "execution": "masked" if execution == "dense" else execution,
@@ -100,8 +112,8 @@ def optimizer_state(engine: Engine) -> dict[str, int]:
 
 
 def main() -> None:
-    values = [*map(int, sys.argv[1:4]), *sys.argv[4:6], sys.argv[6] == "1"]
-    config: PretrainConfig = build(PretrainConfig, tree(*values), "")  # type: ignore[arg-type]
+    values = [*map(int, sys.argv[1:4]), *sys.argv[4:6], sys.argv[6] == "1", *sys.argv[7:]]
+    config: PretrainConfig = config_from_tree(PretrainConfig, tree(*values))  # type: ignore[arg-type]
     ranks = discover()
     assert ranks is not None
     traffic = Traffic()

@@ -16,8 +16,10 @@ from spdf_dist.accounting.paper import (
     table_2,
     table_3,
 )
+from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.config.load import build, load_config
 from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
+from spdf_dist.model.architecture import architecture_of
 
 PARTS = ("Q", "K", "V", "D", "I", "O", "attention", "softmax", "logits")
 TINY = ModelConfig(num_layers=2, hidden_size=32, num_attention_heads=4, seq_length=24, vocab_size=101)
@@ -153,3 +155,25 @@ def test_equals_torchs_own_counter() -> None:
         blocks(word(tokens)) @ word.weight.T
     ours = forward_flops(TINY)
     assert counter.get_total_flops() == batch * (sum(ours.values()) - ours["softmax"])
+
+
+def test_llama_counts_each_kept_weight_and_all_heads() -> None:
+    model = ModelConfig(
+        family="llama",
+        num_layers=3,
+        hidden_size=32,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        ffn_hidden_size=88,
+        seq_length=10,
+        vocab_size=50,
+        tie_embeddings=False,
+    )
+    layer = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 88 * 32
+    assert total_parameters(model) == 2 * 50 * 32 + 3 * (layer + 2 * 32) + 32
+    linears = 3 * layer * 2 * 10
+    rest = 3 * (4 * 10 * 10 * 32 + 3 * 4 * 10 * 10) + 2 * 10 * 32 * 50  # attention, softmax, logits
+    assert sum(forward_flops(model).values()) == linears + rest
+    sparse = SparsityConfig(level=0.75, targets=list(architecture_of(model).targets))
+    assert sum(forward_flops(model, sparse).values()) == linears // 4 + rest
+    assert linears_share(model) == linears / (linears + rest)

@@ -22,8 +22,9 @@ from spdf_dist.sparsity.masks import BoolArray, RandomMasks
 
 MODEL = ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=4, ffn_hidden_size=20, seq_length=6, vocab_size=11)
 SPARSE = SparsityConfig(level=0.75, seed=7)
-COLUMN = ("W_Q", "W_K", "W_V", "W_I", "b_Q", "b_K", "b_V", "b_I")
+COLUMN = ("W_Q", "W_K", "W_V", "W_G", "W_I", "b_Q", "b_K", "b_V", "b_I")
 ROW = ("W_D", "W_O")
+VOCABULARY = ("embedding.word", "head.weight")
 
 Tensors = dict[Kind, dict[str, torch.Tensor]]
 
@@ -42,19 +43,19 @@ def make_tensors(masks: dict[str, BoolArray], seed: int = 0, model: ModelConfig 
     return tensors
 
 
-def masks_of(sparsity: SparsityConfig | None) -> dict[str, BoolArray]:
-    return {} if sparsity is None else dict(RandomMasks(MODEL, sparsity))
+def masks_of(sparsity: SparsityConfig | None, model: ModelConfig = MODEL) -> dict[str, BoolArray]:
+    return {} if sparsity is None else dict(RandomMasks(model, sparsity))
 
 
-def local_pieces(rank: int, ranks: int, masks: dict[str, BoolArray]) -> Iterator[Piece]:
+def local_pieces(rank: int, ranks: int, masks: dict[str, BoolArray], model: ModelConfig = MODEL) -> Iterator[Piece]:
     """What tensor rank ``rank`` of ``ranks`` holds, its vocabulary padded to a multiple of 4 x ranks."""
-    for name, shape in global_shapes(MODEL).items():
+    for name, shape in global_shapes(model).items():
         short = name.rsplit(".", 1)[-1]
-        dim = 0 if short in COLUMN or name == "embedding.word" else 1 if short in ROW else None
+        dim = 0 if short in COLUMN or name in VOCABULARY else 1 if short in ROW else None
         start, stop = 0, shape[0]
         if dim is not None:
             size = shape[dim]
-            if name == "embedding.word":
+            if name in VOCABULARY:
                 size = -(-size // (4 * ranks)) * 4 * ranks
             start, stop = size * rank // ranks, min(size * (rank + 1) // ranks, shape[dim])
             stop = max(start, stop)
@@ -73,10 +74,15 @@ def local_tensor(piece: Piece, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def responsible(
-    rank: int, ranks: int, masks: dict[str, BoolArray], tensors: Tensors, values: bool = True
+    rank: int,
+    ranks: int,
+    masks: dict[str, BoolArray],
+    tensors: Tensors,
+    values: bool = True,
+    model: ModelConfig = MODEL,
 ) -> Iterator[tuple[Kind, Piece, torch.Tensor]]:
     """What a rank writes: its slices; replicated tensors by rank 0. Sparse ones as values or as dense slices."""
-    for piece in local_pieces(rank, ranks, masks):
+    for piece in local_pieces(rank, ranks, masks, model):
         if piece.dim is None and rank > 0:
             continue
         for kind in tensors:
@@ -138,20 +144,21 @@ def save(
     tensors: Tensors | None = None,
     values: bool = True,
     masks: dict[str, BoolArray] | None = None,
+    model: ModelConfig = MODEL,
     **more: Any,
 ) -> list[Any]:
     """Write a checkpoint with ``ranks`` tensor ranks; the folder (or the error) of each rank."""
-    masks = masks_of(sparsity) if masks is None else masks
-    content = tensors or make_tensors(masks)
+    masks = masks_of(sparsity, model) if masks is None else masks
+    content = tensors or make_tensors(masks, model=model)
 
     def work(rank: int, together: Threads) -> Path:
         writer = CheckpointWriter(root, step, together)
         return writer.write(
-            responsible(rank, ranks, masks, content, values),
+            responsible(rank, ranks, masks, content, values, model),
             masks=masks,
             config_yaml="seed: 1\n",
             tokenizer=None,
-            manifest=manifest_of(sparsity, **more),
+            manifest=manifest_of(sparsity, model=asdict(model), **more),
             rank_state={"rng": f"{rank:02x}"},
         )
 

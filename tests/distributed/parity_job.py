@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 
+import reference_llama
 import torch
 from megatron.core import parallel_state
 from reference_gpt import shapes, train
@@ -21,8 +23,25 @@ from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.engine import MOMENTS, Engine, MicroBatch, parameter_groups
 
 STEPS = 20
-MODEL = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16, "vocab_size": 61}
+SIZES = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16, "vocab_size": 61}
 """61 words: no multiple of anything, so that padding is there at every tensor size."""
+LLAMA = SIZES | {"family": "llama", "num_key_value_heads": 2, "ffn_hidden_size": 88}
+MODELS = {
+    "gpt2": SIZES,
+    "llama": LLAMA,
+    "llama_scaled": LLAMA
+    | {
+        "num_key_value_heads": 4,
+        "tie_embeddings": False,
+        "rope_theta": 500.0,
+        "rope_scaling": {
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 3.0,
+            "original_max_position_embeddings": 8,
+        },
+    },
+}
 LRS = [5e-3 * min(1.0, (step + 1) / 5) for step in range(STEPS)]
 
 
@@ -31,7 +50,7 @@ def config_of(case: dict) -> PretrainConfig:
         PretrainConfig,
         {
             "device": "cpu",
-            "model": MODEL,
+            "model": MODELS[case.get("model", "gpt2")],
             "sparsity": {"level": case.get("level", 0.75), "execution": case["execution"]},
             "parallel": {"tensor": case["tensor"], "zero_stage": case["zero"]},
             "training": {
@@ -51,15 +70,21 @@ def batches() -> list[torch.Tensor]:
     return [torch.randint(0, 61, (16, 17), generator=generator) ** 2 // 61 for _ in range(STEPS)]
 
 
-def reference(level: float) -> dict:
-    config = config_of({"execution": "masked", "tensor": 1, "zero": 1, "level": level})
+def reference(level: float, kind: str = "gpt2") -> dict:
+    config = config_of({"execution": "masked", "tensor": 1, "zero": 1, "level": level, "model": kind})
     model = config.model
-    names = shapes(model.num_layers, model.hidden_size, model.ffn, model.vocab_size, model.seq_length)
     tensors = architecture_of(model).tensors
-    assert {name: tensor.shape for name, tensor in tensors.items()} == names
+    if model.family == "gpt2":
+        names = shapes(model.num_layers, model.hidden_size, model.ffn, model.vocab_size, model.seq_length)
+        assert {name: tensor.shape for name, tensor in tensors.items()} == names
+        network = None
+    else:
+        network = functools.partial(reference_llama.forward, model=MODELS[kind])
     initial = {name: initial_tensor(tensor, config.seed) for name, tensor in tensors.items()}
     masks = {name: torch.from_numpy(mask) for name, mask in RandomMasks(model, config.sparsity).items()}
-    losses, norms, _ = train(initial, masks, batches(), layers=2, heads=4, lrs=LRS, weight_decay=0.1, clip=0.5)
+    losses, norms, _ = train(
+        initial, masks, batches(), layers=2, heads=4, lrs=LRS, weight_decay=0.1, clip=0.5, network=network
+    )
     return {"losses": losses, "norms": norms}
 
 
@@ -72,7 +97,7 @@ def run_case(case: dict) -> dict:
         config.model,
         groups,
         masks=RandomMasks(config.model, config.sparsity),
-        execution=dict.fromkeys(("qkv", "projection", "expand", "contract"), case["execution"]),
+        execution=dict.fromkeys(architecture_of(config.model).linears, case["execution"]),
         dtype=dtype,
         activation_checkpointing=config.training.activation_checkpointing,
     )

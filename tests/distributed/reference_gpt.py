@@ -6,6 +6,7 @@ No code of the trainer is used except the initial values and masks, which are fa
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -53,22 +54,26 @@ def train(
     masks: dict[str, Tensor],
     batches: list[Tensor],
     *,
-    layers: int,
-    heads: int,
+    layers: int = 0,
+    heads: int = 0,
     lrs: list[float],
     weight_decay: float,
     clip: float,
+    network: Callable[[dict[str, Tensor], Tensor], Tensor] | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> tuple[list[float], list[float], dict[str, Tensor]]:
-    """AdamW by hand over whole batches [B, T + 1]: losses, gradient norms before clipping, final weights."""
+    """AdamW by hand over whole batches [B, T + 1]: losses, gradient norms before clipping, final weights.
+
+    ``network`` gives logits from weights and token ids; by default it is the GPT of ``layers`` and ``heads``.
+    """
     w = {name: (value * masks[name] if name in masks else value).clone() for name, value in initial.items()}
     first = {name: torch.zeros_like(value) for name, value in w.items()}
     second = {name: torch.zeros_like(value) for name, value in w.items()}
     losses, norms = [], []
     for step, (ids, lr) in enumerate(zip(batches, lrs, strict=True), start=1):
         leaves = {name: value.detach().requires_grad_() for name, value in w.items()}
-        logits = forward(leaves, ids[:, :-1], layers, heads)
+        logits = network(leaves, ids[:, :-1]) if network else forward(leaves, ids[:, :-1], layers, heads)
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
         gradients = {name: g * masks[name] if name in masks else g for name, g in gradients.items()}
@@ -80,7 +85,7 @@ def train(
             g = g * factor
             first[name] = betas[0] * first[name] + (1 - betas[0]) * g
             second[name] = betas[1] * second[name] + (1 - betas[1]) * g * g
-            decay = weight_decay if name.split(".")[-1].startswith("W_") or name.startswith("embedding") else 0.0
+            decay = weight_decay if g.dim() == 2 else 0.0
             update = (first[name] / (1 - betas[0] ** step)) / ((second[name] / (1 - betas[1] ** step)).sqrt() + eps)
             w[name] = w[name] * (1 - lr * decay) - lr * update
     return losses, norms, w

@@ -21,8 +21,8 @@ BF16_TOLERANCE = 2e-2
 
 
 @cache
-def expected(level: float = 0.75) -> dict:
-    return reference(level)
+def expected(level: float = 0.75, kind: str = "gpt2") -> dict:
+    return reference(level, kind)
 
 
 def train_cases(cases: list[dict], ranks: int, folder: Path) -> list[dict]:
@@ -76,3 +76,27 @@ def test_bf16_accumulation_recomputation_and_dense(tmp_path):
     check(results[4], expected(), TOLERANCE)  # 16 micro-batches
     check(results[5], expected(), TOLERANCE)
     check(results[6], expected(0.0), TOLERANCE)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("ranks", "tensors"), [(1, (1,)), (2, (2, 1)), (4, (2,))])
+def test_llama_equals_one_process(ranks, tensors, tmp_path):
+    cases = [
+        {"tensor": tensor, "zero": zero, "execution": execution, "model": kind}
+        for tensor in tensors
+        for zero, execution, kind in (
+            (0, "masked", "llama"),
+            (1, "compressed", "llama"),
+            (2, "compressed", "llama_scaled"),
+            (1, "masked", "llama_scaled"),
+        )
+    ]
+    cases.append({"tensor": tensors[0], "zero": 1, "execution": "compressed", "model": "llama", "recompute": True})
+    cases.append({"tensor": tensors[0], "zero": 1, "execution": "masked", "model": "llama_scaled", "level": 0.0})
+    for result in train_cases(cases, ranks, tmp_path):
+        case = result["case"]
+        check(result, expected(case.get("level", 0.75), case["model"]), TOLERANCE)
+        assert all("ln_" in name for name in result["groups"][1])
+    bf16 = {"tensor": tensors[0], "zero": 1, "execution": "compressed", "model": "llama", "precision": "bf16"}
+    (result,) = train_cases([bf16], ranks, tmp_path)
+    check(result, expected(0.75, "llama"), BF16_TOLERANCE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from spdf_dist.accounting.layout import Layout, local_elements
 from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.base.rank_variables import ALONE
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.schema import ModelConfig, SparsityConfig
+from spdf_dist.config.schema import ModelConfig, RopeScaling, SparsityConfig
 from spdf_dist.config.validate import validate_model
 from spdf_dist.model.architecture import Architecture, architecture_of
 from spdf_dist.model.gpt import build_gpt
@@ -22,7 +23,8 @@ from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.sparsity.masks import RandomMasks
 
 SIZES = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16, "vocab_size": 61}
-MODELS = {"gpt2": ModelConfig(**SIZES)}
+LLAMA = ModelConfig(**SIZES, family="llama", num_key_value_heads=2)
+MODELS = {"gpt2": ModelConfig(**SIZES), "llama": LLAMA, "llama_untied": replace(LLAMA, tie_embeddings=False)}
 
 
 @pytest.fixture(params=MODELS)
@@ -78,6 +80,12 @@ def test_keys_that_a_family_lacks_are_named() -> None:
     for keys, message in (
         ({"family": "gpt3"}, "model.family: 'gpt3' is not known"),
         ({"rope_theta": 1e4}, "model.rope_theta: model.family gpt2 has no such choice"),
+        ({"family": "llama", "rope_theta": -1.0}, "model.rope_theta: must be positive and finite, got -1.0"),
+        ({"family": "llama", "hidden_size": 12}, "rotary positions need heads of even size, not 3"),
+        (
+            {"family": "llama", "rope_scaling": RopeScaling(low_freq_factor=4.0, high_freq_factor=2.0)},
+            "high_freq_factor: must be more than low_freq_factor 4.0, got 2.0",
+        ),
         ({"num_key_value_heads": 3}, "model.num_key_value_heads: 3 does not divide model.num_attention_heads 4"),
         ({"norm_eps": 0.0}, "model.norm_eps: must be between 0 and 1"),
     ):

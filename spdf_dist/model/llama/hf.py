@@ -1,0 +1,91 @@
+"""Llama at Hugging Face: ``LlamaForCausalLM`` and its ``config.json``. The names of its tensors are in the table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import ModelConfig, RopeScaling
+from spdf_dist.model.llama.architecture import ROPE_THETA
+
+CLASS_NAME = "LlamaForCausalLM"
+PREFIX = "model."
+"""Of every tensor but the head's. Folders of the model without a head lack it."""
+BUFFERS = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq"
+"""Stored tensors that are not weights."""
+REQUIRED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+"""What our model computes; a folder that says otherwise is another model."""
+
+
+def hf_config(model: ModelConfig) -> dict[str, Any]:
+    """``config.json`` without dtype and special tokens. Rotary positions are written as transformers 4 has them, which
+    transformers 5 reads too."""
+    scaling = None if model.rope_scaling is None else {"rope_type": "llama3", **asdict(model.rope_scaling)}
+    return {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.key_value_heads,
+        "head_dim": model.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": model.seq_length,
+        "initializer_range": 0.02,
+        "rms_norm_eps": model.norm_eps,
+        "tie_word_embeddings": model.tie_embeddings,
+        "rope_theta": model.rope_theta or ROPE_THETA,
+        "rope_scaling": scaling,
+        "attention_bias": False,
+        "attention_dropout": model.dropout,
+        "mlp_bias": False,
+        "pretraining_tp": 1,
+    }
+
+
+def model_config(config: dict[str, Any], path: Path) -> ModelConfig:
+    """The architecture in a ``config.json``; KeyError for a key that is missing.
+
+    Raises UserError when it is not the Llama that we compute.
+    """
+    for key, expected in REQUIRED.items():
+        if config.get(key, expected) != expected:
+            raise UserError(f"{path}: {key} is {config[key]!r}; only {expected!r} can be imported")
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    if config.get("head_dim") is not None and int(config["head_dim"]) * heads != hidden:
+        raise UserError(f"{path}: head_dim is {config['head_dim']}; only hidden_size / num_attention_heads is known")
+    groups = config.get("num_key_value_heads")
+    theta, scaling = rotary_config(config, path)
+    return ModelConfig(
+        family="llama",
+        num_layers=int(config["num_hidden_layers"]),
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=None if groups is None else int(groups),
+        ffn_hidden_size=int(config["intermediate_size"]),
+        seq_length=int(config["max_position_embeddings"]),
+        vocab_size=int(config["vocab_size"]),
+        dropout=float(config.get("attention_dropout") or 0.0),
+        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def rotary_config(config: dict[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
+    """Base and scaling of the rotary positions, as transformers 4 (two keys) or 5 (one) writes them."""
+    found: dict[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(found.get("rope_theta", config.get("rope_theta", ROPE_THETA)))
+    kind = found.get("rope_type", found.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise UserError(f"{path}: rope_type is {kind!r}; only 'default' and 'llama3' can be imported")
+    values = {field.name: found[field.name] for field in fields(RopeScaling)}
+    original = int(values.pop("original_max_position_embeddings"))
+    return theta, RopeScaling(
+        **{key: float(value) for key, value in values.items()}, original_max_position_embeddings=original
+    )
