@@ -3,7 +3,8 @@
 Tensor parallelism sums activations of B T d values, a micro-batch: in the forward pass after the attention's projection
 and after the MLP of each layer and after the embedding; in the backward pass before Q, K, V and before W_I of each
 layer and before the output layer; and four fp32 numbers a token for the loss. Recomputation repeats the forward sum
-after the attention's projection (torch stops it at the last tensor that it needs, before the MLP's).
+after the attention's projection (torch stops it at the last tensor that it needs, before the MLP's). Sequence
+parallelism has a gather and a scattered sum in the place of each sum of a layer, which together send as much.
 
 Data parallelism sums gradients: once a step, at stage 2 once a micro-batch, fp32; stages 1 and 2 then gather the
 updated weights. A ring sends 2 (n - 1) / n of what a sum is given, (n - 1) / n of what a gather yields.

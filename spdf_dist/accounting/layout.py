@@ -32,6 +32,8 @@ class Layout:
     precision: str
     """`fp32` or `bf16`."""
     activation_checkpointing: bool
+    sequence: bool = False
+    """Whether the tensor ranks divide the tokens outside the linears."""
 
     @property
     def value_bytes(self) -> int:
@@ -63,6 +65,7 @@ def layout_of(config: PretrainConfig, world_size: int, device: str = "cuda") -> 
         execution=execution,
         precision=config.training.precision,
         activation_checkpointing=config.training.activation_checkpointing,
+        sequence=config.parallel.sequence,
     )
 
 

@@ -75,11 +75,16 @@ def activations_of(model: ModelConfig) -> Activations:
 def layer_activation_bytes(model: ModelConfig, layout: Layout) -> int:
     """What one layer keeps for its backward pass; the family's ``activations`` counts it for one token."""
     tokens, t = layout.micro_batch * model.seq_length, layout.tensor
-    kept = activations_of(model)
+    kept, own = activations_of(model), own_tokens(model, layout)
     dropped = 2 * model.hidden_size if model.dropout > 0 else 0  # one byte per value, after attention and the MLP
-    values = kept.values * tokens + kept.divided_values * tokens // t
-    fp32 = kept.fp32 * tokens + kept.divided_fp32 * tokens // t
+    values = 2 * model.hidden_size * tokens + 2 * kept.norm_values * own + kept.divided_values * tokens // t
+    fp32 = 2 * kept.norm_fp32 * own + kept.divided_fp32 * tokens // t
     return layout.value_bytes * values + 4 * fp32 + dropped * tokens
+
+
+def own_tokens(model: ModelConfig, layout: Layout) -> int:
+    """Tokens of a micro-batch that a tensor rank has outside the linears."""
+    return layout.micro_batch * model.seq_length // (layout.tensor if layout.sequence else 1)
 
 
 def activation_bytes(model: ModelConfig, layout: Layout, device: str = "cpu") -> dict[str, int]:
@@ -89,7 +94,8 @@ def activation_bytes(model: ModelConfig, layout: Layout, device: str = "cpu") ->
     one, kept = layer_activation_bytes(model, layout), activations_of(model)
     layers = model.num_layers * one
     if layout.activation_checkpointing:
-        layers = model.num_layers * p * tokens * d + one  # each layer's input, and one layer at a time in full
+        # Each layer's input, and one layer at a time in full.
+        layers = model.num_layers * p * own_tokens(model, layout) * d + one
     rows = padded_vocab_size(model.vocab_size, t) // t
     on_gpu = device == "cuda"
     chunk = min(tokens, max(1, (LOGITS_CHUNK_CUDA if on_gpu else LOGITS_CHUNK) // rows)) * rows
@@ -98,7 +104,9 @@ def activation_bytes(model: ModelConfig, layout: Layout, device: str = "cpu") ->
     return {
         "layers": layers,
         # The last norm, the gradient of its output; token ids, and positions of one sequence.
-        "ends": (p * (kept.last_norm_values + d) + 4 * kept.last_norm_fp32 + 8) * tokens + 8 * model.seq_length,
+        "ends": (p * kept.norm_values + 4 * kept.norm_fp32) * own_tokens(model, layout)
+        + (p * d + 8) * tokens
+        + 8 * model.seq_length,
         "loss": 4 * rows * d,
         "logits": chunk * logit,
     }

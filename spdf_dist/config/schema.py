@@ -113,6 +113,8 @@ class ParallelConfig:
 
     tensor: int = 1
     """Ranks that share each layer's matrices."""
+    sequence: bool = False
+    """Divide the tokens among the tensor ranks outside the matrices too, which saves activations."""
     data: int | None = None
     """Ranks that share each batch; null: world size / tensor under a launcher, else the node's GPUs / tensor, or 1."""
     timeout_minutes: float = 30.0

@@ -97,6 +97,7 @@ def validate_parallel(config: AnyConfig) -> None:
     require(ranks <= MOST_RANKS, f"parallel: {ranks} ranks are too many: at most {MOST_RANKS}")
     require(parallel.tensor >= 1, f"parallel.tensor: must be 1 or more, got {parallel.tensor}")
     require(parallel.data is None or parallel.data >= 1, f"parallel.data: must be 1 or more, got {parallel.data}")
+    require(not parallel.sequence or parallel.tensor > 1, "parallel.sequence: needs parallel.tensor of 2 or more")
     require(
         0 < parallel.timeout_minutes < 1e6,
         f"parallel.timeout_minutes: must be positive and finite, got {parallel.timeout_minutes}",
@@ -115,6 +116,18 @@ def validate_tensor_parallel(model: ModelConfig, tensor: int) -> None:
         key, heads, what = "num_key_value_heads", model.key_value_heads, "key and value heads"
     require(heads % tensor == 0, f"parallel.tensor: {heads} {what} (model.{key}) are not divisible by {tensor}")
     require(model.ffn % tensor == 0, f"parallel.tensor: model.ffn_hidden_size {model.ffn} is not divisible by {tensor}")
+
+
+def validate_sequence_parallel(config: PretrainConfig) -> None:
+    """Whether the tensor ranks can divide the tokens."""
+    if not config.parallel.sequence:
+        return
+    length, tensor = config.model.seq_length, config.parallel.tensor
+    require(length % tensor == 0, f"parallel.sequence: model.seq_length {length} is not divisible by {tensor}")
+    require(
+        config.model.dropout == 0,
+        "parallel.sequence: model.dropout must be 0: tensor ranks would drop the same places of different tokens",
+    )
 
 
 def tensor_size_fits(model: ModelConfig, tensor: int) -> bool:
@@ -170,6 +183,7 @@ def validate_pretrain(config: PretrainConfig) -> None:
     validate_sparsity(config.sparsity)
     validate_pattern(config.sparsity, config.model)
     validate_tensor_parallel(config.model, config.parallel.tensor)
+    validate_sequence_parallel(config)
     training = config.training
     require(training.train_tokens >= 0, f"training.train_tokens: must not be negative, got {training.train_tokens}")
     require(training.warmup_tokens >= 0, f"training.warmup_tokens: must not be negative, got {training.warmup_tokens}")
@@ -208,6 +222,10 @@ def validate_pretrain(config: PretrainConfig) -> None:
 
 def validate_finetune(config: FinetuneConfig) -> None:
     """What only fine-tuning has."""
+    require(
+        not config.parallel.sequence,
+        "parallel.sequence: is for pre-training; sequences of fine-tuning differ in length",
+    )
     task = config.finetune
     one_of("finetune.task", task.task, tuple(task_names()))
     one_of("sparsity.execution", config.sparsity.execution, ("masked", "compressed", "auto"))

@@ -97,21 +97,18 @@ class TensorSpec:
 class Activations:
     """What the forward pass keeps per token for the backward pass, with fused attention and without dropout.
 
-    Values take the bytes of an activation, 2 under bf16; fp32 numbers always take 4.
+    Beside these it keeps the outputs of both norms of a layer, which enter linears. Values take the bytes of an
+    activation, 2 under bf16; fp32 numbers always take 4.
     """
 
-    values: int
-    """Of one layer, on every tensor rank."""
+    norm_values: int
+    """Of each norm, beside its output."""
+    norm_fp32: int
+    """Of each norm."""
     divided_values: int
     """Of one layer, divided among the tensor ranks."""
-    fp32: int
-    """Of one layer, on every tensor rank."""
     divided_fp32: int
     """Of one layer, divided among the tensor ranks."""
-    last_norm_values: int
-    """Of the norm after the last layer, without its output, which the loss replaces by its gradient."""
-    last_norm_fp32: int
-    """Of the same."""
 
 
 @dataclass(frozen=True)

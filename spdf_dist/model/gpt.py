@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -24,6 +25,7 @@ from spdf_dist.model.loss import linear_cross_entropy
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.layout import Piece, pieces_of
 from spdf_dist.parallel.linear import ParallelLinear
+from spdf_dist.parallel.sequence import ScatteredNorm, scatter_inputs
 from spdf_dist.sparsity.masks import BoolArray
 
 Execution = Mapping[str, str]
@@ -36,10 +38,13 @@ class GPT(GPTModel):
     architecture: Architecture
     groups: Groups
     label_smoothing = 0.0
+    sequence = False
 
     def _postprocess(self, hidden_states: Tensor, labels: Tensor, **_: Any) -> Tensor:
         """The sum of token losses of [T, B, D] hidden states and [B, T] labels, in place of megatron-core's loss."""
         tied = self.architecture.model.tie_embeddings
+        if self.sequence:
+            hidden_states = gather_from_sequence_parallel_region(hidden_states)
         return linear_cross_entropy(
             hidden_states.reshape(-1, hidden_states.shape[-1]),
             self.embedding.word_embeddings.weight if tied else self.output_layer.weight,
@@ -47,6 +52,7 @@ class GPT(GPTModel):
             vocab_start=self.embedding.word_embeddings.vocab_start_index,
             vocab_size=self.architecture.model.vocab_size,
             group=self.groups.tensor_group if self.groups.tensor_size > 1 else None,
+            sum_gradient=not self.sequence,
             label_smoothing=self.label_smoothing if self.training else 0.0,
         )
 
@@ -89,14 +95,19 @@ def build_gpt(
     dtype: torch.dtype,
     activation_checkpointing: bool = False,
     label_smoothing: float = 0.0,
+    sequence: bool = False,
 ) -> GPT:
     """This rank's slice of the model, parameters not yet filled (see initialize.py), on the CPU.
+
+    With ``sequence``, the tensor ranks also divide the tokens outside the linears (see parallel/sequence.py).
 
     Every parameter carries ``pieces`` and DeepSpeed's ``tensor_model_parallel`` mark: without the mark the clipped
     gradient norm would be silently wrong.
     """
     architecture = architecture_of(model)
     family = family_module(model.family, "layers")
+
+    norm = ScatteredNorm if sequence else WrappedTorchNorm
 
     def linear(layer: int, name: str) -> ModuleSpec:
         return ModuleSpec(
@@ -109,19 +120,23 @@ def build_gpt(
                 "masks": masks,
                 "execution": execution.get(name, "masked"),
                 "dtype": dtype,
+                "sequence": sequence,
             },
         )
 
-    layers = [pre_norm_layer(functools.partial(linear, index), model.ffn) for index in range(model.num_layers)]
+    layers = [pre_norm_layer(functools.partial(linear, index), norm, model.ffn) for index in range(model.num_layers)]
     gpt = GPT(
         transformer_config(model, groups.tensor_size, dtype),
-        TransformerBlockSubmodules(layer_specs=layers, layer_norm=WrappedTorchNorm),
+        TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm),
         vocab_size=padded_vocab_size(model.vocab_size, groups.tensor_size),
         max_sequence_length=model.seq_length,
         share_embeddings_and_output_weights=model.tie_embeddings,
         **family.gpt_options(model),
     )
     family.finish(gpt, model)
+    if sequence:
+        scatter_inputs(gpt.decoder, groups.device)
+    gpt.sequence = sequence
     gpt.architecture = architecture
     gpt.groups = groups
     gpt.label_smoothing = label_smoothing

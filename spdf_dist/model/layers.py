@@ -17,7 +17,6 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
-from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -113,12 +112,12 @@ def preferred_kernels(device: torch.device) -> AbstractContextManager[None]:
     return context
 
 
-def pre_norm_layer(linear: Callable[[str], ModuleSpec], ffn_hidden_size: int) -> ModuleSpec:
+def pre_norm_layer(linear: Callable[[str], ModuleSpec], norm: type, ffn_hidden_size: int) -> ModuleSpec:
     """A layer of attention and MLP, each behind a norm; ``linear`` gives the linear of a name."""
     return ModuleSpec(
         module=Layer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=WrappedTorchNorm,
+            input_layernorm=norm,
             self_attention=ModuleSpec(
                 module=StackedSelfAttention,
                 submodules=SelfAttentionSubmodules(
@@ -128,7 +127,7 @@ def pre_norm_layer(linear: Callable[[str], ModuleSpec], ffn_hidden_size: int) ->
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=WrappedTorchNorm,
+            pre_mlp_layernorm=norm,
             mlp=ModuleSpec(
                 module=MLP,
                 params={"ffn_hidden_size": ffn_hidden_size},

@@ -31,14 +31,16 @@ def linear_cross_entropy(
     vocab_size: int,
     group: dist.ProcessGroup | None,
     label_smoothing: float = 0.0,
+    sum_gradient: bool = True,
 ) -> Tensor:
     """The sum of token losses, fp32 scalar, differentiable in ``hidden_ND`` and ``weight_VD``.
 
     ``labels_N`` are global word ids or IGNORED. This rank holds rows ``vocab_start``... of the output layer; rows from
     global ``vocab_size`` on are padding, whose logits are -inf. ``group`` holds the ranks that divide the vocabulary
-    (None: one). Smoothing e gives (1 - e) * nll + e * mean over the vocabulary, as in LoRA's loss and torch's.
+    (None: one); the gradient of ``hidden_ND`` is summed over it, unless ``sum_gradient`` says that the caller does.
+    Smoothing e gives (1 - e) * nll + e * mean over the vocabulary, as in LoRA's loss and torch's.
     """
-    if group is not None:
+    if group is not None and sum_gradient:
         hidden_ND = copy_to_tensor_model_parallel_region(hidden_ND)
     with_gradients = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
     total: Tensor = LinearCrossEntropy.apply(

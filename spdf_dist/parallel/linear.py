@@ -19,13 +19,16 @@ import numpy as np
 import torch
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
     reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
 )
 from spdf_kernels import SparsityPattern, dense_linear, sparse_linear
 from torch import Tensor, nn
 
 from spdf_dist.model.architecture import TensorSpec
 from spdf_dist.parallel.layout import Piece
+from spdf_dist.parallel.sequence import summed_gradient
 from spdf_dist.sparsity.masks import BoolArray
 
 
@@ -65,9 +68,13 @@ class ParallelLinear(nn.Module):
         masks: Mapping[str, BoolArray],
         execution: str,
         dtype: torch.dtype,
+        sequence: bool = False,
         **_megatron: Any,
     ) -> None:
         """``weights`` share their inputs and are divided along the same dimension; ``biases`` is empty or as long.
+
+        With ``sequence``, the tensor ranks divide the tokens of a column-parallel linear's input and of a row-parallel
+        one's output.
 
         megatron-core's modules build their linears with sizes and options of their own, which the tensors' specs
         already say; they are ignored.
@@ -75,6 +82,7 @@ class ParallelLinear(nn.Module):
         super().__init__()
         dim = weights[0].shard_dim or 0
         self.column_parallel = dim == 0
+        self.sequence = sequence
         self.execution = execution if any(weight.name in masks for weight in weights) else "dense"
         self.pattern: SparsityPattern | None = None
 
@@ -144,5 +152,9 @@ class ParallelLinear(nn.Module):
     def forward(self, x_TBI: Tensor) -> tuple[Tensor, Tensor | None]:
         """Output [T, B, O] and, where inputs are divided, the bias that the caller adds (fused with its residual)."""
         if self.column_parallel:
-            return self.local(copy_to_tensor_model_parallel_region(x_TBI), self.bias), None
+            enter = gather_from_sequence_parallel_region if self.sequence else copy_to_tensor_model_parallel_region
+            return self.local(enter(x_TBI), self.bias), None
+        if self.sequence:
+            y_TBO = reduce_scatter_to_sequence_parallel_region(self.local(x_TBI, None))
+            return y_TBO, None if self.bias is None else summed_gradient(self.bias)
         return reduce_from_tensor_model_parallel_region(self.local(x_TBI, None)), self.bias

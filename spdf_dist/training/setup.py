@@ -108,6 +108,7 @@ def build_model(
         dtype=weight_dtype(config),
         activation_checkpointing=config.training.activation_checkpointing,
         label_smoothing=label_smoothing,
+        sequence=config.parallel.sequence,
     )
 
 

@@ -1,6 +1,6 @@
 """One rank of a tiny training run that weighs what it holds and counts what it sends; rank 0 prints JSON.
 
-    engine_job.py TENSOR DATA STAGE PRECISION EXECUTION CHECKPOINTING [FAMILY]
+    engine_job.py TENSOR DATA STAGE PRECISION EXECUTION CHECKPOINTING [FAMILY [sequence]]
 
 Ranks come from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
 """
@@ -42,16 +42,16 @@ MODELS["llama"] = MODELS["gpt2"] | {
 
 
 def tree(
-    tensor: int, data: int, stage: int, precision: str, execution: str, checkpointing: bool, family: str = "gpt2"
+    tensor: int, data: int, stage: int, precision: str, execution: str, checkpointing: bool, *rest: str
 ) -> dict[str, Any]:
     return {
         "device": "cpu",
-        "model": MODELS[family],
+        "model": MODELS[rest[0] if rest else "gpt2"],
         "sparsity": {
             "level": 0.0 if execution == "dense" else 0.75,
             "execution": "masked" if execution == "dense" else execution,
         },
-        "parallel": {"tensor": tensor, "data": data, "zero_stage": stage},
+        "parallel": {"tensor": tensor, "data": data, "zero_stage": stage, "sequence": "sequence" in rest},
         "training": {
             "global_batch_size": 4 * data,
             "micro_batch_size": 2,
@@ -128,6 +128,7 @@ def main() -> None:
         execution=execution,
         dtype=dtype,
         activation_checkpointing=config.training.activation_checkpointing,
+        sequence=config.parallel.sequence,
     )
     initialize_parameters(model, config.model, config.sparsity, 1)
     engine = Engine(model, config, groups)

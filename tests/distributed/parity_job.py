@@ -52,7 +52,7 @@ def config_of(case: dict) -> PretrainConfig:
             "device": "cpu",
             "model": MODELS[case.get("model", "gpt2")],
             "sparsity": {"level": case.get("level", 0.75), "execution": case["execution"]},
-            "parallel": {"tensor": case["tensor"], "zero_stage": case["zero"]},
+            "parallel": {"tensor": case["tensor"], "zero_stage": case["zero"], "sequence": case.get("sequence", False)},
             "training": {
                 "global_batch_size": 16,
                 "micro_batch_size": case.get("micro", 4),
@@ -100,6 +100,7 @@ def run_case(case: dict) -> dict:
         execution=dict.fromkeys(architecture_of(config.model).linears, case["execution"]),
         dtype=dtype,
         activation_checkpointing=config.training.activation_checkpointing,
+        sequence=config.parallel.sequence,
     )
     initialize_parameters(model, config.model, config.sparsity, config.seed)
     engine = Engine(model, config, groups)

@@ -100,3 +100,15 @@ def test_llama_equals_one_process(ranks, tensors, tmp_path):
     bf16 = {"tensor": tensors[0], "zero": 1, "execution": "compressed", "model": "llama", "precision": "bf16"}
     (result,) = train_cases([bf16], ranks, tmp_path)
     check(result, expected(0.75, "llama"), BF16_TOLERANCE)
+
+
+@pytest.mark.distributed
+def test_sequence_parallel_equals_one_process(tmp_path):
+    cases = [
+        {"tensor": 2, "zero": 0, "execution": "masked", "model": "gpt2"},
+        {"tensor": 2, "zero": 1, "execution": "compressed", "model": "gpt2", "recompute": True},
+        {"tensor": 2, "zero": 2, "execution": "compressed", "model": "llama_scaled"},
+        {"tensor": 2, "zero": 1, "execution": "masked", "model": "llama"},
+    ]
+    for result in train_cases([case | {"sequence": True} for case in cases], 2, tmp_path):
+        check(result, expected(0.75, result["case"]["model"]), TOLERANCE)

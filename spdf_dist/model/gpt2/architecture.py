@@ -121,12 +121,10 @@ def tensors(model: ModelConfig) -> list[TensorSpec]:
 
 def activations(model: ModelConfig) -> Activations:
     """What the backward pass needs per token."""
-    d = model.hidden_size
     return Activations(
-        values=4 * d,  # inputs and outputs of both norms
-        divided_values=4 * d + 2 * model.ffn,  # Q, K, V, the attention's output; the hidden layer before and after GELU
-        fp32=4,  # mean and deviation of both norms
+        norm_values=model.hidden_size,  # the input
+        norm_fp32=2,  # mean and deviation
+        # Q, K, V, the attention's output; the hidden layer before and after GELU.
+        divided_values=4 * model.hidden_size + 2 * model.ffn,
         divided_fp32=model.num_attention_heads,  # the attention's log-sums
-        last_norm_values=d,
-        last_norm_fp32=2,
     )

@@ -133,10 +133,9 @@ def activations(model: ModelConfig) -> Activations:
     """
     d, k = model.hidden_size, model.key_value_heads * model.head_size
     return Activations(
-        values=2 * d,  # outputs of both norms
-        divided_values=3 * d + 3 * k + 4 * model.ffn,  # Q, K, V; Q and K rotated; the attention's output; the MLP
-        fp32=2 * (2 * d + 1),
+        norm_values=0,
+        norm_fp32=2 * d + 1,
+        # Q, K, V; Q and K rotated; the attention's output; the gate, the rest, the activated gate and their product.
+        divided_values=3 * d + 3 * k + 4 * model.ffn,
         divided_fp32=model.num_attention_heads,  # the attention's log-sums
-        last_norm_values=0,
-        last_norm_fp32=2 * d + 1,
     )
