@@ -74,7 +74,8 @@ def test_sequence_parallelism_says_what_it_needs(empty: str) -> None:
         ([*two, "model.seq_length=63"], "parallel.sequence: model.seq_length 63 is not divisible by 2"),
         ([*two, "model.dropout=0.1"], "parallel.sequence: model.dropout must be 0"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError) as error:
             load_config(PretrainConfig, empty, overrides)
-    with pytest.raises(UserError, match="parallel.sequence: is for pre-training"):
+        assert str(error.value).startswith(message)
+    with pytest.raises(UserError, match=r"parallel\.sequence: is for pre-training"):
         load_config(FinetuneConfig, empty, two)
