@@ -98,7 +98,7 @@ def test_llama_equals_one_process(ranks, tensors, tmp_path):
         check(result, expected(case.get("level", 0.75), case["model"]), TOLERANCE)
         assert all("ln_" in name for name in result["groups"][1])
     bf16 = {"tensor": tensors[0], "zero": 1, "execution": "compressed", "model": "llama", "precision": "bf16"}
-    (result,) = train_cases([bf16], ranks, tmp_path)
+    (result,) = train_cases([bf16], ranks, tmp_path / "bf16")
     check(result, expected(0.75, "llama"), BF16_TOLERANCE)
 
 
