@@ -1,1 +1,1 @@
-"""FLOPs, parameters, memory and communication of a config, by arithmetic alone. Imports ``config`` and nothing else."""
+"""FLOPs, parameters, memory and communication of a config, computed without torch."""

@@ -1,12 +1,12 @@
-"""Bytes that one rank hands to collectives, and sends over its links, in one optimizer step.
+"""Bytes that one rank gives to collectives and sends over its links in one optimizer step.
 
-Tensor parallelism sums activations of B T d values, a micro-batch: in the forward pass after the attention's projection
-and after the MLP of each layer and after the embedding; in the backward pass before Q, K, V and before W_I of each
-layer and before the output layer; and four fp32 numbers a token for the loss. Recomputation repeats the forward sum
+Tensor parallelism sums activations of B T d values per micro-batch: in the forward pass after the embedding and after
+the attention's projection and the MLP of each layer; in the backward pass before Q, K, V and before the MLP of each
+layer and before the output layer; and four fp32 numbers per token for the loss. Recomputation repeats the forward sum
 after the attention's projection (torch stops it at the last tensor that it needs, before the MLP's). Sequence
 parallelism has a gather and a scattered sum in the place of each sum of a layer, which together send as much.
 
-Data parallelism sums gradients: once a step, at stage 2 once a micro-batch, fp32; stages 1 and 2 then gather the
+Data parallelism sums gradients in fp32: once per step, at stage 2 once per micro-batch; stages 1 and 2 then gather the
 updated weights. A ring sends 2 (n - 1) / n of what a sum is given, (n - 1) / n of what a gather yields.
 """
 
@@ -43,7 +43,7 @@ def data_payload(
 def communication(
     model: ModelConfig, sparsity: SparsityConfig | None, layout: Layout, global_batch: int
 ) -> dict[str, int]:
-    """Bytes a step: what a rank gives to collectives, and what a ring then sends from it."""
+    """Bytes per step: what a rank gives to collectives, and what a ring then sends from it."""
     tensor = tensor_payload(model, layout, global_batch)
     data = data_payload(model, sparsity, layout, global_batch)
     t, n = layout.tensor, layout.data

@@ -40,7 +40,7 @@ MEMORY_BOUND = 0.13
 HEADROOM = 0.90
 LINK_SHARE = 0.80
 NETWORK_BANDWIDTH = 50e9
-"""Bytes/s a GPU between nodes: one 400 Gbit/s port each."""
+"""Bytes/s per GPU between nodes: one 400 Gbit/s port each."""
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -152,7 +152,7 @@ def layouts(config: PretrainConfig, cluster: Cluster) -> list[Layout]:
 
 
 def judge(config: PretrainConfig, layout: Layout, cluster: Cluster) -> dict[str, Any]:
-    """One layout: memory of a rank, whether it fits, seconds a step."""
+    """One layout: memory of a rank, whether it fits, seconds per step."""
     parts = memory(config.model, config.sparsity, layout)
     seconds = step_seconds(config, layout, cluster)
     return {

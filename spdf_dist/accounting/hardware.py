@@ -25,7 +25,7 @@ class Gpu:
     memory_bandwidth: float
     """Bytes/s."""
     link_bandwidth: float
-    """NVLink, each direction, bytes/s a GPU."""
+    """NVLink, each direction, bytes/s per GPU."""
 
     def peak(self, precision: str) -> float:
         """Peak FLOP/s at ``fp32`` or ``bf16``."""

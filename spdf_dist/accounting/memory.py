@@ -7,9 +7,9 @@ State follows from how DeepSpeed keeps it (0.19): with N parameters on a tensor 
     moments     8 N / D                  8 N at stage 0
     gradients   fp32: 4 N at stages 0 and 1; at stage 2 4 N / D and one bucket in flight
                 bf16: 2 N beside fp32 sums of 4 N at stage 1, of 4 N / D at stage 2
-    masks       1 byte an entry (masked)
-    indices     1 bit an entry and 4 bytes a non-zero (compressed, plain torch path)
-    code        up to 10 bytes a non-zero and direction (compressed, generated AVX-512 code), within the code budget
+    masks       1 byte per entry (masked)
+    indices     1 bit per entry and 4 bytes per non-zero (compressed, plain torch path)
+    code        up to 10 bytes per non-zero and direction (compressed, generated AVX-512 code), within the code budget
 
 Activations are what the layers keep for the backward pass of one micro-batch, counted tensor by tensor below, and the
 loss, which holds a chunk of logits at a time and the fp32 gradient of the output embedding. Compared with the tensors
@@ -31,7 +31,7 @@ from spdf_dist.model.architecture import (
 REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default reduce_bucket_size, elements."""
 CODE_BYTES = 20
-"""Generated code a non-zero, both directions together, at most."""
+"""Most bytes of generated code per non-zero, both directions together."""
 
 
 def state_bytes(model: ModelConfig, sparsity: SparsityConfig | None, layout: Layout) -> dict[str, int]:

@@ -26,7 +26,7 @@ def device_kind(config: PretrainConfig) -> str:
 
 
 def plan(config: PretrainConfig, world_size: int) -> dict[str, Any]:
-    """Parameters, tokens, steps, memory of a rank and layout, as one JSON object.
+    """Parameters, tokens, steps, memory per rank and layout, as one JSON object.
 
     Raises UserError when ``world_size`` does not divide into tensor ranks or the batch not over the data ranks.
     """
@@ -97,10 +97,10 @@ def plan_text(facts: dict[str, Any]) -> str:
         f"{facts['fewer_flops_than_dense']:.2f} times fewer than dense; linear layers carry "
         f"{facts['linears_share']:.0%} of the dense model's",
         f"traffic       {bytes_text(sent['tensor_sent'])} tensor-parallel and {bytes_text(sent['data_sent'])} "
-        "data-parallel, sent by a rank each step",
+        "data-parallel, sent per rank and step",
         "",
         text_table(
-            (f"memory of a rank ({'GPU' if facts['memory_device'] == 'cuda' else 'CPU'})", "bytes", ""),
+            (f"memory per rank ({'GPU' if facts['memory_device'] == 'cuda' else 'CPU'})", "bytes", ""),
             [(part, f"{count:,}", bytes_text(count)) for part, count in facts["memory_bytes"].items() if count],
         ),
     ]

@@ -62,7 +62,7 @@ def show(facts: dict[str, Any], price: float | None) -> str:
         f"tensor-parallel {seconds['tensor_parallel']:.3f}, data-parallel {seconds['data_parallel']:.3f}",
         f"traffic  {bytes_text(traffic['tensor_sent'])} tensor-parallel, "
         f"{bytes_text(traffic['data_sent'])} data-parallel, "
-        "sent by a GPU each step",
+        "sent per GPU and step",
         *(
             ["         tensor-parallel groups lie on several nodes: their sums run at the network's rate"]
             if facts["assumptions"]["tensor_parallel_leaves_the_node"]
