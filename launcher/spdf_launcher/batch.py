@@ -19,6 +19,8 @@ from spdf_dist.base.signals import ReceivedSignals
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
 from spdf_dist.workflow_folder import JobFolder
 from spdf_launcher.attempts import END, RESET, START, history, newest_checkpoint, record
+from spdf_launcher.executors.local import Local
+from spdf_launcher.executors.slurm import Slurm
 from spdf_launcher.folder import now
 from spdf_launcher.process import goes_on, outcome_of, run_command, told_code
 from spdf_launcher.rank import EXIT_FILE
@@ -52,7 +54,7 @@ def main(arguments: list[str]) -> int:
             environment={**os.environ, "PYTHONUNBUFFERED": "1", EXIT_FILE: str(exit_file.absolute())},
             output=log.fileno(),
             errors=log.fileno(),
-            on="slurm" if slurm_job() is not None else "local",
+            forward=(Slurm() if slurm_job() is not None else Local()).forward,
         )
         code = told_code(code, exit_file)
         outcome = outcome_of(code, signals)

@@ -6,36 +6,30 @@ import contextlib
 import os
 import signal
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from spdf_dist.base.file_locks import birth, is_locked
 from spdf_dist.workflow_folder import CANCELLED, DONE, job_folder, read_json
 from spdf_launcher.attempts import history
+from spdf_launcher.executors import Executor, JobState
 from spdf_launcher.folder import now, write_json
-from spdf_launcher.journal import Journal
-from spdf_launcher.kinds import KINDS
 from spdf_launcher.plan import Job
-from spdf_launcher.process import tell_to_stop
-from spdf_launcher.slurm import commands
-from spdf_launcher.slurm.state import SlurmState, recover, slurm_states
 
 REASON = "by `spdf cancel`"
 
 
-def cancel(root: Path, jobs: list[Job], chosen: list[Job], on_slurm: bool) -> list[str]:
+def cancel(root: Path, jobs: list[Job], chosen: list[Job], executor: Executor) -> list[str]:
     """Cancel ``chosen`` and all that needs them, and say so, a line each. Jobs that are done stay done."""
-    if not on_slurm:
-        return cancel_jobs(root, jobs, chosen, {})
-    commands.require()
-    with Journal(root) as journal:
-        for line in recover(root):
-            journal.write("submitted", recovered=True, **line)
-        return cancel_jobs(root, jobs, chosen, slurm_states(root))
+    with executor.cancelling(root) as states:
+        return cancel_jobs(root, jobs, chosen, executor, states)
 
 
-def cancel_jobs(root: Path, jobs: list[Job], chosen: list[Job], states: dict[str, SlurmState]) -> list[str]:
-    """The same, given what Slurm says of the jobs."""
+def cancel_jobs(
+    root: Path, jobs: list[Job], chosen: list[Job], executor: Executor, states: Mapping[str, JobState]
+) -> list[str]:
+    """The same, given what the batch system says of the jobs."""
     names = {job.id for job in chosen}
     lines = []
     for job in jobs:
@@ -51,9 +45,9 @@ def cancel_jobs(root: Path, jobs: list[Job], chosen: list[Job], states: dict[str
         mark_cancelled(root, job)
         state = states.get(job.id)
         if state is not None and state.is_live:
-            lines.append(f"{job.id}: {stop_on_slurm(job, state)}")
+            lines.append(f"{job.id}: {executor.cancel(job, state)}")
         elif is_locked(folder.lock):
-            lines.append(f"{job.id}: {stop(root, job)}")
+            lines.append(f"{job.id}: {stop(root, job, executor)}")
         else:
             lines.append(f"{job.id}: cancelled")
     return lines or ["nothing to cancel"]
@@ -65,7 +59,7 @@ def mark_cancelled(root: Path, job: Job) -> None:
     write_json(job_folder(root, job.id).manifest, content | {"exit_code": None, "key": job.key, "ended": now()})
 
 
-def stop(root: Path, job: Job) -> str:
+def stop(root: Path, job: Job, executor: Executor) -> str:
     """Tell the runner of a running job to stop, or its command when that outlived it; what was done, in words."""
     folder = job_folder(root, job.id)
     past = history(folder)
@@ -79,7 +73,7 @@ def stop(root: Path, job: Job) -> str:
             os.kill(int(start["pid"]), signal.SIGTERM)
         return "told to save and stop"
     if command is not None and runs(command):
-        tell_to_stop(int(command["pid"]), str((read_json(folder.spec) or {}).get("on")))
+        executor.stop(int(command["pid"]))
         return "its runner is gone; its command was told to save and stop"
     return f"cancelled; what holds {folder.lock} was not found, so it could not be told"
 
@@ -87,13 +81,3 @@ def stop(root: Path, job: Job) -> str:
 def runs(line: dict[str, Any]) -> bool:
     """Whether the process that a line of attempts.jsonl names still runs, and not another one with its id."""
     return line.get("birth") is not None and birth(int(line["pid"])) == line["birth"]
-
-
-def stop_on_slurm(job: Job, state: SlurmState) -> str:
-    """Take a job out of the queue; training that runs is told to save first. What was done, in words."""
-    saves = KINDS[job.kind].continues and state.state == "RUNNING"
-    words = ["scancel", "--batch", "--signal=USR1", state.id] if saves else ["scancel", state.id]
-    done = commands.call(words)
-    if done.returncode:
-        return f"{state.id}: {commands.complaint(done)}"
-    return f"{state.id} told to save and stop" if saves else f"{state.id} taken out of the queue"

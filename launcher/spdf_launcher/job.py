@@ -26,15 +26,15 @@ from spdf_dist.base.signals import ReceivedSignals
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPED
 from spdf_dist.workflow_folder import CANCELLED, DONE, FAILED, job_folder, read_json
 from spdf_launcher.attempts import COMMAND, END, START, history, newest_checkpoint, record
+from spdf_launcher.executors import find_executor
 from spdf_launcher.folder import digest, now, read_lines, write_json, write_text
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.moved import follow
 from spdf_launcher.plan import Job, job_from_json, outputs
-from spdf_launcher.process import goes_on, outcome_of, run_command, told_code
+from spdf_launcher.process import outcome_of, run_command, told_code
 from spdf_launcher.rank import EXIT_FILE
 from spdf_launcher.references import substitute
-from spdf_launcher.requeue import is_preempted, requeue_self, slurm_job
-from spdf_launcher.slurm.state import slurm_states
+from spdf_launcher.requeue import slurm_job
 
 RUN_LOCK = ".lock"
 """In a run folder; the trainer holds it while it runs there."""
@@ -54,7 +54,8 @@ class Runner:
         self.spec = spec
         self.job: Job = job_from_json(spec)
         self.kind = KINDS[self.job.kind]
-        self.queued = spec["on"] == "slurm" and slurm_job() is not None
+        self.executor = find_executor(spec["on"])()
+        self.queued = self.executor.holds_job()
         self.remark: str | None = None
         self.out_of_time = False
         self.signals = ReceivedSignals()
@@ -85,12 +86,12 @@ class Runner:
 
     def unmet(self) -> str | None:
         """Why the job cannot start: what it needs and is not done with the expected inputs. None: it can."""
-        on_slurm = slurm_states(self.root) if self.queued and self.job.joins else {}
+        states = self.executor.states(self.root) if self.queued and self.job.joins else {}
         for need, key in self.spec["parents"].items():
             manifest = read_json(job_folder(self.root, need).manifest)
             if self.job.joins:
                 # Slurm cancels a job whose parent failed, or ends it at its limit: then it has no manifest.
-                if manifest is None and (need not in on_slurm or on_slurm[need].is_live):
+                if manifest is None and (need not in states or states[need].is_live):
                     return f"{need} has not ended"
             elif manifest is None or manifest.get("status") != DONE:
                 how = "is not done" if manifest is None else f"{manifest.get('status')}: {manifest.get('reason')}"
@@ -117,8 +118,8 @@ class Runner:
                 self.finish(DONE, self.remark, 0, command)
                 return 0
             if outcome == "stopped":
-                if self.queued and goes_on(self.signals) and self.folder.status() != CANCELLED:
-                    requeue_self()
+                if self.queued and self.executor.goes_on(self.signals) and self.folder.status() != CANCELLED:
+                    self.executor.requeue()
                 return EXIT_STOPPED
             failures = history(self.folder).failures
             reason = self.reason(code, outcome)
@@ -134,7 +135,7 @@ class Runner:
                 file=sys.stderr,
             )
             if self.queued:
-                requeue_self()
+                self.executor.requeue()
             self.signals.pause(min(2.0**failures, 30.0) / 2)
             if self.signals.got:
                 return EXIT_STOPPED
@@ -145,7 +146,7 @@ class Runner:
         if not self.queued or code in (0, EXIT_BAD_INPUT, EXIT_NON_FINITE) or self.folder.status() == CANCELLED:
             return found
         # Preemption is no failure, whatever a command that saves nothing makes of its signal.
-        if is_preempted():
+        if self.executor.is_preempted():
             return "stopped"
         # What starts anew would reach its limit again and again.
         self.out_of_time = not self.kind.continues and signal.SIGUSR1 in self.signals.got
@@ -209,7 +210,7 @@ class Runner:
             environment=environment,
             output=output,
             errors=errors,
-            on=self.spec["on"],
+            forward=self.executor.forward,
             keep_open=(self.lock,),
             started=lambda pid: record(self.folder, COMMAND, pid=pid, birth=birth(pid)),
         )

@@ -30,16 +30,14 @@ def run_command(
     environment: dict[str, str],
     output: int,
     errors: int,
-    on: str,
+    forward: Callable[[subprocess.Popen[bytes], int], None],
     keep_open: Sequence[int] = (),
     started: Callable[[int], None] = lambda pid: None,
 ) -> int:
     """Run ``command`` and return its exit code, 128 + n when it died of signal n.
 
-    ``output`` and ``errors`` are file descriptors. How signals go on depends on ``on``: `local`: as SIGTERM. `slurm`:
-    SIGUSR1 alone, which srun hands to the ranks; SIGTERM they get from Slurm itself. `deepspeed`: as SIGTERM to the
-    ranks, past their launcher, which would end them after 30 seconds; ranks on other hosts hear it from that launcher.
-    ``started`` hears the id of the command's process.
+    ``output`` and ``errors`` are file descriptors. ``forward`` passes a signal on to the command's process, and
+    ``started`` is called with its id.
     """
     try:
         process = subprocess.Popen(
@@ -59,11 +57,7 @@ def run_command(
     passed, deadline = 0, float("inf")
     while process.poll() is None:
         while passed < len(signals.got):
-            if on == "slurm":
-                if signals.got[passed] == signal.SIGUSR1:
-                    process.send_signal(signal.SIGUSR1)
-            else:
-                tell_to_stop(process.pid, on)
+            forward(process, signals.got[passed])
             passed += 1
             if passed == 2:
                 deadline = time.monotonic() + KILL_SECONDS
@@ -71,13 +65,6 @@ def run_command(
             os.killpg(process.pid, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
-
-
-def tell_to_stop(command: int, on: str) -> None:
-    """Send SIGTERM to a running command: to its ranks where the deepspeed launcher is between, else to itself."""
-    for pid in (ranks_below(command) if on == "deepspeed" else []) or [command]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
 
 
 def ranks_below(session: int) -> list[int]:

@@ -12,11 +12,13 @@ from spdf_dist.base.file_locks import is_locked
 from spdf_dist.config.errors import UserError
 from spdf_dist.workflow_folder import CANCELLED, DONE, FAILED, PLAN, job_folder, read_json
 from spdf_launcher.attempts import history
+from spdf_launcher.executors import JobState as BatchState
+from spdf_launcher.executors import find_executor
 from spdf_launcher.journal import require_workflow
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.plan import Job, job_from_json
 from spdf_launcher.progress import Progress, read_progress
-from spdf_launcher.slurm.state import LOST, SlurmState, slurm_states
+from spdf_launcher.slurm.state import LOST
 
 WAITING, READY, QUEUED, RUNNING, STOPPED = "waiting", "ready", "queued", "running", "stopped"
 ENDED = (DONE, FAILED, CANCELLED, LOST)
@@ -61,17 +63,17 @@ def gather(root: Path) -> list[JobState]:
     """The state of every job, in the order of the plan."""
     jobs = read_plan(root)
     try:
-        on_slurm = slurm_states(root)
+        states_there = find_executor(runs_on(root))().states(root)
     except UserError as error:
         print(f"{error}; the states are from the jobs' files alone", file=sys.stderr)
-        on_slurm = {}
+        states_there = {}
     states: dict[str, JobState] = {}
     for job in jobs:
-        states[job.id] = job_state(job, root, on_slurm.get(job.id), states)
+        states[job.id] = job_state(job, root, states_there.get(job.id), states)
     return list(states.values())
 
 
-def job_state(job: Job, root: Path, slurm: SlurmState | None, before: dict[str, JobState]) -> JobState:
+def job_state(job: Job, root: Path, slurm: BatchState | None, before: dict[str, JobState]) -> JobState:
     """The state of one job; ``before`` holds those of what it needs."""
     folder = job_folder(root, job.id)
     past = history(folder)

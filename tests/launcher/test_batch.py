@@ -127,6 +127,7 @@ def test_a_stop_that_the_ranks_alone_heard_is_preemption(
 def test_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, ends: int, rank_id: str) -> None:
     told_in = tmp_path / "exit_code"
     monkeypatch.setenv("RANK", rank_id)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(sys, "argv", ["rank", f"--exit-file={told_in}", "pretrain", "x"])
     monkeypatch.setattr(rank, "main", lambda: code if sys.argv == ["rank", "pretrain", "x"] else 99)
     monkeypatch.setattr(rank, "SPEAK_SECONDS", 0.0)

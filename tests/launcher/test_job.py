@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from spdf_launcher import job, requeue
+from spdf_launcher.executors import slurm
 from spdf_launcher.folder import read_lines
 from spdf_launcher.journal import Journal
 from spdf_launcher.plan import plan
@@ -42,8 +43,8 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_parsers: object)
     def requeue() -> None:
         raise Requeued
 
-    monkeypatch.setattr(job, "requeue_self", requeue)
-    monkeypatch.setattr(job, "is_preempted", lambda: False)
+    monkeypatch.setattr(slurm, "requeue_self", requeue)
+    monkeypatch.setattr(slurm, "is_preempted", lambda: False)
 
     def start(name: str, command: str) -> JobFolder:
         workflow = load_workflow(str(tmp_path / "flow.yaml"))
@@ -108,7 +109,7 @@ def test_training_at_its_limit_is_no_failure(attempt) -> None:  # type: ignore[n
 def test_preemption_of_a_job_that_starts_anew_is_no_failure(  # type: ignore[no-untyped-def]
     attempt, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "is_preempted", lambda: True)
+    monkeypatch.setattr(slurm, "is_preempted", lambda: True)
     assert ends(attempt("dense", command)) == (["stopped"], True)
 
 

@@ -17,6 +17,7 @@ import yaml
 from spdf_launcher.cancel import cancel
 from spdf_launcher.commands import cancel as cancel_command
 from spdf_launcher.commands import logs, status
+from spdf_launcher.executors.local import Local
 from spdf_launcher.status import JobState, is_more_to_come, read_plan
 
 from spdf_dist.base.file_locks import birth
@@ -341,7 +342,7 @@ def test_cancel_between_the_start_of_a_runner_and_its_lock(bench) -> None:  # ty
     bench.run(code=1)
     (bench.dir / "jobs/pretrain/manifest.json").unlink()
     jobs = read_plan(bench.dir)
-    assert cancel(bench.dir, jobs, jobs, on_slurm=False) == ["pretrain: cancelled"]
+    assert cancel(bench.dir, jobs, jobs, Local()) == ["pretrain: cancelled"]
     runner = [sys.executable, "-m", "spdf_launcher.job", str(bench.dir), "pretrain"]
     assert subprocess.run(runner).returncode == 75
     assert bench.manifest("pretrain")["status"] == "cancelled"

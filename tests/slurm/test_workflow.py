@@ -102,9 +102,9 @@ def test_written_scripts_can_be_submitted_by_hand(fake) -> None:  # type: ignore
 
 def test_dry_run_prints_and_checks(fake) -> None:  # type: ignore[no-untyped-def]
     fake.write(CHAIN)
-    said = fake.run("--dry-run")
+    said = fake.run("--dry-run", "--verbose")
     assert "#SBATCH --array=0-3%3" in said and "#SBATCH --signal=B:USR1@120" in said
-    assert "31 of 31 jobs to submit; sbatch accepts every script; dry run" in said
+    assert "31 of 31 jobs to run; sbatch accepts every script; dry run" in said
     assert not fake.dir.exists()
 
 

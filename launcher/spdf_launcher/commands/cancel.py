@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spdf_launcher.cancel import cancel
 from spdf_launcher.choose import matching
+from spdf_launcher.executors import find_executor
 from spdf_launcher.folder import in_one_line
 from spdf_launcher.status import read_plan, runs_on
 
@@ -29,6 +30,6 @@ def run(args: argparse.Namespace) -> int:
 def cancel_in(root: Path, args: argparse.Namespace) -> int:
     """The command, in one folder."""
     jobs = read_plan(root)
-    for line in cancel(root, jobs, matching(jobs, args.job), runs_on(root) == "slurm"):
+    for line in cancel(root, jobs, matching(jobs, args.job), find_executor(runs_on(root))()):
         print(line)
     return 0

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.workflow_folder import CANCELLED, DONE, FAILED, job_folder
+from spdf_launcher.executors.base import Executor
 from spdf_launcher.journal import Journal, events
-from spdf_launcher.kinds import KINDS
 from spdf_launcher.plan import Job
 from spdf_launcher.prepare import prepare, require_folder, wanted_jobs
 from spdf_launcher.slurm import commands
-from spdf_launcher.slurm.script import FOLDER, Script, scripts, srun_program, write_scripts
+from spdf_launcher.slurm.script import FOLDER, Script, scripts, write_scripts
 from spdf_launcher.slurm.state import SlurmState, Submission, recover, slurm_states, submissions
 from spdf_launcher.status import LOST, gather, table
 from spdf_launcher.workflow import Workflow
@@ -24,24 +24,22 @@ from spdf_launcher.workflow import Workflow
 WAIT_SECONDS = 2.0
 
 
-def run_on_slurm(workflow: Workflow, jobs: list[Job], root: Path, dry_run: bool, wait: bool) -> int:
+def run_on_slurm(executor: Executor, workflow: Workflow, jobs: list[Job], root: Path, wait: bool) -> int:
     """Submit what is missing; with ``wait`` stay until all of it has ended. 0, or 1 when one is not done."""
-    found = scripts(jobs, root)
-    if dry_run:
-        return say_what(workflow, jobs, found, root)
     commands.require()
     require_folder(root)
     with Journal(root) as journal:
-        Submitter(workflow, jobs, found, root, journal).submit()
+        Submitter(executor, workflow, jobs, root, journal).submit()
     if not wait:
-        print(f"`spdf status {root}` shows how it goes")
+        print(f"`spdf status {root}` shows the state of the jobs")
         return 0
     return wait_for_end(jobs, root)
 
 
-def say_what(workflow: Workflow, jobs: list[Job], found: list[Script], root: Path) -> int:
+def say_what(workflow: Workflow, jobs: list[Job], root: Path) -> None:
     """Print what would be submitted, and let sbatch check it where there is one."""
     wanted = wanted_jobs(jobs, root)
+    found = scripts(jobs, root)
     with tempfile.TemporaryDirectory(prefix="spdf-") as folder:
         written = write_scripts(found, root, Path(folder), workflow.cluster)
         for script in found:
@@ -52,11 +50,16 @@ def say_what(workflow: Workflow, jobs: list[Job], found: list[Script], root: Pat
             needs = sorted({need for job in script.jobs for need in job.needs if need in wanted})
             print(f"# {script.path}: {count} of {len(script.jobs)} jobs, after {', '.join(needs) or 'nothing'}")
             print(written[script.name].read_text(encoding="utf-8"))
-            if commands.present():
-                commands.test_only(written[script.name])
-    checked = "sbatch accepts every script" if commands.present() else "no sbatch here, so Slurm did not check them"
-    print(f"# {len(wanted)} of {len(jobs)} jobs to submit; {checked}; dry run, nothing was submitted")
-    return 0
+
+
+def check_scripts(workflow: Workflow, jobs: list[Job], root: Path) -> str:
+    """Let sbatch check every script; what came of it, in words. UserError when it refuses one."""
+    if not commands.present():
+        return "no sbatch here, so Slurm did not check them"
+    with tempfile.TemporaryDirectory(prefix="spdf-") as folder:
+        for path in write_scripts(scripts(jobs, root), root, Path(folder), workflow.cluster).values():
+            commands.test_only(path)
+    return "sbatch accepts every script"
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ class Batch:
 class Submitter:
     """One submission of a workflow."""
 
-    def __init__(self, workflow: Workflow, jobs: list[Job], found: list[Script], root: Path, journal: Journal) -> None:
-        self.workflow, self.jobs, self.scripts, self.root, self.journal = workflow, jobs, found, root, journal
+    def __init__(self, executor: Executor, workflow: Workflow, jobs: list[Job], root: Path, journal: Journal) -> None:
+        self.executor, self.workflow, self.jobs, self.root, self.journal = executor, workflow, jobs, root, journal
+        self.scripts = found = scripts(jobs, root)
         self.script_of = {job.id: script for script in found for job in script.jobs}
         self.live: dict[str, Submission] = {}
         self.new: list[str] = []
@@ -95,12 +99,12 @@ class Submitter:
             commands.test_only(written[script.name])
 
         def program(job: Job) -> list[str]:
-            return srun_program(job, self.workflow.cluster)
+            return self.executor.program(job, self.workflow, self.root)
 
-        def ranks_tell(job: Job) -> bool:
-            return KINDS[job.kind].config is not None
-
-        prepare(self.workflow, self.jobs, self.root, "slurm", program, ranks_tell, {}, self.journal, wanted)
+        prepare(
+            self.workflow, self.jobs, self.root, self.executor.name, program, self.executor.reports_code, {},
+            self.journal, wanted,
+        )  # fmt: skip
         self.live = {job_id: submission for job_id, submission in submissions(self.root).items() if job_id in queued}
         try:
             for script in found:

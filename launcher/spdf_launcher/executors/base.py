@@ -1,0 +1,145 @@
+"""The protocol of an executor: how a workflow's jobs are started, stopped and watched.
+
+The defaults run one job after the other on this machine. An executor overrides what differs. It is used in two places:
+``spdf run`` makes one from the command line (``options``), and each running job makes one by its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from spdf_dist.workflow_folder import DONE, job_folder
+
+if TYPE_CHECKING:
+    from spdf_dist.base.signals import ReceivedSignals
+    from spdf_launcher.plan import Job
+    from spdf_launcher.workflow import Workflow
+
+
+class JobState(Protocol):
+    """What a batch system says of one job."""
+
+    @property
+    def id(self) -> str:
+        """The batch system's name of the job."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the job may still run."""
+
+    def in_words(self) -> tuple[str, str | None]:
+        """A state of ``spdf status``, and its reason."""
+
+
+class Executor:
+    """A place where jobs run."""
+
+    name: ClassVar[str]
+    """As in ``--on NAME``."""
+    help: ClassVar[str]
+    """One line for ``spdf run --help``."""
+    starts_ranks: ClassVar[bool] = False
+    """Whether it starts nodes x ranks_per_node ranks, so that the config's data parallelism follows from them."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """The options of ``spdf run`` that only this executor takes, such as ``--hostfile``."""
+
+    def __init__(self, options: argparse.Namespace | None = None) -> None:
+        """``options``: the command line of ``spdf run``; None inside a job. Raises UserError for a wrong option."""
+
+    @classmethod
+    def add_options(cls, parser: argparse._ArgumentGroup) -> None:
+        """Add ``options`` to the parser of ``spdf run``."""
+
+    # What `spdf run` asks.
+
+    def check(self, jobs: Sequence[Job], root: Path) -> None:
+        """Raise UserError for jobs that cannot run here."""
+
+    def program(self, job: Job, workflow: Workflow, root: Path) -> list[str]:
+        """The words before the words of ``spdf`` in a job's command."""
+        raise NotImplementedError
+
+    def reports_code(self, job: Job) -> bool:
+        """Whether rank 0 writes the exit code to a file, because what starts the ranks loses it."""
+        return False
+
+    def dry_check(self, workflow: Workflow, jobs: Sequence[Job], root: Path) -> str:
+        """Let the batch system check the jobs for ``--dry-run``; what came of it, in words. Raises UserError."""
+        return ""
+
+    def describe(self, workflow: Workflow, jobs: Sequence[Job], wanted: set[str], root: Path) -> None:
+        """Print what would be started, for ``--dry-run --verbose``."""
+        for job in jobs:
+            if job.id in wanted and job.select is None:
+                print(f"run   {job.id}\n        {' '.join([*self.program(job, workflow, root), *job.arguments])}")
+
+    def run(self, workflow: Workflow, jobs: list[Job], root: Path) -> int:
+        """Run what is not done; 0 when all of it is done (or handed over), 75 when stopped by a signal, else 1."""
+        from spdf_launcher.display import Display
+        from spdf_launcher.journal import Journal
+        from spdf_launcher.local import LocalRun
+        from spdf_launcher.prepare import prepare, require_folder, wanted_jobs
+
+        for job in jobs:
+            self.program(job, workflow, root)  # a mistake leaves no folder behind
+        require_folder(root)
+        with Journal(root) as journal:
+            wanted = wanted_jobs(jobs, root)
+            program = lambda job: self.program(job, workflow, root)  # noqa: E731
+            prepare(workflow, jobs, root, self.name, program, self.reports_code, {}, journal, wanted)
+            display = Display(sys.stdout, max(len(job.id) for job in jobs))
+            code = LocalRun(root, jobs, wanted, journal, display).run()
+        done = [job_folder(root, job.id).status() for job in jobs].count(DONE)
+        print(f"{done} of {len(jobs)} jobs done, {len(jobs) - len(wanted)} of them before; folder {root}")
+        return code
+
+    # What a running job asks.
+
+    def holds_job(self) -> bool:
+        """Whether a batch system holds this process's job, and starts it again when it is put back."""
+        return False
+
+    def is_preempted(self) -> bool:
+        """Whether the batch system is taking this job's nodes away for another job."""
+        return False
+
+    def requeue(self) -> None:
+        """Put this process's job back into the queue. Does not return."""
+        raise NotImplementedError
+
+    def goes_on(self, signals: ReceivedSignals) -> bool:
+        """Whether a job of the batch system that was stopped belongs back into the queue."""
+        return False
+
+    def forward(self, process: subprocess.Popen[bytes], number: int) -> None:
+        """Pass a signal that the job's runner received on to its command."""
+        self.stop(process.pid)
+
+    def stop(self, command: int) -> None:
+        """Tell a running command, by its process id, to save and stop."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(command, signal.SIGTERM)
+
+    # What `spdf status` and `spdf cancel` ask.
+
+    def states(self, root: Path) -> Mapping[str, JobState]:
+        """What the batch system says of a folder's jobs, by job id. Raises UserError when it does not answer."""
+        return {}
+
+    @contextmanager
+    def cancelling(self, root: Path) -> Iterator[Mapping[str, JobState]]:
+        """``states`` while jobs are cancelled; a batch system keeps other launchers out meanwhile."""
+        yield {}
+
+    def cancel(self, job: Job, state: JobState) -> str:
+        """Take a job out of the batch system; training that runs is told to save first. What was done, in words."""
+        raise NotImplementedError
