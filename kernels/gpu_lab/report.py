@@ -107,7 +107,9 @@ def tables(lines: list[dict[str, Any]]) -> str:
         rows = [(c["execution"], c["precision"], f"{c['difference']:.1e}") for c in checks]
         parts.append(columns(("losses of a tiny model", "precision", "largest difference from the CPU's"), rows))
     errors = [f"* {line['part']}: {line['error']}" for line in lines if "error" in line]
-    errors += [f"* tests: {line['summary']}" for line in lines if line["part"] == "tests"]
+    for line in lines:
+        if line["part"] == "tests":
+            errors += [f"* tests: {line['summary']}", *(f"* {failed}" for failed in line.get("failed", []))]
     if errors:
         parts.append("\n".join(errors))
     return "\n\n".join(parts)

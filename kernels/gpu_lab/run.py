@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,20 +21,28 @@ from gpu_lab.report import write_report
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 16384
+TEST_PROCESSES = 8
+"""Kernels compile at the first launch; the tests of one process would wait for each in turn."""
 RESERVE = 20.0
 """Seconds kept for the report."""
 
 
 def gpu_tests(record: Record, smoke: bool) -> None:
     """The tests of tests/gpu in a process of their own: a fault of a kernel ends that process alone."""
-    arguments = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    arguments = [sys.executable, "-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", "-o", "addopts="]
     if smoke:
-        arguments += ["-k", "expand_and_gather"]
+        arguments += ["-k", "expand_and_gather", "-n", "0"]
+    elif find_spec("xdist"):
+        arguments += ["-n", str(TEST_PROCESSES)]
     began = time.monotonic()
     try:
         answer = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=150)
         end = answer.stdout.strip().splitlines()[-1:] or answer.stderr.strip().splitlines()[-1:]
-        record.say("tests", exit_code=answer.returncode, summary=" ".join(end), seconds=time.monotonic() - began)
+        failed = [line[:300] for line in answer.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        record.say(
+            "tests", exit_code=answer.returncode, summary=" ".join(end), failed=failed,
+            seconds=time.monotonic() - began,
+        )  # fmt: skip
         if answer.returncode:
             print(answer.stdout[-6000:])
     except subprocess.TimeoutExpired:

@@ -10,7 +10,8 @@ weight are the dense matrix [O, k * B].
 
 Kernels named `*_box` read through tensor descriptors (TMA on sm_90), the others through pointers. All store through
 pointers: a descriptor's store takes a second copy of the tile in shared memory, which leaves room for fewer programs.
-All sum in float32 and use no atomics: a launch gives the same bits each time.
+All sum in float32 and use no atomics: a launch gives the same bits each time. Numbers of tokens do not specialise a
+kernel: another number would compile it anew in the middle of a run.
 """
 
 import triton
@@ -27,7 +28,7 @@ def _tile(pid, tiles_T, tiles_F, GROUP: tl.constexpr):
     return first + (pid % width) % size, (pid % width) // size
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def spmm_box(
     x_box, values_box, y, bias, start, where, T, O,
     B: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, TRANSPOSED: tl.constexpr,
@@ -65,7 +66,7 @@ def spmm_box(
         tl.store(y_TF, acc.to(y.dtype.element_ty), mask=t[:, None] < T)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def spmm(
     x, values, y, bias, start, block, base, kept, T, I, O,
     B: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, TRANSPOSED: tl.constexpr,
@@ -104,7 +105,7 @@ def spmm(
         tl.store(y + t[:, None].to(tl.int64) * O + (tile_F * B + n)[None, :], acc.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "KEPT", "SPLIT"])
 def sddmm_box(
     dy_box, x_box, out, column, T, O, KEPT, SPLIT,
     B: tl.constexpr, G: tl.constexpr, BT: tl.constexpr,
@@ -136,7 +137,7 @@ def sddmm_box(
         tl.store(out_0 + B, acc_1.to(out.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "SPLIT"])
 def sddmm(
     dy, x, out, row, column, base, kept, T, O, I, nnz, SPLIT,
     B: tl.constexpr, BT: tl.constexpr,
@@ -195,7 +196,7 @@ def gather(dweight, bits, before, dvalues, numel, CHUNK: tl.constexpr):
     tl.store(dvalues + place, entry.to(dvalues.dtype.element_ty), mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def only_kept_entries(
     x, weight, bits, bias, y, T, F, K, stride_f, stride_k,
     BT: tl.constexpr, BF: tl.constexpr, BK: tl.constexpr, BIAS: tl.constexpr,
