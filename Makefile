@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: gpu gpu-pack setup demo test test-fast test-sanitize lint bench docs clean
+.PHONY: gpu gpu-pack setup demo test test-fast test-sanitize lint bench docs wheelhouse clean
 
 setup: $(STAMP)
 
@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt setup.py kernels/build_library.py $(she
 	@command -v c++ >/dev/null || { echo "SPDF needs a C++ compiler: install g++ or clang++"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "SPDF needs python3-venv"; exit 1; }
 	@echo "Installing into .venv (about two minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev,docs]'
 	@touch $@
 
 # Without SPDF_DATA: text of the Python installation and synthetic fine-tuning data. With it: its real text/ and e2e/.
@@ -53,6 +53,11 @@ gpu: setup
 
 gpu-pack: setup
 	@PYTHONPATH=kernels $(BIN)/python -m gpu_lab pack
+
+# Every wheel for a cluster without internet: make wheelhouse TARGET_PYTHON=3.12 MACHINE=x86_64 EXTRAS=all,gpu
+wheelhouse: setup
+	@$(BIN)/python tools/wheelhouse.py --out wheelhouse $(if $(TARGET_PYTHON),--python $(TARGET_PYTHON)) \
+	  $(if $(MACHINE),--machine $(MACHINE)) $(if $(EXTRAS),--extras $(EXTRAS))
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from spdf_dist.base.atomic_files import write_text
+from spdf_dist.base.extras import require_extra
 from spdf_dist.base.rank_variables import discover
 from spdf_dist.config.errors import SpdfError, UserError
 
@@ -128,6 +129,7 @@ def find_processes(out: Path) -> Collective:
         return SingleProcess()
     if ranks.source not in ("MPI", "Slurm"):
         raise UserError("spdf data pack splits its work under mpirun or srun, not under torchrun or deepspeed")
+    require_extra("mpi", "packing under mpirun or srun")
     from mpi4py import MPI
 
     if MPI.COMM_WORLD.Get_size() > 1:

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spdf_dist.base.extras import require_extra
 from spdf_dist.checkpoint.huggingface import MERGES, SENTENCEPIECE, TOKENIZER, VOCABULARY
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tokenizer import (
@@ -102,6 +103,7 @@ def read_tokenizer(folder: Path, out: Path, vocab_size: int) -> bool:
 
 def misfit(out: Path, vocab_size: int) -> str | None:
     """Why the tokenizer in ``out`` is none for a model of ``vocab_size`` words, its files then removed; or None."""
+    require_extra("hf", "a tokenizer of Hugging Face")
     try:
         found = load_tokenizer(out).vocab_size
         if found <= vocab_size:
@@ -119,6 +121,7 @@ def misfit(out: Path, vocab_size: int) -> str | None:
 
 def convert_sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
     """A byte-pair SentencePiece model with byte fallback, over unnormalised text, for the package ``tokenizers``."""
+    require_extra("hf", "a tokenizer of Hugging Face")
     from tokenizers import AddedToken, decoders, models, normalizers
     from tokenizers import Tokenizer as Backend
 

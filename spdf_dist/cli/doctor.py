@@ -22,11 +22,12 @@ from typing import Any
 from spdf_dist.accounting.hardware import recognise_gpu
 from spdf_dist.accounting.plan import bytes_text
 from spdf_dist.accounting.text_table import text_table
+from spdf_dist.base.extras import EXTRAS, missing_modules
 from spdf_dist.cli.memory import USER_SETTINGS, keep_freed_memory
 
 HELP = "what this machine has, and which path each layer will take"
 
-PACKAGES = ("torch", "megatron-core", "deepspeed", "mpi4py", "webdataset", "sentencepiece", "tokenizers", "safetensors")
+PACKAGES = ("torch", "megatron-core", "deepspeed", "sentencepiece", "safetensors")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "neon", "asimd", "sve")
 PROBE_SECONDS = 20
 
@@ -118,6 +119,10 @@ def package_findings() -> list[Finding]:
             found.append(Finding(package, True, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:
             found.append(Finding(package, False, f"not installed: pip install {package}"))
+    for extra, modules in EXTRAS.items():
+        missing = missing_modules(extra)
+        detail = f"no {', '.join(missing)}: pip install 'spdf-dist[{extra}]'" if missing else ", ".join(modules)
+        found.append(Finding(f"extra {extra}", not missing, detail))
     return found
 
 

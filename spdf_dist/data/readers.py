@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from spdf_dist.base.extras import require_extra
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.encodings import wide_encoding
 
@@ -376,6 +377,7 @@ def piece_end(content: bytes, start: int) -> int:
 
 def parquet_chunks(path: Path) -> Iterator[Chunk | Problem]:
     """Chunks of rows."""
+    require_extra("parquet", "reading parquet")
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from spdf_dist.base.atomic_files import write_bytes
+from spdf_dist.base.extras import require_extra
 from spdf_dist.config.errors import UserError
 
 SENTENCEPIECE_FILE = "tokenizer.model"
@@ -140,6 +141,7 @@ class Gpt2Tokenizer(Tokenizer):
     """
 
     def __init__(self, folder: Path) -> None:
+        require_extra("hf", "GPT-2's tokenizer")
         import regex  # type: ignore[import-untyped]
         import tokenizers
 

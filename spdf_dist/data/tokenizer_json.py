@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spdf_dist.base.extras import require_extra
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tokenizer import Tokenizer, copy_files, files_digest
 
@@ -29,6 +30,7 @@ class JsonTokenizer(Tokenizer):
 
     def __init__(self, path: Path) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # packing has its own processes
+        require_extra("hf", "a tokenizer.json")
         import tokenizers
 
         self.path = path

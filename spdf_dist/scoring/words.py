@@ -10,10 +10,13 @@ from collections import defaultdict
 from functools import cache
 from typing import Any
 
+from spdf_dist.base.extras import require_extra
+
 
 @cache
 def tokenizers() -> tuple[Any, Any]:
     """The sentence splitter and the word tokenizer."""
+    require_extra("scores", "nltk's word tokenizer")
     import punkt
     from nltk.tokenize.destructive import NLTKWordTokenizer
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer

@@ -1,0 +1,123 @@
+"""Collects every wheel that a cluster without internet needs, for its Python and its processor.
+
+  make wheelhouse TARGET_PYTHON=3.12 MACHINE=x86_64 EXTRAS=all,gpu
+  python tools/wheelhouse.py --out wheelhouse --python 3.12 --machine aarch64 [-- OPTIONS OF PIP DOWNLOAD]
+
+On the cluster:  pip install --no-index --find-links wheelhouse 'spdf-dist[all]'
+
+The versions are those of constraints.txt. Where the index has a source distribution only (DeepSpeed), a wheel is made
+of it. torch is the build that pip finds: for another CUDA name its index, such as -- --extra-index-url URL. pip
+evaluates the conditions of requirements ("; python_version < ...") for the Python that runs this script.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+GLIBC = range(17, 40)
+"""Minor versions of glibc 2 that a manylinux wheel may ask for; pip takes those that are named."""
+MOST_SOURCES = 40
+
+
+class WheelhouseError(Exception):
+    """What is missing and what to do; printed as one line."""
+
+
+def pip(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs pip; its progress is left out."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def platforms(machine: str, newest_glibc: int) -> list[str]:
+    """Platform tags that a Linux of this processor with glibc 2.``newest_glibc`` takes."""
+    legacy = ["manylinux2014", "manylinux2010", "manylinux1"] if machine == "x86_64" else ["manylinux2014"]
+    newer = [f"manylinux_2_{minor}" for minor in GLIBC if minor <= newest_glibc]
+    return [f"{tag}_{machine}" for tag in (*newer, *legacy, "linux")]
+
+
+def last_line(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"
+
+
+def own_wheel(out: Path, machine: str) -> None:
+    """Builds the wheel of this tree into ``out``; its library fits one kind of processor."""
+    if machine != platform.machine():
+        if not list(out.glob(f"spdf_dist-*-linux_{machine}.whl")):
+            raise WheelhouseError(
+                f"the kernels must be compiled on {machine}: run `pip wheel --no-deps -w {out} .` on such a machine "
+                f"first, and bring {out} here"
+            )
+        return
+    done = pip("wheel", "--no-deps", "--wheel-dir", out, ROOT)
+    if done.returncode:
+        raise WheelhouseError(f"the wheel of this tree does not build: {last_line(done.stderr)}")
+
+
+def from_source(requirement: str, out: Path) -> None:
+    """Makes the wheel of a package that the index has as source only; it must fit every processor."""
+    before = set(out.glob("*.whl"))
+    done = pip("wheel", "--no-deps", "--constraint", ROOT / "constraints.txt", "--wheel-dir", out, requirement)
+    if done.returncode:
+        raise WheelhouseError(f"{requirement} has no wheel, and none can be made: {last_line(done.stderr)}")
+    for wheel in set(out.glob("*.whl")) - before:
+        if not wheel.name.endswith("-none-any.whl"):
+            wheel.unlink()
+            raise WheelhouseError(f"{requirement} has no wheel for the target, and {wheel.name} fits this machine only")
+
+
+def collect(out: Path, python: str, machine: str, extras: str, newest_glibc: int, options: Sequence[str]) -> int:
+    """Fills ``out``; returns the number of wheels. Raises WheelhouseError."""
+    out.mkdir(parents=True, exist_ok=True)
+    own_wheel(out, machine)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    wanted = f"spdf-dist[{extras}]=={version}" if extras else f"spdf-dist=={version}"
+    target = ["--only-binary", ":all:", "--constraint", ROOT / "constraints.txt", "--python-version", python]
+    target += [word for tag in platforms(machine, newest_glibc) for word in ("--platform", tag)]
+    made: list[str] = []
+    while True:
+        done = pip("download", "--dest", out, "--find-links", out, *target, *options, wanted)
+        if done.returncode == 0:
+            return len(list(out.glob("*.whl")))
+        absent = re.search(r"No matching distribution found for ([A-Za-z0-9._-]+)(==[^\s;,()]+)?", done.stderr)
+        name = "".join(filter(None, absent.groups())) if absent else None
+        if name is None or name in made or len(made) == MOST_SOURCES:
+            raise WheelhouseError(f"pip download: {last_line(done.stderr)}")
+        print(f"{name}: no wheel for the target; making one from its source", flush=True)
+        from_source(name, out)
+        made.append(name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = words[words.index("--") + 1 :] if "--" in words else []
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "wheelhouse", help="folder for the wheels (wheelhouse)")
+    parser.add_argument("--python", default=f"{sys.version_info[0]}.{sys.version_info[1]}", help="of the cluster: 3.12")
+    parser.add_argument("--machine", default=platform.machine(), choices=("x86_64", "aarch64"))
+    parser.add_argument("--extras", default="all", help="comma-separated extras of spdf-dist (all)")
+    parser.add_argument("--glibc", type=int, default=28, metavar="MINOR", help="2.MINOR is the cluster's glibc (28)")
+    args = parser.parse_args(words[: words.index("--")] if "--" in words else words)
+    if not re.fullmatch(r"3\.\d+", args.python):
+        parser.error(f"--python is a version such as 3.12, not {args.python}")
+    try:
+        count = collect(args.out.absolute(), args.python, args.machine, args.extras, args.glibc, options)
+    except WheelhouseError as error:
+        print(f"wheelhouse: {error}", file=sys.stderr)
+        return 2
+    print(f"{count} wheels for Python {args.python} on {args.machine} in {args.out}; on the cluster:")
+    print(f"  pip install --no-index --find-links {args.out.name} 'spdf-dist[{args.extras}]'")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
