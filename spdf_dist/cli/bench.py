@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ PLOT_SHAPE = (12288, 12288)
 PLOT_TOKENS = 256
 PLOT_SPARSITY = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 TOKENS = 2048
+ROUNDS, QUICK_ROUNDS = 9, 3
+EXIT_INTERRUPTED = 130
 STEP_OVERRIDES = (
     "model.seq_length=1024",
     "training.global_batch_size=2",
@@ -56,7 +60,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--threads", type=parse_count, nargs="+", metavar="N", help="thread counts (default: one, and all cores)"
     )
     gemm.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="default fp32")
-    gemm.add_argument("--rounds", type=parse_count, default=9, metavar="N", help="interleaved rounds (default 9)")
+    gemm.add_argument(
+        "--rounds",
+        type=parse_count,
+        metavar="N",
+        help=f"interleaved rounds (default {ROUNDS}; with --quick {QUICK_ROUNDS})",
+    )
+    gemm.add_argument("--quick", action="store_true", help="fewer rounds, no other libraries")
     gemm.add_argument("--no-peers", action="store_true", help="leave torch.sparse and SparseProp out")
     gemm.add_argument(
         "--plot",
@@ -147,9 +157,9 @@ def run_gemm(args: argparse.Namespace) -> int:
     tokens = args.tokens or (PLOT_TOKENS if args.plot else TOKENS)
     import torch
     from spdf_kernels import bench
-    from tqdm import tqdm
 
-    from spdf_dist.report.speedups import gemm_table, state_table, write_speedup_figure
+    from spdf_dist.report.speedups import gemm_line, gemm_table, state_table, write_speedup_figure
+    from spdf_dist.report.tables import duration
 
     machine = bench.machine()
     cores = int(machine["cores"])
@@ -159,21 +169,38 @@ def run_gemm(args: argparse.Namespace) -> int:
     dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
     cases = [(shape, level, count) for shape in shapes for level in levels for count in threads]
     peaks = {count: bench.fma_peak(count, dtype) for count in threads}
+    rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
+    peers = not (args.no_peers or args.plot or args.quick)
     results: list[dict[str, Any]] = []
-    for shape, level, count in tqdm(cases, desc="products", unit="case", file=sys.stderr):
-        results += bench.measure_gemm(
-            shape, level, tokens, count, dtype, args.rounds, peaks[count], peers=not (args.no_peers or args.plot)
-        )
+    done = 0
+    start = time.monotonic()
+    try:
+        for shape, level, count in cases:
+            rows = bench.measure_gemm(shape, level, tokens, count, dtype, rounds, peaks[count], peers=peers)
+            results += rows
+            done += 1
+            if done == 1 and len(cases) > 1:
+                seconds = estimated_seconds(time.monotonic() - start, cases)
+                note(f"{len(cases)} cases take about {duration(seconds)} (Ctrl-C ends early with what is measured)")
+            for row in rows:
+                note(f"[{done}/{len(cases)}] {gemm_line(row)}")
+    except KeyboardInterrupt:
+        if not results:
+            raise
+        note(f"stopped: {done} of {len(cases)} cases are measured")
+    complete = done == len(cases)
+    cases = cases[:done]
     for count in threads:  # again: other work on the machine may have hidden the peak before
         peaks[count] = max(peaks[count] or 0.0, bench.fma_peak(count, dtype) or 0.0) or None
     fed = {cache: bench.fma_fed(size) for cache, size in bench.FED_FROM.items()}
-    states = [bench.measure_state(shape, level, dtype) for shape in shapes for level in levels]
+    states = [bench.measure_state(shape, level, dtype) for shape, level in dict.fromkeys(case[:2] for case in cases)]
     data: dict[str, Any] = {
         "machine": machine,
         "threads": max(threads),
         "dtype": args.dtype,
         "tokens": tokens,
-        "rounds": args.rounds,
+        "rounds": rounds,
+        "complete": complete,
         "peak_gflops": {str(count): None if peak is None else peak / 1e9 for count, peak in peaks.items()},
         "fed_gflops": {cache: rate and rate / 1e9 for cache, rate in fed.items()},
         "results": results,
@@ -191,7 +218,17 @@ def run_gemm(args: argparse.Namespace) -> int:
         rates = ", ".join(f"{rate / 1e9:.0f} from {cache}" for cache, rate in fed.items() if rate)
         head += f"\nfp32 FMAs that each load 64 bytes: {rates} GFLOP/s a thread"
     emit(args, data, f"{head}\n\n{gemm_table(results)}\n\n{state_table(states)}")
-    return 0
+    return 0 if complete else EXIT_INTERRUPTED
+
+
+def estimated_seconds(first: float, cases: Sequence[tuple[tuple[int, int], float, int]]) -> float:
+    """Of all cases (shape, sparsity, threads), from the seconds of the first: in proportion to the multiply-adds."""
+
+    def work(case: tuple[tuple[int, int], float, int]) -> float:
+        (rows, columns), level, threads = case
+        return rows * columns * (1 + (1 - level)) / threads
+
+    return first * sum(map(work, cases)) / work(cases[0])
 
 
 def run_step(args: argparse.Namespace) -> int:

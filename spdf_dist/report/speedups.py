@@ -76,6 +76,13 @@ def gemm_table(results: Sequence[dict[str, Any]]) -> str:
     return text_table([*head, "of peak", "others against best dense"], rows)
 
 
+def gemm_line(r: dict[str, Any]) -> str:
+    """One measured product on a line, as soon as it is measured."""
+    threads = f"{r['threads']} thread" + ("s" if r["threads"] > 1 else "")
+    case = f"{r['out']}x{r['in']} {100 * r['sparsity']:.0f}% {threads} {r['op']} ({r['backend']})"
+    return f"{case}: {r['median_ms']:.2f} ms, {r['speedup']:.2f}x dense (>= {r['speedup_lower']:.2f})"
+
+
 def state_table(states: Sequence[dict[str, Any]]) -> str:
     """Text table of preparation time and bytes of model state."""
     rows = []

@@ -122,3 +122,38 @@ def test_step_runs_every_execution() -> None:
 def test_step_explains_bad_requests(overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "step", "gpt2_small_s75", *overrides]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_gemm_shows_each_row_as_it_comes_and_ends_early_with_what_it_has(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spdf_kernels import bench
+
+    measure = bench.measure_gemm
+
+    def interrupted_at_the_second(shape: tuple[int, int], sparsity: float, *rest: Any, **options: Any) -> Any:
+        if sparsity == 0.75:
+            raise KeyboardInterrupt
+        return measure(shape, sparsity, *rest, **options)
+
+    monkeypatch.setattr(bench, "measure_gemm", interrupted_at_the_second)
+    tiny = [argument for argument in TINY if argument not in ("--rounds", "3")]
+    assert main(["bench", "gemm", *tiny, "--quick", "--json"]) == 130
+    captured = capsys.readouterr()
+    data = json.loads(captured.out)
+    assert not data["complete"] and data["rounds"] == 3
+    assert {r["sparsity"] for r in data["results"]} == {s["sparsity"] for s in data["state"]} == {0.5}
+    assert not any(r["peers"] for r in data["results"])
+    assert "2 cases take about" in captured.err and "stopped: 1 of 2 cases" in captured.err
+    assert "[1/2] 24x40 50% 1 thread forward" in captured.err
+
+
+def test_an_interrupt_before_the_first_case_has_nothing_to_print(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("spdf_kernels.bench.measure_gemm", interrupted)
+    assert main(["bench", "gemm", *TINY]) == 130
+    assert capsys.readouterr().out == ""

@@ -36,7 +36,8 @@ double best_rate(int threads, double seconds, Run run) {
 extern "C" double spdf_fma_peak(int bf16, int threads, double seconds) {
     spdf::peak::Run run = bf16 ? nullptr : spdf::peak::run_portable;
 #if defined(__x86_64__)
-    if (spdf::has_avx512()) run = spdf::peak::run_avx512;
+    if (!bf16 && spdf::has_avx2()) run = spdf::peak::run_avx2;
+    if (!bf16 && spdf::has_avx512()) run = spdf::peak::run_avx512;
     if (bf16) run = spdf::has_avx512_bf16() ? spdf::peak::run_avx512_bf16 : nullptr;
 #endif
     return run ? best_rate(threads, seconds, [=](int64_t iterations) { return run(iterations, 0.5f); }) : 0.0;
