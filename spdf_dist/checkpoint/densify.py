@@ -86,6 +86,7 @@ def densify(source: Path | str, out: Path) -> Densified:
             "kind": "densified",
             "model": asdict(checkpoint.model),
             "sparsity": None,
+            "parameterization": checkpoint.parameterization,
             "source": source_of(checkpoint),
         },
     )

@@ -94,7 +94,7 @@ def write_weights(checkpoint: Checkpoint, folder: Path, dtype: str, shard_bytes:
         for file, names in zip(files, shards, strict=True):
             with SafetensorsStream(folder / file, header_room(names, METADATA), METADATA) as stream:
                 for name in names:
-                    array = np.concatenate([checkpoint.read_array(part.name) for part in tensors[name]])
+                    array = np.concatenate([checkpoint.read_folded(part.name) for part in tensors[name]])
                     stream.add(name, array.T if tensors[name][0].hf_transposed and array.ndim == 2 else array, dtype)
                     progress.update()
     if len(shards) > 1:

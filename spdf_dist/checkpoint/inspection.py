@@ -55,6 +55,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "consumed_tokens": manifest.consumed_tokens,
         "model": asdict(checkpoint.model),
         "sparsity": None if checkpoint.sparsity is None else asdict(checkpoint.sparsity),
+        "parameterization": asdict(checkpoint.parameterization),
         "parameters": parameters,
         "kept_parameters": parameters - entries + kept,
         "linear_sparsity": 1 - kept / entries,

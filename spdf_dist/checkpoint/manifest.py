@@ -22,6 +22,7 @@ from spdf_dist.config.load import build
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.config.validate import validate_model
 from spdf_dist.model.architecture import architecture_of
+from spdf_dist.model.parameterization import Parameterization
 
 FORMAT = "spdf-checkpoint"
 VERSION = 1
@@ -48,7 +49,9 @@ KEYS = (
     "versions",
     "git_commit",
 )
-"""The keys of a manifest beside its digest. All must be there, and no other."""
+"""The keys of a manifest beside its digest. All must be there, and no other but those of OPTIONAL_KEYS."""
+OPTIONAL_KEYS = ("parameterization",)
+"""`parameterization`: how the weights are to be multiplied, where that is not the standard way."""
 
 Kind = Literal["model", "exp_avg", "exp_avg_sq"]
 KINDS: tuple[Kind, ...] = ("model", "exp_avg", "exp_avg_sq")
@@ -105,6 +108,7 @@ class Manifest:
     kind: str
     model: ModelConfig
     sparsity: SparsityConfig | None
+    parameterization: Parameterization
     tensors: dict[str, StoredTensor]
     masks: dict[str, StoredMask]
     files: dict[str, StoredFile]
@@ -169,7 +173,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 def parse(tree: dict[str, Any], sha256: str) -> Manifest:
     """A manifest's JSON as typed data. Raises UserError or an exception of Python's own for anything else."""
-    check_keys("the manifest", {key: value for key, value in tree.items() if key != "digest"}, KEYS)
+    check_keys(
+        "the manifest", {key: value for key, value in tree.items() if key not in ("digest", *OPTIONAL_KEYS)}, KEYS
+    )
     sparsity = tree["sparsity"]
     model = build(ModelConfig, tree["model"], "model")
     if model.num_layers > len(tree["tensors"]):  # before anything is made that is as large as the model
@@ -180,6 +186,7 @@ def parse(tree: dict[str, Any], sha256: str) -> Manifest:
         kind=text(tree["kind"]),
         model=model,
         sparsity=None if sparsity is None else build(SparsityConfig, sparsity, "sparsity"),
+        parameterization=build(Parameterization, tree.get("parameterization", {}), "parameterization"),
         tensors={name: parse_tensor(name, tensor) for name, tensor in tree["tensors"].items()},
         masks={name: parse_mask(name, mask) for name, mask in tree["masks"].items()},
         files={safe_name(name): parse_file(name, file) for name, file in tree["files"].items()},

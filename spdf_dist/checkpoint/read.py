@@ -63,6 +63,7 @@ class Checkpoint:
         self.step = self.manifest.step
         self.model = self.manifest.model
         self.sparsity = self.manifest.sparsity
+        self.parameterization = self.manifest.parameterization
         self.files = StoredFiles(self.path, {name: file.sha256 for name, file in self.manifest.files.items()})
         self.masks: Mapping[str, BoolArray] = StoredMasks(self)
         shapes = {name: tensor.shape for name, tensor in self.manifest.tensors.items()}
@@ -131,6 +132,19 @@ class Checkpoint:
         """
         tensor = self._tensor(name, kind)
         return self._assemble(tensor, kind, None, 0, 0)
+
+    def read_folded(self, name: str) -> FloatArray:
+        """``read_array`` of weights that compute the same function without the parameterization's multipliers.
+
+        For programs that know none, such as generation and Hugging Face's. Raises UserError as ``read_array`` does.
+        """
+        array, factor = self.read_array(name), self.folding.get(name)
+        return array if factor is None else array * np.float32(factor)
+
+    @functools.cached_property
+    def folding(self) -> dict[str, float]:
+        """Factors of ``read_folded`` by tensor; empty for a standard parameterization."""
+        return self.parameterization.folding(architecture_of(self.model))
 
     def read_values(self, name: str, kind: Kind = "model") -> Iterator[FloatArray]:
         """What is stored of a tensor, slice by slice: [kept] of a sparse one, counted against the mask."""
@@ -313,7 +327,7 @@ class StoredMasks(Mapping[str, BoolArray]):
 
 @dataclass(frozen=True)
 class DenseCheckpoint:
-    """The weights of a checkpoint, every global tensor dense, float32, on the CPU."""
+    """The weights of a checkpoint, every global tensor dense, float32, on the CPU, without multipliers (folded)."""
 
     model: ModelConfig
     weights: dict[str, Tensor]
@@ -324,5 +338,7 @@ class DenseCheckpoint:
 def read_dense(path: Path | str) -> DenseCheckpoint:
     """All weights of a checkpoint, for generation, perplexity and export. Raises UserError as ``Checkpoint`` does."""
     checkpoint = Checkpoint(path)
-    weights = {name: checkpoint.read(name) for name in checkpoint.manifest.tensors}
+    import torch
+
+    weights = {name: torch.from_numpy(checkpoint.read_folded(name)) for name in checkpoint.manifest.tensors}
     return DenseCheckpoint(checkpoint.model, weights, checkpoint.step, checkpoint.tokenizer_dir)

@@ -43,6 +43,7 @@ from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.data.tokenizer import load_tokenizer
+from spdf_dist.model.parameterization import STANDARD, Parameterization
 from spdf_dist.parallel.layout import Piece
 from spdf_dist.sparsity.masks import BoolArray
 
@@ -187,6 +188,7 @@ class CheckpointWriter:
     ) -> None:
         """What rank 0 adds: masks, config, tokenizer, the manifest; then the rename."""
         packed = PackedMasks.pack(masks or {})
+        parameterization: Parameterization = given.get("parameterization", STANDARD)
         tensors = collect_tensors(reports, build(ModelConfig, given["model"], "model"), packed)
         files = {name: fact for report in reports for name, fact in report["files"].items()}
         for name in files:
@@ -215,6 +217,7 @@ class CheckpointWriter:
             "kind": given["kind"],
             "model": given["model"],
             "sparsity": given["sparsity"],
+            **({} if parameterization.is_standard else {"parameterization": asdict(parameterization)}),
             "optimizer": given.get("optimizer"),
             "state": given.get("state", {}),
             "rank_state": [report["state"] for report in reports],

@@ -154,6 +154,26 @@ class TrainingConfig:
     `data` (the place in the training data). What is not named goes on from the checkpoint."""
     weight_decay: float = 0.1
     """Decay of linear weights and embeddings; norms and biases do not decay."""
+    embedding_lr_multiplier: float = 1.0
+    """Multiplies the learning rate of the embeddings. One rate for all tensors is held down by the hidden matrices."""
+    parameterization: str = "standard"
+    """`standard` (the paper's) or `supar`, which keeps the best lr and init_std over widths and densities."""
+    base_hidden_size: int | None = None
+    """supar: the width at which lr and init_std were tuned."""
+    base_ffn_hidden_size: int | None = None
+    """supar: the MLP's width there; null: it grows with the width."""
+    base_num_layers: int | None = None
+    """supar: adds CompleteP's depth rule, with the number of layers at which lr was tuned; null: no depth rule."""
+    init_std: float | None = None
+    """Standard deviation of the initial weights, of the base model with supar; null is the family's, 0.02."""
+    embedding_multiplier: float = 1.0
+    """supar: multiplies the embeddings' output."""
+    output_multiplier: float = 1.0
+    """supar: multiplies the logits, beside base width / width."""
+    attention_multiplier: float = 1.0
+    """supar: attention scores are scaled by attention_multiplier / head size."""
+    weight_decay_scaling: str = "none"
+    """supar: `none`, or `product`: decay grows as the learning rate falls, so that their product is the base's."""
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8

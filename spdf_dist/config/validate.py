@@ -12,6 +12,7 @@ from spdf_dist.config.schema import (
     ModelConfig,
     PretrainConfig,
     SparsityConfig,
+    TrainingConfig,
 )
 from spdf_dist.config.suggest import nearest
 from spdf_dist.extensions import task_names
@@ -203,6 +204,7 @@ def validate_pretrain(config: PretrainConfig) -> None:
             training.init_from is not None,
             "sparsity.pattern: init_from takes the masks of training.init_from, which is not set",
         )
+    validate_parameterization(config)
     one_of("training.schedule", training.schedule, ("cosine", "linear", "constant", "wsd"))
     one_of("training.cooldown_shape", training.cooldown_shape, ("linear", "sqrt"))
     if training.schedule == "wsd":
@@ -218,6 +220,43 @@ def validate_pretrain(config: PretrainConfig) -> None:
     require(config.validation.batches >= 1, "validation.batches: must be 1 or more")
     for entry in (*config.data.train, *config.data.validation):
         require(entry.weight > 0, f"data: weight of {entry.path} must be positive, got {entry.weight}")
+
+
+SUPAR_KEYS = (
+    "base_hidden_size",
+    "base_ffn_hidden_size",
+    "base_num_layers",
+    "embedding_multiplier",
+    "output_multiplier",
+    "attention_multiplier",
+    "weight_decay_scaling",
+)
+
+
+def validate_parameterization(config: PretrainConfig) -> None:
+    """Base sizes and multipliers, which only supar has."""
+    training, defaults = config.training, TrainingConfig()
+    one_of("training.parameterization", training.parameterization, ("standard", "supar"))
+    one_of("training.weight_decay_scaling", training.weight_decay_scaling, ("none", "product"))
+    positive = ("embedding_multiplier", "output_multiplier", "attention_multiplier", "embedding_lr_multiplier")
+    for key in (*positive, "init_std", "base_hidden_size", "base_ffn_hidden_size", "base_num_layers"):
+        value = getattr(training, key)
+        require(value is None or 0 < value < math.inf, f"training.{key}: must be positive and finite, got {value}")
+    if training.parameterization == "standard":
+        for key in SUPAR_KEYS:
+            require(
+                getattr(training, key) == getattr(defaults, key),
+                f"training.{key}: has no effect without training.parameterization=supar",
+            )
+        return
+    require(
+        training.base_hidden_size is not None,
+        "training.base_hidden_size: supar needs it: the width at which training.lr was tuned",
+    )
+    require(
+        config.sparsity.init_scale == "none",
+        f"sparsity.init_scale: {config.sparsity.init_scale} would scale by the density twice: supar does it already",
+    )
 
 
 def validate_finetune(config: FinetuneConfig) -> None:

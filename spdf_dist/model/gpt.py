@@ -22,6 +22,7 @@ from spdf_dist.config.schema import ModelConfig
 from spdf_dist.model.architecture import Architecture, architecture_of, family_module, padded_vocab_size
 from spdf_dist.model.layers import pre_norm_layer
 from spdf_dist.model.loss import linear_cross_entropy
+from spdf_dist.model.parameterization import STANDARD, Multipliers, Parameterization, Rule
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.layout import Piece, pieces_of
 from spdf_dist.parallel.linear import ParallelLinear
@@ -39,12 +40,18 @@ class GPT(GPTModel):
     groups: Groups
     label_smoothing = 0.0
     sequence = False
+    parameterization: Parameterization
+    rules: dict[str, Rule]
+    """By the name of each tensor."""
+    multipliers = Multipliers()
 
     def _postprocess(self, hidden_states: Tensor, labels: Tensor, **_: Any) -> Tensor:
         """The sum of token losses of [T, B, D] hidden states and [B, T] labels, in place of megatron-core's loss."""
         tied = self.architecture.model.tie_embeddings
         if self.sequence:
             hidden_states = gather_from_sequence_parallel_region(hidden_states)
+        if self.multipliers.output != 1:
+            hidden_states = hidden_states * self.multipliers.output
         return linear_cross_entropy(
             hidden_states.reshape(-1, hidden_states.shape[-1]),
             self.embedding.word_embeddings.weight if tied else self.output_layer.weight,
@@ -96,6 +103,7 @@ def build_gpt(
     activation_checkpointing: bool = False,
     label_smoothing: float = 0.0,
     sequence: bool = False,
+    parameterization: Parameterization = STANDARD,
 ) -> GPT:
     """This rank's slice of the model, parameters not yet filled (see initialize.py), on the CPU.
 
@@ -140,12 +148,35 @@ def build_gpt(
     gpt.architecture = architecture
     gpt.groups = groups
     gpt.label_smoothing = label_smoothing
+    gpt.parameterization = parameterization
+    densities = {} if parameterization.is_standard else {name: float(masks[name].mean()) for name in masks}
+    gpt.rules = parameterization.rules(architecture, densities)
+    apply_multipliers(gpt, parameterization.multipliers(model))
     for layer in gpt.decoder.layers:
         layer.recompute = activation_checkpointing
     name_pieces(gpt)
     for parameter in gpt.parameters():
         parameter.tensor_model_parallel = any(piece.dim is not None for piece in pieces_of(parameter))
     return gpt.to(dtype)
+
+
+def apply_multipliers(gpt: GPT, multipliers: Multipliers) -> None:
+    """Put the constant factors of a parameterization into the forward pass."""
+    gpt.multipliers = multipliers
+    if multipliers.embedding != 1:
+        gpt.embedding.register_forward_hook(lambda _module, _inputs, output: output * multipliers.embedding)
+    for layer in gpt.decoder.layers:
+        if multipliers.attention is not None:
+            layer.self_attention.core_attention.scale = multipliers.attention
+        if multipliers.branch != 1:
+            for linear in (layer.self_attention.linear_proj, layer.mlp.linear_fc2):
+                linear.register_forward_hook(functools.partial(scale_branch, multipliers.branch))
+
+
+def scale_branch(factor: float, _module: Any, _inputs: Any, output: tuple[Tensor, Tensor | None]) -> Any:
+    """A forward hook: output and bias of a row-parallel linear, multiplied."""
+    y, bias = output
+    return y * factor, None if bias is None else bias * factor
 
 
 def name_pieces(gpt: GPT) -> None:

@@ -6,6 +6,8 @@ The dense global weight is drawn first and masked after, so that all variants of
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from spdf_dist.base.random_streams import derive_seed
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.model.architecture import TensorSpec, architecture_of
+from spdf_dist.model.parameterization import Rule
 from spdf_dist.parallel.layout import join_pieces, pieces_of
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import logical_weights
@@ -33,10 +36,12 @@ def initialize_parameters(module: nn.Module, model: ModelConfig, sparsity: Spars
     weights = sparse_weights(logical_weights(model), sparsity)
     densities = {name: weight.kept / weight.numel for name, weight in weights.items()}
     tensors = architecture_of(model).tensors
+    rules: Mapping[str, Rule] = getattr(module, "rules", {})
     for parameter in module.parameters():
         contents = {}
         for piece in pieces_of(parameter):
-            whole = initial_tensor(tensors[piece.name], seed)
+            tensor = tensors[piece.name]
+            whole = initial_tensor(replace(tensor, initial_std=rules[tensor.name].std) if rules else tensor, seed)
             part = whole if piece.dim is None else whole.narrow(piece.dim, piece.start, piece.stop - piece.start)
             if piece.mask is not None:
                 part = part[piece.mask]

@@ -73,12 +73,30 @@ class StepResult:
     """The update was left out because of a loss spike."""
 
 
-def parameter_groups(model: GPT, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's two groups: what decays by the architecture's table, and the rest."""
+def parameter_groups(model: GPT, weight_decay: float, embedding_lr: float = 1.0) -> list[dict[str, Any]]:
+    """AdamW's groups: what decays by the architecture's table first, then the rest; each by its learning rate.
+
+    ``lr_scale`` of a group multiplies the step's learning rate. In the standard parameterization there are two groups.
+
+    Raises:
+        UserError: one parameter stacks weights whose rules differ.
+    """
     tensors = model.architecture.tensors
-    decayed = [p for p in model.parameters() if tensors[pieces_of(p)[0].name].decays]
-    rest = [p for p in model.parameters() if not tensors[pieces_of(p)[0].name].decays]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        pieces = pieces_of(parameter)
+        rule, tensor = model.rules[pieces[0].name], tensors[pieces[0].name]
+        for piece in pieces[1:]:
+            if model.rules[piece.name] != rule:
+                raise UserError(
+                    f"sparsity.levels: {pieces[0].name} and {piece.name} are one parameter and need one density with "
+                    "training.parameterization=supar"
+                )
+        lr = rule.lr * (embedding_lr if tensor.role == "embedding" else 1.0)
+        decay = weight_decay * rule.decay if tensor.decays else 0.0
+        groups.setdefault((not tensor.decays, lr, decay), []).append(parameter)
+    ordered = sorted(groups.items(), key=lambda group: group[0][0])
+    return [{"params": params, "weight_decay": decay, "lr_scale": lr} for (_, lr, decay), params in ordered]
 
 
 def deepspeed_settings(config: AnyConfig, data_size: int) -> dict[str, Any]:
@@ -148,7 +166,7 @@ class Engine:
         self.clip = config.training.clip_grad
         training = config.training
         optimizer = torch.optim.AdamW(
-            parameter_groups(model, training.weight_decay),
+            parameter_groups(model, training.weight_decay, getattr(training, "embedding_lr_multiplier", 1.0)),
             lr=training.lr,
             betas=(training.beta1, training.beta2),
             eps=training.eps,
@@ -191,7 +209,7 @@ class Engine:
         """
         self.model.train()
         for group in self.adamw.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.groups.device)
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1

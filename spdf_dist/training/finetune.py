@@ -86,7 +86,9 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
 
         tokens = config.training.micro_batch_size * min(task.max_length, model_config.seq_length)
         execution = decide(config, model_config, masks, groups, folder, tokens)
-        model = build_model(config, model_config, groups, masks, execution, task.label_smoothing)
+        model = build_model(
+            config, model_config, groups, masks, execution, task.label_smoothing, origin.parameterization
+        )
         engine = Engine(model.to(groups.device), config, groups)
         load_weights(engine, checkpoint or origin)
         if checkpoint is not None:

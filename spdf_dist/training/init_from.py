@@ -9,7 +9,7 @@ Weights are taken where the new mask keeps them; what the checkpoint had pruned 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.model.parameterization import of_training
 from spdf_dist.parallel.layout import Piece
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import RandomMasks, logical_weights
@@ -29,6 +30,19 @@ from spdf_dist.training.state import load_moments, load_training_state, load_wei
 
 LEVEL_TOLERANCE = 0.005
 """Between sparsity.level and the level of the checkpoint's masks."""
+
+
+def check_function(checkpoint: Checkpoint, config: PretrainConfig) -> None:
+    """Raise UserError when the run's multipliers would change the function that the checkpoint's weights compute."""
+    theirs, ours = checkpoint.parameterization, of_training(config.training)
+    if theirs.multipliers(config.model) == ours.multipliers(config.model):
+        return
+    differing = [f.name for f in fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)]
+    key = differing[0]
+    raise UserError(
+        f"training.{key}: {checkpoint.path} was trained with {getattr(theirs, key)}, not {getattr(ours, key)}; its "
+        "weights mean something else with other multipliers"
+    )
 
 
 class Origin:
@@ -43,6 +57,7 @@ class Origin:
         self.checkpoint = Checkpoint(Path(config.training.init_from or "").expanduser())
         self.checkpoint.check_model(config.model)
         manifest, path = self.checkpoint.manifest, self.checkpoint.path
+        check_function(self.checkpoint, config)
         kept = {"optimizer", "schedule", "data"} - self.reset
         if kept and manifest.kind != "pretrain":
             raise UserError(

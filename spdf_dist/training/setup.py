@@ -18,10 +18,11 @@ from spdf_dist.checkpoint.find import damaged, latest
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import prune
 from spdf_dist.config.errors import SpdfError, UserError
-from spdf_dist.config.schema import AnyConfig, ModelConfig, SparsityConfig
+from spdf_dist.config.schema import AnyConfig, ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.config.validate import validate_batch
 from spdf_dist.data.tokenizer import Tokenizer
 from spdf_dist.model.gpt import GPT, Execution, build_gpt, sparse_linears
+from spdf_dist.model.parameterization import STANDARD, Parameterization, of_training
 from spdf_dist.parallel.groups import Groups, initialize
 from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.sparsity.masks import BoolArray
@@ -98,8 +99,11 @@ def build_model(
     masks: Mapping[str, BoolArray],
     execution: Execution,
     label_smoothing: float = 0.0,
+    parameterization: Parameterization | None = None,
 ) -> GPT:
-    """The model to train, without values yet."""
+    """The model to train, without values yet. ``parameterization`` defaults to the one of a pre-training config."""
+    if parameterization is None:
+        parameterization = of_training(config.training) if isinstance(config, PretrainConfig) else STANDARD
     return build_gpt(
         model,
         groups,
@@ -109,6 +113,7 @@ def build_model(
         activation_checkpointing=config.training.activation_checkpointing,
         label_smoothing=label_smoothing,
         sequence=config.parallel.sequence,
+        parameterization=parameterization,
     )
 
 

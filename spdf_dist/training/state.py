@@ -65,6 +65,7 @@ def save_state(
         "model": to_tree(model),
         "sparsity": to_tree(sparsity) if sparsity is not None and len(masks) else None,
         "consumed_tokens": consumed_tokens,
+        "parameterization": engine.model.parameterization,
         "optimizer": {"updates": engine.updates_done()},
         "state": dict(state),
         "source": None if source is None else dict(source),

@@ -1,0 +1,233 @@
+"""The coordinate check: whether activations keep their size over widths and densities while a model trains.
+
+Source: Yang et al. (arXiv 2203.03466), appendix D.1; over densities: SuPar (arXiv 2405.15743), figures 2 to 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from spdf_dist.checkpoint.packed_masks import PackedMasks
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import PretrainConfig, SparsityConfig, TrainingConfig
+from spdf_dist.config.validate import validate_model, validate_pattern
+from spdf_dist.model.architecture import architecture_of
+from spdf_dist.model.gpt import GPT
+from spdf_dist.model.initialize import initialize_parameters
+from spdf_dist.parallel.groups import Groups
+from spdf_dist.parallel.ranks import ALONE
+from spdf_dist.sparsity.masks import RandomMasks
+from spdf_dist.training.engine import Engine, MicroBatch
+from spdf_dist.training.setup import build_model, start
+
+PLACES = ("attention", "mlp")
+"""The outputs that are added to the residual stream."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Mean magnitudes over all layers, tokens and features, after ``step`` updates."""
+
+    parameterization: str
+    width: int
+    density: float
+    seed: int
+    step: int
+    attention: float
+    mlp: float
+
+
+def variant(config: PretrainConfig, parameterization: str, width: int, density: float, seed: int) -> PretrainConfig:
+    """The config at another width, density and seed, with the head size kept. Raises UserError."""
+    model, training = config.model, config.training
+    head = model.head_size
+    if width % head:
+        raise UserError(f"--widths: {width} is not a multiple of the head size {head} of the config")
+    ffn = None if model.ffn_hidden_size is None else model.ffn * width // model.hidden_size
+    groups = None
+    if model.num_key_value_heads is not None:
+        groups = max(1, model.num_key_value_heads * width // model.hidden_size)
+    model = replace(
+        model,
+        hidden_size=width,
+        num_attention_heads=width // head,
+        num_key_value_heads=groups,
+        ffn_hidden_size=ffn,
+        dropout=0.0,
+    )
+    validate_model(model)
+    sparsity = replace(config.sparsity, level=round(1 - density, 6), levels={}, init_scale="none", execution="masked")
+    if density == 1:
+        sparsity = SparsityConfig(targets=config.sparsity.targets)
+    validate_pattern(sparsity, model)
+    if parameterization == "standard":
+        fresh = TrainingConfig()
+        base = {"base_hidden_size": None, "base_ffn_hidden_size": None, "base_num_layers": None}
+        multipliers = {f"{key}_multiplier": 1.0 for key in ("embedding", "output", "attention")}
+        training = replace(
+            training,
+            parameterization="standard",
+            weight_decay_scaling=fresh.weight_decay_scaling,
+            **base,  # type: ignore[arg-type]
+            **multipliers,  # type: ignore[arg-type]
+        )
+    else:
+        training = replace(
+            training,
+            parameterization="supar",
+            base_hidden_size=training.base_hidden_size or config.model.hidden_size,
+        )
+    return replace(
+        config,
+        model=model,
+        sparsity=sparsity,
+        training=replace(training, global_batch_size=training.micro_batch_size, precision="fp32"),
+        parallel=replace(config.parallel, tensor=1, data=1, zero_stage=0),
+        seed=seed,
+        deepspeed=None,
+    )
+
+
+def synthetic_batch(config: PretrainConfig, groups: Groups) -> list[MicroBatch]:
+    """Sequences in which half of the tokens follow from the one before; all steps see the same."""
+    words, size = config.model.vocab_size, (config.training.micro_batch_size, config.model.seq_length + 1)
+    generator = np.random.Generator(np.random.Philox(config.seed))
+    successor = generator.permutation(words)
+    frequency = 1 / (np.arange(words) + words / 16)
+    ids = generator.choice(words, size, p=frequency / frequency.sum())
+    follows = generator.random(size) < 0.5
+    for at in range(1, size[1]):
+        ids[:, at] = np.where(follows[:, at], successor[ids[:, at - 1]], ids[:, at])
+    ids_BT1 = torch.from_numpy(ids.astype(np.int64)).to(groups.device)
+    return [MicroBatch(ids_BT1[:, :-1].contiguous(), ids_BT1[:, 1:].contiguous(), 0)]
+
+
+class Recorder:
+    """Sums the magnitudes of what is added to the residual stream, by place."""
+
+    def __init__(self, model: GPT) -> None:
+        self.sums = dict.fromkeys(PLACES, 0.0)
+        self.counts = dict.fromkeys(PLACES, 0)
+        for layer in model.decoder.layers:
+            for place, linear in zip(PLACES, (layer.self_attention.linear_proj, layer.mlp.linear_fc2), strict=True):
+                linear.register_forward_hook(lambda _module, _inputs, output, place=place: self.add(place, *output))
+
+    def add(self, place: str, y: Tensor, bias: Tensor | None) -> None:
+        """One output of a row-parallel linear."""
+        whole = y.detach() if bias is None else y.detach() + bias.detach()
+        self.sums[place] += float(whole.abs().mean())
+        self.counts[place] += 1
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call."""
+        means = {place: self.sums[place] / self.counts[place] for place in PLACES}
+        self.sums, self.counts = dict.fromkeys(PLACES, 0.0), dict.fromkeys(PLACES, 0)
+        return means
+
+
+def trace(config: PretrainConfig, groups: Groups, steps: int) -> list[dict[str, float]]:
+    """The magnitudes of ``steps`` + 1 forward passes, an update between each two, at a constant learning rate."""
+    masks = PackedMasks.pack(RandomMasks(config.model, config.sparsity))
+    executions = dict.fromkeys(architecture_of(config.model).linears, "masked")
+    model = build_model(config, config.model, groups, masks, executions)
+    initialize_parameters(model, config.model, config.sparsity, config.seed)
+    engine = Engine(model.to(groups.device), config, groups)
+    recorder, batch = Recorder(engine.model), synthetic_batch(config, groups)
+    tokens, found = config.training.micro_batch_size * config.model.seq_length, []
+    for _ in range(steps + 1):
+        engine.step(batch, tokens, config.training.lr)
+        found.append(recorder.take())
+    return found
+
+
+def coordinate_check(
+    config: PretrainConfig,
+    widths: Sequence[int],
+    densities: Sequence[float],
+    steps: int = 10,
+    seeds: Sequence[int] = (1,),
+    parameterizations: Sequence[str] = ("standard", "supar"),
+) -> list[Point]:
+    """Trains each width and density for ``steps`` updates on synthetic text, on this process.
+
+    Raises UserError for a width or density that the config's head size or pattern does not allow.
+    """
+    cells = [(p, w, d, s) for p in parameterizations for w in widths for d in densities for s in seeds]
+    variants = [variant(config, *cell) for cell in cells]
+    groups = start(variants[0], ALONE)
+    points = []
+    for cell, each in tqdm(list(zip(cells, variants, strict=True)), desc="coordinate check", unit="run", disable=None):
+        points += [
+            Point(*cell, step, means["attention"], means["mlp"])
+            for step, means in enumerate(trace(each, groups, steps))
+        ]
+    return points
+
+
+def spread(points: Sequence[Point], parameterization: str, step: int) -> dict[str, float]:
+    """The largest mean magnitude over widths and densities, divided by the smallest, by place, after ``step`` updates.
+
+    Means are over seeds.
+    """
+    found = {}
+    for place in PLACES:
+        cells: dict[tuple[int, float], list[float]] = {}
+        for point in points:
+            if point.parameterization == parameterization and point.step == step:
+                cells.setdefault((point.width, point.density), []).append(getattr(point, place))
+        means = [float(np.mean(values)) for values in cells.values()]
+        found[place] = max(means) / min(means)
+    return found
+
+
+def summary(points: Sequence[Point]) -> dict[str, Any]:
+    """The check as JSON: every point, and the spreads of each parameterization by step."""
+    steps = sorted({point.step for point in points})
+    names = list(dict.fromkeys(point.parameterization for point in points))
+    return {
+        "schema_version": 1,
+        "points": [asdict(point) for point in points],
+        "spread": {name: {str(step): spread(points, name, step) for step in steps} for name in names},
+    }
+
+
+def draw(points: Sequence[Point], path: Any) -> None:
+    """The figure: a row per parameterization, a column per place and width, a line per density."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = list(dict.fromkeys(point.parameterization for point in points))
+    widths = sorted({point.width for point in points})
+    densities = sorted({point.density for point in points}, reverse=True)
+    columns = [(place, width) for place in PLACES for width in widths]
+    figure, axes = plt.subplots(
+        len(names), len(columns), figsize=(2.6 * len(columns) + 0.6, 2.5 * len(names) + 0.6), sharex=True, sharey="row",
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(densities)))
+    for row, name in enumerate(names):
+        for column, (place, width) in enumerate(columns):
+            axis = axes[row][column]
+            for density, colour in zip(densities, colours, strict=True):
+                chosen = [p for p in points if (p.parameterization, p.width, p.density) == (name, width, density)]
+                steps = sorted({p.step for p in chosen})
+                means = [np.mean([getattr(p, place) for p in chosen if p.step == step]) for step in steps]
+                axis.plot(steps, means, color=colour, marker="o", markersize=3, label=f"{density:g}")
+            axis.set_yscale("log")
+            axis.set_title(f"{name}: {place}, width {width}", fontsize=9)
+            axis.grid(alpha=0.3)
+        axes[row][0].set_ylabel("mean |output|")
+    for axis in axes[-1]:
+        axis.set_xlabel("updates")
+    axes[0][-1].legend(title="density", fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

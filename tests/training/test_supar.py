@@ -1,0 +1,114 @@
+"""SuPar through the whole trainer: any layout and execution, export, fine-tuning, other programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from spdf_command import read_metrics, run_spdf
+
+from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.model.architecture import architecture_of
+
+SUPAR = (
+    "training.parameterization=supar",
+    "training.base_hidden_size=16",
+    "training.init_std=0.05",
+    "training.embedding_multiplier=4",
+    "training.output_multiplier=3",
+    "training.attention_multiplier=2",
+    "training.base_num_layers=1",
+    "training.weight_decay_scaling=product",
+    "model.dropout=0",
+)
+ALONE = ("parallel.tensor=1", "parallel.data=1", "parallel.zero_stage=0", "sparsity.execution=masked")
+
+
+def pretrain(config: Path, run: Path, *overrides: str) -> list[float]:
+    done = run_spdf("pretrain", config, f"run_dir={run}", *SUPAR, *overrides)
+    assert done.returncode == 0, done.stderr
+    return [line["loss"] for line in read_metrics(run) if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_config, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("supar") / "run"
+    pretrain(tiny_config, run, *ALONE)
+    return run
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("parallel.tensor=2", "sparsity.execution=compressed", "parallel.zero_stage=1"),
+        ("parallel.data=2", "sparsity.execution=compressed", "parallel.zero_stage=2"),
+        ("parallel.tensor=2", "parallel.data=2", "sparsity.execution=masked", "parallel.zero_stage=1"),
+    ],
+)
+def test_every_layout_and_execution_has_the_same_losses(alone, tiny_config, tmp_path, layout):
+    losses = [line["loss"] for line in read_metrics(alone) if "loss" in line]
+    assert pretrain(tiny_config, tmp_path / "run", *layout) == pytest.approx(losses, rel=1e-4)
+
+
+def test_each_density_has_its_own_rate(alone, tiny_config, tmp_path):
+    """A mean density would train otherwise: two levels in one model differ from both in one."""
+    mixed = pretrain(tiny_config, tmp_path / "run", *ALONE, 'sparsity.levels={"layers.0.*": 0.5}')
+    assert mixed != [line["loss"] for line in read_metrics(alone) if "loss" in line]
+    done = run_spdf(
+        "pretrain", tiny_config, f"run_dir={tmp_path}/no", *SUPAR, *ALONE, 'sparsity.levels={"layers.0.W_Q": 0.5}'
+    )
+    assert done.returncode == 2 and "need one density" in done.stderr
+
+
+def test_hugging_face_computes_the_same_from_the_folded_export(alone, tiny_config, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    assert run_spdf("export-hf", alone, tmp_path / "hf").returncode == 0
+    model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf").eval()
+    from spdf_dist.config.load import load_config
+    from spdf_dist.config.schema import PretrainConfig
+    from spdf_dist.data.loader import open_mixture
+
+    config = load_config(PretrainConfig, str(tiny_config))
+    data = open_mixture(config.data.validation, 32, config.seed, 300)
+    ids = torch.from_numpy(np.asarray(data.read(np.arange(min(16, data.num_sequences))), dtype=np.int64))
+    with torch.no_grad():
+        logits = model(ids[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    measured = [line["val_loss"] for line in read_metrics(alone) if "val_loss" in line][-1]
+    assert float(loss) == pytest.approx(measured, abs=1e-5)
+    folding = Checkpoint(alone).parameterization.folding(architecture_of(config.model))
+    assert {"layers.0.W_Q", "layers.1.b_O", "embedding.word", "ln_f.bias"} <= set(folding)
+
+
+def test_a_checkpoint_records_it_and_other_multipliers_are_refused(alone, tiny_config, tmp_path):
+    facts = json.loads(run_spdf("inspect", alone, "--json").stdout)
+    assert facts["parameterization"]["base_hidden_size"] == 16
+    assert run_spdf("densify", alone, tmp_path / "dense").returncode == 0
+    assert Checkpoint(tmp_path / "dense").parameterization == Checkpoint(alone).parameterization
+    start = f"training.init_from={tmp_path}/dense"
+    done = run_spdf("pretrain", tiny_config, f"run_dir={tmp_path}/run", *ALONE, start)
+    assert done.returncode == 2 and "was trained with supar, not standard" in done.stderr
+
+
+def test_fine_tuning_keeps_the_multipliers(alone, tmp_path):
+    pairs = [f'"name[Inn{n}], eatType[pub]","Inn{n} is a pub."' for n in range(24)]
+    (tmp_path / "train.csv").write_text("mr,ref\n" + "\n".join(pairs) + "\n")
+    ran = (f"finetune.checkpoint={alone}", f"finetune.train={tmp_path}/train.csv", "finetune.validation=")
+    done = run_spdf(
+        "finetune",
+        "finetune/e2e",
+        *ran,
+        f"run_dir={tmp_path}/ft",
+        "device=cpu",
+        "finetune.warmup_steps=1",
+        "finetune.epochs=1",
+    )
+    assert done.returncode == 0, done.stderr
+    tuned = Checkpoint(tmp_path / "ft")
+    assert tuned.parameterization == Checkpoint(alone).parameterization
+    # The first loss is that of the pre-trained function, not of its weights without multipliers.
+    assert read_metrics(tmp_path / "ft")[0]["loss"] < 5.7
