@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from spdf_dist.checkpoint.manifest import KINDS, MASKS, StoredTensor
+from spdf_dist.checkpoint.packed_masks import unpack
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.sparsity.masks import logical_weights
 
@@ -59,12 +60,29 @@ def inspect(path: Path | str) -> dict[str, Any]:
         "parameters": parameters,
         "kept_parameters": parameters - entries + kept,
         "linear_sparsity": 1 - kept / entries,
+        **mask_history(checkpoint),
         "pruned_nonzero": sum(weight["pruned_nonzero"] for weight in weights),
         "stored_bytes": {**stored, "masks": manifest.files[MASKS].bytes if MASKS in manifest.files else 0},
         "file_bytes": sum(file.bytes for file in manifest.files.values()),
         "source": manifest.source,
         "weights": weights,
     }
+
+
+def mask_history(checkpoint: Checkpoint) -> dict[str, float]:
+    """How far dynamic masks have moved: the share of the first mask that is kept, and of entries that ever were."""
+    if checkpoint.sparsity is None or checkpoint.sparsity.algorithm == "static":
+        return {}
+    kept = overlap = ever = numel = 0
+    for name, fact in checkpoint.manifest.masks.items():
+        if not checkpoint.manifest.tensors[name].sparse:
+            continue
+        first, seen = (unpack(checkpoint.files.read(MASKS, f"{key}/{name}"), fact.shape) for key in ("first", "ever"))
+        kept += fact.kept
+        overlap += int((first & checkpoint.masks[name]).sum())
+        ever += int(seen.sum())
+        numel += seen.size
+    return {"overlap_with_first_mask": overlap / kept, "ever_active": ever / numel} if kept else {}
 
 
 def describe(checkpoint: Checkpoint, tensor: StoredTensor, nonzero: int) -> dict[str, Any]:

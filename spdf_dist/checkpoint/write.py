@@ -13,7 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spdf_dist.base.atomic_files import sync
@@ -79,6 +81,7 @@ class CheckpointWriter:
         tokenizer: Path | None,
         manifest: Mapping[str, Any],
         rank_state: object = None,
+        mask_records: Mapping[str, NDArray[np.uint8]] | None = None,
     ) -> Path:
         """Write the checkpoint; collective.
 
@@ -93,6 +96,7 @@ class CheckpointWriter:
             tokenizer: a tokenizer's file or folder to copy (rank 0's).
             manifest: ``kind`` and ``model`` (ModelConfig as a dict), on every rank; on rank 0 also ``sparsity`` (or
                 None), ``consumed_tokens``, and, when there are any, ``optimizer``, ``state``, ``source``.
+            mask_records: further packed bits for the file of masks, by key (rank 0's are written).
             rank_state: JSON of this rank alone (its random generator); read back by rank from ``rank_state``.
 
         Returns: the checkpoint's folder.
@@ -119,7 +123,7 @@ class CheckpointWriter:
             try:
                 verdict = next((f"rank {r}: {x['failure']}" for r, x in enumerate(reports) if x["failure"]), None)
                 if verdict is None:
-                    self._complete(reports, masks, config_yaml, tokenizer, manifest)
+                    self._complete(reports, masks, config_yaml, tokenizer, manifest, mask_records or {})
             except Exception as error:
                 failure = error
                 verdict = f"rank 0: {describe(error)}"
@@ -185,6 +189,7 @@ class CheckpointWriter:
         config_yaml: str,
         tokenizer: Path | None,
         given: Mapping[str, Any],
+        mask_records: Mapping[str, NDArray[np.uint8]],
     ) -> None:
         """What rank 0 adds: masks, config, tokenizer, the manifest; then the rename."""
         packed = PackedMasks.pack(masks or {})
@@ -196,9 +201,9 @@ class CheckpointWriter:
                 raise FileNotFoundError(f"{self.aside / name} is not visible: ranks need a shared file system")
         shared = []
         if len(packed):
-            with SafetensorsStream(self.aside / MASKS, header_room(packed)) as stream:
-                for name in packed:
-                    stream.add(name, packed.bits[name])
+            with SafetensorsStream(self.aside / MASKS, header_room([*packed, *mask_records])) as stream:
+                for name, bits in (packed.bits | dict(mask_records)).items():
+                    stream.add(name, bits)
             shared.append(MASKS)
         if config_yaml:
             (self.aside / CONFIG).write_text(config_yaml, encoding="utf-8")

@@ -74,6 +74,18 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class MaskUpdateConfig:
+    """When the masks of a dynamic method change."""
+
+    every: int = 100
+    """Optimizer steps between updates."""
+    start: int = 0
+    """First step that may end with an update."""
+    stop: int | None = None
+    """First step that may not; null is three quarters of the run's steps."""
+
+
+@dataclass(frozen=True)
 class SparsityConfig:
     """Which weights are sparse, and how their masks are made (paper, section 3 and appendix A.1)."""
 
@@ -100,6 +112,18 @@ class SparsityConfig:
     """Which logical weights are sparse; by default all matrices of the family (docs/model_families.md)."""
     init_scale: str = "none"
     """`none` (the paper's) or `fan_in`: multiply the kept initial weights by 1/sqrt(density)."""
+    algorithm: str = "static"
+    """`static` (the paper's), `set` (entries of small magnitude make place for random ones) or `rigl` (for those of
+    the largest gradient)."""
+    update: MaskUpdateConfig = field(default_factory=MaskUpdateConfig)
+    drop_fraction: float = 0.3
+    """set, rigl: the share of kept entries that the first update swaps; it falls to 0 at update.stop by a cosine."""
+    groups: int | None = None
+    """set, rigl: each weight's rows (columns of residual outputs) are so many stretches of constant counts;
+    parallel.tensor divides it. null: the largest divisor of the heads, 16 at most, that divides all weights."""
+    new_moments: str = "gradient"
+    """set, rigl: second moment of a grown entry: `gradient` (its squared gradient with rigl, the mean of its row with
+    set) or `zero`, after which AdamW's first steps are several times too long."""
 
     @property
     def is_sparse(self) -> bool:

@@ -20,6 +20,7 @@ from spdf_dist.model.architecture import FAMILIES, architecture_of, family_modul
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import logical_weights
 from spdf_dist.sparsity.patterns import parse_pattern
+from spdf_dist.sparsity.update import check_dynamic
 
 LARGEST = {
     "num_layers": 10_000,
@@ -76,6 +77,19 @@ def validate_sparsity(sparsity: SparsityConfig) -> None:
     one_of("sparsity.execution", sparsity.execution, ("masked", "compressed", "auto"))
     one_of("sparsity.init_scale", sparsity.init_scale, ("none", "fan_in"))
     one_of("sparsity.distribution", sparsity.distribution, ("uniform", "er"))
+    one_of("sparsity.algorithm", sparsity.algorithm, ("static", "set", "rigl"))
+    one_of("sparsity.new_moments", sparsity.new_moments, ("gradient", "zero"))
+    update, defaults = sparsity.update, SparsityConfig()
+    require(update.every >= 1, f"sparsity.update.every: must be 1 or more, got {update.every}")
+    require(update.start >= 0, f"sparsity.update.start: must not be negative, got {update.start}")
+    fraction = sparsity.drop_fraction
+    require(0 < fraction < 1, f"sparsity.drop_fraction: must be between 0 and 1, got {fraction}")
+    require(
+        sparsity.groups is None or sparsity.groups >= 1, f"sparsity.groups: must be 1 or more, got {sparsity.groups}"
+    )
+    for key in ("update", "drop_fraction", "groups", "new_moments"):
+        changed = sparsity.algorithm == "static" and getattr(sparsity, key) != getattr(defaults, key)
+        require(not changed, f"sparsity.{key}: has no effect without sparsity.algorithm=set or rigl")
     patterns = [parse_pattern(text) for text in (sparsity.pattern, *sparsity.patterns.values())]
     require(
         not sparsity.permute or any(pattern.block > 1 for pattern in patterns),
@@ -205,6 +219,7 @@ def validate_pretrain(config: PretrainConfig) -> None:
             "sparsity.pattern: init_from takes the masks of training.init_from, which is not set",
         )
     validate_parameterization(config)
+    check_dynamic(config.model, config.sparsity, total_steps(config), config.parallel.tensor)
     one_of("training.schedule", training.schedule, ("cosine", "linear", "constant", "wsd"))
     one_of("training.cooldown_shape", training.cooldown_shape, ("linear", "sqrt"))
     if training.schedule == "wsd":

@@ -50,6 +50,22 @@ class MaskGradient(torch.autograd.Function):
         return torch.where(mask, gradients[0], 0), None
 
 
+class DenseGradient(torch.autograd.Function):
+    """The output of a linear itself; its backward pass adds dY^T X, the gradient of all entries, to a buffer."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, sum_OI: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.sum_OI = sum_OI
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        ctx.sum_OI += gradients[0].flatten(0, -2).t() @ x.flatten(0, -2)
+        return gradients[0], None, None
+
+
 class ParallelLinear(nn.Module):
     """This rank's slice of stacked logical linears.
 
@@ -85,6 +101,7 @@ class ParallelLinear(nn.Module):
         self.sequence = sequence
         self.execution = execution if any(weight.name in masks for weight in weights) else "dense"
         self.pattern: SparsityPattern | None = None
+        self.dense_gradient_OI: Tensor | None = None
 
         ranges = [
             (tensor_rank * w.shape[dim] // tensor_size, (tensor_rank + 1) * w.shape[dim] // tensor_size)
@@ -139,15 +156,52 @@ class ParallelLinear(nn.Module):
 
     def mask_rows(self, row: int, count: int) -> Tensor:
         """The mask, bool, of ``count`` stored rows from ``row`` on."""
-        mask = self.get_buffer("mask") if self.pattern is None else self.pattern.mask()
-        return mask[row : row + count]
+        return self.full_mask()[row : row + count]
 
     def local(self, x_TBI: Tensor, bias: Tensor | None) -> Tensor:
         """The product on this rank, through the layer's execution, before any sum over the ranks."""
         if self.pattern is not None:
-            return sparse_linear(x_TBI, self.weight, self.pattern, bias)
-        weight = MaskGradient.apply(self.weight, self.mask) if self.execution == "masked" else self.weight
-        return dense_linear(x_TBI, weight, bias)
+            y_TBO = sparse_linear(x_TBI, self.weight, self.pattern, bias)
+        else:
+            weight = MaskGradient.apply(self.weight, self.mask) if self.execution == "masked" else self.weight
+            y_TBO = dense_linear(x_TBI, weight, bias)
+        if self.dense_gradient_OI is not None:
+            y_TBO = DenseGradient.apply(y_TBO, x_TBI, self.dense_gradient_OI)
+        return y_TBO
+
+    def collect_gradient(self) -> None:
+        """Sum the gradient of all entries, fp32, over the backward passes until ``take_gradient``."""
+        self.dense_gradient_OI = torch.zeros(self.full_mask().shape, device=self.weight.device)
+
+    def take_gradient(self) -> Tensor | None:
+        """The collected gradient [O, I], or None."""
+        gradient, self.dense_gradient_OI = self.dense_gradient_OI, None
+        return gradient
+
+    def full_mask(self) -> Tensor:
+        """The mask, bool [O, I], of a sparse linear."""
+        return self.get_buffer("mask") if self.pattern is None else self.pattern.mask()
+
+    def set_mask(self, mask_OI: Tensor) -> None:
+        """Replace the mask by one that keeps as many entries; the values are the caller's to move."""
+        if self.pattern is None:
+            self.get_buffer("mask").copy_(mask_OI)
+        else:
+            self.pattern = None  # its generated code goes before the next one's is made
+            self.pattern = SparsityPattern.from_mask(mask_OI)
+
+    def expand(self, stored: Tensor) -> Tensor:
+        """A copy of the parameter, or anything of its shape, as [O, I], zero where pruned."""
+        if stored.dim() > 1:
+            return stored.clone()
+        mask_OI = self.full_mask()
+        dense = torch.zeros(mask_OI.shape, dtype=stored.dtype, device=stored.device)
+        dense[mask_OI] = stored
+        return dense
+
+    def compress(self, dense_OI: Tensor) -> Tensor:
+        """[O, I] as this execution stores it."""
+        return dense_OI if self.pattern is None else dense_OI[self.full_mask()]
 
     def forward(self, x_TBI: Tensor) -> tuple[Tensor, Tensor | None]:
         """Output [T, B, O] and, where inputs are divided, the bias that the caller adds (fused with its residual)."""

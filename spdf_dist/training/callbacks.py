@@ -35,6 +35,8 @@ class StepMetrics:
     mfu: float | None
     """Share of the dense peak, null where the peak is not known."""
     skipped_iterations: int
+    mask: dict[str, Any] | None = None
+    """What an update of the masks did after this step; the key is absent in other steps."""
 
 
 class Callback:
@@ -60,7 +62,10 @@ class MetricsFile(Callback):
         self.folder = folder
 
     def on_step(self, metrics: StepMetrics) -> None:
-        self.folder.append_metrics(asdict(metrics))
+        record = asdict(metrics)
+        if metrics.mask is None:
+            del record["mask"]
+        self.folder.append_metrics(record)
 
     def on_validation(self, step: int, loss: float) -> None:
         self.folder.append_metrics({"step": step, "val_loss": loss})
@@ -112,6 +117,7 @@ class TensorBoard(Callback):
             "flops/total": metrics.total_flops,
             "memory/bytes": used_memory(),
         }
+        scalars |= {f"mask/{name}": value for name, value in (metrics.mask or {}).items()}
         self.add(scalars, metrics.step)
 
     def on_validation(self, step: int, loss: float) -> None:

@@ -8,13 +8,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from spdf_dist.base.signals import StopRequest
 from spdf_dist.config.errors import NonFiniteError, SpdfError, Stopped, UserError
 from spdf_dist.training.batches import Source
 from spdf_dist.training.callbacks import Callback, StepMetrics
-from spdf_dist.training.engine import Engine
+from spdf_dist.training.engine import Engine, StepResult
 
 SPIKE_WINDOW = 64
 """Recent losses whose median a spike is measured against."""
@@ -33,8 +33,20 @@ class TrainingState:
     validations_without_gain: int = 0
     validation_due: bool = False
     """A stop came before or within the validation of ``step``: the run goes on with it."""
+    mask_updates: int = 0
+    """How many times a dynamic method has changed the masks."""
     data_offset: int = 0
     """The global sample index that step 1 reads first; not 0 in a run that started from another checkpoint."""
+
+
+class DynamicSparsity(Protocol):
+    """A method that changes the masks while a model trains."""
+
+    def before_step(self, step: int) -> None:
+        """Called on every rank before the step's forward pass."""
+
+    def after_step(self, step: int, result: StepResult) -> dict[str, Any] | None:
+        """Called on every rank after the optimizer's step; returns what changed, for the metrics."""
 
 
 @dataclass
@@ -58,6 +70,8 @@ class Loop:
     keep_best: bool = False
     skip_loss_spike: float = 0.0
     peak_flops: float | None = None
+    method: DynamicSparsity | None = None
+    """Changes the masks after a step."""
     saved_best: tuple[float | None, int] = field(init=False, default=(None, 0))
     """``best_val_loss`` and ``best_step`` of the newest checkpoint."""
 
@@ -102,6 +116,8 @@ class Loop:
         threshold = float("inf")
         if self.skip_loss_spike and len(recent) == SPIKE_WINDOW:
             threshold = self.skip_loss_spike * statistics.median(recent)
+        if self.method is not None:
+            self.method.before_step(step)
         result = self.engine.step(
             batch.micro_batches,
             batch.target_tokens,
@@ -109,6 +125,7 @@ class Loop:
             stop_requested=self.stop.requested,
             spike_threshold=threshold,
         )
+        changed = None if self.method is None else self.method.after_step(step, result)
         seconds = time.perf_counter() - begin
         if not result.skipped:
             recent.append(result.loss)
@@ -128,6 +145,7 @@ class Loop:
             total_flops=self.state.total_flops,
             mfu=None if self.peak_flops is None else batch.model_flops / seconds / self.peak_flops,
             skipped_iterations=self.state.skipped_iterations,
+            mask=changed,
         )
         for callback in self.callbacks:
             callback.on_step(metrics)

@@ -16,6 +16,7 @@ from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.model.initialize import initialize_parameters
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.batches import PretrainBatches
+from spdf_dist.training.dynamic import DynamicMasks
 from spdf_dist.training.engine import Engine
 from spdf_dist.training.execution import decide
 from spdf_dist.training.init_from import Origin
@@ -78,6 +79,18 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
             for note in notes:
                 callback.on_note(note)
 
+        method = None
+        if config.sparsity.algorithm != "static":
+            method = DynamicMasks(
+                engine,
+                config.model,
+                config.sparsity,
+                config.training.clip_grad,
+                source.total_steps,
+                state,
+                checkpoint,
+            )
+
         def save(current: TrainingState) -> None:
             save_state(
                 engine,
@@ -86,7 +99,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
                 config=config,
                 model=config.model,
                 sparsity=config.sparsity,
-                masks=masks,
+                masks=method.masks() if method else masks,
+                mask_records=method.stored_records() if method else None,
                 tokenizer=folder.tokenizer if tokenizer is not None else None,
                 kind="pretrain",
                 consumed_tokens=source.consumed_tokens(current.step),
@@ -105,6 +119,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks) -> None:
             save=save,
             checkpoint_interval=config.checkpoint.interval,
             stop=stop,
+            method=method,
             skip_loss_spike=config.training.skip_loss_spike,
             peak_flops=peak_flops(config, groups),
         ).run()
@@ -128,7 +143,7 @@ def config_masks(config: PretrainConfig) -> PackedMasks:
 
 def own_masks(config: PretrainConfig, folder: RunFolder) -> PackedMasks:
     """The masks of a run that continues: the config's, or its checkpoint's where the config does not make them."""
-    if config.sparsity.pattern != "init_from":
+    if config.sparsity.pattern != "init_from" and config.sparsity.algorithm == "static":
         return config_masks(config)
     return PackedMasks.pack(Checkpoint(folder.checkpoints).masks)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spdf_dist.checkpoint.manifest import Kind
@@ -54,6 +56,7 @@ def save_state(
     consumed_tokens: int,
     state: Mapping[str, Any],
     source: Mapping[str, Any] | None = None,
+    mask_records: Mapping[str, NDArray[np.uint8]] | None = None,
 ) -> Path:
     """Write ``step_N`` under ``root``; collective. Raises SpdfError on every rank when it fails on any.
 
@@ -63,7 +66,7 @@ def save_state(
     manifest = {
         "kind": kind,
         "model": to_tree(model),
-        "sparsity": to_tree(sparsity) if sparsity is not None and len(masks) else None,
+        "sparsity": to_tree(sparsity) if sparsity is not None and sparsity.is_sparse else None,
         "consumed_tokens": consumed_tokens,
         "parameterization": engine.model.parameterization,
         "optimizer": {"updates": engine.updates_done()},
@@ -71,7 +74,12 @@ def save_state(
         "source": None if source is None else dict(source),
     }
     return writer.write(
-        state_pieces(engine), masks=masks, config_yaml=to_yaml(config), tokenizer=tokenizer, manifest=manifest
+        state_pieces(engine),
+        masks=masks,
+        config_yaml=to_yaml(config),
+        tokenizer=tokenizer,
+        manifest=manifest,
+        mask_records=mask_records,
     )
 
 

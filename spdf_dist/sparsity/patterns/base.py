@@ -71,8 +71,7 @@ def keep_lowest(score: Scores64, kept: int) -> BoolArray:
         return np.ones(score.size, dtype=bool)
     threshold = np.partition(score, kept - 1)[kept - 1]
     mask = score <= threshold
-    for index in np.flatnonzero(score == threshold)[::-1][: int(mask.sum()) - kept]:
-        mask[index] = False
+    mask[np.flatnonzero(score == threshold)[::-1][: int(mask.sum()) - kept]] = False
     return np.asarray(mask, dtype=bool)
 
 

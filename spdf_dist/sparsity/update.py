@@ -1,0 +1,144 @@
+"""Dynamic masks: when they change, how many entries, and which. Knows no process group and needs no torch.
+
+Every update drops entries of the smallest magnitude and grows as many others, inside each of ``groups`` stretches of a
+weight's rows (of its columns where tensor parallelism divides the inputs). The count of each stretch never changes, so
+that each rank's number of values, ZeRO's partitions and checkpoints keep their shape, and the ranks need no
+communication to agree. Sources: SET, Mocanu et al. (2018); RigL, Evci et al. (ICML 2020, arXiv 1911.11134).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import ModelConfig, SparsityConfig
+from spdf_dist.model.architecture import architecture_of
+from spdf_dist.sparsity.assignment import sparse_weights
+from spdf_dist.sparsity.masks import logical_weights
+from spdf_dist.sparsity.patterns import parse_pattern
+from spdf_dist.sparsity.patterns.base import BoolArray, Scores64, keep_lowest, random_scores
+
+SWAPPING = ("set", "rigl")
+"""The algorithms that keep the level and swap entries."""
+MOST_GROUPS = 16
+"""Of the default ``sparsity.groups``."""
+STOP = 0.75
+"""Default end of the updates, as a share of the steps: after it the masks, and generated code, are final."""
+
+NEVER = np.uint64(2**63)
+"""A score above all that entries have."""
+
+
+def stop_step(sparsity: SparsityConfig, total_steps: int) -> int:
+    """The first step without updates."""
+    stop = sparsity.update.stop
+    return int(STOP * total_steps) if stop is None else min(stop, total_steps + 1)
+
+
+def update_steps(sparsity: SparsityConfig, total_steps: int) -> range:
+    """The optimizer steps, from 1, after which the masks change."""
+    if sparsity.algorithm not in SWAPPING:
+        return range(0)
+    every = sparsity.update.every
+    first = max(every, -(-sparsity.update.start // every) * every)
+    return range(first, stop_step(sparsity, total_steps), every)
+
+
+def drop_fraction_at(sparsity: SparsityConfig, step: int, total_steps: int) -> float:
+    """The share of kept entries that the update after ``step`` swaps: half a cosine from drop_fraction to 0."""
+    progress = min(1.0, step / max(1, stop_step(sparsity, total_steps)))
+    return sparsity.drop_fraction * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def group_count(model: ModelConfig, sparsity: SparsityConfig) -> int:
+    """Stretches of each weight; the default is the largest divisor of the heads that divides all weights, 16 at most.
+
+    Raises UserError where ``sparsity.groups`` does not divide the weights into whole blocks.
+    """
+    architecture, names = architecture_of(model), sparse_weights(logical_weights(model), sparsity)
+    block = parse_pattern(sparsity.pattern).block
+    lengths = {name: architecture.prunable[name].shape[architecture.prunable[name].shard_dim or 0] for name in names}
+    if sparsity.groups is None:
+        whole = math.gcd(model.key_value_heads, *(length // block for length in lengths.values()))
+        return max(n for n in range(1, min(MOST_GROUPS, whole) + 1) if whole % n == 0)
+    for name, length in lengths.items():
+        if length % (sparsity.groups * block):
+            what = f"{length} {'inputs' if architecture.prunable[name].shard_dim else 'outputs'} of {name}"
+            blocks = f" in blocks of {block}" if block > 1 else ""
+            raise UserError(f"sparsity.groups: {sparsity.groups} does not divide the {what}{blocks}")
+    return sparsity.groups
+
+
+def magnitude_bits(values: NDArray[np.float32]) -> Scores64:
+    """Integers that sort as the magnitudes do; what is not finite counts as 0."""
+    finite = np.where(np.isfinite(values), values, np.float32(0))
+    return np.abs(np.ascontiguousarray(finite, dtype=np.float32)).view(np.uint32).astype(np.uint64)
+
+
+def by_magnitude(values: NDArray[np.float32]) -> Scores64:
+    """Scores that grow the largest magnitudes first. A value that is not finite comes last."""
+    return np.uint64(0xFFFFFFFF) - magnitude_bits(values)
+
+
+def at_random(seed: int, name: str, update: int, shape: tuple[int, int]) -> Scores64:
+    """Random growth scores [out, in] of a whole weight, from the mask's stream."""
+    return random_scores(seed, f"{name}/grow/{update}", shape[0] * shape[1]).reshape(shape) >> np.uint64(2)
+
+
+def in_blocks(values: NDArray[np.float32], block: int) -> NDArray[np.float32]:
+    """Sums of magnitudes of block x block entries; the values themselves where ``block`` is 1."""
+    if block == 1:
+        return values
+    rows, columns = values.shape
+    parts = np.abs(values).reshape(rows // block, block, columns // block, block)
+    return parts.sum((1, 3), dtype=np.float64).astype(np.float32)
+
+
+def swap(mask: BoolArray, drop: Scores64, grow: Scores64, groups: int, dim: int, fraction: float) -> BoolArray:
+    """The next mask of this rank's slice of a weight.
+
+    In each stretch along ``dim`` the floor(fraction x kept) kept entries of the lowest ``drop`` score make place for
+    those of the lowest ``grow`` score among all that is then not kept: a dropped entry may come back. Ties go by place.
+    """
+    new = mask.copy()
+    for part, drop_part, grow_part in zip(
+        np.split(new, groups, dim), np.split(drop, groups, dim), np.split(grow, groups, dim), strict=True
+    ):
+        kept = part.ravel()
+        count = min(int(fraction * int(kept.sum())), int((~kept).sum()))
+        if count == 0:
+            continue
+        dropped = keep_lowest(np.where(kept, drop_part.ravel(), NEVER), count)
+        staying = kept & ~dropped
+        grown = keep_lowest(np.where(staying, NEVER, grow_part.ravel()), count)
+        part[...] = (staying | grown).reshape(part.shape)  # np.split gives views of ``new``
+    return new
+
+
+def check_dynamic(model: ModelConfig, sparsity: SparsityConfig, total_steps: int, tensor: int) -> None:
+    """Raise UserError for a dynamic method that cannot be, or does nothing."""
+    if sparsity.algorithm not in SWAPPING:
+        return
+    algorithm = sparsity.algorithm
+    if not sparsity.is_sparse:
+        raise UserError(f"sparsity.algorithm: {algorithm} needs sparsity.level above 0: a dense model has no masks")
+    patterns: Mapping[str, str] = {"pattern": sparsity.pattern, **sparsity.patterns}
+    for key, text in patterns.items():
+        if text not in ("unstructured", "init_from") and not text.startswith("block:"):
+            raise UserError(f"sparsity.{key}: {algorithm} changes unstructured and block:B masks, not {text}")
+    if sparsity.permute or sparsity.patterns:
+        key = "permute" if sparsity.permute else "patterns"
+        raise UserError(f"sparsity.{key}: does not go with sparsity.algorithm={algorithm}")
+    if total_steps and not len(update_steps(sparsity, total_steps)):
+        update, stop = sparsity.update, stop_step(sparsity, total_steps)
+        raise UserError(
+            f"sparsity.update: no update comes: none of the steps {update.start} to {stop - 1} is a multiple of "
+            f"every={update.every} (the run has {total_steps} steps)"
+        )
+    groups = group_count(model, sparsity)
+    if groups % tensor:
+        raise UserError(f"sparsity.groups: {groups} is not divisible by parallel.tensor {tensor}")

@@ -1,0 +1,242 @@
+"""Masks that change while a model trains: SET and RigL over the engine's sparse linears, in both executions.
+
+After the optimizer's step each rank decides for its own slices (see ``sparsity.update``), and values, masters and
+moments move to the new masks. The gradient of pruned entries is computed in the steps that end with an update only; it
+enters neither the gradient norm nor clipping. Shapes: O outputs and I inputs of this rank.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spdf_dist.checkpoint.manifest import MASKS
+from spdf_dist.checkpoint.packed_masks import PackedMasks, unpack
+from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.config.errors import SpdfError
+from spdf_dist.config.schema import ModelConfig, SparsityConfig
+from spdf_dist.model.gpt import sparse_linears
+from spdf_dist.parallel.layout import Piece, pieces_of
+from spdf_dist.parallel.linear import ParallelLinear
+from spdf_dist.sparsity.masks import BoolArray
+from spdf_dist.sparsity.patterns import parse_pattern
+from spdf_dist.sparsity.update import (
+    at_random,
+    by_magnitude,
+    drop_fraction_at,
+    group_count,
+    in_blocks,
+    magnitude_bits,
+    swap,
+    update_steps,
+)
+from spdf_dist.training.engine import Engine, StepResult
+from spdf_dist.training.loop import TrainingState
+
+RECORDS = ("first", "ever")
+"""Beside each mask a checkpoint keeps the first mask of the run and the entries that were ever kept."""
+
+
+class DynamicMasks:
+    """The masks of a run whose ``sparsity.algorithm`` is `set` or `rigl`; every rank has one and calls the same."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: ModelConfig,
+        sparsity: SparsityConfig,
+        clip_grad: float,
+        total_steps: int,
+        state: TrainingState,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        """``state.mask_updates`` counts the updates. ``checkpoint`` is the run's own, when it continues."""
+        self.engine, self.groups, self.state = engine, engine.groups, state
+        self.sparsity, self.clip, self.total_steps = sparsity, clip_grad, total_steps
+        self.steps = update_steps(sparsity, total_steps)
+        self.stretches = group_count(model, sparsity) // self.groups.tensor_size
+        self.block = parse_pattern(sparsity.pattern).block
+        self.linears = [linear for _, linear in sparse_linears(engine.model)]
+        self.pieces = [piece for linear in self.linears for piece in pieces_of(linear.weight) if piece.sparse]
+        self.records: dict[str, dict[str, NDArray[np.uint8]]] = {}
+        """Packed bits of this rank's slices, by record and weight."""
+        for record in RECORDS:
+            self.records[record] = {
+                piece.name: pack(self.stored(checkpoint, record, piece) if checkpoint else local_mask(piece))
+                for piece in self.pieces
+            }
+
+    def stored(self, checkpoint: Checkpoint, record: str, piece: Piece) -> BoolArray:
+        """This rank's slice of a record of the checkpoint."""
+        whole = unpack(checkpoint.files.read(MASKS, f"{record}/{piece.name}"), (piece.shape[0], piece.shape[1]))
+        return sliced(piece, whole)
+
+    def before_step(self, step: int) -> None:
+        """Collect dense gradients in the backward passes of a step that RigL needs them in."""
+        if step in self.steps and self.sparsity.algorithm == "rigl":
+            for linear in self.linears:
+                linear.collect_gradient()
+
+    def after_step(self, step: int, result: StepResult) -> dict[str, Any] | None:
+        """Change the masks when an update is due, and return what it did, the same on every rank.
+
+        A skipped step skips its update. Raises SpdfError when the data ranks came to different masks.
+        """
+        if step not in self.steps:
+            return None
+        gradients = [linear.take_gradient() for linear in self.linears]
+        if result.skipped:
+            return None
+        number = self.state.mask_updates
+        fraction = drop_fraction_at(self.sparsity, step, self.total_steps)
+        norm = result.grad_norm
+        clipped = self.clip / (norm + 1e-6) if self.clip and norm > self.clip else 1.0
+        digest = 0
+        flips = kept = overlap = ever = numel = 0
+        for linear, gradient in zip(self.linears, gradients, strict=True):
+            if gradient is not None:
+                dist.all_reduce(gradient, group=self.groups.data_group)
+                gradient *= clipped / self.groups.data_size
+            old, new = self.update(linear, gradient, fraction, number)
+            digest = zlib.crc32(np.packbits(new).tobytes(), digest)
+            flips += int((old & ~new).sum())
+        for piece in self.pieces:
+            mask, bits = local_mask(piece), self.records["ever"]
+            seen = unpack(bits[piece.name], piece_shape(piece)) | mask
+            bits[piece.name] = pack(seen)
+            kept += int(mask.sum())
+            overlap += int((mask & unpack(self.records["first"][piece.name], piece_shape(piece))).sum())
+            ever += int(seen.sum())
+            numel += mask.size
+        self.check_agreement(digest)
+        self.state.mask_updates += 1
+        counts = torch.tensor([flips, kept, overlap, ever, numel], dtype=torch.float64, device=self.groups.device)
+        dist.all_reduce(counts, group=self.groups.tensor_group)
+        flips, kept, overlap, ever, numel = (int(count) for count in counts)
+        return {
+            "update": self.state.mask_updates,
+            "drop_fraction": fraction,
+            "flips": flips / kept,
+            "overlap_with_first": overlap / kept,
+            "ever_active": ever / numel,
+            "level": 1 - kept / numel,
+        }
+
+    def check_agreement(self, digest: int) -> None:
+        """Raise SpdfError on every rank unless all data ranks hold the same masks."""
+        ends = torch.tensor([digest, -digest], dtype=torch.float64, device=self.groups.device)
+        dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=self.groups.data_group)
+        if self.groups.largest(float(ends[0] + ends[1] != 0)):
+            raise SpdfError("the data ranks came to different masks: their weights or gradients are not the same")
+
+    def update(
+        self, linear: ParallelLinear, gradient_OI: Tensor | None, fraction: float, number: int
+    ) -> tuple[BoolArray, BoolArray]:
+        """Decide for the weights stacked in one linear and move its state; returns the old and the new mask [O, I]."""
+        parameter, engine = linear.weight, self.engine
+        old = linear.full_mask()
+        value = linear.expand(engine.full_parameter(parameter))
+        moments = {key: linear.expand(engine.full_moment(parameter, key)) for key in ("exp_avg", "exp_avg_sq")}
+        rows, row = [], 0
+        for piece in pieces_of(parameter):
+            count = piece_shape(piece)[0]
+            part = slice(row, row + count)
+            row += count
+            mask = old[part].cpu().numpy()
+            if piece.sparse:
+                gradient = None if gradient_OI is None else gradient_OI[part].cpu().numpy()
+                mask = self.decide(piece, mask, value[part].cpu().numpy(), gradient, fraction, number)
+            rows.append(mask)
+        new = torch.from_numpy(np.concatenate(rows)).to(old.device)
+        grown = new & ~old
+        for tensor in (value, *moments.values()):
+            tensor[~new | grown] = 0
+        if self.sparsity.new_moments == "gradient":
+            second = moments["exp_avg_sq"]
+            if gradient_OI is not None:
+                estimate = torch.nan_to_num(gradient_OI, nan=0.0, posinf=0.0, neginf=0.0).square()
+            else:
+                estimate = (second.sum(1, keepdim=True) / (new & old).sum(1, keepdim=True).clamp(min=1)).expand_as(
+                    second
+                )
+            second[grown] = estimate[grown]
+        linear.set_mask(new)
+        engine.load_parameter(parameter, linear.compress(value))
+        for key, moment in moments.items():
+            engine.load_moment(parameter, key, linear.compress(moment))
+        return old.cpu().numpy(), new.cpu().numpy()
+
+    def decide(
+        self,
+        piece: Piece,
+        mask: BoolArray,
+        weight: NDArray[np.float32],
+        gradient: NDArray[np.float32] | None,
+        fraction: float,
+        number: int,
+    ) -> BoolArray:
+        """The next mask of one weight's slice."""
+        block = self.block
+        if gradient is not None:
+            grow = by_magnitude(in_blocks(gradient, block))
+        else:
+            shape = (piece.shape[0] // block, piece.shape[1] // block)
+            grow = sliced(piece, at_random(self.sparsity.seed, piece.name, number, shape), block)
+        blocks = mask[::block, ::block]
+        new = swap(blocks, magnitude_bits(in_blocks(weight, block)), grow, self.stretches, piece.dim or 0, fraction)
+        return new if block == 1 else np.repeat(np.repeat(new, block, 0), block, 1)
+
+    def masks(self) -> PackedMasks:
+        """The global masks as they are, on rank 0; collective. Elsewhere it is empty."""
+        return PackedMasks.pack(self.whole({piece.name: pack(local_mask(piece)) for piece in self.pieces}))
+
+    def stored_records(self) -> dict[str, NDArray[np.uint8]]:
+        """What a checkpoint keeps beside the masks, packed, on rank 0; collective."""
+        found: dict[str, NDArray[np.uint8]] = {}
+        for record in RECORDS:
+            found |= {f"{record}/{name}": pack(mask) for name, mask in self.whole(self.records[record]).items()}
+        return found
+
+    def whole(self, bits: Mapping[str, NDArray[np.uint8]]) -> dict[str, BoolArray]:
+        """The global arrays of this rank's slices, on rank 0."""
+        mine = {name: each.tobytes() for name, each in bits.items()} if self.groups.data_rank == 0 else {}
+        parts = self.groups.gather(mine)
+        if parts is None:
+            return {}
+        found = {}
+        for piece in self.pieces:
+            slices = [unpack(np.frombuffer(part[piece.name], np.uint8), piece_shape(piece)) for part in parts if part]
+            found[piece.name] = np.concatenate(slices, axis=piece.dim or 0) if piece.dim is not None else slices[0]
+        return found
+
+
+def piece_shape(piece: Piece) -> tuple[int, int]:
+    """[out, in] of this rank's slice of a matrix."""
+    rows, columns = piece.local_shape
+    return rows, columns
+
+
+def local_mask(piece: Piece) -> BoolArray:
+    """This rank's slice of the mask."""
+    assert piece.mask is not None
+    return piece.mask.cpu().numpy()
+
+
+def sliced(piece: Piece, whole: Any, block: int = 1) -> Any:
+    """This rank's slice of a global array [out, in] of blocks."""
+    if piece.dim is None:
+        return whole
+    start, stop = piece.start // block, piece.stop // block
+    return whole[start:stop] if piece.dim == 0 else whole[:, start:stop]
+
+
+def pack(mask: BoolArray) -> NDArray[np.uint8]:
+    """Row-major bits, high bit first."""
+    return np.packbits(np.ascontiguousarray(mask).reshape(-1), bitorder="big")
