@@ -12,6 +12,7 @@ from spdf_dist.accounting.gpu_kernels import skipped_block
 from spdf_dist.accounting.layout import layout_of
 from spdf_dist.accounting.memory import memory
 from spdf_dist.accounting.parameters import parameter_counts, real_sparsity, total_parameters
+from spdf_dist.accounting.phases import phases, run_flops
 from spdf_dist.accounting.text_table import text_table
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
@@ -63,7 +64,8 @@ def plan(config: PretrainConfig, world_size: int) -> dict[str, Any]:
             layout.activation_checkpointing,
             expanded=device == "cuda" and not skipped_block(model, sparsity, layout.precision, layout.tensor),
         ),
-        "total_flops": per_sequence * training.global_batch_size * total_steps(config),
+        "total_flops": run_flops(config),
+        "phases": [{"steps": steps, "sparsity": real_sparsity(model, phase)} for steps, phase in phases(config)],
         "fewer_flops_than_dense": training_flops(model) / per_sequence,
         "linears_share": linears_share(model),
         "memory_device": device,

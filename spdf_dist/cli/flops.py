@@ -20,6 +20,7 @@ from spdf_dist.accounting.budget import total_steps, warmup_steps
 from spdf_dist.accounting.flops import TRAINING_FACTOR, forward_flops, linears_share, training_flops
 from spdf_dist.accounting.paper import FIGURE_2_REMARK, TABLE_3_REMARKS, Row, figure_2, table_2, table_3
 from spdf_dist.accounting.parameters import real_sparsity, total_parameters
+from spdf_dist.accounting.phases import phases, run_flops
 from spdf_dist.accounting.text_table import text_table
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import config_from_tree, find_config, load_config, parse_override, read_tree
@@ -44,6 +45,9 @@ def pretraining(config: PretrainConfig) -> dict[str, Any]:
     model, sparsity = config.model, config.sparsity
     sequences = config.training.train_tokens / model.seq_length
     per_sequence, dense = training_flops(model, sparsity), training_flops(model)
+    steps, batch = total_steps(config), config.training.global_batch_size
+    # What phases at other levels and updates of the masks make of the run; 1 for static masks.
+    run = run_flops(config) / (steps * batch * per_sequence) if steps else 1.0
     return {
         "model": asdict(model),
         "sparsity": real_sparsity(model, sparsity),
@@ -59,12 +63,13 @@ def pretraining(config: PretrainConfig) -> dict[str, Any]:
         "flops_per_sequence": per_sequence,
         "forward_flops_per_sequence": per_sequence // TRAINING_FACTOR,
         "flops_per_token": per_sequence / model.seq_length,
-        "total_flops": per_sequence * sequences,
-        "exaflops": per_sequence * sequences / 1e18,
+        "total_flops": per_sequence * sequences * run,
+        "exaflops": per_sequence * sequences * run / 1e18,
+        "phases": [{"steps": count, "sparsity": real_sparsity(model, phase)} for count, phase in phases(config)],
         "dense_flops_per_sequence": dense,
         "dense_total_flops": dense * sequences,
-        "reduction": per_sequence / dense,
-        "fewer_flops": dense / per_sequence,
+        "reduction": per_sequence * run / dense,
+        "fewer_flops": dense / (per_sequence * run),
         "linears_share": linears_share(model),
         "breakdown": {part: TRAINING_FACTOR * flops for part, flops in forward_flops(model, sparsity).items()},
         "dense_breakdown": {part: TRAINING_FACTOR * flops for part, flops in forward_flops(model).items()},

@@ -113,9 +113,16 @@ class SparsityConfig:
     init_scale: str = "none"
     """`none` (the paper's) or `fan_in`: multiply the kept initial weights by 1/sqrt(density)."""
     algorithm: str = "static"
-    """`static` (the paper's), `set` (entries of small magnitude make place for random ones) or `rigl` (for those of
-    the largest gradient)."""
+    """`static` (the paper's), `set` (entries of small magnitude make place for random ones), `rigl` (for those of the
+    largest gradient) or `gmp` (the level changes during the run, and the largest magnitudes stay)."""
     update: MaskUpdateConfig = field(default_factory=MaskUpdateConfig)
+    initial_level: float = 0.0
+    """gmp: the level before the first update; `level` is the last."""
+    schedule: str = "cubic"
+    """gmp: how the level goes from initial_level to level over the updates: `linear`, `cosine`, `exponential` (of the
+    density), `cubic` or `list`."""
+    schedule_levels: list[float] = field(default_factory=list)
+    """gmp with `list`: the level after each update."""
     drop_fraction: float = 0.3
     """set, rigl: the share of kept entries that the first update swaps; it falls to 0 at update.stop by a cosine."""
     groups: int | None = None
@@ -128,7 +135,8 @@ class SparsityConfig:
     @property
     def is_sparse(self) -> bool:
         """Whether any weight may have a mask."""
-        return self.level > 0 or any(level > 0 for level in self.levels.values())
+        others = (self.initial_level, *self.schedule_levels, *self.levels.values())
+        return self.level > 0 or any(level > 0 for level in others)
 
 
 @dataclass(frozen=True)

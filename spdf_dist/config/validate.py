@@ -18,6 +18,7 @@ from spdf_dist.config.suggest import nearest
 from spdf_dist.extensions import task_names
 from spdf_dist.model.architecture import FAMILIES, architecture_of, family_module
 from spdf_dist.sparsity.assignment import sparse_weights
+from spdf_dist.sparsity.levels import check_levels
 from spdf_dist.sparsity.masks import logical_weights
 from spdf_dist.sparsity.patterns import parse_pattern
 from spdf_dist.sparsity.update import check_dynamic
@@ -77,7 +78,9 @@ def validate_sparsity(sparsity: SparsityConfig) -> None:
     one_of("sparsity.execution", sparsity.execution, ("masked", "compressed", "auto"))
     one_of("sparsity.init_scale", sparsity.init_scale, ("none", "fan_in"))
     one_of("sparsity.distribution", sparsity.distribution, ("uniform", "er"))
-    one_of("sparsity.algorithm", sparsity.algorithm, ("static", "set", "rigl"))
+    one_of("sparsity.algorithm", sparsity.algorithm, ("static", "set", "rigl", "gmp"))
+    one_of("sparsity.schedule", sparsity.schedule, ("constant", "linear", "cosine", "exponential", "cubic", "list"))
+    require(0 <= sparsity.initial_level < 1, f"sparsity.initial_level: must be in [0, 1), got {sparsity.initial_level}")
     one_of("sparsity.new_moments", sparsity.new_moments, ("gradient", "zero"))
     update, defaults = sparsity.update, SparsityConfig()
     require(update.every >= 1, f"sparsity.update.every: must be 1 or more, got {update.every}")
@@ -89,7 +92,7 @@ def validate_sparsity(sparsity: SparsityConfig) -> None:
     )
     for key in ("update", "drop_fraction", "groups", "new_moments"):
         changed = sparsity.algorithm == "static" and getattr(sparsity, key) != getattr(defaults, key)
-        require(not changed, f"sparsity.{key}: has no effect without sparsity.algorithm=set or rigl")
+        require(not changed, f"sparsity.{key}: has no effect without sparsity.algorithm=set, rigl or gmp")
     patterns = [parse_pattern(text) for text in (sparsity.pattern, *sparsity.patterns.values())]
     require(
         not sparsity.permute or any(pattern.block > 1 for pattern in patterns),
@@ -219,6 +222,7 @@ def validate_pretrain(config: PretrainConfig) -> None:
             "sparsity.pattern: init_from takes the masks of training.init_from, which is not set",
         )
     validate_parameterization(config)
+    check_levels(config.sparsity, total_steps(config))
     check_dynamic(config.model, config.sparsity, total_steps(config), config.parallel.tensor)
     one_of("training.schedule", training.schedule, ("cosine", "linear", "constant", "wsd"))
     one_of("training.cooldown_shape", training.cooldown_shape, ("linear", "sqrt"))

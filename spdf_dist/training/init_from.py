@@ -26,7 +26,7 @@ from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import RandomMasks, logical_weights
 from spdf_dist.training.engine import MOMENTS, Engine
 from spdf_dist.training.loop import TrainingState
-from spdf_dist.training.state import load_moments, load_training_state, load_weights
+from spdf_dist.training.state import Read, load_moments, load_training_state, load_weights
 
 LEVEL_TOLERANCE = 0.005
 """Between sparsity.level and the level of the checkpoint's masks."""
@@ -43,6 +43,17 @@ def check_function(checkpoint: Checkpoint, config: PretrainConfig) -> None:
         f"training.{key}: {checkpoint.path} was trained with {getattr(theirs, key)}, not {getattr(ours, key)}; its "
         "weights mean something else with other multipliers"
     )
+
+
+def through_masks(checkpoint: Checkpoint) -> Read:
+    """Reads what a piece takes of a tensor: its kept values where it has a mask, whatever the checkpoint's mask is."""
+
+    def read(piece: Piece, kind: Kind) -> Tensor:
+        dense = checkpoint.read_piece(replace(piece, mask_source=None), kind)
+        mask = piece.mask
+        return dense if mask is None else dense[mask.cpu()]
+
+    return read
 
 
 class Origin:
@@ -122,16 +133,10 @@ class Origin:
 
     def load(self, engine: Engine) -> None:
         """Weights, and moments unless they are reset, into the engine."""
-        load_weights(engine, self.checkpoint, self.read)
+        read = through_masks(self.checkpoint)
+        load_weights(engine, self.checkpoint, read)
         if "optimizer" not in self.reset:
-            load_moments(engine, self.checkpoint, self.read)
-
-    def read(self, piece: Piece, kind: Kind) -> Tensor:
-        """What a piece takes of the checkpoint's tensor: the kept values where it has a mask, whatever the
-        checkpoint's mask is."""
-        dense = self.checkpoint.read_piece(replace(piece, mask_source=None), kind)
-        mask = piece.mask
-        return dense if mask is None else dense[mask.cpu()]
+            load_moments(engine, self.checkpoint, read)
 
     def note(self) -> str:
         """What is taken over, for people."""

@@ -70,6 +70,8 @@ class Loop:
     keep_best: bool = False
     skip_loss_spike: float = 0.0
     peak_flops: float | None = None
+    until: int | None = None
+    """A step before the last at which ``run`` returns after saving; None: only the last."""
     method: DynamicSparsity | None = None
     """Changes the masks after a step."""
     saved_best: tuple[float | None, int] = field(init=False, default=(None, 0))
@@ -105,7 +107,7 @@ class Loop:
         """Whether the last step is done and validated, or validation has not got better for long enough."""
         state = self.state
         impatient = self.patience > 0 and state.validations_without_gain >= self.patience
-        return not state.validation_due and (state.step == self.source.total_steps or impatient)
+        return not state.validation_due and (state.step in (self.source.total_steps, self.until) or impatient)
 
     def train_step(self, recent: deque[float]) -> bool:
         """One optimizer step; returns whether the ranks agreed to stop."""
