@@ -78,6 +78,13 @@ KINDS: dict[str, Kind] = {
         files=("data.train", "data.validation", "data.tokenizer", "training.init_from", "deepspeed"),
         ranked=True,
     ),
+    "import-hf": Kind(
+        ("import-hf",),
+        positional=("dir",),
+        makes={"": "out/checkpoint"},
+        outputs={"checkpoint": "out/checkpoint"},
+        files=("dir",),
+    ),
     "densify": Kind(
         ("densify",),
         positional=("checkpoint",),

@@ -10,12 +10,14 @@ from spdf_launcher.workflow import load_workflow
 
 from spdf_dist.accounting.budget import total_steps
 from spdf_dist.accounting.flops import training_flops
-from spdf_dist.accounting.parameters import total_parameters
+from spdf_dist.accounting.parameters import linear_parameters, total_parameters
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import PretrainConfig
 
 FILES = (
     "packed/index.json",
+    "packed_validation/index.json",
+    "hf/config.json",
     "text/00.jsonl.zst",
     "text/01.jsonl.zst",
     "text/val.jsonl.zst",
@@ -37,6 +39,9 @@ FILES = (
 )
 
 
+METHODS = ("variable_spdf_cpu", "variable_spdf_6p7b", "sparse_continued", "sparse_wide", "rigl_gpt2_small")
+
+
 @pytest.fixture
 def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """Plan a shipped workflow over files that are there and empty."""
@@ -44,6 +49,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).touch()
     monkeypatch.setenv("SPDF_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("SPDF_HF", str(tmp_path / "data/hf"))
     monkeypatch.setenv("SPDF_PACKED", str(tmp_path / "data/packed"))
     monkeypatch.setenv("SPDF_PACKED_VALIDATION", str(tmp_path / "data/packed"))
 
@@ -118,3 +124,28 @@ def test_the_evidence_studies_compare_like_with_like(planned, name: str, small: 
     # One learning rate from one selection a pattern, taken by reference.
     chosen = next(job for job in named(jobs, "pretrain") if job.variant == f"{large}-s75")
     assert chosen.config and chosen.config["training"]["lr"] == "${jobs.pick-s75.grid.training.lr}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_workflows_of_other_methods_can_be_planned(planned, name: str) -> None:  # type: ignore[no-untyped-def]
+    assert named(planned(name), "report" if name != "variable_spdf_6p7b" else "finetune")
+
+
+def test_a_second_phase_starts_from_the_first(planned) -> None:  # type: ignore[no-untyped-def]
+    jobs = planned("variable_spdf_6p7b")
+    sparse, dense = jobs["sparse"], jobs["dense"]
+    assert dense.config and dense.config["training"]["init_from"].endswith("sparse/run") and "sparse" in dense.needs
+    first, second = config_of(sparse), build(PretrainConfig, dense.config | {"training": {}}, "")
+    assert total_steps(first) == 62_523 and first.sparsity.level == 0.9 and second.sparsity.level == 0
+    tokens = dense.config["training"]["train_tokens"]
+    spent = training_flops(first.model, first.sparsity) * 62_523 * 1040 + training_flops(first.model) * tokens / 2048
+    assert 0.3 < spent / (training_flops(first.model) * 62_523 * 1040) < 0.4  # Cerebras: 64% fewer
+
+
+def test_wide_models_have_equal_nonzeros(planned) -> None:  # type: ignore[no-untyped-def]
+    counts = {
+        job.variant: linear_parameters(config_of(job).model, config_of(job).sparsity)
+        for job in named(planned("sparse_wide"), "pretrain")
+    }
+    assert counts["wide50"] == pytest.approx(counts["dense"], rel=0.01)
+    assert counts["wide75"] == pytest.approx(counts["dense"], rel=0.01)
