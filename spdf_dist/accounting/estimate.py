@@ -30,6 +30,7 @@ from spdf_dist.accounting.gpu_kernels import EXPANDED_BYTES, PASSES, Rate, rate_
 from spdf_dist.accounting.hardware import Gpu
 from spdf_dist.accounting.layout import Layout, layout_of, local_elements
 from spdf_dist.accounting.memory import memory
+from spdf_dist.accounting.phases import phases
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig, SparsityConfig
 from spdf_dist.config.validate import tensor_size_fits
@@ -197,7 +198,12 @@ def estimate(config: PretrainConfig, cluster: Cluster, gpu_hour_price: float | N
     own = judge(config, layout, cluster)
     steps = total_steps(config)
     fitting = best_layouts([judge(config, candidate, cluster) for candidate in layouts(config, cluster)])
-    hours = own["step_seconds"]["total"] * steps / 3600
+    changing = config.sparsity.algorithm == "gmp"
+    by_phase = [
+        (judge(at_level, layout_of(at_level, cluster.gpus), cluster) if changing else own, count)
+        for at_level, count in ((replace(config, sparsity=sparsity), count) for count, sparsity in phases(config))
+    ]
+    hours = sum(phase["step_seconds"]["total"] * count for phase, count in by_phase) / 3600
     model_flops = training_flops(config.model, config.sparsity) * batch
     peak = cluster.gpu.peak(layout.precision) * cluster.gpus
     executions = {}

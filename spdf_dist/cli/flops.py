@@ -118,6 +118,12 @@ def finetuning(config: FinetuneConfig, model: str | None, examples: int | None) 
     return out
 
 
+def level_changes(phases: list[dict[str, Any]]) -> str:
+    """The steps and levels of a run whose level changes, in a line."""
+    shown = [f"{phase['steps']:,} steps at {phase['sparsity']:.3g}" for phase in phases]
+    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "...", *shown[-2:]])
+
+
 def show_pretraining(numbers: dict[str, Any]) -> str:
     """The text form of ``pretraining``."""
     model = numbers["model"]
@@ -138,6 +144,7 @@ def show_pretraining(numbers: dict[str, Any]) -> str:
         f"{numbers['steps']:,} steps ({numbers['warmup_steps']:,} warm-up)",
         f"FLOPs a sequence      {numbers['flops_per_sequence']:.5g} "
         f"({numbers['forward_flops_per_sequence']:.5g} forward)",
+        *([f"levels                {level_changes(numbers['phases'])}"] if len(numbers["phases"]) > 1 else []),
         f"FLOPs in total        {numbers['total_flops']:.4g} = {numbers['exaflops']:.4g} exaFLOPs",
         f"against dense         {numbers['reduction']:.3f}x, {numbers['fewer_flops']:.2f} times fewer"
         f" (dense {numbers['dense_total_flops']:.4g})",
