@@ -9,6 +9,7 @@ from spdf_dist.accounting.budget import total_steps
 from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.base.signals import StopRequest
 from spdf_dist.checkpoint.find import latest
+from spdf_dist.checkpoint.lineage import lineage
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import UserError
@@ -117,6 +118,10 @@ def train_at_one_level(
             engine, config.model, config.sparsity, config.training.clip_grad, steps, state, checkpoint
         )
 
+    made_from = (
+        checkpoint.manifest.source if checkpoint else {"lineage": lineage(origin.checkpoint)} if origin else None
+    )
+
     def save(current: TrainingState) -> None:
         save_state(
             engine,
@@ -131,6 +136,7 @@ def train_at_one_level(
             kind="pretrain",
             consumed_tokens=source.consumed_tokens(current.step),
             state=vars(current),
+            source=made_from,
         )
         if groups.rank == 0:
             prune_checkpoints(folder, config.checkpoint.keep, callbacks)

@@ -73,6 +73,7 @@ def test_values_are_taken_where_the_mask_keeps_them(trunk, tiny_config, tmp_path
     )
     pretrain(tiny_config, tmp_path / "run", *how, f"training.init_from={trunk}")
     old, new = Checkpoint(trunk), Checkpoint(tmp_path / "run")
+    assert (new.manifest.source or {})["lineage"][-1]["kind"] == "pretrain"
     assert new.step == 0 and len(new.masks) == (0 if level == 0 else 12)
     for name in old.manifest.tensors:
         expected = old.read_array(name)

@@ -97,7 +97,11 @@ def test_a_checkpoint_records_it_and_other_multipliers_are_refused(alone, tiny_c
 def test_fine_tuning_keeps_the_multipliers(alone, tmp_path):
     pairs = [f'"name[Inn{n}], eatType[pub]","Inn{n} is a pub."' for n in range(24)]
     (tmp_path / "train.csv").write_text("mr,ref\n" + "\n".join(pairs) + "\n")
-    ran = (f"finetune.checkpoint={alone}", f"finetune.train={tmp_path}/train.csv", "finetune.validation=")
+    ran = (
+        f"finetune.checkpoint={alone}",
+        f"finetune.train={tmp_path}/train.csv",
+        f"finetune.validation={tmp_path}/train.csv",
+    )
     done = run_spdf(
         "finetune",
         "finetune/e2e",
