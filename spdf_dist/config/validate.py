@@ -226,6 +226,12 @@ def validate_pretrain(config: PretrainConfig) -> None:
     check_dynamic(config.model, config.sparsity, total_steps(config), config.parallel.tensor)
     one_of("training.schedule", training.schedule, ("cosine", "linear", "constant", "wsd"))
     one_of("training.cooldown_shape", training.cooldown_shape, ("linear", "sqrt"))
+    defaults = TrainingConfig()
+    for key in ("cooldown_fraction", "cooldown_shape"):  # a trunk at constant rate may share its branches' settings
+        idle = training.schedule in ("cosine", "linear") and getattr(training, key) != getattr(defaults, key)
+        require(not idle, f"training.{key}: has no effect without training.schedule=wsd")
+    idle = training.init_from is None and set(training.reset) != set(defaults.reset)
+    require(not idle, "training.reset: has no effect without training.init_from")
     if training.schedule == "wsd":
         fraction = training.cooldown_fraction
         require(0 < fraction <= 1, f"training.cooldown_fraction: must be in (0, 1], got {fraction}")

@@ -20,6 +20,7 @@ FILES = (
     "hf/config.json",
     "text/00.jsonl.zst",
     "text/01.jsonl.zst",
+    "text/02.jsonl.zst",
     "text/val.jsonl.zst",
     "e2e/trainset.csv",
     "e2e/trainset.csv.gz",
@@ -39,7 +40,7 @@ FILES = (
 )
 
 
-METHODS = ("variable_spdf_cpu", "variable_spdf_6p7b", "sparse_continued", "sparse_wide", "rigl_gpt2_small")
+METHODS = ("study_cpu", "variable_spdf_cpu", "variable_spdf_6p7b", "sparse_continued", "sparse_wide", "rigl_gpt2_small")
 
 
 @pytest.fixture

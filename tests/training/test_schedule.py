@@ -49,6 +49,8 @@ def test_the_config_chooses_the_schedule(name):
         ({"schedule": "wsd", "cooldown_fraction": 0}, r"must be in \(0, 1\]"),
         ({"schedule": "wsd", "cooldown_fraction": 0.9, "warmup_tokens": 500_000}, "begins within the warm-up"),
         ({"cooldown_shape": "cubic"}, "cooldown_shape"),
+        ({"cooldown_fraction": 0.5}, "cooldown_fraction: has no effect without training.schedule=wsd"),
+        ({"reset": ["data"]}, "reset: has no effect without training.init_from"),
     ],
 )
 def test_mistakes_are_one_line(training, message):
