@@ -64,24 +64,44 @@ def test_each_density_has_its_own_rate(alone, tiny_config, tmp_path):
     assert done.returncode == 2 and "need one density" in done.stderr
 
 
-def test_hugging_face_computes_the_same_from_the_folded_export(alone, tiny_config, tmp_path):
+def hugging_face_loss(config_path: Path, run: Path, out: Path) -> float:
+    """The validation loss of a run's export, computed by transformers."""
     transformers = pytest.importorskip("transformers")
-    assert run_spdf("export-hf", alone, tmp_path / "hf").returncode == 0
-    model = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf").eval()
     from spdf_dist.config.load import load_config
     from spdf_dist.config.schema import PretrainConfig
     from spdf_dist.data.loader import open_mixture
 
-    config = load_config(PretrainConfig, str(tiny_config))
+    assert run_spdf("export-hf", run, out).returncode == 0
+    model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    config = load_config(PretrainConfig, str(config_path))
     data = open_mixture(config.data.validation, 32, config.seed, 300)
     ids = torch.from_numpy(np.asarray(data.read(np.arange(min(16, data.num_sequences))), dtype=np.int64))
     with torch.no_grad():
         logits = model(ids[:, :-1]).logits
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-    measured = [line["val_loss"] for line in read_metrics(alone) if "val_loss" in line][-1]
-    assert float(loss) == pytest.approx(measured, abs=1e-5)
-    folding = Checkpoint(alone).parameterization.folding(architecture_of(config.model))
+    return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+
+
+def validation_loss(run: Path) -> float:
+    return [line["val_loss"] for line in read_metrics(run) if "val_loss" in line][-1]
+
+
+def test_hugging_face_computes_the_same_from_the_folded_export(alone, tiny_config, tmp_path):
+    assert hugging_face_loss(tiny_config, alone, tmp_path / "hf") == pytest.approx(validation_loss(alone), abs=1e-5)
+    checkpoint = Checkpoint(alone)
+    folding = checkpoint.parameterization.folding(architecture_of(checkpoint.model))
     assert {"layers.0.W_Q", "layers.1.b_O", "embedding.word", "ln_f.bias"} <= set(folding)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("tied", ["true", "false"])
+def test_llama_has_it_too(tiny_config, tmp_path, tied):
+    llama = ("model.family=llama", "model.num_key_value_heads=2", f"model.tie_embeddings={tied}")
+    targets = "sparsity.targets=[W_Q,W_K,W_V,W_D,W_G,W_I,W_O]"
+    one = pretrain(tiny_config, tmp_path / "one", *llama, targets, *ALONE)
+    two = pretrain(tiny_config, tmp_path / "two", *llama, targets, "parallel.tensor=2", "sparsity.execution=compressed")
+    assert two == pytest.approx(one, rel=1e-4)
+    loss = hugging_face_loss(tiny_config, tmp_path / "two", tmp_path / "hf")
+    assert loss == pytest.approx(validation_loss(tmp_path / "two"), abs=1e-4)
 
 
 def test_a_checkpoint_records_it_and_other_multipliers_are_refused(alone, tiny_config, tmp_path):
