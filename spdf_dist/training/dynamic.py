@@ -141,7 +141,7 @@ class DynamicMasks:
     ) -> tuple[BoolArray, BoolArray]:
         """Decide for the weights stacked in one linear and move its state; returns the old and the new mask [O, I]."""
         parameter, engine = linear.weight, self.engine
-        old = linear.full_mask()
+        old = linear.full_mask().clone()  # `masked` changes its buffer in place
         value = linear.expand(engine.full_parameter(parameter))
         moments = {key: linear.expand(engine.full_moment(parameter, key)) for key in ("exp_avg", "exp_avg_sq")}
         rows, row = [], 0
