@@ -93,7 +93,8 @@ def plan_text(facts: dict[str, Any]) -> str:
         f"tokens        {facts['train_tokens']:,} in {facts['steps']:,} steps of {facts['tokens_per_step']:,}, "
         f"{facts['warmup_steps']:,} of them warm-up",
         f"layout        {facts['world_size']} ranks: tensor {layout['tensor']} x data {layout['data']}, "
-        f"ZeRO {layout['zero_stage']}, {layout['accumulation']} micro-batches of {layout['micro_batch']}, "
+        + ("sequence-parallel, " if layout["sequence"] else "")
+        + f"ZeRO {layout['zero_stage']}, {layout['accumulation']} micro-batches of {layout['micro_batch']}, "
         f"{layout['precision']}, {layout['execution']}",
         f"model FLOPs   {facts['flops_per_step']:.4g} a step, {facts['total_flops']:.4g} in all, "
         f"{facts['fewer_flops_than_dense']:.2f} times fewer than dense; linear layers carry "

@@ -151,13 +151,20 @@ def masks_by(source: HfFolder, mask: MaskSource, sparsity: SparsityConfig) -> Ma
 
 
 def import_hf(
-    folder: Path, out: Path, level: float = 0.0, mask: MaskSource = "random", seed: int = SparsityConfig.seed
+    folder: Path,
+    out: Path,
+    level: float = 0.0,
+    mask: MaskSource = "random",
+    seed: int = SparsityConfig.seed,
+    seq_length: int | None = None,
 ) -> int:
     """Write a Hugging Face model as the checkpoint folder ``out``, weights only, at step 0.
 
     With ``level`` above 0 the matrices of each layer are pruned to it: by the random mask that pre-training with
     ``sparsity.seed`` = ``seed`` has, or by keeping the largest magnitudes of each. ``mask`` `zeros` prunes what
     is exactly zero in the model's matrices.
+
+    ``seq_length`` sets another context window, tokens, where positions are rotary.
 
     Returns the number of weights pruned.
 
@@ -166,6 +173,11 @@ def import_hf(
     """
     real = new_folder(out)
     source = HfFolder(folder)
+    if seq_length is not None:
+        if "embedding.position" in architecture_of(source.model).tensors:
+            raise UserError("--seq-length: applies to rotary positions only; this model has learned ones")
+        source.model = replace(source.model, seq_length=seq_length)
+        validate_model(source.model)
     sparsity = SparsityConfig(level=level, seed=seed, targets=list(architecture_of(source.model).targets))
     validate_sparsity(sparsity)
     if mask == "zeros" and level > 0:

@@ -42,6 +42,7 @@ def layout_text(layout: dict[str, Any]) -> str:
     text = (
         f"TP{layout['tensor']} x DP{layout['data']}, ZeRO {layout['zero_stage']}, micro-batch {layout['micro_batch']}"
     )
+    text += ", sequence-parallel" if layout["sequence"] else ""
     return text + (", recomputing" if layout["activation_checkpointing"] else "")
 
 

@@ -23,12 +23,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="random",
         help="what is pruned; zeros: what is zero in the model (default: random)",
     )
+    parser.add_argument(
+        "--seq-length", type=int, metavar="T", help="context window of the checkpoint, tokens (default: the model's)"
+    )
     parser.add_argument("--seed", type=int, default=1234, help="sparsity.seed of the random mask (default: 1234)")
 
 
 def run(args: argparse.Namespace) -> int:
     from spdf_dist.checkpoint.hf_import import import_hf
 
-    pruned = import_hf(args.dir, args.out, args.level, args.mask, args.seed)
+    pruned = import_hf(args.dir, args.out, args.level, args.mask, args.seed, args.seq_length)
     print(f"{args.out}: imported, {f'{pruned:,} weights pruned ({args.mask} mask)' if pruned else 'dense'}")
     return 0

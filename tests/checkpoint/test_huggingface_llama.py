@@ -125,6 +125,22 @@ def test_import_through_a_mask_takes_all_seven_matrices(tmp_path: Path) -> None:
     assert torch.equal(found.read("embedding.word"), Checkpoint(folder).read("embedding.word").bfloat16().float())
 
 
+def test_another_context_window_is_kept_where_positions_are_rotary(tmp_path: Path) -> None:
+    export_hf(saved(tmp_path / "run", TIED, 1, None), tmp_path / "hf")
+    import_hf(tmp_path / "hf", tmp_path / "short", seq_length=8)
+    short = Checkpoint(tmp_path / "short")
+    assert short.model.seq_length == 8
+    short.check_model(replace(short.model, seq_length=16, dropout=0.1))
+    with pytest.raises(UserError, match=r"model\.rope_theta is 10000\.0 in the checkpoint and 5\.0 in the config"):
+        short.check_model(replace(short.model, rope_theta=5.0))
+    with pytest.raises(UserError, match=r"model\.seq_length: must be positive"):
+        import_hf(tmp_path / "hf", tmp_path / "none", seq_length=0)
+    (learned,) = save(tmp_path / "gpt2", 5)
+    export_hf(learned, tmp_path / "hf_gpt2")
+    with pytest.raises(UserError, match="--seq-length: applies to rotary positions only"):
+        import_hf(tmp_path / "hf_gpt2", tmp_path / "none", seq_length=4)
+
+
 @pytest.mark.parametrize(
     ("config", "tensors", "message"),
     [

@@ -92,3 +92,19 @@ def test_ranks_whose_slice_keeps_nothing_save_and_continue(tiny_config, tmp_path
     done = run_spdf("pretrain", tiny_config, *blocks)
     assert done.returncode == 0 and "continues from step 5" in done.stderr, done.stderr
     assert numbers(run) == before
+
+
+@pytest.mark.distributed
+def test_a_llama_with_divided_tokens_continues_on_one_rank(tiny_config, tmp_path):
+    run = tmp_path / "run"
+    llama = [f"run_dir={run}", "model.family=llama", "model.num_key_value_heads=2", "model.tie_embeddings=false"]
+    llama += ["model.dropout=0", "sparsity.execution=compressed"]
+    done = run_spdf("pretrain", tiny_config, *llama, "parallel.tensor=2", "parallel.sequence=true")
+    assert done.returncode == 0, done.stderr
+    before = numbers(run)
+    for step in (10, 12):
+        shutil.rmtree(run / "checkpoints" / f"step_{step}")
+    done = run_spdf("pretrain", tiny_config, *llama)
+    assert done.returncode == 0 and "continues from step 5" in done.stderr, done.stderr
+    for ours, theirs in zip(numbers(run), before, strict=True):
+        assert [x for x in ours if x is not None] == pytest.approx([x for x in theirs if x is not None], rel=1e-4)

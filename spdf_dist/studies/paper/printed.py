@@ -57,7 +57,7 @@ def paper_model(run: Run) -> str:
         return ""
     model, sparsity = origin.config.model, origin.config.sparsity
     for name, theirs in MODELS.items():
-        keys = ("num_layers", "hidden_size", "num_attention_heads", "ffn", "vocab_size")
+        keys = ("family", "num_layers", "hidden_size", "num_attention_heads", "ffn", "vocab_size")
         if all(getattr(model, key) == getattr(theirs, key) for key in keys):
             default = type(sparsity)()
             plain = (sparsity.pattern, sorted(sparsity.targets), sparsity.init_scale) == (
