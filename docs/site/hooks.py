@@ -62,6 +62,9 @@ def tables(classes: dict[str, ast.ClassDef], name: str, prefix: str) -> Iterator
         if kind in classes:
             sections.append((field, kind))
             continue
+        if kind.removesuffix(" | None") in classes:  # a section that may be absent
+            sections.append((field, kind.removesuffix(" | None")))
+            kind = "section | None"
         alternatives = " or ".join(f"`{part}`" for part in kind.replace("None", "null").split(" | "))
         text = text.replace("|", "\\|")
         yield f"| `{prefix}{field}` | {alternatives} | `{default_text(default)}` | {text} |"

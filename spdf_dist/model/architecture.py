@@ -21,7 +21,8 @@ from typing import Literal
 from spdf_dist.config.schema import ModelConfig
 
 FAMILIES = ("gpt2", "llama")
-"""Values of ``model.family``. Each is a package beside this module with `architecture`, `layers` and `hf`."""
+"""Values of ``model.family``. Each is a package beside this module with `architecture`, `layers`, `inference`
+and `hf`."""
 
 VOCABULARY_MULTIPLE = 8
 """The rows of the padded vocabulary on each tensor rank are a multiple of this."""
