@@ -118,8 +118,8 @@ def table(facts: dict[str, Any]) -> str:
     stored = facts["stored_bytes"]
     lines = [
         f"{facts['path']}: {facts['kind']} checkpoint, step {facts['step']}, {facts['consumed_tokens']:,} tokens",
-        f"model: {model['num_layers']} layers, width {model['hidden_size']}, {model['num_attention_heads']} heads, "
-        f"context {model['seq_length']}, vocabulary {model['vocab_size']}",
+        f"model: {model['family']}, {model['num_layers']} layers, width {model['hidden_size']}, "
+        f"{model['num_attention_heads']} heads, context {model['seq_length']}, vocabulary {model['vocab_size']}",
         f"parameters: {facts['parameters']:,}, of which kept: {facts['kept_parameters']:,}; "
         f"sparsity of the linear weights: {facts['linear_sparsity']:.4%}",
         f"stored: weights {mib(stored['model'])}, moments {mib(stored['exp_avg'] + stored['exp_avg_sq'])}, "

@@ -32,7 +32,7 @@ def model_card(checkpoint: Checkpoint, license_name: str | None) -> str:
     facts = {
         "Origin": f"{KINDS.get(manifest.kind, manifest.kind)}, step {manifest.step}",
         "Architecture": (
-            f"{model.num_layers} layers, width {model.hidden_size}, {model.num_attention_heads} heads, "
+            f"{model.family}, {model.num_layers} layers, width {model.hidden_size}, {model.num_attention_heads} heads, "
             f"context {model.seq_length}, vocabulary {model.vocab_size}"
         ),
         "Sparsity": sparsity_text(manifest, kept, entries),
