@@ -1,73 +1,159 @@
-"""`make demo`: the demo workflow from the first job to the table. Real data when SPDF_DATA names a folder with them."""
+"""`make demo`: the demo workflow from the first job to a table. Real data when SPDF_DATA names a folder with them.
+
+The number of pre-training tokens follows from the speed of this machine, so that the demo takes a few minutes on any.
+"""
 
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from spdf_dist.accounting.flops import linears_share
+from spdf_dist.accounting.text_table import text_table
 from spdf_dist.cli.main import main as spdf
-from spdf_dist.workflow_folder import job_folder, read_json
+from spdf_dist.config.load import config_from_tree
+from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.workflow_folder import PLAN, PRETRAIN, job_folder, read_json
+from spdf_launcher.folder import read_lines
 from spdf_launcher.plan import Job
-from spdf_launcher.progress import duration
+from spdf_launcher.progress import duration, short_count
 from spdf_launcher.status import read_plan
+from spdf_launcher.summary import pretraining_flops
 
-METRICS = ("bleu", "nist", "meteor", "rouge_l", "cider", "slot_accuracy")
+BUDGET_SECONDS = 300.0
+"""For all jobs; set-up takes about two minutes more."""
+TOKENS = (819_200, 614_400, 409_600, 204_800)
+"""Pre-training tokens to choose from, multiples of a step's 8 x 128."""
+STEP_TOKENS = 8 * 128
+FIXED_PROBES = 4800.0
+"""What the jobs take beside pre-training steps, in probe steps (see ``probe_seconds``)."""
+STEP_PROBES = 2.4
+"""A pre-training step, in probe steps; two variants are trained."""
 
 
-def metric(manifest: dict[str, object], name: str) -> float | None:
-    """A metric of a manifest, by its last name."""
-    metrics = manifest.get("metrics")
-    for key, value in metrics.items() if isinstance(metrics, dict) else ():
-        if key.rpartition(".")[2] == name and isinstance(value, int | float):
-            return float(value)
+NOTE = """
+FLOPs are the same on every machine. Losses depend on the Python version (its standard library is the text), the
+processor and the number of tokens, and one seed at one learning rate does not say which variant is better. The time of
+a step hardly shows the sparse kernels at this size: linear layers are {share:.0%} of the dense model's FLOPs, and the
+rest of a step costs more. `spdf bench step` measures larger models."""
+
+
+def probe_seconds(steps: int = 9) -> float:
+    """Median seconds of a training step of a plain PyTorch model of the demo's size: 4 x 128 tokens, one thread."""
+    import torch
+    from torch import nn
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    layer = nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True, norm_first=True)
+    body = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+    model = nn.Sequential(nn.Embedding(2048, 128), body, nn.Linear(128, 2048))
+    optimizer = torch.optim.AdamW(model.parameters())
+    tokens = torch.randint(0, 2048, (4, 128))
+    times = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.perf_counter() - started)
+    torch.set_num_threads(threads)
+    return statistics.median(times)
+
+
+def estimated_seconds(tokens: int, probe: float) -> float:
+    """What the demo takes with that many tokens, where a probe step takes ``probe`` seconds."""
+    return probe * (FIXED_PROBES + 2 * STEP_PROBES * tokens / STEP_TOKENS)
+
+
+def size_for(probe: float) -> int:
+    """The most tokens that fit into the budget; the fewest where none do."""
+    return next((tokens for tokens in TOKENS if estimated_seconds(tokens, probe) <= BUDGET_SECONDS), TOKENS[-1])
+
+
+def planned_tokens(root: Path) -> int | None:
+    """The tokens that a demo in ``root`` began with; None for a new one."""
+    plan = read_json(root / PLAN) or {}
+    for job in plan.get("jobs") or []:
+        if job.get("kind") == PRETRAIN:
+            return int(job["config"]["training"]["train_tokens"])
     return None
 
 
 def rows(root: Path, jobs: list[Job]) -> list[list[str]]:
-    """The closing table: a variant a row."""
-    variants = list(dict.fromkeys(job.variant for job in jobs if job.variant))
-    manifests = {(job.name, job.variant): read_json(job_folder(root, job.id).manifest) or {} for job in jobs}
-    columns = [("pretrain", "val_loss"), ("finetune", "val_loss"), *(("evaluate", name) for name in METRICS)]
-    head = ["variant", "pre-training val loss", "fine-tuning val loss", *METRICS]
+    """The closing table: a variant per row."""
+    head = ["", "validation loss", "FLOPs", "ms per step", "fine-tuning loss before", "after", "weights reactivated"]
     table = [head]
-    for variant in variants:
-        values = [metric(manifests.get((name, variant), {}), key) for name, key in columns]
-        table.append([variant, *("-" if value is None else f"{value:.4f}" for value in values)])
-    used = [c for c in range(len(head)) if c == 0 or any(row[c] != "-" for row in table[1:])]
-    return [[row[c] for c in used] for row in table]
+    by_name = {(job.name, job.variant): job for job in jobs}
+    for variant in dict.fromkeys(job.variant for job in jobs if job.variant):
+        pretrain, finetune = (by_name[name, variant] for name in ("pretrain", "finetune"))
+        lines = read_lines(job_folder(root, pretrain.id).run_dir / "metrics.jsonl")
+        steps = [line["step_ms"] for line in lines if "step_ms" in line]
+        losses = [line["val_loss"] for line in lines if "val_loss" in line]
+        run = job_folder(root, finetune.id).run_dir
+        tuned = read_json(run / "finetune.json") or {}
+        first = next((line["loss"] for line in read_lines(run / "metrics.jsonl") if "loss" in line), None)
+        table.append(
+            [
+                variant,
+                text(losses[-1] if losses else None),
+                f"{pretraining_flops(pretrain):.3g}",
+                text(statistics.median(steps[len(steps) // 10 :]) if steps else None, 0),
+                text(first),
+                text(tuned.get("best_val_loss")),
+                short_count(tuned.get("reactivated") or 0),
+            ]
+        )
+    return table
+
+
+def text(value: Any, digits: int = 3) -> str:
+    """A number in the table; a dash without one."""
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else "-"
 
 
 def main() -> int:
-    """Run the demo and say what came of it."""
+    """Run the demo and print what came of it."""
     data = os.environ.get("SPDF_DATA")
     name = "demo_real" if data else "demo"
-    root = Path("runs") / name
+    root = (Path("runs") / name).absolute()
     if data:
         print(f"SPDF_DATA is set: real text and E2E from {data}")
     else:
         print("Text of this Python installation, and synthetic E2E from a grammar (set SPDF_DATA for real data)")
     began = time.monotonic()
-    code = spdf(["run", name, "--dir", str(root), "--on", "local"])
+    words = ["run", name, "--dir", str(root), "--on", "local", "variants.untrained=null"]
+    tokens = planned_tokens(root)
+    if tokens is None:
+        probe = probe_seconds()
+        tokens = size_for(probe)
+        estimate = duration(estimated_seconds(tokens, probe))
+        print(f"A training step of a probe takes {1000 * probe:.0f} ms here: {tokens:,} pre-training tokens per model,")
+        print(f"about {estimate} in all on an idle machine" + (", more with the real data" if data else ""), flush=True)
+    sizes = {"train_tokens": tokens, "warmup_tokens": tokens // 20}
+    words += [f"jobs.pretrain.set.training.{key}={number}" for key, number in sizes.items()]
+    code = spdf(words)
     if code:
         return code
-    table = rows(root, read_plan(root.absolute()))
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    print()
-    for row in table:
-        print(
-            "  ".join(
-                text.rjust(width) if at else text.ljust(width)
-                for at, (text, width) in enumerate(zip(row, widths, strict=True))
-            )
-        )
-    if not data:
-        print("The scores are of synthetic data: they say that everything works, and compare with nothing published.")
-    print(f"\nreport:      {root}/jobs/report/out/index.html")
-    print(f"tensorboard: tensorboard --logdir {root}/jobs")
+    jobs = read_plan(root)
+    table = rows(root, jobs)
+    print(f"\nPre-training on {tokens:,} tokens, then dense fine-tuning{'' if data else ' on synthetic data'}:")
+    print(text_table(table[0], table[1:]))
+    print(NOTE.format(share=dense_share(jobs)))
+    print(f"\nreport:      {root}/jobs/report/out/index.html (with the scores)")
+    print(f"tensorboard: {sys.executable} -m tensorboard.main --logdir {root}/jobs, then the tab Time Series")
     print(f"took {duration(time.monotonic() - began)}")
     return 0
+
+
+def dense_share(jobs: list[Job]) -> float:
+    """The share of the dense model's FLOPs that its sparsifiable layers have."""
+    config = next(job.config for job in jobs if job.kind == PRETRAIN)
+    return linears_share(config_from_tree(PretrainConfig, config or {}).model)
 
 
 if __name__ == "__main__":

@@ -109,10 +109,11 @@ def load_workflow(source: str, overrides: Sequence[str] = ()) -> Workflow:
 
 
 def find_workflow(source: str) -> Path:
-    """The file of a workflow: a path, a shipped config, or one of the shipped ``workflows/``."""
-    if not Path(source).is_file() and "/" not in source:
+    """The file of a workflow: a path, or one of the shipped ``workflows/``, with or without that folder's name."""
+    name = source.removeprefix("configs/")
+    if not Path(source).is_file() and "/" not in name:
         try:
-            return find_config(f"workflows/{source}")
+            return find_config(f"workflows/{name}")
         except UserError:
             pass
     return find_config(source)

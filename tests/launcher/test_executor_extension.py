@@ -67,3 +67,10 @@ def test_an_executor_is_added_by_one_file(env: dict[str, str], tmp_path: Path) -
     assert manifest["status"] == "done" and manifest["argv"][:3] == ["nice", "-n", "19"]
     assert "made  done" in spdf(env, tmp_path, "status", "work")
     assert "nothing to cancel" in spdf(env, tmp_path, "cancel", "work")
+
+
+def test_the_executor_of_the_documentation_works(env: dict[str, str], tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "workflows.md").read_text(encoding="utf-8")
+    (tmp_path / "site" / "nice_executor.py").write_text(page.partition("```py\n")[2].partition("```")[0])
+    dry = spdf(env, tmp_path, "run", "flow.yaml", "--dir", "work", "--on", "nice", "--dry-run", "--verbose")
+    assert "nice -n 19 " in dry and "1 of 1 jobs to run" in dry

@@ -101,7 +101,7 @@ def test_ranks_of_a_launcher_set_data_parallelism(make) -> None:  # type: ignore
         "jobs.pretrain.resources={nodes: 2, ranks_per_node: 2, tensor: 2}",
     )
     job = make(GOOD, *more, ranks_from_launcher=True)["pretrain/s75"]
-    assert job.config["parallel"] == {"tensor": 2, "data": 2, "zero_stage": 1}  # type: ignore[index]
+    assert {"tensor": 2, "data": 2, "zero_stage": 1}.items() <= job.config["parallel"].items()  # type: ignore[index]
     assert make(GOOD, *more)["pretrain/s75"].config["parallel"]["data"] is None  # type: ignore[index]
 
 
