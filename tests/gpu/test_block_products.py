@@ -11,7 +11,7 @@ from spdf_kernels.triton.blocks import Blocks, blocks_of
 products = pytest.importorskip("spdf_kernels.triton.products") if gpu.missing() is None else None
 SIZES = (32,) if gpu.interpreted() else (128, 64)
 TOKENS = (70,) if gpu.interpreted() else (1, 1000, 4096)
-DTYPES = (torch.float32, torch.bfloat16) if gpu.interpreted() else (torch.bfloat16,)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16) if gpu.interpreted() else (torch.bfloat16, torch.float16)
 
 
 def made(kind: str, size: int, tokens: int, dtype: torch.dtype, device: torch.device) -> tuple[Case, Blocks]:

@@ -30,6 +30,7 @@ def test_the_gpu_back_ends_come_first_and_are_there() -> None:
 
 def test_whole_blocks_are_skipped_and_all_else_is_expanded(block_case: Case, unstructured_case: Case) -> None:
     assert set(describe(block_case.pattern, torch.bfloat16)[:3]) == {"triton-block"}
+    assert set(describe(block_case.pattern, torch.float16)[:3]) == {"triton-block"}
     assert set(describe(block_case.pattern, torch.float32)[:3]) == {"triton-expand"}
     assert set(describe(unstructured_case.pattern, torch.bfloat16)[:3]) == {"triton-expand"}
 
@@ -69,7 +70,7 @@ def test_a_kernel_that_fails_or_is_wrong_is_not_used(
 
 
 @pytest.mark.parametrize("which", ["block_case", "unstructured_case"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_forward_and_gradients_are_those_of_a_dense_layer(
     which: str, dtype: torch.dtype, request: pytest.FixtureRequest
 ) -> None:

@@ -27,7 +27,7 @@ def _wrong_device(device: torch.device) -> str | None:
 
 
 class BlockBackend:
-    """`triton-block`: bfloat16, masks of whole blocks of 128 or 64; pruned blocks cost no time."""
+    """`triton-block`: bfloat16 and float16, masks of whole blocks of 128 or 64; pruned blocks cost no time."""
 
     name = "triton-block"
     path = "blocks"
@@ -39,8 +39,8 @@ class BlockBackend:
     def supports(self, device: torch.device, dtype: torch.dtype, pattern: SparsityPattern) -> str | None:
         if (reason := _wrong_device(device)) is not None:
             return reason
-        if dtype != torch.bfloat16:
-            return f"the back end {self.name} multiplies bfloat16 on tensor cores, not {dtype}"
+        if dtype not in (torch.bfloat16, torch.float16):
+            return f"the back end {self.name} multiplies bfloat16 and float16 on tensor cores, not {dtype}"
         blocks = blocks_of(pattern)
         if blocks is None:
             return why_no_blocks(pattern)
@@ -77,7 +77,7 @@ def _blocks(pattern: SparsityPattern) -> Blocks:
 
 
 class ExpandBackend:
-    """`triton-expand`: any mask, float32 and bfloat16, through cuBLAS; no dense weight is kept between products."""
+    """`triton-expand`: any mask in float32, bfloat16 and float16, through cuBLAS; keeps no dense weight."""
 
     name = "triton-expand"
     path = "expanded"
@@ -89,8 +89,8 @@ class ExpandBackend:
     def supports(self, device: torch.device, dtype: torch.dtype, pattern: SparsityPattern) -> str | None:
         if (reason := _wrong_device(device)) is not None:
             return reason
-        if dtype not in (torch.float32, torch.bfloat16):
-            return f"the back end {self.name} multiplies float32 and bfloat16, not {dtype}"
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return f"the back end {self.name} multiplies float32, bfloat16 and float16, not {dtype}"
         return trial_of_expansion(device)
 
     def prepare(self, pattern: SparsityPattern, dtype: torch.dtype) -> Routes:
