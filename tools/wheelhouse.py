@@ -49,6 +49,14 @@ def last_line(text: str) -> str:
     return lines[-1] if lines else "no message"
 
 
+def without_wheel(text: str) -> str | None:
+    """The requirement that pip's words name as having no wheel; None where they name none."""
+    missing = re.search(r"no matching distributions available for your environment:\s+([A-Za-z0-9._-]+)", text)
+    absent = re.search(r"No matching distribution found for ([A-Za-z0-9._-]+(?:==[^\s;,()]+)?)", text)
+    found = absent or missing
+    return found[1] if found else None
+
+
 def own_wheel(out: Path, machine: str) -> None:
     """Builds the wheel of this tree into ``out``; its library fits one kind of processor."""
     if machine != platform.machine():
@@ -88,8 +96,7 @@ def collect(out: Path, python: str, machine: str, extras: str, newest_glibc: int
         done = pip("download", "--dest", out, "--find-links", out, *target, *options, wanted)
         if done.returncode == 0:
             return len(list(out.glob("*.whl")))
-        absent = re.search(r"No matching distribution found for ([A-Za-z0-9._-]+)(==[^\s;,()]+)?", done.stderr)
-        name = "".join(filter(None, absent.groups())) if absent else None
+        name = without_wheel(done.stdout + done.stderr)
         if name is None or name in made or len(made) == MOST_SOURCES:
             raise WheelhouseError(f"pip download: {last_line(done.stderr)}")
         print(f"{name}: no wheel for the target; making one from its source", flush=True)

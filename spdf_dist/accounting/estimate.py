@@ -17,7 +17,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from spdf_dist.accounting.budget import total_steps
 from spdf_dist.accounting.communication import communication
 from spdf_dist.accounting.flops import (
     TRAINING_FACTOR,
@@ -31,6 +30,7 @@ from spdf_dist.accounting.hardware import Gpu
 from spdf_dist.accounting.layout import Layout, layout_of, local_elements
 from spdf_dist.accounting.memory import memory
 from spdf_dist.accounting.phases import phases
+from spdf_dist.config.budget import total_steps
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig, SparsityConfig
 from spdf_dist.config.validate import tensor_size_fits

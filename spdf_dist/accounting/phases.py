@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from spdf_dist.accounting.budget import total_steps
 from spdf_dist.accounting.flops import forward_flops, training_flops
+from spdf_dist.config.budget import total_steps
 from spdf_dist.config.schema import PretrainConfig, SparsityConfig
 from spdf_dist.sparsity.levels import at_step, change_steps
 from spdf_dist.sparsity.update import update_steps

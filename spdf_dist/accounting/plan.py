@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from spdf_dist.accounting.budget import tokens_per_step, total_steps, warmup_steps
 from spdf_dist.accounting.communication import communication
 from spdf_dist.accounting.flops import executed_flops, linears_share, training_flops
 from spdf_dist.accounting.gpu_kernels import skipped_block
@@ -14,6 +13,7 @@ from spdf_dist.accounting.memory import memory
 from spdf_dist.accounting.parameters import parameter_counts, real_sparsity, total_parameters
 from spdf_dist.accounting.phases import phases, run_flops
 from spdf_dist.accounting.text_table import text_table
+from spdf_dist.config.budget import tokens_per_step, total_steps, warmup_steps
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.config.validate import validate_batch

@@ -16,12 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spdf_dist.accounting.budget import total_steps, warmup_steps
 from spdf_dist.accounting.flops import TRAINING_FACTOR, forward_flops, linears_share, training_flops
 from spdf_dist.accounting.paper import FIGURE_2_REMARK, TABLE_3_REMARKS, Row, figure_2, table_2, table_3
 from spdf_dist.accounting.parameters import real_sparsity, total_parameters
 from spdf_dist.accounting.phases import phases, run_flops
 from spdf_dist.accounting.text_table import text_table
+from spdf_dist.config.budget import total_steps, warmup_steps
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import config_from_tree, find_config, load_config, parse_override, read_tree
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from spdf_dist.accounting.budget import tokens_per_step, total_steps
+from spdf_dist.config.budget import tokens_per_step, total_steps
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import (
     AnyConfig,

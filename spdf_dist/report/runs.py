@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from spdf_dist.accounting.budget import total_steps
 from spdf_dist.accounting.parameters import linear_parameters, total_parameters
+from spdf_dist.config.budget import total_steps
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import config_from_tree, flatten, to_tree
 from spdf_dist.config.schema import FinetuneConfig, ModelConfig, PretrainConfig, SparsityConfig

@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from spdf_dist.accounting.budget import tokens_per_step, total_steps
 from spdf_dist.accounting.flops import training_flops
 from spdf_dist.base.random_streams import derive_seed
+from spdf_dist.config.budget import tokens_per_step, total_steps
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture
 from spdf_dist.parallel.groups import Groups

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from spdf_dist.accounting.budget import tokens_per_step, total_steps
 from spdf_dist.checkpoint.manifest import Kind
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.config.budget import tokens_per_step, total_steps
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.model.parameterization import of_training

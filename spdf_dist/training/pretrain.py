@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from spdf_dist.accounting.budget import total_steps
 from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.base.signals import StopRequest
 from spdf_dist.checkpoint.find import latest
 from spdf_dist.checkpoint.lineage import lineage
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.config.budget import total_steps
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture, open_mixture

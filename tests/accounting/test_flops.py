@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from spdf_dist.accounting.budget import tokens_per_step, total_steps, warmup_steps
 from spdf_dist.accounting.flops import executed_flops, forward_flops, linears_share, training_flops
 from spdf_dist.accounting.paper import (
     ROUNDED,
@@ -17,6 +16,7 @@ from spdf_dist.accounting.paper import (
     table_3,
 )
 from spdf_dist.accounting.parameters import total_parameters
+from spdf_dist.config.budget import tokens_per_step, total_steps, warmup_steps
 from spdf_dist.config.load import build, load_config
 from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.model.architecture import architecture_of

@@ -8,9 +8,9 @@ import pytest
 from spdf_launcher.plan import Job, plan
 from spdf_launcher.workflow import load_workflow
 
-from spdf_dist.accounting.budget import total_steps
 from spdf_dist.accounting.flops import training_flops
 from spdf_dist.accounting.parameters import linear_parameters, total_parameters
+from spdf_dist.config.budget import total_steps
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import PretrainConfig
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from spdf_dist.accounting.budget import total_steps
 from spdf_dist.accounting.flops import training_flops
+from spdf_dist.config.budget import total_steps
 from spdf_dist.config.load import build, to_tree
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
 

@@ -36,6 +36,11 @@ class FakePip:
             return subprocess.CompletedProcess(words, 0, "", "")
         for name, wheel in self.sources_only.items():
             if not (self.out / wheel).exists():
+                if name == "deepspeed":
+                    conflict = (
+                        f"Some packages have no matching distributions available for your environment:\n    {name}\n"
+                    )
+                    return subprocess.CompletedProcess(words, 1, conflict, "ERROR: ResolutionImpossible: see\n")
                 error = f"ERROR: No matching distribution found for {name} (from spdf-dist)\n"
                 return subprocess.CompletedProcess(words, 1, "", error)
         (self.out / "numpy-2.4.6-cp312-cp312-manylinux_2_28_x86_64.whl").touch()
