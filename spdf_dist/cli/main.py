@@ -46,6 +46,7 @@ UNREACHABLE = (
 
 EXIT_INTERRUPTED = 130
 """Of commands that save nothing."""
+LONGEST_LINE = 4000
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 DESCRIPTION = """Sparse pre-training and dense fine-tuning of GPT models (SPDF).
@@ -110,8 +111,9 @@ def overview(points: dict[str, importlib.metadata.EntryPoint]) -> str:
 
 
 def one_line(text: str) -> str:
-    """``text`` with line ends and control characters as escapes: a name or a key may hold any."""
-    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+    """``text`` with line ends and control characters as escapes, and not too long: a name or a key may hold any."""
+    line = CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+    return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
 
 
 def report(line: str, code: int) -> int:

@@ -34,8 +34,15 @@ def run(args: argparse.Namespace) -> int:
         from spdf_dist.accounting.plan import plan, plan_text
         from spdf_dist.cli.start import world_size
 
-        facts = plan(config, world_size(config))
-        print(json.dumps(facts) if args.json else f"{to_yaml(config)}\n{plan_text(facts)}")
+        ranks = world_size(config)
+        facts = plan(config, ranks)
+        if args.json:
+            print(json.dumps(facts))
+            return 0
+        print(f"{to_yaml(config)}\n{plan_text(facts)}", flush=True)
+        from spdf_dist.training.opening import foresee
+
+        print("\non this machine:", *(f"  {line}" for line in foresee(config, ranks)), sep="\n")
         return 0
     from spdf_dist.base.rank_variables import Ranks
     from spdf_dist.cli.start import start

@@ -155,6 +155,8 @@ class Gpt2Tokenizer(Tokenizer):
                 f"{folder}: {' and '.join(GPT2_FILES)} are not GPT-2's vocabulary files ({error})"
             ) from error
         self.vocab_size = len(entries)
+        if not all(type(value) is int for value in entries.values()):
+            raise UserError(f"{vocabulary}: the ids are not whole numbers")
         if sorted(entries.values()) != list(range(self.vocab_size)):
             raise UserError(f"{vocabulary}: the ids are not 0 to {self.vocab_size - 1}; is the file whole?")
         if GPT2_END not in entries:
@@ -194,7 +196,7 @@ def check_merges(entries: dict[str, int], merges: Path) -> None:
     lacking = [entry for entry in entries if len(entry) > 1 and not ADDED_TOKEN.fullmatch(entry) and entry not in made]
     if lacking:
         raise UserError(
-            f"{merges}: no merge makes {lacking[0]!r} and {len(lacking) - 1} other entries of the vocabulary; "
+            f"{merges}: no merge makes {lacking[0]!r:.60} and {len(lacking) - 1} other entries of the vocabulary; "
             "is the file whole?"
         )
 

@@ -19,6 +19,7 @@ from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.training.engine import MicroBatch
+from spdf_dist.training.opening import TimedMicroBatches, announce
 from spdf_dist.training.schedule import schedule_of
 
 
@@ -70,6 +71,7 @@ class PretrainBatches:
         self.validation_data = validation
         self.groups = groups
         self.total_steps = total_steps(config)
+        self._opened = False
         self.schedule = schedule_of(config.training, self.consumed_tokens(self.total_steps))
         self._flops = training_flops(config.model, config.sparsity) * config.training.global_batch_size
 
@@ -86,7 +88,11 @@ class PretrainBatches:
     def batch(self, step: int) -> GlobalBatch:
         size = self.config.training.global_batch_size
         start = self.first_sample + (step - 1) * size
-        micro_batches = list(self._micro_batches(self.train, start, start + size))
+        if not self._opened:
+            announce(self.config, self.train, self.groups.device, self.groups.data_size * self.groups.tensor_size)
+        found = list(self._micro_batches(self.train, start, start + size))
+        micro_batches = TimedMicroBatches(found, step, self.total_steps, first=not self._opened)
+        self._opened = True
         return GlobalBatch(micro_batches, tokens_per_step(self.config), self._flops)
 
     def consumed_tokens(self, step: int) -> int:

@@ -23,6 +23,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from spdf_dist.accounting.memory import REDUCE_BUCKET
 from spdf_dist.checkpoint.manifest import Kind
 from spdf_dist.config.errors import NonFiniteError, UserError
 from spdf_dist.config.schema import AnyConfig
@@ -177,6 +178,10 @@ class Engine:
         if not deepspeed.comm.is_initialized():
             deepspeed.init_distributed(verbose=False)
         settings = deepspeed_settings(config, groups.data_size)
+        # DeepSpeed allocates whole buckets: its default is 2 GB of fp32, also for a model of a few kilobytes.
+        elements = sum(parameter.numel() for parameter in model.parameters())
+        for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
+            settings["zero_optimization"].setdefault(bucket, max(1, min(REDUCE_BUCKET, elements)))
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory reports
                 self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=Mpu())

@@ -27,6 +27,7 @@ from spdf_dist.training.engine import Engine
 from spdf_dist.training.execution import decide
 from spdf_dist.training.init_from import Origin, through_masks
 from spdf_dist.training.loop import Loop, TrainingState
+from spdf_dist.training.opening import warn_early
 from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.setup import (
     build_model,
@@ -195,6 +196,7 @@ def own_masks(config: PretrainConfig, checkpoint: Checkpoint) -> PackedMasks:
 
 def open_data(config: PretrainConfig) -> tuple[Mixture, Mixture | None, Tokenizer | None]:
     """Training data, validation data, and the tokenizer to keep with checkpoints. Raises UserError."""
+    warn_early(config)
     model = config.model
     train = open_mixture(config.data.train, model.seq_length, config.seed, model.vocab_size)
     validation = None

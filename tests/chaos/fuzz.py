@@ -24,6 +24,7 @@ from types import FrameType
 import numpy as np
 
 from chaos.mutations import mutate
+from spdf_dist.cli.main import UNREACHABLE
 from spdf_dist.config.errors import SpdfError
 
 SECONDS = 20
@@ -109,6 +110,9 @@ def attempt(kind: Kind, folder: Path, expected: object, same: bool, result: Coun
         result.refused += 1
         if "\n" in str(error) or len(str(error)) > 2000:
             return f"not one line: {str(error)[:300]!r}"
+    except OSError as error:  # the command line makes one line of these
+        result.refused += 1
+        return None if error.filename is not None and error.errno in UNREACHABLE else repr(error)
     except TooSlow:
         return f"took more than {SECONDS} s"
     except BaseException as error:

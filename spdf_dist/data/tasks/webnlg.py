@@ -146,7 +146,7 @@ def json_entries(path: Path) -> Iterator[Entry]:
     try:
         for numbered in content["entries"]:
             for name, entry in numbered.items():
-                where = f"entry {name}"
+                where = f"entry {name:.40}"
                 yield json_entry(entry)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(

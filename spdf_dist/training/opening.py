@@ -1,0 +1,207 @@
+"""What a pre-training run says of itself before its first step: size, time on this machine, data, memory.
+
+A person who starts a model that this machine cannot train learns it at once, and not after a night.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from spdf_dist.accounting.plan import bytes_text, plan
+from spdf_dist.base.rank_variables import discover, is_rank_zero
+from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.data.loader import Mixture, open_mixture
+from spdf_dist.parallel.groups import choose_device
+
+MEASURED_SECONDS = 0.1
+PROBE_ROWS, PROBE_SIDE = 256, 1024
+"""Rows and side of the matrices of the measured product."""
+TOO_LONG_SECONDS = 7 * 86400
+"""A run that takes longer says so before its model is made."""
+SLOW_PRECISION = 1.5
+"""How many times slower than fp32 a precision may be without a word."""
+WITHIN_STEP_SECONDS = 15.0
+"""Between two lines on the micro-batches of one long step."""
+
+T = TypeVar("T")
+
+
+def product_rate(precision: str, device: torch.device) -> float:
+    """FLOPs a second of one large matrix product on this rank, measured for about ``MEASURED_SECONDS``."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    x = torch.ones(PROBE_ROWS, PROBE_SIDE, dtype=dtype, device=device)
+    weight = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=dtype, device=device)
+    x[:8] @ weight
+    synchronize(device)
+    best, begin = float("inf"), time.perf_counter()
+    while time.perf_counter() - begin < MEASURED_SECONDS:
+        started = time.perf_counter()
+        x @ weight
+        synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * PROBE_ROWS * PROBE_SIDE**2 / best
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for a GPU's work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that are free on this GPU, or in this machine; None where that is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        limit = Path("/sys/fs/cgroup/memory.max")
+        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+            free = min(free, int(text))
+        return free
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that fits."""
+    for unit, length in (("years", 365 * 86400), ("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+class Opening:
+    """What is known of a run before it starts, on the device that it uses."""
+
+    def __init__(self, config: PretrainConfig, device: torch.device, world_size: int | None = None) -> None:
+        self.config, self.device = config, device
+        ranks = discover()
+        tensor, data = config.parallel.tensor, config.parallel.data
+        self.ranks = world_size or (ranks.world_size if ranks else tensor * (data or 1))
+        self.facts: dict[str, Any] = plan(config, self.ranks)
+        precision = config.training.precision
+        self.rate = product_rate(precision, device)
+        self.slower = product_rate("fp32", device) / self.rate if precision != "fp32" else 1.0
+        self.step_seconds = self.facts["executed_flops_per_step"] / (self.rate * self.ranks)
+        self.seconds = self.step_seconds * self.facts["steps"]
+
+    def size_line(self) -> str:
+        """Parameters and FLOPs."""
+        facts = self.facts
+        kept = f" ({facts['nonzeros']:,} kept)" if facts["sparsity"] > 0 else ""
+        return (
+            f"{facts['parameters']:,} parameters{kept}; {facts['steps']:,} steps of {facts['tokens_per_step']:,} "
+            f"tokens; {facts['flops_per_step']:.3g} FLOPs per step, {facts['total_flops']:.3g} in all"
+        )
+
+    def time_line(self) -> str:
+        """The time that the products alone take."""
+        where = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
+        return (
+            f"at least {duration(self.step_seconds)} per step and {duration(self.seconds)} in all: matrix products run "
+            f"at {self.rate / 1e9:,.0f} GFLOP/s on this {'GPU' if self.device.type == 'cuda' else 'CPU'}, {where}"
+        )
+
+    def warnings(self) -> list[str]:
+        """What will go wrong or slowly here."""
+        found = []
+        need, free = self.facts["memory_bytes"]["total"], available_memory(self.device)
+        on_one = self.ranks if self.device.type == "cpu" else 1
+        if free is not None and need * on_one > free:
+            whose = "this GPU" if self.device.type == "cuda" else "this machine"
+            found.append(
+                f"WARNING: the run needs about {bytes_text(need * on_one)} of memory and {whose} has "
+                f"{bytes_text(free)} free: it is likely to be killed; a smaller model or more ranks (spdf estimate) fit"
+            )
+        if self.slower > SLOW_PRECISION:
+            found.append(
+                f"WARNING: {self.config.training.precision} is emulated on this machine and {self.slower:.1f} times "
+                "slower than fp32: set training.precision=fp32"
+            )
+        return found
+
+    def early(self) -> list[str]:
+        """What is to be said before the model is made: nothing, unless the run is out of proportion here."""
+        found = self.warnings()
+        return [self.size_line(), self.time_line(), *found] if found or self.seconds > TOO_LONG_SECONDS else []
+
+
+def data_lines(config: PretrainConfig, train: Mixture) -> list[str]:
+    """Tokens that the run reads against those that there are; data sets that it goes through more than once."""
+    asked = config.training.train_tokens
+    have = train.num_sequences * train.seq_length
+    lines = [f"reads {asked:,} tokens of data that hold {have:,}"]
+    whole = sum(entry.weight for entry in config.data.train)
+    for dataset, entry in zip(train.datasets, config.data.train, strict=True):
+        passes = asked * entry.weight / whole / (dataset.num_sequences * train.seq_length)
+        if passes > 1:
+            lines.append(f"repeats {dataset.path}: {passes:.3g} passes over its sequences")
+    return lines
+
+
+def warn_early(config: PretrainConfig) -> None:
+    """Say before the model is made what a run is that is out of proportion on this machine."""
+    if is_rank_zero():
+        say(Opening(config, choose_device(config.device, 0)).early())
+
+
+def announce(config: PretrainConfig, train: Mixture, device: torch.device, world_size: int) -> None:
+    """Say before the first step what the run is."""
+    if is_rank_zero():
+        opening = Opening(config, device, world_size)
+        say([opening.size_line(), opening.time_line(), *data_lines(config, train), *opening.warnings()])
+
+
+def say(lines: list[str]) -> None:
+    """Print lines of the run, on rank 0."""
+    if is_rank_zero():
+        for line in lines:
+            print(f"pretrain: {line}", file=sys.stderr, flush=True)
+
+
+class TimedMicroBatches(list[T]):
+    """The micro-batches of a step; tells in a long step how far it is, and after the run's first one how long all take.
+
+    ``step`` and ``steps`` number the step and all steps of the run.
+    """
+
+    def __init__(self, batches: list[T], step: int, steps: int, *, first: bool) -> None:
+        super().__init__(batches)
+        self.step, self.steps, self.first = step, steps, first
+
+    def __iter__(self) -> Iterator[T]:
+        begin = last = time.monotonic()
+        for index in range(len(self)):
+            started = time.monotonic()
+            yield self[index]
+            now = time.monotonic()
+            if self.first and index == min(1, len(self) - 1):  # the very first also warms up
+                one = now - started
+                step_seconds = one * len(self)
+                rest = step_seconds * (self.steps - self.step + 1)
+                text = f"a micro-batch took {duration(one)}: about {duration(step_seconds)} per step"
+                say([f"{text}, {duration(rest)} in all"])
+            elif now - last > WITHIN_STEP_SECONDS and index + 1 < len(self):
+                last = now
+                left = (now - begin) / (index + 1) * (len(self) - index - 1)
+                say([f"step {self.step}: micro-batch {index + 1} of {len(self)}, {duration(left)} left in this step"])
+
+
+def foresee(config: PretrainConfig, world_size: int) -> list[str]:
+    """What the run would say of its time and its data on this machine, for the device that it would use."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    opening = Opening(config, choose_device(config.device, 0), world_size)
+    lines = [opening.time_line()]
+    if config.data.train:
+        model = config.model
+        train = open_mixture(config.data.train, model.seq_length, config.seed, model.vocab_size)
+        lines += data_lines(config, train)
+    return lines + opening.warnings()
