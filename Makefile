@@ -1,4 +1,4 @@
-# make setup | demo | test | test-fast | test-sanitize | lint | bench | docs
+# make setup | demo | test | test-fast | test-sanitize | chaos | lint | bench | docs
 # Everything runs in .venv, which the first target makes; a second call starts at once.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -6,7 +6,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-.PHONY: gpu gpu-pack setup demo test test-fast test-sanitize lint bench docs wheelhouse clean
+.PHONY: chaos gpu gpu-pack setup demo test test-fast test-sanitize lint bench docs wheelhouse clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,11 @@ test-fast: setup
 
 test-sanitize: setup
 	@bash kernels/csrc/sanitize.sh
+
+# Faults against real commands for MINUTES (20): damaged files, kills, signals, races, full disks. docs/reliability.md.
+MINUTES ?= 20
+chaos: setup
+	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m chaos --minutes $(MINUTES) --json build/chaos.json $(CHAOS)
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -44,6 +44,11 @@ UNREACHABLE = (
 )
 """Errors of the file system for a path that a user gave and may not enter, or that no file can have."""
 
+SCARCE = (
+    *("Too many open files", "Cannot allocate memory", "can't allocate memory", "out of memory"),
+    *("No space left on device", "Resource temporarily unavailable"),
+)
+"""What libraries' errors say when the machine lacks something."""
 EXIT_INTERRUPTED = 130
 """Of commands that save nothing."""
 LONGEST_LINE = 4000
@@ -242,8 +247,10 @@ def run_command(argv: Sequence[str]) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError) or error.errno is None:
             raise
-        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        unreachable = where != "" and error.errno in UNREACHABLE
+        named = isinstance(error.filename, str | bytes)
+        place = os.fsdecode(error.filename) if named else getattr(args, "out", None)
+        where = f"{place}: " if place else ""
+        unreachable = named and error.errno in UNREACHABLE
         return report(f"spdf {name}: {where}{error.strerror}", EXIT_BAD_INPUT if unreachable else 1)
     except MemoryError as error:
         return report(f"spdf {name}: out of memory{f' ({error})' if str(error) else ''}", 1)
@@ -252,6 +259,10 @@ def run_command(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return report(f"spdf {name}: interrupted", EXIT_STOPPED if name in TRAINING else EXIT_INTERRUPTED)
     except RuntimeError as error:
+        scarce = next((words for words in SCARCE if words in str(error)), None)
+        if scarce is not None:
+            first = next((line for line in str(error).splitlines() if scarce in line), scarce)
+            return report(f"spdf {name}: {scarce}: {first.strip()}", 1)
         if not lost_peer(error):
             raise
         return report_lost_peer(f"spdf {name}: another rank is gone: {str(error).splitlines()[0]}")
