@@ -20,7 +20,7 @@ SEED = 20
 @pytest.mark.slow
 def test_the_campaign_s_short_form(tmp_path: Path) -> None:
     report = tmp_path / "chaos.json"
-    command = [sys.executable, "-m", "chaos", "--minutes", "0.5", "--fuzzed", "6", "--most", "6", "--seed", str(SEED)]
+    command = [sys.executable, "-m", "chaos", "--minutes", "5", "--fuzzed", "6", "--most", "6", "--seed", str(SEED)]
     done = subprocess.run(
         [*command, "--json", str(report)],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
