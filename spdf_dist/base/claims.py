@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from spdf_dist.base.file_locks import try_lock, unlock
+from spdf_dist.base.signals import STOP_SIGNALS
 from spdf_dist.config.errors import UserError
 
 LOCK_NAME_CHARACTERS = 100
@@ -39,7 +41,8 @@ def claimed(target: Path) -> Iterator[None]:
     descriptor: int | None = None
     try:
         try:
-            descriptor = take(path)
+            with held_back():
+                descriptor = take(path)
             if descriptor is None:
                 raise UserError(f"{target}: another process is making it; wait for its end or name another place")
         except OSError as error:
@@ -54,6 +57,16 @@ def claimed(target: Path) -> Iterator[None]:
         raise
     else:
         give_back(path, descriptor)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Signals that stop a command wait until the block is left: what it makes is known then, and can be removed."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def give_back(path: Path, descriptor: int | None) -> None:
