@@ -6,6 +6,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
+# Of what pip prints: the larger files, builds and the installation, so that set-up is not silent for minutes.
+PROGRESS := awk '/Downloading .*\([0-9.]+ [MG]B\)|Building|Preparing editable|Installing collected|Successfully/ {print "  " substr($$0, 1, 100); fflush()}'
+
 .PHONY: chaos gpu gpu-pack setup demo test test-fast test-sanitize lint bench docs wheelhouse clean
 
 setup: $(STAMP)
@@ -15,11 +18,13 @@ $(STAMP): pyproject.toml constraints.txt setup.py kernels/build_library.py $(she
 	@command -v c++ >/dev/null || { echo "SPDF needs a C++ compiler: install g++ or clang++"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "SPDF needs python3-venv"; exit 1; }
 	@echo "Installing into .venv (about two minutes the first time)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev,docs]'
+	@set -o pipefail; $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev,docs]' | $(PROGRESS)
 	@touch $@
 
 # Without SPDF_DATA: text of the Python installation and synthetic fine-tuning data. With it: its real text/ and e2e/.
-demo: setup
+demo:
+	@echo "The demo takes about seven minutes on two idle cores, and two more for set-up the first time"
+	@$(MAKE) --no-print-directory setup
 	@$(BIN)/python -m spdf_launcher.demo
 
 # One thread a test process and two processes: most tests are short and serial. The cluster's tests watch clocks, so

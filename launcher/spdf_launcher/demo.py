@@ -29,9 +29,9 @@ BUDGET_SECONDS = 300.0
 TOKENS = (819_200, 614_400, 409_600, 204_800)
 """Pre-training tokens to choose from, multiples of a step's 8 x 128."""
 STEP_TOKENS = 8 * 128
-FIXED_PROBES = 4800.0
+FIXED_PROBES = 3500.0
 """What the jobs take beside pre-training steps, in probe steps (see ``probe_seconds``)."""
-STEP_PROBES = 2.4
+STEP_PROBES = 2.0
 """A pre-training step, in probe steps; two variants are trained."""
 
 
