@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -19,6 +20,11 @@ def interpreted() -> bool:
 def missing() -> str | None:
     """Why this machine cannot run the kernels; None when it can."""
     return no_triton() or (None if interpreted() else no_gpu())
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a CUDA device the current one, on which Triton launches."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @functools.cache

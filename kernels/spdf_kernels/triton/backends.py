@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spdf_kernels.backends import Backend, Held, Routes
 from spdf_kernels.pattern import SparsityPattern
-from spdf_kernels.triton.availability import interpreted, missing
+from spdf_kernels.triton.availability import current, interpreted, missing
 from spdf_kernels.triton.blocks import Blocks, blocks_of, why_no_blocks
 from spdf_kernels.triton.trial import trial_of_blocks, trial_of_expansion
 
@@ -53,16 +53,19 @@ class BlockBackend:
     def spmm(self, x_TI: Tensor, values_K: Tensor, bias_O: Tensor | None, pattern: SparsityPattern) -> Tensor:
         bias = None if bias_O is None else bias_O.contiguous()
         x, values, blocks = x_TI.contiguous(), values_K.contiguous(), _blocks(pattern)
-        y: Tensor = _products().spmm(x, values, bias, blocks, pattern.shape, transposed=False)
+        with current(pattern.device):
+            y: Tensor = _products().spmm(x, values, bias, blocks, pattern.shape, transposed=False)
         return y
 
     def spmm_t(self, dy_TO: Tensor, values_K: Tensor, pattern: SparsityPattern) -> Tensor:
         dy, values, blocks = dy_TO.contiguous(), values_K.contiguous(), _blocks(pattern)
-        dx: Tensor = _products().spmm(dy, values, None, blocks, pattern.shape, transposed=True)
+        with current(pattern.device):
+            dx: Tensor = _products().spmm(dy, values, None, blocks, pattern.shape, transposed=True)
         return dx
 
     def sddmm(self, dy_TO: Tensor, x_TI: Tensor, pattern: SparsityPattern) -> Tensor:
-        dvalues: Tensor = _products().sddmm(dy_TO.contiguous(), x_TI.contiguous(), _blocks(pattern), pattern.nnz)
+        with current(pattern.device):
+            dvalues: Tensor = _products().sddmm(dy_TO.contiguous(), x_TI.contiguous(), _blocks(pattern), pattern.nnz)
         return dvalues
 
     def bytes(self, pattern: SparsityPattern) -> Held:
@@ -100,16 +103,19 @@ class ExpandBackend:
     def spmm(self, x_TI: Tensor, values_K: Tensor, bias_O: Tensor | None, pattern: SparsityPattern) -> Tensor:
         bias = None if bias_O is None else bias_O.contiguous()
         x, values = x_TI.contiguous(), values_K.contiguous()
-        y: Tensor = _products().expanded_spmm(x, values, bias, pattern, transposed=False)
+        with current(pattern.device):
+            y: Tensor = _products().expanded_spmm(x, values, bias, pattern, transposed=False)
         return y
 
     def spmm_t(self, dy_TO: Tensor, values_K: Tensor, pattern: SparsityPattern) -> Tensor:
         dy, values = dy_TO.contiguous(), values_K.contiguous()
-        dx: Tensor = _products().expanded_spmm(dy, values, None, pattern, transposed=True)
+        with current(pattern.device):
+            dx: Tensor = _products().expanded_spmm(dy, values, None, pattern, transposed=True)
         return dx
 
     def sddmm(self, dy_TO: Tensor, x_TI: Tensor, pattern: SparsityPattern) -> Tensor:
-        dvalues: Tensor = _products().expanded_sddmm(dy_TO.contiguous(), x_TI.contiguous(), pattern)
+        with current(pattern.device):
+            dvalues: Tensor = _products().expanded_sddmm(dy_TO.contiguous(), x_TI.contiguous(), pattern)
         return dvalues
 
     def bytes(self, pattern: SparsityPattern) -> Held:

@@ -72,7 +72,11 @@ MOST_SHARES = 8
 
 
 def configuration(capability: int, block: int) -> Configuration:
-    """The table's row of the newest chip that is not newer than `capability` (90 for 9.0)."""
+    """The table's row of the newest chip that is not newer than `capability` (90 for 9.0).
+
+    From 12.0 on, consumer chips again, a program has no more shared memory than A100's rows take.
+    """
+    capability = 80 if capability >= 120 else capability
     chips = [chip for chip, edge in CONFIGURATIONS if edge == block and chip <= capability]
     if not chips:
         raise ValueError(f"no configuration for blocks of {block} at compute capability {capability}")

@@ -11,7 +11,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from spdf_kernels.triton.availability import interpreted, missing
+from spdf_kernels.triton.availability import current, interpreted, missing
 
 BLOCK = 4096
 WARPS = 8
@@ -35,19 +35,20 @@ def cross_entropy_(
     tokens, words = logits_CV.shape
     loss_C = torch.empty(tokens, dtype=torch.float32, device=logits_CV.device)
     if tokens:
-        kernels.cross_entropy[(tokens,)](
-            logits_CV,
-            labels_C.contiguous(),
-            loss_C,
-            words,
-            real,
-            float(smoothing),
-            smoothing / real,
-            ignored,
-            BLOCK=BLOCK,
-            GRADIENT=gradient,
-            num_warps=WARPS,
-        )
+        with current(logits_CV.device):
+            kernels.cross_entropy[(tokens,)](
+                logits_CV,
+                labels_C.contiguous(),
+                loss_C,
+                words,
+                real,
+                float(smoothing),
+                smoothing / real,
+                ignored,
+                BLOCK=BLOCK,
+                GRADIENT=gradient,
+                num_warps=WARPS,
+            )
     return loss_C
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spdf_kernels.pattern import SparsityPattern
-from spdf_kernels.triton.availability import interpreted
+from spdf_kernels.triton.availability import current, interpreted
 from spdf_kernels.triton.blocks import blocks_of
 
 MOST_ERROR = 2e-2
@@ -40,7 +40,8 @@ def trial_of_expansion(device: torch.device) -> str | None:
 
 def _tried(device: torch.device, mask: Tensor, size: int | None) -> str | None:
     try:
-        errors = _errors(mask.to(device), size)
+        with current(device):
+            errors = _errors(mask.to(device), size)
     except Exception as error:  # of Triton, its compiler, or the driver: any of them means the same here
         return f"a trial product fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     wrong = {product: error for product, error in errors.items() if not error < MOST_ERROR}
