@@ -6,9 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from spdf_dist.accounting.flops import training_flops
-from spdf_dist.config.load import config_from_tree
+from spdf_dist.accounting.phases import run_flops
+from spdf_dist.config.load import build
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.workflow_folder import PRETRAIN
 from spdf_launcher.plan import Job
@@ -33,8 +34,16 @@ class Cost:
 
 def pretraining_flops(job: Job) -> float:
     """Model FLOPs of a pre-training job, as the paper counts them."""
-    config = config_from_tree(PretrainConfig, job.config or {})
-    return training_flops(config.model, config.sparsity) * config.training.train_tokens / config.model.seq_length
+    return float(run_flops(build(PretrainConfig, known(job.config or {}), "")))
+
+
+def known(tree: dict[str, Any]) -> dict[str, Any]:
+    """A config without the values that other jobs decide, such as a learning rate: they change no FLOPs."""
+    return {
+        key: known(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if not (isinstance(value, str) and "${" in value)
+    }
 
 
 def matrix_speed(seconds: float = 0.3) -> float:

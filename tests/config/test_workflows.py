@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from spdf_launcher.plan import Job, plan
+from spdf_launcher.summary import cost_of
 from spdf_launcher.workflow import load_workflow
 
 from spdf_dist.accounting.flops import training_flops
@@ -129,7 +130,9 @@ def test_the_evidence_studies_compare_like_with_like(planned, name: str, small: 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_workflows_of_other_methods_can_be_planned(planned, name: str) -> None:  # type: ignore[no-untyped-def]
-    assert named(planned(name), "report" if name != "variable_spdf_6p7b" else "finetune")
+    jobs = planned(name)
+    assert named(jobs, "report" if name != "variable_spdf_6p7b" else "finetune")
+    assert cost_of(list(jobs.values())).flops > 0  # also where another job decides a learning rate
 
 
 def test_a_second_phase_starts_from_the_first(planned) -> None:  # type: ignore[no-untyped-def]
