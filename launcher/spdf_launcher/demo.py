@@ -29,17 +29,17 @@ BUDGET_SECONDS = 300.0
 TOKENS = (819_200, 614_400, 409_600, 204_800)
 """Pre-training tokens to choose from, multiples of a step's 8 x 128."""
 STEP_TOKENS = 8 * 128
-FIXED_PROBES = 3500.0
+FIXED_PROBES = 3000.0
 """What the jobs take beside pre-training steps, in probe steps (see ``probe_seconds``)."""
-STEP_PROBES = 2.0
+STEP_PROBES = 1.5
 """A pre-training step, in probe steps; two variants are trained."""
 
 
 NOTE = """
 FLOPs are the same on every machine. Losses depend on the Python version (its standard library is the text), the
 processor and the number of tokens, and one seed at one learning rate does not say which variant is better. The time of
-a step hardly shows the sparse kernels at this size: linear layers are {share:.0%} of the dense model's FLOPs, and the
-rest of a step costs more. `spdf bench step` measures larger models."""
+a step is a median on this machine, with its other work; linear layers are {share:.0%} of the dense model's FLOPs at
+this size. `spdf bench step` compares steps of larger models in pairs."""
 
 
 def probe_seconds(steps: int = 9) -> float:
