@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -42,3 +43,51 @@ def test_received_signals_are_listed_and_end_a_pause() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         received.pause(60)
     assert received.got == [signal.SIGUSR1]
+
+
+NATIVE = """
+import sys, time
+import torch
+from spdf_dist.base.signals import StopRequest
+with StopRequest():
+    x = torch.randn(2500, 2500)
+    print("ready", flush=True)
+    torch.linalg.svd(x)  # tens of seconds in native code, where no handler of Python's runs
+"""
+
+
+def test_signals_are_answered_while_native_code_runs() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", NATIVE],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(0.3)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert b"a second signal ends at once" in process.stderr.readline()
+    assert time.monotonic() - began < 1
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=5) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 5
+    process.communicate()
+
+
+def test_a_forked_child_s_signals_are_its_own() -> None:
+    out, into = os.pipe()
+    with StopRequest() as stop:
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+            os.write(into, b"x")
+            while True:
+                time.sleep(30)
+        assert os.read(out, 1) == b"x"
+        os.kill(child, signal.SIGTERM)
+        os.kill(child, signal.SIGUSR1)
+        os.waitpid(child, 0)
+        time.sleep(0.1)
+        assert not stop.requested
