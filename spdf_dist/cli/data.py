@@ -1,7 +1,8 @@
 """Data: train tokenizers, pack text into shards, fetch or make data sets.
 
 Tokenizers are a SentencePiece .model file, or a folder with GPT-2's encoder.json and vocab.bpe.
-Inputs are .jsonl, .jsonl.gz, .jsonl.zst (one {"text": ...} a line), .parquet (a column text) and .txt files.
+Inputs are .jsonl, .jsonl.gz, .jsonl.zst (one {"text": ...} per line), .parquet (a column text), .txt and .tar files
+(webdataset's shards: KEY.txt, or KEY.json with a text), or patterns such as 'part-*.tar' and 'part-{000..127}.tar'.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import time
 
 HELP = "train tokenizers, pack text into shards, fetch or make data sets"
 
-INPUT_HELP = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files, in the order they are to be read"
+INPUT_HELP = (
+    ".jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt or .tar files, or patterns of them, in the order they are read"
+)
 DATASETS = ("e2e", "webnlg", "dart", "gpt2-vocab", "pile")
 
 

@@ -7,11 +7,14 @@ chunks of raw records, :func:`parse_chunk` turns a chunk into documents. Chunks 
 ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``  one JSON object a line: ``text``, and ``meta.pile_set_name`` where there
 ``.parquet``                              the column ``text``, and ``meta.pile_set_name`` or ``pile_set_name``
 ``.txt``                                  the file is one document
+``.tar``                                  shards as webdataset writes them (:mod:`spdf_dist.data.tar_reader`)
 ========================================  =======================================================================
 """
 
 from __future__ import annotations
 
+import glob
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -19,14 +22,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from braceexpand import braceexpand
+
 from spdf_dist.base.extras import require_extra
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.encodings import wide_encoding
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt", ".tar")
 UNNAMED_SET = "unnamed"
 """The set of documents that name none."""
 
+MOST_NAMES = 100_000
+"""Of one pattern with braces."""
 BLOCK_BYTES = 1 << 20
 STEP_BYTES = 1 << 10
 """Compressed bytes taken at a time. A zstd block of 4 bytes may hold 128 KiB, so this gives 32 MiB at most."""
@@ -44,7 +51,7 @@ class Problem:
 
     file: str
     line: int
-    """From 1; in a parquet file the row; 0 when it concerns the whole file."""
+    """From 1; in a parquet file the row, in a shard the sample; 0 when it concerns the whole file."""
     what: str
 
     def __str__(self) -> str:
@@ -83,11 +90,13 @@ class Document:
 def check_inputs(paths: Iterable[str | Path], option: str = "--input") -> list[Path]:
     """The inputs as paths; ``option`` is what messages say they were given by.
 
+    A pattern such as ``shards/*.tar`` or ``part-{000..127}.tar`` stands for the files that it matches, sorted.
+
     Raises:
         UserError: a file is missing, is a folder, or has a suffix that no reader takes.
     """
     checked = []
-    for path in map(Path, paths):
+    for path in (path for given in paths for path in matched(str(given), option)):
         if path.is_dir():
             raise UserError(f"{option} {path} is a folder; name the files in it")
         if not path.exists():
@@ -100,6 +109,27 @@ def check_inputs(paths: Iterable[str | Path], option: str = "--input") -> list[P
     return checked
 
 
+def matched(given: str, option: str) -> list[Path]:
+    """The files that one input stands for. Raises UserError for a URL and for a pattern that matches nothing."""
+    if given.startswith(("http:", "https:", "pipe:", "s3:", "gs:")):
+        raise UserError(f"{option} {given}: packing reads files twice; download it first and name the file")
+    if Path(given).exists() or not any(mark in given for mark in "*?[{"):
+        return [Path(given)]
+    try:
+        names = list(itertools.islice(braceexpand(given), MOST_NAMES + 1))
+    except ValueError as error:
+        raise UserError(f"{option} {given}: {error}") from None
+    if len(names) > MOST_NAMES:
+        raise UserError(f"{option} {given} stands for more than {MOST_NAMES} names")
+    found: list[Path] = []
+    for name in names:
+        is_pattern = any(mark in name for mark in "*?[") and not Path(name).exists()
+        found += map(Path, sorted(glob.glob(name)) if is_pattern else [name])  # noqa: PTH207
+    if not found:
+        raise UserError(f"{option} {given} matches no file")
+    return found
+
+
 def read_chunks(path: Path) -> Iterator[Chunk | Problem]:
     """The chunks of one file, about ``BLOCK_BYTES`` of text each, and its problems, in the file's order."""
     if path.stat().st_size == 0:
@@ -108,6 +138,10 @@ def read_chunks(path: Path) -> Iterator[Chunk | Problem]:
         yield from parquet_chunks(path)
     elif path.name.endswith(".txt"):
         yield from text_chunks(path)
+    elif path.name.endswith(".tar"):
+        from spdf_dist.data.tar_reader import tar_chunks  # imports this module
+
+        yield from tar_chunks(path)
     else:
         yield from json_chunks(path)
 
