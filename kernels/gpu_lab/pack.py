@@ -37,7 +37,7 @@ def pinned() -> dict[str, str]:
 
 
 def write_pack(out: Path, python: str) -> int:
-    """Writes OUT/{wheels, tree.tar.gz, run.sh}. 1 when it is larger than MOST_BYTES."""
+    """Writes OUT/{wheels, metadata, tree.tar.gz, run.sh}. 1 when it is larger than MOST_BYTES."""
     wheels = out / "wheels"
     shutil.rmtree(out, ignore_errors=True)
     wheels.mkdir(parents=True)
@@ -59,6 +59,12 @@ def write_pack(out: Path, python: str) -> int:
     )  # fmt: skip
     subprocess.run(
         ["git", "archive", "--format=tar.gz", "-o", str((out / "tree.tar.gz").resolve()), "HEAD"], cwd=ROOT, check=True
+    )
+    # Commands, tasks and patterns are entry points, which the metadata of an installation names. Nothing is built.
+    metadata = out / "metadata"
+    metadata.mkdir()
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(metadata.resolve())], cwd=ROOT, check=True
     )
     shutil.copy(Path(__file__).with_name("run.sh"), out / "run.sh")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

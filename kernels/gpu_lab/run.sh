@@ -7,6 +7,7 @@ out=$(realpath -m "${1:-gpu_lab_results}")
 site=$(mktemp -d)
 mkdir "$site/tree"
 tar -xzf "$here/tree.tar.gz" -C "$site/tree"
+cp -r "$here"/metadata/*.egg-info "$site/tree/"  # the entry points: commands, tasks, patterns
 ln -s configs "$site/tree/spdf_configs"  # as an installation names the shipped configs
 python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site/wheels" "$here"/wheels/*.whl
 cd "$site/tree"

@@ -205,7 +205,8 @@ def check_losses(record: Record, smoke: bool) -> None:
         if device == "cpu":
             environment |= {"SPDF_KERNELS_BACKEND": "torch", "CUDA_VISIBLE_DEVICES": ""}
         answer = subprocess.run(
-            [sys.executable, "-m", "gpu_lab", "losses", on, str(count)], capture_output=True, text=True, timeout=180,
+            [sys.executable, "-m", "gpu_lab", "losses", on, str(count)], capture_output=True, text=True,
+            timeout=540 if smoke else 180,
             env=environment, cwd=Path(__file__).resolve().parents[2],
         )  # fmt: skip
         if answer.returncode:

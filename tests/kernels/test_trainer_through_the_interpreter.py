@@ -39,7 +39,7 @@ validation: {{interval: 3, batches: 1}}
     environment = {**os.environ, "SPDF_KERNELS_BACKEND": backend, "OMP_NUM_THREADS": "1"}
     environment["TRITON_INTERPRET"] = str(int(backend.startswith("triton")))
     command = [sys.executable, "-m", "spdf_dist", "pretrain", str(config)]
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=540)
     lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     return [line.get("loss", line.get("val_loss")) for line in lines]
 
