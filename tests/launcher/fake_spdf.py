@@ -1,9 +1,9 @@
 """Stands in for the `spdf` command: writes the files that the real one writes, in milliseconds.
 
 The environment variable FAKE_FAULTS makes jobs go wrong: a JSON object from a part of the job's folder to a list of
-faults, one for each attempt: an exit code, "kill" (SIGKILL), "half" (exit 1 after half of the steps), "slow" (0.2 s a
-step), "crawl" (5 s a step), "huge" (a loss of 9), "remarks" (exit 1 after writing everything), "hang" (wait for
-a signal and die of it), "" (nothing).
+faults, one for each attempt: an exit code, "kill" (SIGKILL), "half" (exit 1 after half of the steps), "slow" (0.2 s per
+step), "steady" (1.5 s per step), "crawl" (5 s per step), "huge" (a loss of 9), "remarks" (exit 1 after writing
+everything), "hang" (wait for a signal and die of it), "" (nothing).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def train(config: dict[str, Any], steps: int) -> int:
         if STOP:
             save(run, step)
             return 75
-        time.sleep({"slow": 0.2, "crawl": 5.0}.get(str(fault), 0.0))
+        time.sleep({"slow": 0.2, "steady": 1.5, "crawl": 5.0}.get(str(fault), 0.0))
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": steps, "val_loss": 100 * float(config["training"]["lr"])}) + "\n")
     save(run, steps)

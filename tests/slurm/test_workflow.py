@@ -183,7 +183,7 @@ def test_a_cell_that_is_tried_again_leaves_the_others_alone(fake) -> None:  # ty
 
 def start_training(fake) -> str:  # type: ignore[no-untyped-def]
     """Submit a slow pre-training and wait for two of its steps; its Slurm id."""
-    fake.faults = {"jobs/pretrain": ["slow", ""]}
+    fake.faults = {"jobs/pretrain": ["steady", ""]}
     fake.write(ONE)
     fake.run()
     wait_for(lambda: len(fake.metrics("pretrain")) >= 2, 60, "two steps")
