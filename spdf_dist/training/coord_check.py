@@ -210,7 +210,7 @@ def draw(points: Sequence[Point], path: Any) -> None:
     densities = sorted({point.density for point in points}, reverse=True)
     columns = [(place, width) for place in PLACES for width in widths]
     figure, axes = plt.subplots(
-        len(names), len(columns), figsize=(2.6 * len(columns) + 0.6, 2.5 * len(names) + 0.6), sharex=True, sharey="row",
+        len(names), len(columns), figsize=(2.6 * len(columns) + 0.6, 2.5 * len(names) + 0.6), sharex=True, sharey=True,
         squeeze=False, layout="constrained",
     )  # fmt: skip
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(densities)))
