@@ -44,6 +44,8 @@ OWN_SETTINGS = {
 }
 """DeepSpeed's keys for what the config says already; it would ignore some and stumble over others."""
 
+BUCKET_UNIT = 512
+"""Elements; DeepSpeed wants its buckets to divide into aligned pieces."""
 NORM_ROW = 1024
 """Elements whose squares are summed in fp32; see `sum_of_squares`."""
 
@@ -179,9 +181,9 @@ class Engine:
             deepspeed.init_distributed(verbose=False)
         settings = deepspeed_settings(config, groups.data_size)
         # DeepSpeed allocates whole buckets: its default is 2 GB of fp32, also for a model of a few kilobytes.
-        elements = sum(parameter.numel() for parameter in model.parameters())
+        elements = -(-sum(parameter.numel() for parameter in model.parameters()) // BUCKET_UNIT) * BUCKET_UNIT
         for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
-            settings["zero_optimization"].setdefault(bucket, max(1, min(REDUCE_BUCKET, elements)))
+            settings["zero_optimization"].setdefault(bucket, max(BUCKET_UNIT, min(REDUCE_BUCKET, elements)))
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory reports
                 self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=Mpu())
