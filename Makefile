@@ -1,9 +1,13 @@
 # make setup | demo | test | test-fast | test-sanitize | chaos | lint | bench | docs
 # Everything runs in .venv, which the first target makes; a second call starts at once.
 SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
+# The demo needs less than the tests, so a newcomer's first set-up is the shorter one.
+LEAN := .venv/.installed-for-demo
 STAMP := .venv/.installed
+SOURCES := pyproject.toml constraints.txt setup.py kernels/build_library.py $(shell find kernels/csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
 # Of what pip prints: the larger files, builds and the installation, so that set-up is not silent for minutes.
@@ -13,21 +17,32 @@ PROGRESS := awk '/Downloading .*\([0-9.]+ [MG]B\)|Building|Preparing editable|In
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt setup.py kernels/build_library.py $(shell find kernels/csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
+# $(1): the extras to install.
+define install
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else "SPDF needs Python 3.11, 3.12 or 3.13; this is %d.%d: set PYTHON=" % v)'
 	@command -v c++ >/dev/null || { echo "SPDF needs a C++ compiler: install g++ or clang++"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "SPDF needs python3-venv"; exit 1; }
-	@echo "Installing into .venv (about two minutes the first time)"
-	@set -o pipefail; $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev,docs]' | $(PROGRESS)
+	@echo "Installing into .venv (one to two minutes the first time)"
+	@$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --constraint constraints.txt --editable '.[$(1)]' | $(PROGRESS)
 	@touch $@
+endef
+
+$(LEAN): $(SOURCES)
+	$(call install,scores$(COMMA)report)
+
+$(STAMP): $(SOURCES)
+	$(call install,all$(COMMA)dev$(COMMA)docs)
+	@touch $(LEAN)
+
+COMMA := ,
 
 # Without SPDF_DATA: text of the Python installation and synthetic fine-tuning data. With it: its real text/ and e2e/.
 demo:
 	@echo "The demo takes about seven minutes on two idle cores, and two more for set-up the first time"
-	@$(MAKE) --no-print-directory setup
+	@$(MAKE) --no-print-directory $(LEAN)
 	@$(BIN)/python -m spdf_launcher.demo
 
-# One thread a test process and two processes: most tests are short and serial. The cluster's tests watch clocks, so
+# Two test processes of one thread each: most tests are short and serial. The cluster's tests watch clocks, so
 # they run alone.
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slurm'
