@@ -14,6 +14,8 @@ EXTRAS = {
     "hf": ("tokenizers", "regex"),
     "eval": ("lm_eval",),
     "gpu": ("triton",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow",),
 }
 """Modules that each extra of pyproject.toml makes importable."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,14 @@ from spdf_dist.parallel.layout import Piece
 from spdf_dist.sparsity.masks import BoolArray
 
 STEMS: dict[Kind, str] = {"model": "model", "exp_avg": "optim", "exp_avg_sq": "optim"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one rank wrote, or why it could not."""
+
+    own: dict[str, Any]
+    failure: Exception | None
 
 
 class CheckpointWriter:
@@ -104,8 +112,21 @@ class CheckpointWriter:
         Raises:
             SpdfError: on every rank, when any of them failed, as on a full disk.
         """
+        failure = self.begin()
+        report = self.write_slices(pieces, manifest, failure)
+        return self.complete(
+            report,
+            masks=masks,
+            config_yaml=config_yaml,
+            tokenizer=tokenizer,
+            manifest=manifest,
+            rank_state=rank_state,
+            mask_records=mask_records,
+        )
+
+    def begin(self) -> Exception | None:
+        """Make the folder aside; collective. Returns why it could not be made, on rank 0."""
         failure: Exception | None = None
-        own: dict[str, Any] = {}
         if self.rank == 0:
             try:
                 remove(self.aside)
@@ -113,11 +134,36 @@ class CheckpointWriter:
             except OSError as error:
                 failure = error
         self.ranks.barrier()
+        return failure
+
+    def write_slices(
+        self,
+        pieces: Iterable[tuple[Kind, Piece, Tensor]],
+        manifest: Mapping[str, Any],
+        failure: Exception | None = None,
+    ) -> Report:
+        """Write this rank's files; a thread may do it when ``pieces`` holds no collectives. Raises nothing."""
+        own: dict[str, Any] = {}
         try:
             own = self._write_slices(pieces, manifest)
         except Exception as error:  # every rank must learn of it, whatever it is
             failure = failure or error
-        reports = self.ranks.gather({**own, "failure": describe(failure), "state": rank_state})
+        return Report(own, failure)
+
+    def complete(
+        self,
+        report: Report,
+        *,
+        masks: Mapping[str, BoolArray] | None,
+        config_yaml: str,
+        tokenizer: Path | None,
+        manifest: Mapping[str, Any],
+        rank_state: object = None,
+        mask_records: Mapping[str, NDArray[np.uint8]] | None = None,
+    ) -> Path:
+        """Make the checkpoint whole once every rank has written its files; collective. See ``write``."""
+        failure = report.failure
+        reports = self.ranks.gather({**report.own, "failure": describe(failure), "state": rank_state})
         verdict = None
         if reports is not None:
             try:

@@ -21,6 +21,7 @@ HELP = "fine-tune a checkpoint, dense, on a task"
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file or the name of a shipped config")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top")
+    parser.add_argument("--change", action="store_true", help="continue the run although its config differs")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
 
 
@@ -39,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
 
     def work(ranks: Ranks) -> None:
         from spdf_dist.training.finetune import finetune
+        from spdf_dist.training.run import Deliberately
 
-        finetune(config, ranks)
+        finetune(config, ranks, Deliberately(args.change))
 
-    return start("finetune", [args.config, *args.overrides], config, work)
+    flags = ["--change"] * args.change
+    return start("finetune", [args.config, *args.overrides, *flags], config, work, change=args.change)

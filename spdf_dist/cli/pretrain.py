@@ -22,6 +22,15 @@ HELP = "pre-train a GPT with a static random mask, or dense"
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file or the name of a shipped config")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top")
+    parser.add_argument("--change", action="store_true", help="continue the run although its config differs")
+    parser.add_argument(
+        "--rewind",
+        nargs="?",
+        type=int,
+        const=-1,
+        metavar="STEP",
+        help="go back to the newest checkpoint (or that of STEP) and leave out the batches since",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print config, parameters, steps, memory, layout; stop")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
 
@@ -49,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
     def work(ranks: Ranks) -> None:
         from spdf_dist.training.pretrain import pretrain
+        from spdf_dist.training.run import Deliberately
 
-        pretrain(config, ranks)
+        pretrain(config, ranks, Deliberately(args.change, args.rewind))
 
-    return start("pretrain", [args.config, *args.overrides], config, work)
+    flags = ["--change"] * args.change + ([] if args.rewind is None else [f"--rewind={args.rewind}"])
+    return start("pretrain", [args.config, *args.overrides, *flags], config, work, change=args.change)

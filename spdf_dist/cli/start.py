@@ -32,15 +32,30 @@ def world_size(config: AnyConfig) -> int:
     return tensor * data
 
 
-def start(command: str, arguments: list[str], config: AnyConfig, work: Callable[[Ranks], None]) -> int:
-    """Run ``work(ranks)`` here when this process is a rank, or alone; else spawn ranks that run the command again."""
+def start(
+    command: str,
+    arguments: list[str],
+    config: AnyConfig,
+    work: Callable[[Ranks], None],
+    *,
+    change: bool = False,
+) -> int:
+    """Run ``work(ranks)`` here when this process is a rank, or alone; else spawn ranks that run the command again.
+
+    What needs neither torch nor ranks is checked first: another run in the folder (unless ``change`` allows it) is an
+    error, and a run that is complete is done at once.
+    """
     ranks = discover()
+    folder = RunFolder(config.run_dir)
+    if (ranks or ALONE).rank == 0:
+        folder.check(config, change=change)
     if ranks is None:
+        if folder.is_complete(config):
+            print(f"{command}: {folder.path} is complete already")
+            return 0
         count = world_size(config)
         if count > 1:
             validate_batch(config, count // config.parallel.tensor)
-            folder = RunFolder(config.run_dir)
-            folder.check(config)  # before a rank's log is written to it
             return spawn([command, *arguments], count, folder.logs)
         ranks = ALONE
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))

@@ -25,6 +25,12 @@ class NonFiniteError(SpdfError):
     exit_code = EXIT_NON_FINITE
 
 
+class DivergedError(SpdfError):
+    """Training does not recover: too many updates in a row were left out. Exit code 3, never retried."""
+
+    exit_code = EXIT_NON_FINITE
+
+
 class Stopped(SpdfError):
     """A signal asked for a stop and the state is saved. Exit code 75: start the same command again to go on."""
 

@@ -28,11 +28,27 @@ IDENTITY_EXEMPT = (
     "parallel",
     "sparsity.execution",
     "device",
-    "checkpoint.interval",
-    "checkpoint.keep",
+    "checkpoint",
     "validation.interval",
+    "kernels",
+    "callbacks",
+    "training.activation_checkpointing",
 )
-"""Keys that may differ when a run continues: they change where and how, not what is computed."""
+"""Keys that may differ when a run continues: they change where and how, not what is computed but for rounding."""
+
+WITHOUT_DROPOUT_EXEMPT = ("training.micro_batch_size",)
+"""The same, where no activation is dropped: which ones are depends on the micro-batches."""
+
+FIXED = (
+    "model",
+    "sparsity",
+    "seed",
+    "finetune.checkpoint",
+    "finetune.task",
+    "finetune.keep_mask",
+    "training.init_from",
+)
+"""Keys that a run cannot change at all: with another value it is another run."""
 
 LONGEST_CHAIN = 20
 SHOWN_CHARACTERS = 60
@@ -265,12 +281,20 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def is_below(key: str, sections: Sequence[str]) -> bool:
+    """Whether a dotted key is one of ``sections`` or lies in one."""
+    return any(key == section or key.startswith(section + ".") for section in sections)
+
+
 def run_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What makes two resolved trees different runs, as ``key: old -> new``; empty when the run may continue."""
 
+    flat = flatten(new)
+    dropout = flat.get("finetune.dropout", flat.get("model.dropout"))
+    exempt = IDENTITY_EXEMPT if dropout else (*IDENTITY_EXEMPT, *WITHOUT_DROPOUT_EXEMPT)
+
     def kept(tree: dict[str, Any]) -> dict[str, Any]:
-        exempt = lambda key: any(key == e or key.startswith(e + ".") for e in IDENTITY_EXEMPT)  # noqa: E731
-        return {key: value for key, value in flatten(tree).items() if not exempt(key)}
+        return {key: value for key, value in flatten(tree).items() if not is_below(key, exempt)}
 
     before, after = kept(old), kept(new)
     return [

@@ -218,7 +218,11 @@ class TrainingConfig:
     deterministic: bool = False
     """Same bits on every run also on a GPU, at a cost in speed (a CPU always is)."""
     skip_loss_spike: float = 0.0
-    """Skip an update whose loss exceeds this multiple of the recent median; 0 is off."""
+    """Skip an update whose loss exceeds this multiple of the median of the last 64; 0 is off."""
+    skip_grad_norm_spike: float = 0.0
+    """Skip an update whose gradient norm exceeds this multiple of the median of the last 64; 0 is off."""
+    max_skipped_in_a_row: int = 25
+    """Skipped updates in a row after which the run stops, exit code 3, and names its last checkpoint; 0: never."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +253,8 @@ class CheckpointConfig:
     """Optimizer steps between checkpoints; the last step is always saved."""
     keep: int = 2
     """Newest checkpoints that are kept."""
+    asynchronous: bool = False
+    """Copy the state to host memory (12 bytes for each parameter of a rank) and write it while training goes on."""
 
 
 @dataclass(frozen=True)
@@ -285,6 +291,8 @@ class PretrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """Further observers by name (entry points of the group `spdf.callbacks`), each with its options."""
 
 
 @dataclass(frozen=True)
@@ -361,6 +369,8 @@ class FinetuneConfig:
     training: FinetuneTrainingConfig = field(default_factory=FinetuneTrainingConfig)
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(interval=1000, keep=1))
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """Further observers by name (entry points of the group `spdf.callbacks`), each with its options."""
 
 
 AnyConfig = PretrainConfig | FinetuneConfig

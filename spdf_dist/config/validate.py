@@ -214,6 +214,10 @@ def validate_pretrain(config: PretrainConfig) -> None:
     )
     spike = training.skip_loss_spike
     require(spike == 0 or spike > 1, f"training.skip_loss_spike: must be more than 1, or 0 for off, got {spike}")
+    spike = training.skip_grad_norm_spike
+    require(spike == 0 or spike > 1, f"training.skip_grad_norm_spike: must be more than 1, or 0 for off, got {spike}")
+    most = training.max_skipped_in_a_row
+    require(most >= 0, f"training.max_skipped_in_a_row: must not be negative, got {most}")
     for what in training.reset:
         one_of("training.reset", what, ("optimizer", "schedule", "data"))
     if config.sparsity.pattern == "init_from":

@@ -23,7 +23,8 @@ from spdf_dist.model.initialize import initialize_parameters
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.linear import ParallelLinear
 from spdf_dist.sparsity.masks import RandomMasks
-from spdf_dist.training.engine import Engine, MicroBatch
+from spdf_dist.training.batches import MicroBatch
+from spdf_dist.training.engine import Engine
 from spdf_dist.training.setup import build_model, start
 
 EXECUTIONS = ("compressed", "masked", "dense")

@@ -1,15 +1,29 @@
-"""What hangs on the training loop: metrics file, TensorBoard, progress line. Rank 0 alone has them."""
+"""Observers of a run: what they can see, those that every run has, and those that the config names."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from spdf_dist.config.errors import SpdfError, UserError
+from spdf_dist.config.schema import AnyConfig
+from spdf_dist.config.suggest import nearest
 from spdf_dist.training.run_folder import RunFolder
+
+GROUP = "spdf.callbacks"
+OWN = {
+    "wandb": "spdf_dist.training.experiment_trackers:Wandb",
+    "mlflow": "spdf_dist.training.experiment_trackers:Mlflow",
+    "profiler": "spdf_dist.training.profile_window:Profiler",
+}
+"""Callbacks of this package, by name; other packages add theirs through the entry-point group."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +53,55 @@ class StepMetrics:
     """What an update of the masks did after this step; the key is absent in other steps."""
 
 
+@dataclass(frozen=True)
+class RunInfo:
+    """What a callback may want to know of its run."""
+
+    kind: str
+    """`pretrain` or `finetune`."""
+    config: AnyConfig
+    folder: RunFolder
+    start_step: int
+    """Steps done when this process starts; 0 in a new run."""
+    total_steps: int
+    rank: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Facts about the model, such as its parameters and the sparsity of its layers."""
+
+
 class Callback:
-    """Hooks of the loop; each does nothing unless overridden."""
+    """Observes a run. Each hook does nothing unless overridden; none may change the run.
 
-    def on_step(self, metrics: StepMetrics) -> None:
-        """After every optimizer step."""
+    A class is made by ``factory(run: RunInfo, **options)``, where ``factory`` is the entry point of its name in the
+    group ``spdf.callbacks`` (or in ``OWN``) and ``options`` are its keys below ``callbacks.NAME`` in the config.
+    """
 
-    def on_validation(self, step: int, loss: float) -> None:
+    every_rank = False
+    """Whether every rank makes one; else rank 0 only."""
+
+    def on_start(self) -> None:
+        """Before the first step, once ``load_state_dict`` has been called."""
+
+    def before_step(self, step: int) -> None:
+        """Before an optimizer step."""
+
+    def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
+        """After an optimizer step; ``phases_ms`` are milliseconds of its phases, where they were measured."""
+
+    def before_validation(self, step: int) -> None:
+        """Before a validation."""
+
+    def on_validation_progress(self, step: int, done: int, total: int) -> None:
+        """After ``done`` of the ``total`` forward passes of a validation on this rank."""
+
+    def after_validation(self, step: int, loss: float) -> None:
         """After a validation."""
+
+    def before_checkpoint(self, step: int) -> None:
+        """Before a checkpoint is saved, or begun."""
+
+    def after_checkpoint(self, step: int, path: Path, stalled: float) -> None:
+        """A checkpoint is whole; ``stalled`` are the seconds that training has stood still for all so far."""
 
     def on_note(self, text: str) -> None:
         """Something a person should know."""
@@ -54,21 +109,98 @@ class Callback:
     def on_end(self) -> None:
         """The loop is left, however that happens."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """JSON that the checkpoint keeps for ``load_state_dict``."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What ``state_dict`` gave when the checkpoint was saved; not called in a new run."""
+
+
+class Callbacks:
+    """All observers of a run, by name; each hook is passed on to each of them in order."""
+
+    def __init__(self, named: Mapping[str, Callback]) -> None:
+        self.named = dict(named)
+
+    def __getattr__(self, hook: str) -> Callable[..., None]:
+        if not hasattr(Callback, hook):
+            raise AttributeError(hook)
+
+        def call(*arguments: Any) -> None:
+            for callback in self.named.values():
+                getattr(callback, hook)(*arguments)
+
+        return call
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of each callback that has one, by name."""
+        return {name: state for name, callback in self.named.items() if (state := callback.state_dict())}
+
+    def load_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Give each callback back its state."""
+        for name, state in states.items():
+            if name in self.named:
+                self.named[name].load_state_dict(state)
+
+
+def load_callbacks(run: RunInfo) -> dict[str, Callback]:
+    """The callbacks that the config's ``callbacks`` names, made from their entry points.
+
+    Raises UserError for a name that no installed package has, a missing package or options that are not accepted.
+    """
+    points = {name: importlib.metadata.EntryPoint(name, value, GROUP) for name, value in OWN.items()}
+    points |= {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    found: dict[str, Callback] = {}
+    for name, options in run.config.callbacks.items():
+        if name not in points:
+            known = ", ".join(sorted(points)) or "none"
+            raise UserError(f"callbacks.{name}: no such callback{nearest(name, points)} (installed: {known})")
+        if not isinstance(options, dict | None):
+            raise UserError(f"callbacks.{name}: expected its options as keys and values, got {options!r}")
+        try:
+            factory = points[name].load()
+            if run.rank == 0 or factory.every_rank:
+                found[name] = factory(run, **(options or {}))
+        except (ImportError, TypeError) as error:
+            raise UserError(f"callbacks.{name}: {error}") from None
+    return found
+
 
 class MetricsFile(Callback):
-    """metrics.jsonl."""
+    """metrics.jsonl. Lines that the disk does not take for a moment are written with later ones."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+        self.waiting: list[str] = []
 
-    def on_step(self, metrics: StepMetrics) -> None:
+    def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
         record = asdict(metrics)
         if metrics.mask is None:
             del record["mask"]
-        self.folder.append_metrics(record)
+        self.write(record)
 
-    def on_validation(self, step: int, loss: float) -> None:
-        self.folder.append_metrics({"step": step, "val_loss": loss})
+    def after_validation(self, step: int, loss: float) -> None:
+        self.write({"step": step, "val_loss": loss})
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add a line, after those that wait."""
+        self.waiting.append(json.dumps(record) + "\n")
+        self.try_to_write("; training goes on, and the lines are kept for later")
+
+    def try_to_write(self, otherwise: str) -> None:
+        """Write what waits, or say once that it cannot be written."""
+        try:
+            self.folder.append_metrics(self.waiting)
+        except SpdfError as error:
+            if len(self.waiting) == 1 or otherwise.startswith(": "):
+                print(f"WARNING: {error}{otherwise}", file=sys.stderr)
+        else:
+            self.waiting = []
+
+    def on_end(self) -> None:
+        if self.waiting:
+            self.try_to_write(f": its last {len(self.waiting)} lines are lost")
 
 
 class TensorBoard(Callback):
@@ -78,9 +210,14 @@ class TensorBoard(Callback):
     """
 
     def __init__(
-        self, folder: RunFolder, start_step: int, sparsity_by_group: dict[str, float], executed_ratio: float = 1.0
+        self,
+        folder: RunFolder,
+        start_step: int,
+        sparsity_by_group: Mapping[str, float],
+        executed_ratio: float = 1.0,
+        texts: Mapping[str, str] | None = None,
     ) -> None:
-        """``executed_ratio``: FLOPs that a step executes over its model FLOPs."""
+        """``executed_ratio``: FLOPs that a step executes over its model FLOPs; ``texts``: shown under their names."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder.tensorboard
@@ -89,6 +226,9 @@ class TensorBoard(Callback):
         purge_step = start_step + 1 if start_step else None
         self.attempt(lambda: setattr(self, "writer", SummaryWriter(str(self.path), purge_step=purge_step)))
         self.add({f"sparsity/{group}": sparsity for group, sparsity in sparsity_by_group.items()}, start_step)
+        for name, text in (texts or {}).items():
+            if self.writer is not None:
+                self.attempt(partial(self.writer.add_text, name, text, start_step))
 
     def attempt(self, action: Callable[[], Any]) -> None:
         """Do something with the files, and give them up when it fails."""
@@ -104,7 +244,7 @@ class TensorBoard(Callback):
             if value is not None and self.writer is not None:
                 self.attempt(partial(self.writer.add_scalar, name, value, step))
 
-    def on_step(self, metrics: StepMetrics) -> None:
+    def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
         scalars = {
             "train/loss": metrics.loss,
             "train/lr": metrics.lr,
@@ -116,11 +256,15 @@ class TensorBoard(Callback):
             "flops/step": metrics.model_flops,
             "flops/total": metrics.total_flops,
             "memory/bytes": used_memory(),
+            **{f"time/{phase}_ms": value for phase, value in phases_ms.items()},
         }
         scalars |= {f"mask/{name}": value for name, value in (metrics.mask or {}).items()}
         self.add(scalars, metrics.step)
 
-    def on_validation(self, step: int, loss: float) -> None:
+    def after_checkpoint(self, step: int, path: Path, stalled: float) -> None:
+        self.add({"time/checkpoint_stall_s": stalled}, step)
+
+    def after_validation(self, step: int, loss: float) -> None:
         self.add({"validation/loss": loss}, step)
         if self.writer is not None:
             self.attempt(self.writer.flush)
@@ -158,7 +302,7 @@ class Progress(Callback):
         self.begin = (time.monotonic(), start_step)
         self.last_line = 0.0
 
-    def on_step(self, metrics: StepMetrics) -> None:
+    def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
         text = f"loss {metrics.loss:.3f}{self.validation}  lr {metrics.lr:.2e}  {metrics.tokens_per_s:,.0f} tokens/s"
         if self.terminal:
             self.bar.set_postfix_str(text, refresh=False)
@@ -171,7 +315,16 @@ class Progress(Callback):
             eta = (now - self.begin[0]) / max(1, done) * (self.total - metrics.step)
             print(f"{self.name}: step {metrics.step}/{self.total}  {text}  ETA {clock(eta)}", file=sys.stderr)
 
-    def on_validation(self, step: int, loss: float) -> None:
+    def on_validation_progress(self, step: int, done: int, total: int) -> None:
+        if self.terminal:
+            self.bar.set_postfix_str(f"validation {done}/{total}", refresh=True)
+            return
+        now = time.monotonic()
+        if now - self.last_line > self.SECONDS_BETWEEN_LINES and done < total:
+            self.last_line = now
+            print(f"{self.name}: step {step}/{self.total}  validation {done}/{total}", file=sys.stderr)
+
+    def after_validation(self, step: int, loss: float) -> None:
         self.validation = f"  val {loss:.3f}"
         if not self.terminal:
             print(f"{self.name}: step {step}/{self.total}  validation loss {loss:.4f}", file=sys.stderr)

@@ -38,7 +38,7 @@ from spdf_dist.sparsity.update import (
     update_steps,
 )
 from spdf_dist.training.engine import Engine, StepResult
-from spdf_dist.training.loop import TrainingState
+from spdf_dist.training.training_state import TrainingState
 
 RECORDS = ("first", "ever")
 """Beside each mask a checkpoint keeps the first mask of the run and the entries that were ever kept."""

@@ -6,7 +6,8 @@ import contextlib
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from spdf_dist.data.labels import IGNORED
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups, Mpu
 from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.training.batches import MicroBatch
 
 MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
 
@@ -51,18 +53,6 @@ NORM_ROW = 1024
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    """One forward pass on this rank."""
-
-    tokens_BT: Tensor
-    """Ids, int64."""
-    labels_BT: Tensor
-    """Id to predict at each place, int64; -100 does not count."""
-    dropout_seed: int
-    """Depends on the samples alone, so that a resumed or re-divided run drops the same activations."""
-
-
-@dataclass(frozen=True)
 class StepResult:
     """What one optimizer step did, the same on every rank."""
 
@@ -72,8 +62,10 @@ class StepResult:
     """Before clipping."""
     stop: bool
     """Some rank was asked to stop."""
+    still_saving: bool
+    """Some rank's thread still writes a checkpoint."""
     skipped: bool
-    """The update was left out because of a loss spike."""
+    """The update was left out because the loss or the gradient norm was above its limit."""
 
 
 def parameter_groups(model: GPT, weight_decay: float, embedding_lr: float = 1.0) -> list[dict[str, Any]]:
@@ -159,6 +151,11 @@ def sum_of_squares(x: Tensor) -> Tensor:
     return norms[0].double().square().sum() + norms[1].double().square()
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all elements are."""
+    return bool(torch.isfinite(tensor).all())
+
+
 class Engine:
     """A model under training: steps, and its whole state by parameter."""
 
@@ -196,6 +193,11 @@ class Engine:
             # DeepSpeed copies all gradients into a buffer and back, whether or not there is a rank to share them with.
             self.deepspeed.enable_backward_allreduce = False
         self.adamw: torch.optim.AdamW = self.deepspeed.basic_optimizer
+        self.norm_limit = math.inf
+        self.phases: dict[str, float] = {}
+        if self.stage:
+            self.optimizer_step = self.adamw.step
+            self.adamw.step = self.limited_step
         # DeepSpeed links parameters to their moments after the first group's first update, when the second group has
         # none yet; with the state in place from the start every group is linked.
         self.prepare_moments(0)
@@ -207,40 +209,64 @@ class Engine:
         lr: float,
         *,
         stop_requested: bool = False,
-        spike_threshold: float = math.inf,
+        still_saving: bool = False,
+        loss_limit: float = math.inf,
+        norm_limit: float = math.inf,
     ) -> StepResult:
         """One optimizer step over this rank's micro-batches of a global batch with ``target_tokens`` in all.
 
-        Raises NonFiniteError on every rank, before the update, when the loss or the gradient is not finite. A mean
-        loss above ``spike_threshold`` leaves the update out.
+        A mean loss above ``loss_limit``, or a gradient norm above ``norm_limit``, leaves the update out.
+
+        Raises NonFiniteError on every rank, before the update, when the loss or the gradient is not finite; it names
+        the first tensor that is not.
         """
         self.model.train()
         for group in self.adamw.param_groups:
             group["lr"] = lr * group["lr_scale"]
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.groups.device)
+        self.phases = {}
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             self.deepspeed.set_gradient_accumulation_boundary(last)
             torch.manual_seed(batch.dropout_seed)
-            loss = self.model_loss(batch)
+            with self.phase("forward"):
+                loss = self.model_loss(batch)
             loss_sum += loss.detach()
             # DeepSpeed averages over data ranks and, unless told otherwise, over micro-batches; what is wanted is the
             # sum over the global batch divided by its target tokens.
-            self.deepspeed.backward(loss * (self.groups.data_size / target_tokens), scale_wrt_gas=False)
+            with self.phase("backward"):
+                self.deepspeed.backward(loss * (self.groups.data_size / target_tokens), scale_wrt_gas=False)
             if not last:
                 self.deepspeed.step()
-        totals = torch.stack([loss_sum, torch.as_tensor(float(stop_requested), device=loss_sum.device).double()])
+        flags = torch.tensor([stop_requested, still_saving], dtype=torch.float64, device=loss_sum.device)
+        totals = torch.cat([loss_sum.reshape(1), flags])
         dist.all_reduce(totals)
-        whole_loss, stops = totals.tolist()
+        whole_loss, stops, saves = totals.tolist()
         mean_loss = whole_loss / self.groups.tensor_size / target_tokens
-        stop = stops > 0
+        stop, saving = stops > 0, saves > 0
         if not math.isfinite(mean_loss):
-            raise NonFiniteError(f"the loss is {mean_loss}; the update was not made")
-        if mean_loss > spike_threshold:
+            raise NonFiniteError(f"the loss is {mean_loss}; the update was not made{self.first_non_finite(batches)}")
+        if mean_loss > loss_limit:
             self.drop_gradients()
-            return StepResult(mean_loss, math.nan, stop, skipped=True)
-        norm = self.update()
-        return StepResult(mean_loss, norm, stop, skipped=False)
+            return StepResult(mean_loss, math.nan, stop, saving, skipped=True)
+        with self.phase("update"):
+            norm = self.update(norm_limit)
+        if not math.isfinite(norm):
+            where = self.first_non_finite(batches)
+            raise NonFiniteError(f"the gradient norm is {norm}; the update was not made{where}")
+        return StepResult(mean_loss, norm, stop, saving, skipped=norm > norm_limit)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a phase of the step. On CUDA the host's time says nothing: none is taken."""
+        begin = time.perf_counter()
+        yield
+        if self.groups.device.type == "cpu":
+            self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - begin
+
+    def phases_ms(self) -> dict[str, float]:
+        """Milliseconds of the last step by phase; backward includes the reduction of gradients."""
+        return {name: 1000 * seconds for name, seconds in self.phases.items()}
 
     def model_loss(self, batch: MicroBatch) -> Tensor:
         """The summed token loss of a micro-batch, through DeepSpeed's hooks."""
@@ -248,24 +274,71 @@ class Engine:
         loss: Tensor = self.deepspeed(batch.tokens_BT, positions, None, labels=batch.labels_BT)
         return loss
 
-    def update(self) -> float:
-        """Clip and apply the accumulated gradients; returns the global norm before clipping."""
+    def update(self, norm_limit: float = math.inf) -> float:
+        """Clip and apply the accumulated gradients, unless their global norm is above the limit or not finite.
+
+        Returns the norm before clipping.
+        """
         if self.stage == 0:
             norm = self.gradient_norm()
-            if not math.isfinite(norm):
-                raise NonFiniteError(f"the gradient norm is {norm}; the update was not made")
+            if not norm <= norm_limit or not math.isfinite(norm):
+                self.drop_gradients()
+                return norm
             if self.clip and norm + 1e-6 > self.clip:
                 for parameter in self.model.parameters():
                     if parameter.grad is not None:
                         parameter.grad.mul_(self.clip / (norm + 1e-6))
             self.deepspeed.step()
             return norm
+        self.norm_limit = norm_limit
         skipped = self.deepspeed.skipped_steps
         self.deepspeed.step()
         norm = float(self.deepspeed.get_global_grad_norm())
-        if self.deepspeed.skipped_steps != skipped or not math.isfinite(norm):
-            raise NonFiniteError(f"the gradient norm is {norm}; the update was not made")
-        return norm
+        return norm if self.deepspeed.skipped_steps == skipped else math.inf
+
+    def limited_step(self, *arguments: Any, **more: Any) -> Any:
+        """The optimizer's step under ZeRO, which calls it once the global gradient norm is known."""
+        if self.norm_limit < math.inf and float(self.deepspeed.optimizer._global_grad_norm) > self.norm_limit:
+            return None
+        return self.optimizer_step(*arguments, **more)
+
+    def first_non_finite(self, batches: Sequence[MicroBatch]) -> str:
+        """Which weight, output or gradient is not finite first, in words to append; collective.
+
+        The step is computed again with a look at each module, on every rank.
+        """
+        found = next((name for name in self.groups.allgather(self.non_finite_here(batches)) if name), "")
+        return f"; first not finite: {found}" if found else ""
+
+    def non_finite_here(self, batches: Sequence[MicroBatch]) -> str:
+        """This rank's first weight, module output or gradient that is not finite; empty when there is none."""
+        named = [(pieces_of(parameter)[0].name, parameter) for parameter in self.model.parameters()]
+        found = [f"the weight {name}" for name, parameter in named if not is_finite(parameter)]
+        if found:
+            return found[0]
+
+        def look(name: str, output: Any) -> None:
+            tensors = output if isinstance(output, tuple) else (output,)
+            if not all(is_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
+                found.append(f"the output of {name}")
+
+        def hook_of(name: str) -> Callable[..., None]:
+            return lambda module, inputs, output: look(name, output)
+
+        hooks = [module.register_forward_hook(hook_of(name)) for name, module in self.model.named_modules() if name]
+        try:
+            for batch in batches:
+                torch.manual_seed(batch.dropout_seed)
+                loss = self.model.loss(batch.tokens_BT, batch.labels_BT)
+                parameters = [parameter for _, parameter in named if parameter.requires_grad]
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for (name, _), gradient in reversed(list(zip(named, gradients, strict=True))):
+                    if gradient is not None and not is_finite(gradient):
+                        found.append(f"the gradient of {name}")
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found[0] if found else ""
 
     def gradient_norm(self) -> float:
         """L2 norm of the reduced gradient, each logical element once: what several tensor ranks hold counts on one."""

@@ -19,7 +19,7 @@ from spdf_dist.model.architecture import architecture_of
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.sparsity.masks import BoolArray
 from spdf_dist.training.run_folder import RunFolder
-from spdf_dist.training.setup import on_rank_zero, weight_dtype
+from spdf_dist.training.setup import weight_dtype
 
 
 def sparse_places(model: ModelConfig, masks: Mapping[str, BoolArray]) -> list[str]:
@@ -73,7 +73,7 @@ def decide(
         folder.write_json(folder.execution.name, record)
         layers.update(chosen)
 
-    on_rank_zero(groups, on_one_rank)
+    groups.on_rank_zero(on_one_rank)
     return dict(groups.broadcast(layers))
 
 

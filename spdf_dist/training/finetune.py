@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 
 from spdf_dist.base.rank_variables import Ranks
-from spdf_dist.base.signals import StopRequest
 from spdf_dist.checkpoint.densify import reactivated_count
 from spdf_dist.checkpoint.find import whole_checkpoints
 from spdf_dist.checkpoint.lineage import lineage
+from spdf_dist.checkpoint.manifest import file_digest
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import delete
@@ -29,35 +29,24 @@ from spdf_dist.data.tokenizer import load_tokenizer
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.layout import pieces_of
-from spdf_dist.training.engine import Engine
-from spdf_dist.training.execution import decide
-from spdf_dist.training.loop import Loop, TrainingState
-from spdf_dist.training.run_folder import RunFolder, writing
-from spdf_dist.training.setup import (
-    build_model,
-    check_tokenizer,
-    executed_ratio,
-    newest_checkpoint,
-    on_rank_zero,
-    peak_flops,
-    prune_checkpoints,
-    reporting,
-    start,
-)
-from spdf_dist.training.state import load_moments, load_training_state, load_weights, save_state
+from spdf_dist.training.run import Deliberately, TrainedModel, TrainingRun
+from spdf_dist.training.run_folder import writing
+from spdf_dist.training.schedule import Linear
+from spdf_dist.training.setup import check_tokenizer
+from spdf_dist.training.state import load_training_state, load_weights
 from spdf_dist.training.task_batches import TaskBatches
+from spdf_dist.training.training_state import TrainingState
 
 
-def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
+def finetune(config: FinetuneConfig, ranks: Ranks, deliberately: Deliberately | None = None) -> None:
     """Run, or continue, ``config.run_dir``; every rank calls it.
 
     The run's newest checkpoint is in the end the one with the best validation loss. Raises UserError for bad input
     before anything is written, Stopped, NonFiniteError.
     """
-    with StopRequest() as stop:
-        groups = start(config, ranks)
-        folder = RunFolder(config.run_dir)
-        task = config.finetune
+    task = config.finetune
+    with TrainingRun("finetune", config, ranks, deliberately or Deliberately()) as run:
+        groups, folder = run.groups, run.folder
         origin = Checkpoint(task.checkpoint)
         if origin.tokenizer_dir is None:
             raise UserError(f"finetune.checkpoint: {origin.path} holds no tokenizer")
@@ -68,87 +57,69 @@ def finetune(config: FinetuneConfig, ranks: Ranks) -> None:
         model_config = replace(origin.model, dropout=task.dropout)
         validate_tensor_parallel(model_config, groups.tensor_size)
         origin_masks = PackedMasks.pack(origin.masks)
-        masks = origin_masks if task.keep_mask else PackedMasks.pack({})
         sparsity = origin.sparsity if task.keep_mask else None
-        source = TaskBatches(config, model_config, sparsity, tokenizer, groups)
+        data = TaskBatches(config, model_config, sparsity, tokenizer, groups)
 
-        # Everything before this line checks: a mistake must not leave a run behind.
-        on_rank_zero(groups, lambda: folder.open(config))
+        run.open(tokenizer, {"training": content_digests(task.train), "validation": content_digests(task.validation)})
+        run.resume()
         if groups.broadcast(folder.result.exists() if groups.rank == 0 else None):
             if groups.rank == 0:
                 print(f"finetune: {folder.path} is complete already")
             return
-        on_rank_zero(groups, lambda: folder.keep_tokenizer(tokenizer))
-        origin_facts = {"lineage": lineage(origin), "synthetic": source.synthetic}
-        on_rank_zero(groups, lambda: folder.write_json("lineage.json", {"schema_version": 1, **origin_facts}))
-        checkpoint = newest_checkpoint(folder, groups)
-        state = load_training_state(checkpoint) if checkpoint else TrainingState()
-
-        tokens = config.training.micro_batch_size * min(task.max_length, model_config.seq_length)
-        execution = decide(config, model_config, masks, groups, folder, tokens)
-        model = build_model(
-            config, model_config, groups, masks, execution, task.label_smoothing, origin.parameterization
+        source = {"lineage": lineage(origin), "synthetic": data.synthetic}
+        groups.on_rank_zero(lambda: folder.write_json("lineage.json", {"schema_version": 1, **source}))
+        run.build(
+            TrainedModel(
+                model_config,
+                sparsity,
+                origin_masks if task.keep_mask else PackedMasks.pack({}),
+                config.training.micro_batch_size * min(task.max_length, model_config.seq_length),
+                task.label_smoothing,
+                recorded_sparsity=origin.sparsity,
+                recorded_masks=origin_masks,
+                source=source,
+                parameterization=origin.parameterization,
+            ),
+            load=lambda engine: load_weights(engine, origin),
         )
-        engine = Engine(model.to(groups.device), config, groups)
-        load_weights(engine, checkpoint or origin)
-        if checkpoint is not None:
-            load_moments(engine, checkpoint)
 
         reactivated = 0 if task.keep_mask else reactivated_weights(origin)
-        ratio = executed_ratio(config, model_config, sparsity, execution)
-        callbacks = reporting("finetune", folder, groups, model, state, source.total_steps, ratio)
-        if checkpoint is None:
-            note = "keeps the mask" if task.keep_mask else f"dense, {reactivated:,} pruned weights reactivated"
-            for callback in callbacks:
-                callback.on_note(f"{task.task} from {origin.path}: {note}")
-
-        def save(current: TrainingState) -> None:
-            save_state(
-                engine,
-                folder.checkpoints,
-                current.step,
-                config=config,
-                model=model_config,
-                sparsity=origin.sparsity,
-                masks=origin_masks,
-                tokenizer=folder.tokenizer,
-                kind="finetune",
-                consumed_tokens=source.consumed_tokens(current.step),
-                state=vars(current),
-                source=origin_facts,
-            )
-            if groups.rank == 0:
-                prune_checkpoints(folder, config.checkpoint.keep, callbacks, protect=current.best_step)
-
-        Loop(
-            engine=engine,
-            source=source,
-            state=state,
-            callbacks=callbacks,
-            save=save,
-            checkpoint_interval=config.checkpoint.interval,
-            stop=stop,
+        note = "keeps the mask" if task.keep_mask else f"dense, {reactivated:,} pruned weights reactivated"
+        schedule = Linear(config.training.lr, task.warmup_steps, data.total_steps)
+        run.train(
+            data,
+            schedule.lr,
+            validation_interval=data.steps_per_epoch,
             patience=task.patience if task.validation else 0,
             keep_best=True,
-            peak_flops=peak_flops(config, groups),
-        ).run()
-        best = Checkpoint(on_rank_zero(groups, lambda: keep_best(folder.checkpoints, state)))
-        norm = reactivated_norm(best, model, origin_masks, groups) if reactivated else None
-        if groups.rank == 0:
-            facts = {
-                "schema_version": 1,
-                "task": task.task,
-                "checkpoint": str(Path(task.checkpoint)),
-                "reactivated": reactivated,
-                "reactivated_norm": norm,
-                "best_val_loss": state.best_val_loss,
-                "best_step": state.best_step,
-                "steps": state.step,
-                "epochs": state.step / source.steps_per_epoch,
-                "total_flops": state.total_flops,
-            }
-            folder.write_json("finetune.json", facts)
-            folder.write_json(folder.result.name, facts)
+            notes=[f"{task.task} from {origin.path}: {note}"] if run.checkpoint is None else [],
+        )
+        state = run.state
+        best = Checkpoint(groups.on_rank_zero(lambda: keep_best(folder.checkpoints, state)))
+        norm = reactivated_norm(best, run.engine.model, origin_masks, groups) if reactivated else None
+        facts = {
+            "schema_version": 1,
+            "task": task.task,
+            "checkpoint": str(Path(task.checkpoint)),
+            "reactivated": reactivated,
+            "reactivated_norm": norm,
+            "best_val_loss": state.best_val_loss,
+            "best_step": state.best_step,
+            "steps": state.step,
+            "epochs": state.step / data.steps_per_epoch,
+            "total_flops": state.total_flops,
+        }
+        groups.on_rank_zero(lambda: folder.write_json("finetune.json", facts))
+        run.finish(facts)
+
+
+def content_digests(path: str) -> list[str]:
+    """SHA-256 of a task's file, or of each file of its folder, in the order of their names; none for an empty path."""
+    if not path:
+        return []
+    root = Path(path)
+    files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
+    return [file_digest(file) for file in files]
 
 
 def keep_best(root: Path, state: TrainingState) -> str:

@@ -25,8 +25,8 @@ from spdf_dist.parallel.layout import Piece
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import RandomMasks, logical_weights
 from spdf_dist.training.engine import MOMENTS, Engine
-from spdf_dist.training.loop import TrainingState
 from spdf_dist.training.state import Read, load_moments, load_training_state, load_weights
+from spdf_dist.training.training_state import TrainingState
 
 LEVEL_TOLERANCE = 0.005
 """Between sparsity.level and the level of the checkpoint's masks."""
@@ -125,9 +125,13 @@ class Origin:
                     f"training.train_tokens: {path} has consumed {manifest.consumed_tokens} already, and the schedule "
                     f"goes on from there; set more than that, or add schedule to training.reset"
                 )
-            state = replace(old, step=step)
+            state = replace(old, step=step, token_offset=0, callbacks={})
         batch = config.training.global_batch_size
-        first = 0 if "data" in self.reset else old.data_offset + manifest.consumed_tokens // config.model.seq_length
+        first = (
+            0
+            if "data" in self.reset
+            else old.data_offset + (manifest.consumed_tokens - old.token_offset) // config.model.seq_length
+        )
         state.data_offset = first - state.step * batch
         return state
 

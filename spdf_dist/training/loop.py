@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from spdf_dist.base.signals import StopRequest
-from spdf_dist.config.errors import NonFiniteError, SpdfError, Stopped, UserError
-from spdf_dist.training.batches import Source
-from spdf_dist.training.callbacks import Callback, StepMetrics
+from spdf_dist.config.errors import DivergedError, NonFiniteError, SpdfError, Stopped, UserError
+from spdf_dist.training.batches import Data, MicroBatch
+from spdf_dist.training.callbacks import Callbacks, StepMetrics
+from spdf_dist.training.divergence import SpikeLimit
 from spdf_dist.training.engine import Engine, StepResult
+from spdf_dist.training.prefetch import Prefetch
+from spdf_dist.training.saving import Saver
+from spdf_dist.training.training_state import TrainingState
 
-SPIKE_WINDOW = 64
-"""Recent losses whose median a spike is measured against."""
 
+@dataclass(frozen=True)
+class Spikes:
+    """When updates are left out; the config keys of the same names explain it."""
 
-@dataclass
-class TrainingState:
-    """What a checkpoint keeps beside weights and moments; everything else follows from the config and the step."""
-
-    step: int = 0
-    total_flops: int = 0
-    skipped_iterations: int = 0
-    recent_losses: list[float] = field(default_factory=list)
-    best_val_loss: float | None = None
-    best_step: int = 0
-    validations_without_gain: int = 0
-    validation_due: bool = False
-    """A stop came before or within the validation of ``step``: the run goes on with it."""
-    mask_updates: int = 0
-    """How many times a dynamic method has changed the masks."""
-    data_offset: int = 0
-    """The global sample index that step 1 reads first; not 0 in a run that started from another checkpoint."""
+    skip_loss_spike: float = 0.0
+    skip_grad_norm_spike: float = 0.0
+    max_skipped_in_a_row: int = 0
 
 
 class DynamicSparsity(Protocol):
@@ -51,25 +40,27 @@ class DynamicSparsity(Protocol):
 
 @dataclass
 class Loop:
-    """One run of training, from ``state.step`` to the source's last step.
-
-    ``save(state)`` writes a checkpoint, collectively. ``patience`` ends the run after so many validations without a
-    better loss (0: never); ``keep_best`` also saves whenever the validation loss is the
-    best so far, and then ``best_step`` is always one that was saved. ``peak_flops`` is the dense peak of all ranks'
-    devices, None where it is not known.
-    """
+    """One run of training, from ``state.step`` to the last step of ``data``."""
 
     engine: Engine
-    source: Source
+    data: Data
+    lr: Callable[[int], float]
+    """Learning rate of a step."""
     state: TrainingState
-    callbacks: Sequence[Callback]
-    save: Callable[[TrainingState], Any]
-    checkpoint_interval: int
+    callbacks: Callbacks
+    saver: Saver
     stop: StopRequest
+    checkpoint_interval: int
+    """Steps between checkpoints."""
+    validation_interval: int
+    """Steps between validations; the last step is always validated."""
     patience: int = 0
+    """Validations without a better loss that end the run; 0: never."""
     keep_best: bool = False
-    skip_loss_spike: float = 0.0
+    """Save whenever the validation loss is the best so far; then ``best_step`` is always one that was saved."""
+    spikes: Spikes = Spikes()
     peak_flops: float | None = None
+    """Dense peak of all ranks' devices; None where it is not known."""
     until: int | None = None
     """A step before the last at which ``run`` returns after saving; None: only the last."""
     method: DynamicSparsity | None = None
@@ -78,46 +69,56 @@ class Loop:
     """``best_val_loss`` and ``best_step`` of the newest checkpoint."""
 
     def run(self) -> None:
-        """Train to the end. Raises Stopped after saving when a signal came, NonFiniteError, SpdfError."""
+        """Train to the end. Raises Stopped after saving at a signal, NonFiniteError, DivergedError, SpdfError."""
         state = self.state
-        recent = deque(state.recent_losses, maxlen=SPIKE_WINDOW)
+        self.losses = SpikeLimit.of(self.spikes.skip_loss_spike, state.recent_losses)
+        self.norms = SpikeLimit.of(self.spikes.skip_grad_norm_spike, state.recent_grad_norms)
         self.saved_best = (state.best_val_loss, state.best_step)
+        self.prefetch = Prefetch(self.data)
         try:
             while not self.is_over():
                 stop = False
                 if not state.validation_due:
-                    stop = self.train_step(recent)
-                    state.validation_due = self.source.validates_after(state.step)
+                    stop = self.train_step()
+                    state.validation_due = self.validates_after(state.step)
                 if state.validation_due and not stop:
                     stop = self.validate()
-                state.recent_losses = list(recent)
                 over = self.is_over()
                 best = self.keep_best and state.best_step == state.step
                 if stop or over or best or state.step % self.checkpoint_interval == 0:
-                    self.checkpoint(final=stop or over)
+                    self.checkpoint(final=stop or over, wait=stop or over or best)
                 if stop and not over:
-                    where = f"at step {state.step} of {self.source.total_steps}"
+                    where = f"at step {state.step} of {self.data.total_steps}"
                     before = ", before its validation," if state.validation_due else ""
                     raise Stopped(f"stopped {where}{before} after saving; run it again to go on")
+        except (NonFiniteError, DivergedError):
+            self.complete_save()  # all ranks are here: what is in flight was good
+            raise
         finally:
-            for callback in self.callbacks:
-                callback.on_end()
+            self.prefetch.close()
+            self.saver.close()
+            self.callbacks.on_end()
 
     def is_over(self) -> bool:
         """Whether the last step is done and validated, or validation has not got better for long enough."""
         state = self.state
         impatient = self.patience > 0 and state.validations_without_gain >= self.patience
-        return not state.validation_due and (state.step in (self.source.total_steps, self.until) or impatient)
+        ends = state.step >= self.data.total_steps or state.step == self.until
+        return not state.validation_due and (ends or impatient)
 
-    def train_step(self, recent: deque[float]) -> bool:
+    def validates_after(self, step: int) -> bool:
+        """Whether the validation loss is due after a step."""
+        due = step % self.validation_interval == 0 or step == self.data.total_steps
+        return due and self.data.validation_passes > 0
+
+    def train_step(self) -> bool:
         """One optimizer step; returns whether the ranks agreed to stop."""
         begin = time.perf_counter()
-        step = self.state.step + 1
-        batch = self.source.batch(step)
-        lr = self.source.lr(step)
-        threshold = float("inf")
-        if self.skip_loss_spike and len(recent) == SPIKE_WINDOW:
-            threshold = self.skip_loss_spike * statistics.median(recent)
+        state, step = self.state, self.state.step + 1
+        self.callbacks.before_step(step)
+        batch = self.prefetch.batch(step)
+        waited = time.perf_counter() - begin
+        lr = self.lr(step)
         if self.method is not None:
             self.method.before_step(step)
         result = self.engine.step(
@@ -125,41 +126,56 @@ class Loop:
             batch.target_tokens,
             lr,
             stop_requested=self.stop.requested,
-            spike_threshold=threshold,
+            still_saving=self.saver.in_flight and not self.saver.is_done,
+            loss_limit=self.losses.limit(),
+            norm_limit=self.norms.limit(),
         )
         changed = None if self.method is None else self.method.after_step(step, result)
         seconds = time.perf_counter() - begin
-        if not result.skipped:
-            recent.append(result.loss)
-        self.state.step = step
-        self.state.total_flops += batch.model_flops
-        self.state.skipped_iterations += result.skipped
-        metrics = StepMetrics(
-            step=step,
-            total_steps=self.source.total_steps,
-            consumed_tokens=self.source.consumed_tokens(step),
-            loss=result.loss,
-            lr=lr,
-            grad_norm=None if result.skipped else result.grad_norm,
-            tokens_per_s=batch.target_tokens / seconds,
-            step_ms=1000 * seconds,
-            model_flops=batch.model_flops,
-            total_flops=self.state.total_flops,
-            mfu=None if self.peak_flops is None else batch.model_flops / seconds / self.peak_flops,
-            skipped_iterations=self.state.skipped_iterations,
-            mask=changed,
+        self.losses.add(result.loss)
+        self.norms.add(result.grad_norm)
+        state.recent_losses, state.recent_grad_norms = list(self.losses.values), list(self.norms.values)
+        state.step = step
+        state.total_flops += batch.model_flops
+        state.skipped_iterations += result.skipped
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if result.skipped else 0
+        self.callbacks.after_step(
+            StepMetrics(
+                step=step,
+                total_steps=self.data.total_steps,
+                consumed_tokens=self.data.consumed_tokens(step),
+                loss=result.loss,
+                lr=lr,
+                grad_norm=None if math.isnan(result.grad_norm) else result.grad_norm,
+                tokens_per_s=batch.target_tokens / seconds,
+                step_ms=1000 * seconds,
+                model_flops=batch.model_flops,
+                total_flops=state.total_flops,
+                mfu=None if self.peak_flops is None else batch.model_flops / seconds / self.peak_flops,
+                skipped_iterations=state.skipped_iterations,
+                mask=changed,
+            ),
+            {"data": 1000 * waited, **self.engine.phases_ms()},
         )
-        for callback in self.callbacks:
-            callback.on_step(metrics)
+        if self.saver.in_flight and not result.still_saving:
+            self.complete_save()
+        most = self.spikes.max_skipped_in_a_row
+        if most and state.skipped_in_a_row >= most:
+            raise DivergedError(
+                f"{most} updates in a row were left out as spikes, up to step {step}: the run has diverged; "
+                f"the last good checkpoint is {self.saver.newest()}; start again with --rewind to go back to it and "
+                f"leave out the batches since, or with --change and a lower training.lr"
+            )
         return result.stop
 
     def validate(self) -> bool:
         """The validation loss; returns whether a stop came in the middle: then nothing is recorded and it stays due."""
-        result = self.engine.evaluate(self.source.validation(), lambda: self.stop.requested)
+        state = self.state
+        self.callbacks.before_validation(state.step)
+        result = self.engine.evaluate(self.counted(self.data.validation()), lambda: self.stop.requested)
         if result is None:
             return True
         loss, _tokens = result
-        state = self.state
         if not math.isfinite(loss):
             raise NonFiniteError(f"the validation loss of step {state.step} is {loss}")
         if state.best_val_loss is None or loss < state.best_val_loss:
@@ -167,31 +183,50 @@ class Loop:
         else:
             state.validations_without_gain += 1
         state.validation_due = False
-        for callback in self.callbacks:
-            callback.on_validation(state.step, loss)
+        self.callbacks.after_validation(state.step, loss)
         return False
 
-    def checkpoint(self, *, final: bool) -> None:
-        """Save the current step. A failure in mid-run is survived, and the best that is on the disk stays the best."""
+    def counted(self, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+        """The same micro-batches, with the progress told to callbacks."""
+        for number, batch in enumerate(batches, 1):
+            yield batch
+            self.callbacks.on_validation_progress(self.state.step, number, self.data.validation_passes)
+
+    def checkpoint(self, *, final: bool, wait: bool) -> None:
+        """Save the current step; ``wait`` for it to be whole. A failure in mid-run is survived.
+
+        The best that is on the disk stays the best.
+        """
         state = self.state
+        self.callbacks.before_checkpoint(state.step)
+        state.callbacks = self.callbacks.state_dict()
         try:
-            self.save(state)
+            self.saver.save(state, wait=wait)
         except SpdfError as error:
-            # A mistake will be there at the next interval too; the rank that knows of it tells the others.
-            mistake = self.engine.groups.largest(float(isinstance(error, UserError)))
-            if final or mistake:
-                raise
-            # Training goes on: the last good checkpoint stays, and the disk may have room at the next interval.
-            notes = [f"WARNING: {error}"]
-            if self.keep_best and state.best_step == state.step:
-                lost, (state.best_val_loss, state.best_step) = state.best_val_loss, self.saved_best
-                kept = f"step {state.best_step}'s ({state.best_val_loss:.4f})" if state.best_step else "none so far"
-                notes.append(
-                    f"WARNING: step {state.step} had the best validation loss ({lost:.4f}) and is lost; "
-                    f"the best that is kept is {kept}"
-                )
-            for callback in self.callbacks:
-                for note in notes:
-                    callback.on_note(note)
+            self.survive(error, final=final)
         else:
             self.saved_best = (state.best_val_loss, state.best_step)
+
+    def complete_save(self) -> None:
+        """Complete the save in flight; a failure is survived."""
+        try:
+            self.saver.complete()
+        except SpdfError as error:
+            self.survive(error, final=False)
+
+    def survive(self, error: SpdfError, *, final: bool) -> None:
+        """Go on after a failed save, unless it was the last one or a mistake, which the next one would repeat."""
+        state = self.state
+        # The rank that knows of a mistake tells the others.
+        mistake = self.engine.groups.largest(float(isinstance(error, UserError)))
+        if final or mistake:
+            raise error
+        # The last good checkpoint stays, and the disk may have room at the next interval.
+        self.callbacks.on_note(f"WARNING: {error}")
+        if self.keep_best and state.best_step == state.step:
+            lost, (state.best_val_loss, state.best_step) = state.best_val_loss, self.saved_best
+            kept = f"step {state.best_step}'s ({state.best_val_loss:.4f})" if state.best_step else "none so far"
+            self.callbacks.on_note(
+                f"WARNING: step {state.step} had the best validation loss ({lost:.4f}) and is lost; "
+                f"the best that is kept is {kept}"
+            )

@@ -2,24 +2,27 @@
 
 ``config.yaml`` (resolved), ``metrics.jsonl`` (a line a step), ``tensorboard/``, ``checkpoints/step_N/``, ``logs/``,
 ``report/``, ``tokenizer/`` (copied at the start: what it was copied from may go while the run saves checkpoints),
-``execution.json`` (execution of each sparse layer), ``result.json`` (once the run is complete).
+``execution.json`` (execution of each sparse layer), ``data.json`` (digests of the data), ``changes.jsonl`` (what
+``--change`` and ``--rewind`` changed), ``result.json`` (once the run is complete).
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from spdf_dist.base import atomic_files
 from spdf_dist.base.file_locks import try_lock
-from spdf_dist.checkpoint.find import ASIDE
+from spdf_dist.checkpoint.find import ASIDE, latest
+from spdf_dist.checkpoint.manifest import read_manifest
 from spdf_dist.config.errors import SpdfError, UserError
-from spdf_dist.config.load import build, run_differences, to_tree, to_yaml
+from spdf_dist.config.load import FIXED, build, is_below, run_differences, to_tree, to_yaml
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.yaml_reader import read_yaml_file
 from spdf_dist.data.tokenizer import Tokenizer
@@ -47,6 +50,11 @@ def is_leftover(path: Path) -> bool:
     return path.name in ("logs", ".lock", ".lock.holder") or atomic_files.is_temporary(path)
 
 
+def listed(differences: Sequence[str]) -> str:
+    """At most three differences in words."""
+    return "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if differences[3:] else "")
+
+
 class RunFolder:
     """One run on disk."""
 
@@ -60,15 +68,18 @@ class RunFolder:
         self.tokenizer = self.path / "tokenizer"
         self.execution = self.path / "execution.json"
         self.result = self.path / "result.json"
+        self.changes = self.path / "changes.jsonl"
+        self.data = self.path / "data.json"
         self.lock = self.path / ".lock"
         self._lock: IO[str] | None = None
 
-    def open(self, config: AnyConfig) -> None:
+    def open(self, config: AnyConfig, *, change: bool = False) -> None:
         """Create the folder, or check that it holds the same run. Raises UserError for another run or a second process.
 
-        A run that logged and saved nothing gives way to another. The lock goes with the process, however that ends.
+        ``change`` allows differences, which are recorded in ``changes.jsonl``. A run that logged and saved nothing
+        gives way to another. The lock goes with the process, however that ends.
         """
-        self.check(config)
+        self.check(config, change=change)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = try_lock(self.lock)
@@ -77,10 +88,14 @@ class RunFolder:
         if descriptor is None:
             raise UserError(f"run_dir: another process is running in {self.path}")
         self._lock = os.fdopen(descriptor, "w")
-        self.check(config)  # again: another process may have come and gone before the lock
+        self.check(config, change=change)  # again: another process may have come and gone before the lock
         with writing(self.path):
             atomic_files.remove_temporaries(self.path)
-            if self.differences(config):
+            differences = self.differences(config)
+            if differences and not self.is_unused():
+                self.record_change(differences)
+                self.result.unlink(missing_ok=True)  # the changed run may have more steps
+            elif differences:
                 self.execution.unlink(missing_ok=True)
                 for folder in (self.tensorboard, self.tokenizer):
                     shutil.rmtree(folder, ignore_errors=True)
@@ -89,16 +104,84 @@ class RunFolder:
             for folder in (self.checkpoints, self.logs, self.tensorboard):
                 folder.mkdir(exist_ok=True)
 
-    def check(self, config: AnyConfig) -> None:
-        """Raise UserError when the folder holds something else than this run; writes nothing."""
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def check(self, config: AnyConfig, *, change: bool = False) -> None:
+        """Raise UserError when the folder holds something else than this run; writes nothing.
+
+        With ``change`` only keys that no run can change count.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run_dir: {self.path} is no folder")
         differences = self.differences(config)
         if differences and not self.is_unused():
-            shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if differences[3:] else "")
-            raise UserError(f"run_dir: {self.path} holds another run ({shown}); choose another run_dir")
+            fixed = [difference for difference in differences if is_below(difference.split(":")[0], FIXED)]
+            if not change or fixed:
+                shown = listed(fixed if change else differences)
+                hint = "choose another run_dir"
+                if not fixed:
+                    hint += ", or add --change to continue it with other values"
+                raise UserError(f"run_dir: {self.path} holds another run ({shown}); {hint}")
         if not self.config.exists() and self.path.exists() and not all(map(is_leftover, self.path.iterdir())):
             raise UserError(f"run_dir: {self.path} is not empty and holds no run; choose another run_dir")
+
+    def record_change(self, changes: list[str]) -> None:
+        """Add a line to ``changes.jsonl``: what was changed, when, and after which saved step."""
+        found = latest(self.checkpoints)
+        record = {
+            "schema_version": 1,
+            "after_step": read_manifest(found).step if found else 0,
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "changes": changes,
+        }
+        with self.changes.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def change_history(self) -> list[dict[str, Any]]:
+        """What ``record_change`` wrote, oldest first."""
+        if not self.changes.exists():
+            return []
+        return [json.loads(line) for line in self.changes.read_text(encoding="utf-8").splitlines()]
+
+    def keep_data(self, digests: dict[str, list[str]], *, change: bool = False) -> None:
+        """Record what the run's data are, or check that they are what it began with.
+
+        Raises UserError when they are others and no ``change`` is asked for.
+        """
+        known = (self.read_json(self.data.name) or {}).get("digests")
+        if known is not None and known != digests:
+            names = [f"the {name} data" for name in digests if known.get(name) != digests[name]]
+            if not change:
+                raise UserError(
+                    f"run_dir: {self.path} began with other data: {' and '.join(names)} have changed since (their "
+                    f"digests are in {self.data.name}); restore them, choose another run_dir, or add --change"
+                )
+            self.record_change([f"{name}: packed anew" for name in names])
+        if known != digests:
+            self.write_json(self.data.name, {"schema_version": 1, "digests": digests})
+
+    def is_complete(self, config: AnyConfig) -> bool:
+        """Whether this very run is done: its result is written, and its last checkpoint is there."""
+        result = self.read_json(self.result.name) if self.result.exists() and not self.differences(config) else None
+        found = latest(self.checkpoints) if result is not None else None
+        if result is None or found is None:
+            return False
+        return read_manifest(found).step in (result.get("steps"), result.get("best_step"))
+
+    def last_logged_step(self) -> int:
+        """The highest step in ``metrics.jsonl``; 0 when it has none."""
+        steps = [0]
+        if self.metrics.exists():
+            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(ValueError, AttributeError, TypeError):
+                    steps.append(int(json.loads(line).get("step", 0)))
+        return max(steps)
 
     def differences(self, config: AnyConfig) -> list[str]:
         """What makes ``config`` another run than the folder's, as ``key: old -> new``; none in a folder without one."""
@@ -145,10 +228,18 @@ class RunFolder:
                     kept.append(line)
         write_text(self.metrics, "".join(kept))
 
-    def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add a line."""
-        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+    def append_metrics(self, lines: Sequence[str]) -> None:
+        """Add lines, all or none. Raises SpdfError when the disk does not take them."""
+        with writing(self.metrics), self.metrics.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            content = "".join(lines).encode()
+            try:
+                while content:
+                    content = content[file.write(content) :]
+            except OSError:
+                with contextlib.suppress(OSError):  # a line that stays cut short is dropped when the run goes on
+                    file.truncate(size)
+                raise
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """A small JSON file in the run folder, whole or not at all."""

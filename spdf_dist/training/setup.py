@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from spdf_kernels import set_code_budget_mb
@@ -16,8 +15,7 @@ from spdf_dist.accounting.hardware import recognise_gpu
 from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.checkpoint.find import damaged, latest
 from spdf_dist.checkpoint.read import Checkpoint
-from spdf_dist.checkpoint.write import prune
-from spdf_dist.config.errors import SpdfError, UserError
+from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import AnyConfig, ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.config.validate import validate_batch
 from spdf_dist.data.tokenizer import Tokenizer
@@ -26,9 +24,7 @@ from spdf_dist.model.parameterization import STANDARD, Parameterization, of_trai
 from spdf_dist.parallel.groups import Groups, initialize
 from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.sparsity.masks import BoolArray
-from spdf_dist.training.callbacks import Callback, MetricsFile, Progress, TensorBoard
 from spdf_dist.training.engine import deepspeed_settings
-from spdf_dist.training.loop import TrainingState
 from spdf_dist.training.run_folder import RunFolder
 
 
@@ -40,25 +36,12 @@ def start(config: AnyConfig, ranks: Ranks) -> Groups:
         os.environ.setdefault("NCCL_ALGO", "Ring")
         torch.use_deterministic_algorithms(True)
     set_code_budget_mb(config.kernels.code_budget_mb)
-    groups = initialize(ranks, config.parallel.tensor, config.parallel.data, config.device)
+    groups = initialize(
+        ranks, config.parallel.tensor, config.parallel.data, config.device, config.parallel.timeout_minutes
+    )
     validate_batch(config, groups.data_size)
     deepspeed_settings(config, groups.data_size)  # what conflicts is said before anything is written
     return groups
-
-
-def on_rank_zero(groups: Groups, action: Callable[[], Any]) -> Any:
-    """What ``action`` returns on rank 0 (JSON-able), on every rank; its SpdfError is raised on every rank too."""
-    answer = message = None
-    mistake = False
-    if groups.rank == 0:
-        try:
-            answer = action()
-        except SpdfError as error:
-            message, mistake = str(error), isinstance(error, UserError)
-    answer, message, mistake = groups.broadcast((answer, message, mistake))
-    if message is not None:
-        raise UserError(message) if mistake else SpdfError(message)
-    return answer
 
 
 def newest_checkpoint(folder: RunFolder, groups: Groups) -> Checkpoint | None:
@@ -117,26 +100,6 @@ def build_model(
     )
 
 
-def reporting(
-    name: str,
-    folder: RunFolder,
-    groups: Groups,
-    model: GPT,
-    state: TrainingState,
-    total_steps: int,
-    executed_ratio: float,
-) -> list[Callback]:
-    """Rank 0's metrics file, cut back to the step that the run goes on from, TensorBoard and progress line."""
-    on_rank_zero(groups, lambda: folder.cut_metrics(state.step, validated=not state.validation_due))
-    if groups.rank != 0:
-        return []
-    progress = Progress(name, state.step, total_steps)
-    if state.step:
-        progress.on_note(f"continues from step {state.step} of {total_steps}")
-    board = TensorBoard(folder, state.step, sparsity_by_group(model), executed_ratio)
-    return [MetricsFile(folder), board, progress]
-
-
 def executed_ratio(
     config: AnyConfig, model: ModelConfig, sparsity: SparsityConfig | None, execution: Mapping[str, str]
 ) -> float:
@@ -148,15 +111,6 @@ def executed_ratio(
     recomputed = config.training.activation_checkpointing
     expanded = sparsity is None or not skipped_block(model, sparsity, config.training.precision, config.parallel.tensor)
     return executed_flops(model, sparsity, how, recomputed, expanded=expanded) / training_flops(model, sparsity)
-
-
-def prune_checkpoints(folder: RunFolder, keep: int, callbacks: Sequence[Callback], protect: int | None = None) -> None:
-    """Delete old checkpoints, on rank 0; one that cannot be deleted is no reason to stop."""
-    try:
-        prune(folder.checkpoints, keep, protect)
-    except OSError as error:
-        for callback in callbacks:
-            callback.on_note(f"WARNING: an old checkpoint was not deleted: {error}")
 
 
 def sparsity_by_group(model: GPT) -> dict[str, float]:

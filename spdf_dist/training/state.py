@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from spdf_dist.checkpoint.manifest import Kind
-from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
-from spdf_dist.checkpoint.write import CheckpointWriter
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.load import build, to_tree, to_yaml
-from spdf_dist.config.schema import AnyConfig, ModelConfig, SparsityConfig
+from spdf_dist.config.load import build
 from spdf_dist.parallel.layout import Piece, join_pieces, pieces_of, split_pieces
 from spdf_dist.training.engine import MOMENTS, Engine
-from spdf_dist.training.loop import TrainingState
+from spdf_dist.training.training_state import TrainingState
 
 
 def state_pieces(engine: Engine) -> Iterator[tuple[Kind, Piece, Tensor]]:
@@ -40,47 +34,6 @@ def state_pieces(engine: Engine) -> Iterator[tuple[Kind, Piece, Tensor]]:
             for piece, part in split_pieces(pieces_of(parameter), content):
                 if piece.dim is not None or groups.tensor_rank == 0:
                     yield kind, piece, part
-
-
-def save_state(
-    engine: Engine,
-    root: Path,
-    step: int,
-    *,
-    config: AnyConfig,
-    model: ModelConfig,
-    sparsity: SparsityConfig | None,
-    masks: PackedMasks,
-    tokenizer: Path | None,
-    kind: str,
-    consumed_tokens: int,
-    state: Mapping[str, Any],
-    source: Mapping[str, Any] | None = None,
-    mask_records: Mapping[str, NDArray[np.uint8]] | None = None,
-) -> Path:
-    """Write ``step_N`` under ``root``; collective. Raises SpdfError on every rank when it fails on any.
-
-    ``source``: the lineage of the checkpoint that the run started from.
-    """
-    writer = CheckpointWriter(root, step, engine.groups)
-    manifest = {
-        "kind": kind,
-        "model": to_tree(model),
-        "sparsity": to_tree(sparsity) if sparsity is not None and sparsity.is_sparse else None,
-        "consumed_tokens": consumed_tokens,
-        "parameterization": engine.model.parameterization,
-        "optimizer": {"updates": engine.updates_done()},
-        "state": dict(state),
-        "source": None if source is None else dict(source),
-    }
-    return writer.write(
-        state_pieces(engine),
-        masks=masks,
-        config_yaml=to_yaml(config),
-        tokenizer=tokenizer,
-        manifest=manifest,
-        mask_records=mask_records,
-    )
 
 
 def load_training_state(checkpoint: Checkpoint) -> TrainingState:

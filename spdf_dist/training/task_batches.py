@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -14,13 +15,11 @@ from spdf_dist.data.tasks.batches import FinetuneBatches, micro_batches
 from spdf_dist.data.tasks.encoding import EncodedExample, collate
 from spdf_dist.data.tokenizer import Tokenizer
 from spdf_dist.parallel.groups import Groups
-from spdf_dist.training.batches import GlobalBatch
-from spdf_dist.training.engine import MicroBatch
-from spdf_dist.training.schedule import Linear
+from spdf_dist.training.batches import GlobalBatch, MicroBatch
 
 
 class TaskBatches:
-    """A ``Source`` (see batches.py) over a task: ``epochs`` passes, each in its own order."""
+    """``Data`` over a task: ``epochs`` passes, each in its own order."""
 
     def __init__(
         self,
@@ -53,14 +52,11 @@ class TaskBatches:
                 f"finetune.warmup_steps: {task.warmup_steps} leaves nothing of {self.total_steps} steps "
                 f"({task.epochs} epochs of {self.steps_per_epoch})"
             )
-        self.schedule = Linear(config.training.lr, task.warmup_steps, self.total_steps)
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+        self._batches_of = functools.lru_cache(maxsize=2)(self.order.epoch)
+        numbers = range(len(self.held_out))
+        size = config.training.micro_batch_size
+        self.validation_passes = len(micro_batches(numbers, groups.data_rank, groups.data_size, size))
         self._flops = {length: training_flops(model, sparsity, length - 1) for length in set(lengths)}
-
-    def _batches_of(self, epoch: int) -> list[list[int]]:
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self.order.epoch(epoch))
-        return self._epoch[1]
 
     def batch(self, step: int) -> GlobalBatch:
         epoch, index = divmod(step - 1, self.steps_per_epoch)
@@ -89,13 +85,6 @@ class TaskBatches:
         for numbers in self._batches_of(epochs)[:rest] if rest else []:
             tokens += sum(self.examples[number].target_tokens for number in numbers)
         return tokens
-
-    def lr(self, step: int) -> float:
-        return self.schedule.lr(step)
-
-    def validates_after(self, step: int) -> bool:
-        """At the end of each epoch, and of the run."""
-        return bool(self.held_out) and (step % self.steps_per_epoch == 0 or step == self.total_steps)
 
     def validation(self) -> Iterator[MicroBatch]:
         numbers = sorted(range(len(self.held_out)), key=lambda n: len(self.held_out[n].ids))

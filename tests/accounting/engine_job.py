@@ -28,7 +28,8 @@ from spdf_dist.model.gpt import build_gpt
 from spdf_dist.model.initialize import initialize_parameters
 from spdf_dist.parallel.groups import initialize
 from spdf_dist.sparsity.masks import RandomMasks
-from spdf_dist.training.engine import Engine, MicroBatch
+from spdf_dist.training.batches import MicroBatch
+from spdf_dist.training.engine import Engine
 
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "seq_length": 32, "vocab_size": 301},

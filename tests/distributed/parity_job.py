@@ -20,7 +20,8 @@ from spdf_dist.model.initialize import initial_tensor, initialize_parameters
 from spdf_dist.parallel.groups import initialize
 from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.sparsity.masks import RandomMasks
-from spdf_dist.training.engine import MOMENTS, Engine, MicroBatch, parameter_groups
+from spdf_dist.training.batches import MicroBatch
+from spdf_dist.training.engine import MOMENTS, Engine, parameter_groups
 
 STEPS = 20
 SIZES = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16, "vocab_size": 61}

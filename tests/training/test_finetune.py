@@ -20,7 +20,7 @@ from spdf_dist.checkpoint.write import single_writer, whole
 from spdf_dist.config.errors import SpdfError
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.training.finetune import keep_best, reactivated_weights
-from spdf_dist.training.loop import TrainingState
+from spdf_dist.training.training_state import TrainingState
 
 SMALL = ModelConfig(num_layers=1, hidden_size=4, num_attention_heads=1, seq_length=2, vocab_size=3)
 
@@ -114,19 +114,20 @@ DISK_IS_FULL = """
 import sys
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import SpdfError
-from spdf_dist.training import finetune, setup
+from spdf_dist.training import run
+from spdf_dist.training.saving import Saver
 
-real = finetune.save_state
+real = Saver.save
 
-def save_state(engine, root, step, **more):
-    if step == 3:
+def save(self, state, *, wait):
+    if state.step == 3:
         raise SpdfError("checkpoint step_3 was not saved: No space left on device")
-    return real(engine, root, step, **more)
+    return real(self, state, wait=wait)
 
 def prune(*arguments):
     raise OSError("not allowed")
 
-finetune.save_state, setup.prune = save_state, prune
+Saver.save, run.prune = save, prune
 sys.exit(main())
 """
 """`spdf` where the third step cannot be saved and nothing can be deleted in mid-run."""

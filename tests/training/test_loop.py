@@ -17,32 +17,28 @@ from spdf_dist.base.signals import StopRequest
 from spdf_dist.config.errors import NonFiniteError, SpdfError, Stopped, UserError
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.training.batches import GlobalBatch
-from spdf_dist.training.callbacks import Callback, MetricsFile
+from spdf_dist.training.callbacks import Callback, Callbacks, MetricsFile
 from spdf_dist.training.engine import StepResult
-from spdf_dist.training.loop import Loop, TrainingState
+from spdf_dist.training.loop import Loop
 from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.state import load_training_state
+from spdf_dist.training.training_state import TrainingState
 
 ALONE = Groups(0, 1, 0, 1, 0, 1, torch.device("cpu"))
 VAL_LOSSES = {2: 5.0, 4: 3.0, 6: 4.0}
 
 
-class Source:
-    """Six steps, validated after every second one, in two batches."""
+class Batches:
+    """Six steps without content, validated after every second one."""
 
     total_steps = 6
+    validation_passes = 1
 
     def batch(self, step: int) -> GlobalBatch:
         return GlobalBatch([], 10, 100)
 
     def consumed_tokens(self, step: int) -> int:
         return 10 * step
-
-    def lr(self, step: int) -> float:
-        return 0.1
-
-    def validates_after(self, step: int) -> bool:
-        return step in VAL_LOSSES
 
     def validation(self) -> Iterator[Any]:
         return iter(())
@@ -64,12 +60,23 @@ class Run:
         self.failing: Callable[[int], Exception | None] = lambda step: None
 
     def step(self, *arguments: Any, stop_requested: bool, **more: Any) -> StepResult:
-        return StepResult(7.0 - self.state.step, 1.0, self.stop_at == ("step", self.state.step + 1), False)
+        return StepResult(7.0 - self.state.step, 1.0, self.stop_at == ("step", self.state.step + 1), False, False)
+
+    def phases_ms(self) -> dict[str, float]:
+        return {}
 
     def evaluate(self, batches: Any, stop: Any) -> tuple[float, int] | None:
         return None if self.stop_at == ("validation", self.state.step) else (self.losses[self.state.step], 20)
 
-    def save(self, state: TrainingState) -> None:
+    in_flight = False
+
+    def complete(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def save(self, state: TrainingState, *, wait: bool) -> None:
         error = self.failing(state.step)
         if error is not None:
             raise error
@@ -83,11 +90,13 @@ class Run:
         notes.on_note = self.notes.append  # type: ignore[method-assign]
         Loop(
             engine=self,  # type: ignore[arg-type]
-            source=Source(),
+            data=Batches(),
+            lr=lambda step: 0.1,
             state=self.state,
-            callbacks=[MetricsFile(self.folder), notes],
-            save=self.save,
+            callbacks=Callbacks({"metrics": MetricsFile(self.folder), "notes": notes}),
+            saver=self,  # type: ignore[arg-type]
             checkpoint_interval=100,
+            validation_interval=2,
             stop=StopRequest(),
             patience=patience,
             keep_best=keep_best,

@@ -115,7 +115,7 @@ def test_a_full_disk_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     folder = RunFolder(run)
     (run / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(SpdfError, match=r"metrics.jsonl cannot be written: No space left on device"):
-        folder.append_metrics({"step": 1})
+        folder.append_metrics(['{"step": 1}\n'])
 
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,0 +1,123 @@
+"""Callbacks that send a run's numbers to Weights & Biases and to MLflow, both also offline.
+
+A run that continues goes on in the same W&B or MLflow run: its id is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.base.extras import require_extra
+from spdf_dist.config.load import flatten, to_tree
+from spdf_dist.training.callbacks import Callback, RunInfo, StepMetrics
+
+MLFLOW_TEXT = 500
+"""Longest value of a parameter that MLflow takes."""
+
+
+def scalars(metrics: StepMetrics, phases_ms: Mapping[str, float]) -> dict[str, float]:
+    """The numbers of a step under the names that TensorBoard uses."""
+    named = {
+        "train/loss": metrics.loss,
+        "train/lr": metrics.lr,
+        "train/grad_norm": metrics.grad_norm,
+        "train/consumed_tokens": metrics.consumed_tokens,
+        "train/skipped_iterations": metrics.skipped_iterations,
+        "speed/tokens_per_s": metrics.tokens_per_s,
+        "speed/step_ms": metrics.step_ms,
+        "speed/mfu": metrics.mfu,
+        "flops/total": metrics.total_flops,
+        **{f"time/{phase}_ms": value for phase, value in phases_ms.items()},
+    }
+    return {name: float(value) for name, value in named.items() if value is not None}
+
+
+class Wandb(Callback):
+    """Weights & Biases; ``options`` are those of ``wandb.init``, such as ``project``, ``mode: offline``, ``tags``."""
+
+    def __init__(self, run: RunInfo, **options: Any) -> None:
+        require_extra("wandb", "callbacks.wandb")
+        import wandb
+
+        self.wandb = wandb
+        self.run = run
+        self.options = {"project": "spdf", "name": run.folder.path.name, "dir": str(run.folder.path), **options}
+        self.id: str | None = None
+        self.tracked: Any = None
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.id = state["id"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"id": self.id} if self.id else {}
+
+    def on_start(self) -> None:
+        config = {**to_tree(self.run.config), "run": {"kind": self.run.kind, **self.run.facts}}
+        self.tracked = self.wandb.init(config=config, id=self.id, resume="allow" if self.id else None, **self.options)
+        self.id = self.tracked.id
+
+    def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
+        self.tracked.log(scalars(metrics, phases_ms), step=metrics.step)
+
+    def after_validation(self, step: int, loss: float) -> None:
+        self.tracked.log({"validation/loss": loss}, step=step)
+
+    def after_checkpoint(self, step: int, path: Path, stalled: float) -> None:
+        self.tracked.summary["checkpoint"] = str(path)
+
+    def on_note(self, text: str) -> None:
+        if self.tracked is not None and text.startswith(("changed:", "rewound", "WARNING")):
+            self.tracked.alert("spdf", text)
+
+    def on_end(self) -> None:
+        if self.tracked is not None:
+            self.tracked.finish()
+
+
+class Mlflow(Callback):
+    """MLflow; ``tracking_uri`` is a server or, by default, a file store in the run folder."""
+
+    def __init__(self, run: RunInfo, tracking_uri: str | None = None, experiment: str = "spdf") -> None:
+        require_extra("mlflow", "callbacks.mlflow")
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions ask for it
+        from mlflow.tracking import MlflowClient
+
+        store = (run.folder.path / "mlruns").absolute()
+        self.client = MlflowClient(tracking_uri or store.as_uri())
+        self.run = run
+        self.experiment = experiment
+        self.id: str | None = None
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.id = state["id"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"id": self.id} if self.id else {}
+
+    def on_start(self) -> None:
+        if self.id is not None:
+            self.client.update_run(self.id, status="RUNNING")
+            return
+        known = self.client.get_experiment_by_name(self.experiment)
+        experiment = known.experiment_id if known else self.client.create_experiment(self.experiment)
+        self.id = self.client.create_run(experiment, run_name=self.run.folder.path.name).info.run_id
+        for key, value in flatten(to_tree(self.run.config)).items():
+            self.client.log_param(self.id, key.replace(":", "_"), str(value)[:MLFLOW_TEXT])
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Send numbers of a step."""
+        for name, value in values.items():
+            self.client.log_metric(self.id, name, value, step=step)
+
+    def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
+        self.log(scalars(metrics, phases_ms), metrics.step)
+
+    def after_validation(self, step: int, loss: float) -> None:
+        self.log({"validation/loss": loss}, step)
+
+    def on_end(self) -> None:
+        if self.id is not None:
+            self.client.set_terminated(self.id)

@@ -1,0 +1,106 @@
+"""Saves checkpoints: at once, or from a copy in host memory that a thread writes while training goes on.
+
+An asynchronous save copies this rank's slices (at most 12 bytes for each of its parameters), and a thread writes,
+digests and forces them to the disk. The ranks tell each other in each step whether their threads are done; then they
+complete the checkpoint together, with the same calls, bytes and guarantees as a save at once. One save is in flight at
+most. A process that is killed in between leaves the checkpoints before as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.checkpoint.find import latest
+from spdf_dist.checkpoint.write import CheckpointWriter, Report
+from spdf_dist.training.engine import Engine
+from spdf_dist.training.state import state_pieces
+from spdf_dist.training.training_state import TrainingState
+
+
+class Saver:
+    """Writes a run's checkpoints; every rank makes one and calls it alike.
+
+    ``writer_of(state)`` gives the writer of a state's checkpoint; ``saved(state)`` is called once one is whole.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        root: Path,
+        writer_of: Callable[[TrainingState], tuple[CheckpointWriter, dict[str, Any]]],
+        saved: Callable[[TrainingState], None],
+        *,
+        asynchronous: bool = False,
+    ) -> None:
+        self.engine = engine
+        self.root = root
+        self.writer_of = writer_of
+        self.saved = saved
+        self.asynchronous = asynchronous
+        self.stalled = 0.0
+        """Seconds that training has stood still for checkpoints."""
+        self.count = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._in_flight: tuple[CheckpointWriter, dict[str, Any], TrainingState, Future[Report]] | None = None
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a save has begun and is not complete."""
+        return self._in_flight is not None
+
+    def newest(self) -> str:
+        """The newest whole checkpoint, in words."""
+        found = latest(self.root)
+        return str(found) if found else "none: the run has saved nothing yet"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether this rank's thread has written what is in flight."""
+        return self._in_flight is not None and self._in_flight[3].done()
+
+    def save(self, state: TrainingState, *, wait: bool) -> None:
+        """Save ``state``, or begin to; collective. ``wait`` returns once the checkpoint is whole.
+
+        Raises SpdfError on every rank when this save, or the one in flight, has failed on any.
+        """
+        self.complete()
+        begin = time.perf_counter()
+        state = copy.deepcopy(state)
+        writer, content = self.writer_of(state)
+        failure = writer.begin()
+        pieces = state_pieces(self.engine)
+        if self.asynchronous and not wait:
+            copies = [(kind, piece, tensor.detach().to("cpu", copy=True)) for kind, piece, tensor in pieces]
+            future = self._thread.submit(writer.write_slices, copies, content["manifest"], failure)
+            self._in_flight = writer, content, state, future
+        else:
+            writer.complete(writer.write_slices(pieces, content["manifest"], failure), **content)
+        self.stalled += time.perf_counter() - begin
+        if self._in_flight is None:
+            self._count(state)
+
+    def complete(self) -> None:
+        """Wait for the save in flight, if there is one, and complete it; collective. Raises as ``save`` does."""
+        if self._in_flight is None:
+            return
+        begin = time.perf_counter()
+        (writer, content, state, future), self._in_flight = self._in_flight, None
+        try:
+            writer.complete(future.result(), **content)
+        finally:
+            self.stalled += time.perf_counter() - begin
+        self._count(state)
+
+    def _count(self, state: TrainingState) -> None:
+        """One more is whole."""
+        self.count += 1
+        self.saved(state)
+
+    def close(self) -> None:
+        """End the thread; what it still writes stays incomplete."""
+        self._thread.shutdown(wait=True)

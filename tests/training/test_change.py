@@ -1,0 +1,116 @@
+"""A run that is continued with other values, deliberately: what it then computes, and what is recorded."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from in_process import STEP, losses, train
+from spdf_command import read_metrics
+
+from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.config.errors import UserError
+from spdf_dist.training.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve steps at a constant rate, with checkpoints at 5, 10 and 12."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(tiny_config, run)
+    return run
+
+
+@pytest.fixture
+def at_step_5(whole: Path, tmp_path: Path) -> Path:
+    """The same run as it was at step 5, its later metrics still in the folder."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for name in ("checkpoints/step_10", "checkpoints/step_12"):
+        shutil.rmtree(run / name)
+    (run / "result.json").unlink()
+    return run
+
+
+def test_another_learning_rate_needs_permission_and_gives_what_a_branch_gives(
+    at_step_5: Path, whole: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    lower = "training.lr=1e-3"
+    with pytest.raises(UserError, match=r"training.lr: 0.005 -> 0.001\); choose another run_dir, or add --change"):
+        train(tiny_config, at_step_5, lower)
+    train(tiny_config, at_step_5, lower, change=True)
+    branch = tmp_path / "branch"
+    train(tiny_config, branch, lower, f"training.init_from={whole}/checkpoints/step_5", "training.reset=[]")
+    changed, expected, before = losses(at_step_5), losses(branch), losses(whole)
+    assert {step: changed[step] for step in range(6, 13)} == expected
+    assert {step: changed[step] for step in range(1, 6)} == {step: before[step] for step in range(1, 6)}
+    (record,) = RunFolder(at_step_5).change_history()
+    assert (record["after_step"], record["changes"]) == (5, ["training.lr: 0.005 -> 0.001"])
+    train(tiny_config, at_step_5, lower)  # from now on this is the run's config
+
+
+def test_a_finished_run_can_be_given_more_tokens(whole: Path, tiny_config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(tiny_config, run, f"training.train_tokens={8 * STEP}")
+    assert (run / "result.json").exists()
+    train(tiny_config, run, f"training.train_tokens={12 * STEP}", change=True)
+    assert losses(run) == losses(whole)
+    assert RunFolder(run).read_json("result.json")["steps"] == 12  # type: ignore[index]
+
+
+def test_a_changed_batch_size_goes_on_with_the_next_sample_and_token(at_step_5: Path, tiny_config: Path) -> None:
+    train(tiny_config, at_step_5, "training.global_batch_size=8", change=True)
+    lines = [line for line in read_metrics(at_step_5) if "loss" in line]
+    assert [line["consumed_tokens"] for line in lines[4:7]] == [5 * STEP, 5 * STEP + STEP // 2, 6 * STEP]
+    assert lines[-1]["step"] == 5 + 14 and lines[-1]["consumed_tokens"] == 12 * STEP
+    state = Checkpoint(at_step_5).manifest.state
+    assert state["data_offset"] + 5 * 8 == 5 * 16
+
+
+def test_what_changes_no_result_but_for_rounding_needs_no_permission(
+    at_step_5: Path, whole: Path, tiny_config: Path
+) -> None:
+    free = ("training.micro_batch_size=8", "training.activation_checkpointing=true", "kernels.code_budget_mb=7")
+    train(tiny_config, at_step_5, *free, "checkpoint.asynchronous=true")
+    for step, ours in losses(at_step_5).items():
+        assert ours == pytest.approx(losses(whole)[step], rel=1e-5)
+
+
+@pytest.mark.parametrize("other", ["model.num_layers=3", "sparsity.level=0.5", "seed=7"])
+def test_what_makes_another_run_cannot_be_changed(at_step_5: Path, tiny_config: Path, other: str) -> None:
+    with pytest.raises(UserError, match="holds another run") as error:
+        train(tiny_config, at_step_5, other, change=True)
+    assert "--change" not in str(error.value)
+
+
+def test_data_packed_anew_are_noticed(at_step_5: Path, tiny_config: Path) -> None:
+    folder = RunFolder(at_step_5)
+    known: Any = folder.read_json("data.json")
+    known["digests"]["training"] = ["0" * 64]
+    folder.write_json("data.json", known)
+    with pytest.raises(UserError, match="began with other data: the training data have changed since"):
+        train(tiny_config, at_step_5)
+    train(tiny_config, at_step_5, change=True)
+    assert folder.change_history()[-1]["changes"] == ["the training data: packed anew"]
+
+
+def test_rewind_goes_back_and_leaves_out_the_batches_that_hurt(whole: Path, tiny_config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "result.json").unlink()
+    with pytest.raises(UserError, match="step_4 does not exist"):
+        train(tiny_config, run, rewind=4)
+    train(tiny_config, run, rewind=5)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_10", "step_12", "step_5"]
+    assert Checkpoint(run).manifest.state["data_offset"] == 7 * 16
+    before, after = losses(whole), losses(run)
+    assert after[5] == before[5] and after[6] != before[6] and sorted(after) == list(range(1, 13))
+    (record,) = RunFolder(run).change_history()
+    assert record["changes"] == ["rewound to step 5; the batches of steps 6 to 12 are left out"]
+    for name in ("step_10", "step_12"):
+        shutil.rmtree(run / "checkpoints" / name)
+    (run / "result.json").unlink()
+    train(tiny_config, run)  # a kill later on does not bring the batches back
+    assert losses(run) == after
