@@ -41,7 +41,7 @@ constexpr double kPairsFromDensity = 0.01;
 // Multiply-adds that are worth a thread: waking one costs some microseconds. The bits do not depend on it.
 constexpr int64_t kWorkOfThread = 500'000;
 
-bool is_generated(int backend) { return backend == SPDF_JIT || backend == SPDF_JIT_AVX2; }
+[[maybe_unused]] bool is_generated(int backend) { return backend == SPDF_JIT || backend == SPDF_JIT_AVX2; }
 
 // What a product of a back end runs on where it has no code.
 int compressed_rows_of(int backend) {
