@@ -25,12 +25,12 @@ constexpr int64_t kMaxBlockPairs = 512;   // at 90% in the first-level instructi
 // Each pass of a block over one tile prefetches this share of the next block's code into the second-level cache: code that
 // streams from the third level runs at half speed.
 constexpr int64_t kPassesPerPrefetch = 6;
-// Code and values come once for every group of tiles, from the third level, which other cores use too. So the rows are cut
-// into parts of this many bytes, up to twice as many, and all groups go through one part before the next.
+// Each group of tiles reads all code and values once, from the third level, which other cores share. So the rows are cut
+// into parts of this many to twice as many bytes, and all groups go through one part before the next.
 constexpr int64_t kBytesOfPart = int64_t{4} << 20;
 constexpr int64_t kBytesOfEntry = 8 + 4;  // code and value
 constexpr int64_t kCodeBytesOfEntryAvx2 = 17;
-// Each part reads x anew, and packs it: multiply-adds that an element of x is worth at least.
+// Each part packs x once more: the least multiply-adds per packed element of x that justify it.
 constexpr int64_t kWorkOfPackedElement = 320;
 
 // Which rows of a row block keep a feature, one bit a row: [row_blocks * features].

@@ -1,9 +1,8 @@
-// SpMM with the mask compiled to machine code: no indices, no branches, one multiply-add a kept entry.
+// SpMM with the mask compiled to machine code: no indices, no branches, one multiply-add per kept entry and vector.
 //
-// The rows of a direction are cut into blocks of at most 31, its inputs into blocks of at most kMaxBlockInputs, or
-// kMaxBlockPairs pairs. One piece of straight-line code a (row block, input block): 31 accumulators of 16 tokens, one load
-// of x an input, then one multiply-add with a broadcast value a kept entry. Values are data, in the order of use; training
-// changes no code.
+// The rows of a direction are cut into blocks of at most 31 (AVX2: 30), its inputs into blocks of at most kMaxBlockInputs, or
+// kMaxBlockPairs pairs. Each (row block, input block) is one piece of straight-line code (block.hpp). Values are data, in the
+// order of use; training changes no code.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +19,7 @@ namespace spdf::jit {
 // pairs of neighbours, an even and an odd feature; a block puts the even half of one beside the odd half of another, chosen
 // so that few rows keep only one of the two (match_pairs). Such a row has a zero beside its value, so x must be finite;
 // spmm_generated tells when it is not.
+// Which code: single inputs for AVX-512, pairs of bf16 inputs for AVX-512, single inputs for AVX2.
 enum class Kind { avx512, avx512_pairs, avx2 };
 
 struct Generated {

@@ -33,15 +33,15 @@ static inline void store(Bf16* to, float value) { *to = to_bf16(value); }
 // tile[f * stride + t] = x[t * row_length + f] for t < tokens (1..16), f < features.
 using PackF32 = void (*)(const float* x, int64_t row_length, int tokens, int64_t features, float* tile, int64_t stride);
 using PackBf16 = void (*)(const Bf16* x, int64_t row_length, int tokens, int64_t features, float* tile, int64_t stride);
-// y[t * row_length + f] = tile[f * stride + t] + bias[f] for t < tokens, f < features; bias may be null. `stream`: past the
-// caches, where the code can and rows are whole lines apart.
+// y[t * row_length + f] = tile[f * stride + t] + bias[f] for t < tokens, f < features; bias may be null. `stream`: with
+// non-temporal stores, where the code can and rows are whole lines apart.
 using UnpackF32 = void (*)(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, float* y,
                            int64_t row_length, bool stream);
 using UnpackBf16 = void (*)(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, Bf16* y,
                             int64_t row_length, bool stream);
 
-// Whether y is streamed: from half a MiB a thread on. By the time that somebody reads it, so much has left the second-level
-// cache anyway, and on its way through it pushes packed operands and code out.
+// Whether y is written with non-temporal stores: when a thread's output is at least half a MiB. It would not stay in the
+// second-level cache anyway, and regular stores evict packed operands and code.
 template <class T>
 bool streamed(const T*, int64_t tokens, int64_t features, int threads) {
     return tokens * features * static_cast<int64_t>(sizeof(T)) >= (int64_t{512} << 10) * threads;

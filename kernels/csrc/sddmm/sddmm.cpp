@@ -19,10 +19,10 @@ namespace {
 
 // Packed x of all shares together; more tokens go in several passes.
 constexpr int64_t kPackedFloats = int64_t{16} << 20;
-// Sums of a task, which come by again for each run of tokens: most of them then are still in the second-level cache.
+// Sums of a task. Each run of tokens revisits them, so most of them must fit the second-level cache.
 constexpr int64_t kTaskSums = int64_t{200} << 10;
 constexpr int64_t kMostTaskColumns = 3072;
-// Each pass goes through all sums; so it packs this many floats a sum, and no more, for these should stay in cache.
+// Each pass goes through all sums, so it packs this many floats per sum; more would not stay in cache.
 constexpr int64_t kPackedFloatsOfSum = 2;
 // Packing a feature takes as long as the products of so many entries.
 constexpr int64_t kEntriesOfFeature = 10;
@@ -83,8 +83,8 @@ struct Grid {
     static Blocks part(int64_t blocks, int64_t parts, int64_t i) { return {blocks * i / parts, blocks * (i + 1) / parts}; }
 };
 
-// A share packs what it reads by itself, so that no thread waits for lines that another one has written: between cores
-// that share no cache, they take longer to come than to pack. The grid whose largest share takes the least time.
+// The grid whose largest share takes the least time. A share packs what it reads, so that no thread waits for lines that
+// another one has written: between cores without a common cache such a line takes longer to arrive than to pack.
 Grid grid_of(const spdf_sddmm& s, int threads) {
     const int64_t entries_of_block = s.nnz() / (s.row_blocks * s.column_blocks);
     Grid best;
@@ -102,7 +102,7 @@ Grid grid_of(const spdf_sddmm& s, int threads) {
     return best;
 }
 
-// What all shares have in common.
+// Common to all shares.
 struct Plan {
     std::vector<Run> runs;
     Grid grid;
