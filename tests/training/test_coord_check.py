@@ -9,6 +9,8 @@ import pytest
 from spdf_dist.config.schema import ModelConfig, PretrainConfig, TrainingConfig
 from spdf_dist.training.coord_check import coordinate_check, draw, spread, summary
 
+pytestmark = pytest.mark.slow  # each run of the trainer takes seconds
+
 CONFIG = PretrainConfig(
     device="cpu",
     model=ModelConfig(num_layers=2, hidden_size=128, num_attention_heads=4, seq_length=128, vocab_size=512),

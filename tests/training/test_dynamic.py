@@ -12,6 +12,8 @@ from spdf_command import read_metrics, run_spdf
 
 from spdf_dist.checkpoint.read import Checkpoint
 
+pytestmark = pytest.mark.slow  # each run of the trainer takes seconds
+
 STEPS = "sparsity.update={every: 3, stop: 12}"  # after steps 3, 6 and 9 of 12
 ALONE = ("parallel.tensor=1", "parallel.data=1", "parallel.zero_stage=0")
 

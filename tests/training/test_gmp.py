@@ -11,6 +11,8 @@ from spdf_command import read_metrics, run_spdf
 
 from spdf_dist.checkpoint.read import Checkpoint
 
+pytestmark = pytest.mark.slow  # each run of the trainer takes seconds
+
 GMP = (
     "model.dropout=0",
     "sparsity.algorithm=gmp",

@@ -11,6 +11,8 @@ from spdf_command import read_metrics, run_spdf
 
 from spdf_dist.checkpoint.read import Checkpoint
 
+pytestmark = pytest.mark.slow  # each run of the trainer takes seconds
+
 ALONE = ("parallel.tensor=1", "parallel.data=1", "sparsity.execution=masked", "validation.interval=100")
 STEP = 16 * 32  # tokens
 

@@ -13,6 +13,8 @@ from spdf_command import read_metrics, run_spdf
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.model.architecture import architecture_of
 
+pytestmark = pytest.mark.slow  # each run of the trainer takes seconds
+
 SUPAR = (
     "training.parameterization=supar",
     "training.base_hidden_size=16",
