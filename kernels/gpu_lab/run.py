@@ -31,9 +31,9 @@ def gpu_tests(record: Record, smoke: bool) -> None:
     """The tests of tests/gpu in a process of their own: a fault of a kernel ends that process alone."""
     arguments = [sys.executable, "-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", "-o", "addopts="]
     if smoke:
-        arguments += ["-k", "expand_and_gather", "-n", "0"]
-    elif find_spec("xdist"):
-        arguments += ["-n", str(TEST_PROCESSES)]
+        arguments += ["-k", "expand_and_gather"]
+    if find_spec("xdist"):
+        arguments += ["-n", str(0 if smoke else TEST_PROCESSES)]
     limit = 540 if smoke else 150
     began = time.monotonic()
     try:

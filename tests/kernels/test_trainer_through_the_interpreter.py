@@ -39,7 +39,8 @@ validation: {{interval: 3, batches: 1}}
     environment = {**os.environ, "SPDF_KERNELS_BACKEND": backend, "OMP_NUM_THREADS": "1"}
     environment["TRITON_INTERPRET"] = str(int(backend.startswith("triton")))
     command = [sys.executable, "-m", "spdf_dist", "pretrain", str(config)]
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=540)
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540)
+    assert answer.returncode == 0, answer.stderr[-2000:]
     lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     return [line.get("loss", line.get("val_loss")) for line in lines]
 
