@@ -34,4 +34,4 @@ static=""
 # shellcheck disable=SC2086
 "$cxx" $common $static $objects -o "$out/kernels_test" 2>"$out/link.log" || { cat "$out/link.log" >&2; exit 1; }
 # shellcheck disable=SC2086
-OMP_NUM_THREADS=2 ${RUN:-} "$out/kernels_test"
+OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive ${RUN:-} "$out/kernels_test"

@@ -15,7 +15,7 @@ import pytest
 CSRC = Path(__file__).parents[2] / "kernels" / "csrc"
 ARM_CXX, ARM_OBJDUMP = "aarch64-linux-gnu-g++", "aarch64-linux-gnu-objdump"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # half a minute each on a machine at rest
 
 
 def needs(*programs: str) -> None:
