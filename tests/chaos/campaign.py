@@ -95,7 +95,7 @@ class Campaign:
                 tally.require(ended.code in (0, -signal.SIGKILL), f"killed run: {ended}")
             self.compare(tally, out)
             tally.add("runs")
-            shutil.rmtree(out)
+            shutil.rmtree(out, ignore_errors=True)
         return tally
 
     def compare(self, tally: Tally, out: Path) -> None:
@@ -123,7 +123,7 @@ class Campaign:
                 ok = ended.code in (0, 75) or ended.code == -number  # before the command hears signals
                 tally.require(ok and "Traceback" not in ended.said, f"{signal.Signals(number).name}: {ended}")
             self.compare(tally, out)
-            shutil.rmtree(out)
+            shutil.rmtree(out, ignore_errors=True)
         return tally
 
     # ---- two at once ------------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Campaign:
                 hidden = [path.name for path in Path().iterdir() if path.name.startswith(".")]
                 tally.require(not hidden, f"{name}: leftovers {hidden}")
                 if out.is_dir():
-                    shutil.rmtree(out)
+                    shutil.rmtree(out, ignore_errors=True)
                 else:
                     out.unlink()
         return tally
@@ -197,7 +197,7 @@ class Campaign:
                     tally.require(not out.exists() or several, f"{name}: half of {out} is there: {ended}")
                     tally.require(run([*words, out]).code == 0, f"{name}: {out} cannot be made afterwards")
                 if out.is_dir():
-                    shutil.rmtree(out)
+                    shutil.rmtree(out, ignore_errors=True)
                 else:
                     out.unlink(missing_ok=True)
         return tally

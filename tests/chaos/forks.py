@@ -65,16 +65,19 @@ def start(words: Sequence[object], prepare: Callable[[], None] | None = None) ->
     out, into = os.pipe()
     os.set_blocking(out, False)
     os.set_blocking(into, False)  # a child that says more than a pipe holds does not wait for us
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(into)
         return Child(pid, out, time.monotonic())
     code = 1
     try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the command begins
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(into, 2)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         if prepare is not None:
             prepare()
         from spdf_dist.cli.main import main
