@@ -52,6 +52,9 @@ def last_line(text: str) -> str:
 def without_wheel(text: str) -> str | None:
     """The requirement that pip's words name as having no wheel; None where they name none."""
     missing = re.search(r"no matching distributions available for your environment:\s+([A-Za-z0-9._-]+)", text)
+    pinned = re.search(r"depends on ([A-Za-z0-9._-]+)[^\n]*\n\s+The user requested \(constraint\) (\1==\S+)", text)
+    if pinned:
+        return pinned[2]
     absent = re.search(r"No matching distribution found for ([A-Za-z0-9._-]+(?:==[^\s;,()]+)?)", text)
     found = absent or missing
     return found[1] if found else None

@@ -104,3 +104,12 @@ def test_what_pip_says_is_passed_on(
     monkeypatch.setattr(wheelhouse.platform, "machine", lambda: "x86_64")
     assert run(wheelhouse, tmp_path, "--machine", "aarch64") == 2
     assert capsys.readouterr().err == "wheelhouse: pip download: ERROR: no network\n"
+
+
+def test_a_pinned_package_without_a_wheel_is_found_in_the_words_of_a_conflict(wheelhouse: ModuleType) -> None:
+    said = """The conflict is caused by:
+    spdf-dist[all] 0.1.0 depends on deepspeed==0.19.8
+    The user requested (constraint) deepspeed==0.19.8
+"""
+    assert wheelhouse.without_wheel(said) == "deepspeed==0.19.8"
+    assert wheelhouse.without_wheel("ERROR: no network") is None
