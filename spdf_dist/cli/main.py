@@ -46,7 +46,7 @@ UNREACHABLE = (
 
 SCARCE = (
     *("Too many open files", "Cannot allocate memory", "can't allocate memory", "out of memory"),
-    *("No space left on device", "Resource temporarily unavailable"),
+    *("No space left on device", "Resource temporarily unavailable", "Failed to init uv loop"),
 )
 """What libraries' errors say when the machine lacks something."""
 EXIT_INTERRUPTED = 130
