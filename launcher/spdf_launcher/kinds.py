@@ -121,6 +121,14 @@ KINDS: dict[str, Kind] = {
         captured="out/perplexity.json",
         witness="out/perplexity.json",
     ),
+    "eval": Kind(
+        ("eval",),
+        positional=("checkpoint",),
+        outputs={"scores": "out/eval.json"},
+        files=("checkpoint", "include-path"),
+        captured="out/eval.json",
+        witness="out/eval.json",
+    ),
     "select": Kind((), outputs={"choice": CHOICE}, joins="cells"),
     "report": Kind(("report",), makes={"out": OUT}, outputs={"dir": OUT, "html": "out/index.html"}, joins="all"),
 }

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from spdf_launcher.kinds import KINDS, check_arguments, command_arguments
 from spdf_launcher.local import results_first
 from spdf_launcher.plan import Job, plan, value_name
 from spdf_launcher.references import escape, references, substitute
@@ -269,3 +270,11 @@ def test_a_base_is_found_as_a_workflow_is(make, tmp_path: Path) -> None:  # type
 def test_the_direction_of_a_metric_is_known_from_its_task(make, metric: str, mode: str) -> None:  # type: ignore[no-untyped-def]
     jobs = make(GOOD, f"jobs.select.set.metric={metric}")
     assert jobs["select/s75"].select == {"metric": metric, "mode": mode}
+
+
+def test_a_job_scores_a_checkpoint_with_the_evaluation_harness(tmp_path: Path) -> None:
+    settings = {"checkpoint": "runs/pretrain", "tasks": ["piqa", "arc_easy"], "limit": 10}
+    arguments = command_arguments(KINDS["eval"], settings, tmp_path)
+    expected = ["eval", "runs/pretrain", "--tasks", "piqa", "arc_easy", "--limit", "10", "--json"]
+    assert arguments == expected
+    check_arguments(arguments)
