@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Aligned columns under a rule: the first ``left`` to the left, the others to the right."""
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, width: int | None = None) -> str:
+    """Aligned columns under a rule.
+
+    Args:
+        header: the columns' names.
+        rows: the cells.
+        left: the first ``left`` columns are aligned to the left, the others to the right.
+        width: characters of a line; the last column is wrapped to fit, but not below 30. None wraps nothing.
+    """
     grid = [list(map(str, header)), *(list(map(str, row)) for row in rows)]
     widths = [max(len(row[i]) for row in grid) for i in range(len(header))]
+    if width is not None:
+        widths[-1] = min(widths[-1], max(30, width - sum(widths[:-1]) - 2 * (len(widths) - 1)))
 
     def line(row: list[str]) -> str:
         cells = [
@@ -16,4 +26,9 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int =
         ]
         return "  ".join(cells).rstrip()
 
-    return "\n".join([line(grid[0]), "  ".join("-" * w for w in widths), *(line(row) for row in grid[1:])])
+    def lines(row: list[str]) -> str:
+        parts = (textwrap.wrap(row[-1], widths[-1]) if width is not None else None) or [row[-1]]
+        empty = [""] * (len(row) - 1)
+        return "\n".join(line([*(empty if at else row[:-1]), part]) for at, part in enumerate(parts))
+
+    return "\n".join([lines(grid[0]), "  ".join("-" * w for w in widths), *(lines(row) for row in grid[1:])])

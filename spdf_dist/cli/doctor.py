@@ -291,8 +291,11 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         marks = {True: "yes", False: "no"}
-        print(text_table(("this machine", "", ""), [(f.name, marks[f.found], f.detail) for f in found], left=3))
+        width = shutil.get_terminal_size((100, 24)).columns
+        rows = [(f.name, marks[f.found], f.detail) for f in found]
+        print(text_table(("this machine", "", ""), rows, left=3, width=width))
         print()
-        print(text_table(("layer", "path here", "why"), [(p.layer, p.path, p.why) for p in paths], left=3))
+        rows = [(p.layer, p.path, p.why) for p in paths]
+        print(text_table(("layer", "path here", "why"), rows, left=3, width=width))
     missing = [package for package in PACKAGES if not by_name[package].found]
     return 1 if missing else 0
