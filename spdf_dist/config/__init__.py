@@ -1,1 +1,1 @@
-"""The typed config tree: schema, loading, overrides, errors. Imported by every package; imports none of them."""
+"""The typed config tree: schema, loading, overrides, validation and errors. It needs no torch."""

@@ -8,30 +8,36 @@ EXIT_STOPPED = 75
 
 
 class SpdfError(Exception):
-    """A failure that the command line reports in one line; ``exit_code`` ends the process."""
+    """A failure that the command line reports in one line. The process exits with ``exit_code``."""
 
     exit_code = 1
 
 
 class UserError(SpdfError):
-    """A mistake in a file, a config or an argument: what is wrong, where, what to do. Exit code 2, never retried."""
+    """A mistake in a file, a config or an argument. The message says what is wrong, where, and what to do.
+
+    Exit code 2; the launcher does not retry.
+    """
 
     exit_code = EXIT_BAD_INPUT
 
 
 class NonFiniteError(SpdfError):
-    """A loss or gradient is NaN or infinite; raised on every rank before the update. Exit code 3, never retried."""
+    """A loss or gradient is NaN or infinite. It is raised on every rank, before the update.
+
+    Exit code 3; the launcher does not retry.
+    """
 
     exit_code = EXIT_NON_FINITE
 
 
 class DivergedError(SpdfError):
-    """Training does not recover: too many updates in a row were left out. Exit code 3, never retried."""
+    """Too many consecutive updates were skipped. Exit code 3; the launcher does not retry."""
 
     exit_code = EXIT_NON_FINITE
 
 
 class Stopped(SpdfError):
-    """A signal asked for a stop and the state is saved. Exit code 75: start the same command again to go on."""
+    """A signal requested a stop, and the state is saved. Exit code 75: the same command continues the run."""
 
     exit_code = EXIT_STOPPED

@@ -1,4 +1,4 @@
-"""YAML and command-line overrides to a typed config tree, and back."""
+"""Converts YAML and command-line overrides to a typed config tree, and back."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ IDENTITY_EXEMPT = (
     "callbacks",
     "training.activation_checkpointing",
 )
-"""Keys that may differ when a run continues: they change where and how, not what is computed but for rounding."""
+"""Keys that may differ when a run continues. They do not change what is computed, apart from rounding."""
 
 WITHOUT_DROPOUT_EXEMPT = ("training.micro_batch_size",)
-"""The same, where no activation is dropped: which ones are depends on the micro-batches."""
+"""Further keys that may differ in a run without dropout. With dropout, the dropped activations depend on them."""
 
 FIXED = (
     "model",
@@ -48,23 +48,28 @@ FIXED = (
     "finetune.keep_mask",
     "training.init_from",
 )
-"""Keys that a run cannot change at all: with another value it is another run."""
+"""Keys that cannot change, not even with ``--change``: another value makes another run."""
 
 LONGEST_CHAIN = 20
 SHOWN_CHARACTERS = 60
 LONGEST_OVERRIDE = 100_000
 LARGEST_INTEGER = 2**62
-"""Whole numbers beyond are a mistake in any key."""
+"""Integers beyond this are a mistake in any key."""
 
 NEEDS_LEVEL = ("pattern", "patterns", "targets", "permute", "distribution", "init_scale")
-"""Keys of ``sparsity`` that mean nothing for a dense model."""
+"""Keys of ``sparsity`` that have no effect on a dense model."""
 
 
 def load_config(kind: type[T], source: str, overrides: Sequence[str] = ()) -> T:
     """Read a config.
 
-    ``source`` is a YAML file or the name of a shipped config (with or without ``.yaml``); ``overrides`` are
-    ``key.sub=value`` with the value in YAML. Raises UserError for anything that is not understood.
+    Args:
+        kind: ``PretrainConfig`` or ``FinetuneConfig``.
+        source: a YAML file, or the name of a shipped config with or without ``.yaml``.
+        overrides: ``key.sub=value`` with the value in YAML.
+
+    Raises:
+        UserError: a file cannot be read, or a key or value is not valid.
     """
     tree = read_tree(find_config(source))
     for override in overrides:
@@ -73,9 +78,9 @@ def load_config(kind: type[T], source: str, overrides: Sequence[str] = ()) -> T:
 
 
 def config_from_tree(kind: type[T], tree: dict[str, Any]) -> T:
-    """The typed config of a tree, such as a run folder's ``config.yaml``. Raises UserError.
+    """The typed and validated config of a tree, such as a run folder's ``config.yaml``.
 
-    Where the tree names no ``sparsity.targets``, they are all matrices of the model's family.
+    Without ``sparsity.targets`` in the tree, the targets are all matrices of the model's family. Raises UserError.
     """
     config = build(kind, tree, "")
     require_level(tree.get("sparsity"))
@@ -88,7 +93,7 @@ def config_from_tree(kind: type[T], tree: dict[str, Any]) -> T:
 
 
 def require_level(sparsity: Any) -> None:
-    """Raise UserError where a tree says how weights are sparse and not how sparse: its model would be dense."""
+    """Raise UserError if a tree sets the form of the sparsity but no level: the model would be dense."""
     idle = [key for key in NEEDS_LEVEL if key in (sparsity or {})]
     if idle and not {"level", "levels"} & set(sparsity):
         raise UserError(
@@ -104,21 +109,25 @@ def shipped_configs() -> list[str]:
 
 
 def find_config(source: str) -> Path:
-    """The file that ``source`` names: a path, else a shipped config."""
+    """The file that ``source`` names: a path if that exists, otherwise a shipped config. Raises UserError."""
     path = Path(with_home(source))
     if path.is_file():
         return path
     name = source.removesuffix(".yaml")
     if name in shipped_configs():
         return Path(str(resources.files("spdf_configs"))) / f"{name}.yaml"
-    # `configs/NAME.yaml` is how the docs of a checkout spell it; in a wheel the same file is shipped under NAME.
+    # The docs write `configs/NAME.yaml`, the path in a checkout. A wheel ships the same file under NAME.
     if name.startswith("configs/") and name.removeprefix("configs/") in shipped_configs():
         return Path(str(resources.files("spdf_configs"))) / f"{name.removeprefix('configs/')}.yaml"
     raise UserError(f"no config '{source}': neither a file nor a shipped config{nearest(name, shipped_configs())}")
 
 
 def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A YAML file as nested dicts, on top of the file that its ``base:`` key names (relative to it, or shipped)."""
+    """A YAML file as nested dicts, merged over the file that its ``base:`` key names.
+
+    ``base:`` is a path relative to the file, or the name of a shipped config. ``seen`` holds the files that led here.
+    Raises UserError.
+    """
     if path.resolve() in seen:
         raise UserError(f"{path}: base: goes round in a circle")
     if len(seen) > LONGEST_CHAIN:
@@ -138,7 +147,7 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """``a.b=1`` as ``{"a": {"b": 1}}``."""
+    """``a.b=1`` as ``{"a": {"b": 1}}``. Raises UserError for anything else."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"'{text}' is no override: write key.sub=value")
@@ -149,7 +158,7 @@ def parse_override(text: str) -> dict[str, Any]:
     except yaml.YAMLError:
         leaf = value
     if isinstance(leaf, int | float) and not isinstance(leaf, bool) and str(leaf) != value.strip():
-        leaf = value.strip()  # as written, for a key that takes text: run_dir=1.10
+        leaf = value.strip()  # a key of type text needs the number as it is written: run_dir=1.10
     parts = key.strip().split(".")
     if len(parts) > DEEPEST:
         raise UserError(f"'{shown(key)}' names {len(parts)} levels, and no key has so many")
@@ -159,7 +168,7 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def merge(tree: dict[str, Any], over: dict[str, Any]) -> None:
-    """Put ``over`` on top of ``tree``, in place; dicts merge, anything else replaces."""
+    """Merge ``over`` into ``tree``, in place. Dicts are merged; any other value replaces the old one."""
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
             merge(tree[key], value)
@@ -168,8 +177,11 @@ def merge(tree: dict[str, Any], over: dict[str, Any]) -> None:
 
 
 def build(kind: Any, tree: Any, where: str) -> Any:
-    """An instance of the dataclass ``kind`` from nested dicts; ``where`` is the dotted key, for errors."""
-    if tree is None:  # defaults would silently take the place of what a base file says there
+    """An instance of the dataclass ``kind`` from nested dicts; ``where`` is the dotted key, for errors.
+
+    Raises UserError for a key that the class lacks, a value of another type or a missing value.
+    """
+    if tree is None:  # otherwise defaults would silently replace the values of a base file
         raise UserError(f"config key '{where}' is a section without keys: give it some or leave it out")
     if not isinstance(tree, dict):
         raise UserError(f"config key '{where}': expected keys and values, got {shown(tree)}")
@@ -187,7 +199,7 @@ def build(kind: Any, tree: Any, where: str) -> Any:
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:
-    """``value`` as the annotated type ``hint``."""
+    """``value`` converted to the annotated type ``hint``. Raises UserError with the key ``where``."""
     if dataclasses.is_dataclass(hint):
         if hint is DatasetEntry and isinstance(value, str):
             return DatasetEntry(with_home(value))
@@ -223,7 +235,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return str(value)
     elif not isinstance(value, bool):
-        # YAML 1.1 reads 6e-4 as a string and 2.5e9 as a float; both are what people write.
+        # YAML 1.1 reads 6e-4 as a string and 2.5e9 as a float. People write both, also for integers.
         try:
             number = float(str(value).replace("_", ""))
         except ValueError:
@@ -238,13 +250,13 @@ def convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, cut short."""
+    """A value for a message, shortened to ``SHOWN_CHARACTERS``."""
     text = repr(value)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
 
 
 def numbers(value: Any) -> Any:
-    """Values of keys without a type: text that is a number as people write it, as 1e-3, is that number."""
+    """A value of an untyped key, in which text in the form of a number, such as ``1e-3``, becomes that number."""
     if isinstance(value, dict):
         return {key: numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -266,7 +278,7 @@ def to_tree(config: Any) -> dict[str, Any]:
 
 
 def to_yaml(config: AnyConfig) -> str:
-    """A config as YAML that reads back to the same config."""
+    """A config as YAML, from which the same config can be read."""
     return yaml.safe_dump(to_tree(config), sort_keys=False, width=120)
 
 
@@ -287,7 +299,10 @@ def is_below(key: str, sections: Sequence[str]) -> bool:
 
 
 def run_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What makes two resolved trees different runs, as ``key: old -> new``; empty when the run may continue."""
+    """The differences that make two resolved trees different runs, as ``key: old -> new``.
+
+    The list is empty if a run with the tree ``old`` may continue with ``new``.
+    """
 
     flat = flatten(new)
     dropout = flat.get("finetune.dropout", flat.get("model.dropout"))

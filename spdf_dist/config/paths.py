@@ -6,5 +6,5 @@ import os
 
 
 def with_home(text: str) -> str:
-    """``text`` with the home folder for a leading ``~`` or ``~user``; unchanged where there is no such user."""
+    """``text`` with a leading ``~`` or ``~user`` replaced by the home folder; unchanged if there is no such user."""
     return os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises for an unknown user

@@ -1,4 +1,8 @@
-"""The config tree: typed, immutable, every key documented. Units: tokens are target tokens, batches are sequences."""
+"""The config tree: typed and immutable, with a documentation string for every key.
+
+Units: tokens are target tokens; batch sizes count sequences. The strings below the fields are published as the
+configuration reference.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 PathText = Annotated[str, "path"]
-"""A path as text; a leading `~` is the home folder."""
+"""A path as text; a leading `~` stands for the home folder."""
 
 LOGICAL_WEIGHTS = ("W_Q", "W_K", "W_V", "W_D", "W_I", "W_O")
 """The six matrices of a layer that the paper sparsifies (appendix A.1), each of shape [out, in]."""
@@ -14,52 +18,54 @@ LOGICAL_WEIGHTS = ("W_Q", "W_K", "W_V", "W_D", "W_I", "W_O")
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3's scaling of rotary positions, by which a model reads longer contexts than it was trained on."""
+    """Llama 3's scaling of rotary positions. It lets a model read longer contexts than it was trained on."""
 
     factor: float = 8.0
-    """Wavelengths beyond the original context are multiplied by this."""
+    """Factor by which long wavelengths are multiplied."""
     low_freq_factor: float = 1.0
-    """Wavelengths above original_max_position_embeddings / low_freq_factor are scaled in full."""
+    """Wavelengths above original_max_position_embeddings / low_freq_factor are scaled by the full factor."""
     high_freq_factor: float = 4.0
-    """Wavelengths below original_max_position_embeddings / high_freq_factor are not scaled; between is interpolated."""
+    """Wavelengths below original_max_position_embeddings / high_freq_factor are not scaled. Wavelengths between the two
+    limits are interpolated."""
     original_max_position_embeddings: int = 8192
-    """Context window before the scaling, tokens."""
+    """Context window before the scaling, in tokens."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer (paper, Table 1, is GPT-2)."""
+    """A decoder-only transformer. The models of the paper (Table 1) are of the family GPT-2."""
 
     family: str = "gpt2"
-    """Architecture: `gpt2` or `llama`."""
+    """Model family: `gpt2` or `llama`."""
     num_layers: int = 4
-    """Decoder layers."""
+    """Number of decoder layers."""
     hidden_size: int = 256
-    """Width d of the residual stream."""
+    """Width of the residual stream."""
     num_attention_heads: int = 4
-    """Attention heads; divides hidden_size."""
+    """Number of attention heads; it must divide hidden_size."""
     num_key_value_heads: int | None = None
-    """Heads of keys and values, each shared by a group of attention heads; null is num_attention_heads."""
+    """Number of key and value heads (grouped-query attention); it must divide num_attention_heads. null: the same as
+    num_attention_heads."""
     ffn_hidden_size: int | None = None
-    """Width of the MLP; null is 4 x hidden_size."""
+    """Width of the MLP. null: 4 x hidden_size."""
     seq_length: int = 256
-    """Context window, tokens."""
+    """Context window, in tokens."""
     vocab_size: int = 4096
-    """Tokens that the tokenizer knows; padding for tensor parallelism is added inside and never counted."""
+    """Size of the vocabulary. Padding for tensor parallelism is added internally and is never counted."""
     dropout: float = 0.0
-    """Probability of dropping an activation, on embeddings, attention weights and residual branches."""
+    """Dropout probability on embeddings, attention weights and residual branches."""
     norm_eps: float = 1e-5
-    """Added to the variance in each norm."""
+    """Epsilon that is added to the variance (LayerNorm) or the mean square (RMSNorm) in each norm."""
     rope_theta: float | None = None
-    """Base of the rotary positions' wavelengths; null is the family's default."""
+    """Base of the rotary positions' wavelengths. null: the default of the family."""
     rope_scaling: RopeScaling | None = None
-    """Llama 3's scaling of rotary positions; null is none."""
+    """Llama 3's scaling of rotary positions. null: no scaling."""
     tie_embeddings: bool = True
-    """Whether the output layer is the word embedding."""
+    """Whether the output layer shares the weights of the word embedding."""
 
     @property
     def key_value_heads(self) -> int:
-        """Heads of keys and values, resolved."""
+        """The number of key and value heads, with null resolved."""
         return self.num_key_value_heads or self.num_attention_heads
 
     @property
@@ -69,68 +75,76 @@ class ModelConfig:
 
     @property
     def ffn(self) -> int:
-        """The MLP's width, resolved."""
+        """The width of the MLP, with null resolved."""
         return self.ffn_hidden_size or 4 * self.hidden_size
 
 
 @dataclass(frozen=True)
 class MaskUpdateConfig:
-    """When the masks of a dynamic method change."""
+    """When a dynamic method updates the masks."""
 
     every: int = 100
-    """Optimizer steps between updates."""
+    """Optimizer steps between two updates."""
     start: int = 0
-    """First step that may end with an update."""
+    """First step after which an update is allowed."""
     stop: int | None = None
-    """First step that may not; null is three quarters of the run's steps."""
+    """First step after which no update is allowed any longer. null: three quarters of the run's steps."""
 
 
 @dataclass(frozen=True)
 class SparsityConfig:
-    """Which weights are sparse, and how their masks are made (paper, section 3 and appendix A.1)."""
+    """Which weights are sparse, and how the masks are made (paper, section 3 and appendix A.1)."""
 
     level: float = 0.0
-    """Fraction of each target's weights that is pruned, in [0, 1); 0 is a dense model."""
+    """Sparsity: the fraction of each target's weights that is pruned, in [0, 1). 0: a dense model."""
     pattern: str = "unstructured"
-    """`unstructured` (the paper's), `block:B` (random B x B blocks), `balanced:B` (random blocks, equally many in each
-    block row and in each block column), `N:M` (N of every M inputs kept), a .safetensors file of masks by weight name,
-    or `init_from` (the masks of the checkpoint training.init_from)."""
+    """Pattern of the masks: `unstructured` (as in the paper), `block:B` (random B x B blocks), `balanced:B` (random
+    B x B blocks, the same number in each block row and in each block column), `N:M` (N of every M inputs are kept), the
+    path of a .safetensors file that holds a mask per weight name, or `init_from` (the masks of the checkpoint
+    training.init_from)."""
     permute: bool = False
-    """With a block pattern: permute the inputs and outputs of each layer's blocks at random."""
+    """Block patterns only: permute the inputs and outputs of each layer's blocks at random."""
     distribution: str = "uniform"
-    """`uniform` (each weight has `level`) or `er` (Erdos-Renyi: densities go as (in + out) / (in * out), `level` is the
-    mean over the weights that `levels` does not name)."""
+    """How sparsity is distributed over the weights: `uniform` (every weight has `level`) or `er` (Erdos-Renyi: the
+    density of a weight is proportional to (in + out) / (in * out); `level` is the mean over the weights that `levels`
+    does not match)."""
     levels: dict[str, float] = field(default_factory=dict)
-    """Glob over weight names (`layers.0.*`, `*.W_O`, `W_Q`) -> level, in place of `level`; the first match counts."""
+    """Maps globs over weight names (`layers.0.*`, `*.W_O`, `W_Q`) to levels that replace `level`. The first match is
+    used."""
     patterns: dict[str, str] = field(default_factory=dict)
-    """Glob over weight names -> pattern, in place of `pattern`; the first match counts."""
+    """Maps globs over weight names to patterns that replace `pattern`. The first match is used."""
     seed: int = 1234
-    """Seed of the masks; independent of `seed`."""
+    """Seed of the masks. It is independent of the top-level `seed`."""
     execution: str = "auto"
-    """`masked` (dense weights with zeros), `compressed` (non-zeros only), or `auto` (the faster, measured once)."""
+    """How sparse layers are computed: `masked` (dense weights that hold zeros), `compressed` (only the kept values are
+    stored), or `auto` (the faster of the two, measured once per run)."""
     targets: list[str] = field(default_factory=lambda: list(LOGICAL_WEIGHTS))
-    """Which logical weights are sparse; by default all matrices of the family (docs/model_families.md)."""
+    """Weights that are sparse. Default: all matrices of the family (docs/model_families.md)."""
     init_scale: str = "none"
-    """`none` (the paper's) or `fan_in`: multiply the kept initial weights by 1/sqrt(density)."""
+    """Scaling of the initial weights: `none` (as in the paper) or `fan_in`, which multiplies the kept weights by
+    1/sqrt(density)."""
     algorithm: str = "static"
-    """`static` (the paper's), `set` (entries of small magnitude make place for random ones), `rigl` (for those of the
-    largest gradient) or `gmp` (the level changes during the run, and the largest magnitudes stay)."""
+    """How masks change during training: `static` (they do not change, as in the paper), `set` (replaces entries of
+    small magnitude by random ones), `rigl` (replaces them by the entries with the largest gradient) or `gmp` (gradual
+    magnitude pruning: the level changes during the run, and the entries of largest magnitude are kept)."""
     update: MaskUpdateConfig = field(default_factory=MaskUpdateConfig)
     initial_level: float = 0.0
-    """gmp: the level before the first update; `level` is the last."""
+    """gmp: the level before the first update. `level` is the level after the last update."""
     schedule: str = "cubic"
-    """gmp: how the level goes from initial_level to level over the updates: `linear`, `cosine`, `exponential` (of the
-    density), `cubic` or `list`."""
+    """gmp: the curve from `initial_level` to `level` over the updates: `linear`, `cosine`, `exponential` (in the
+    density), `cubic`, or `list` (the values of `schedule_levels`)."""
     schedule_levels: list[float] = field(default_factory=list)
-    """gmp with `list`: the level after each update."""
+    """gmp with schedule `list`: the level after each update. The last value must equal `level`."""
     drop_fraction: float = 0.3
-    """set, rigl: the share of kept entries that the first update swaps; it falls to 0 at update.stop by a cosine."""
+    """set, rigl: the fraction of kept entries that an update swaps at the start of the run. It falls to 0 at
+    `update.stop` along half a cosine."""
     groups: int | None = None
-    """set, rigl: each weight's rows (columns of residual outputs) are so many stretches of constant counts;
-    parallel.tensor divides it. null: the largest divisor of the heads, 16 at most, that divides all weights."""
+    """set, rigl: the rows of each weight (the columns of residual outputs) are divided into this many groups, and the
+    number of kept entries of each group stays constant. parallel.tensor must divide it. null: the largest number up to
+    16 that divides the key and value heads and the rows or columns of all sparse weights."""
     new_moments: str = "gradient"
-    """set, rigl: second moment of a grown entry: `gradient` (its squared gradient with rigl, the mean of its row with
-    set) or `zero`, after which AdamW's first steps are several times too long."""
+    """set, rigl: initial second moment of a new entry: `gradient` (with rigl its squared gradient, with set the mean of
+    its row) or `zero`, with which AdamW's first updates of the entry are several times too large."""
 
     @property
     def is_sparse(self) -> bool:
@@ -141,18 +155,22 @@ class SparsityConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How ranks divide the work; world size = tensor x data."""
+    """How ranks divide the work. The world size is tensor x data."""
 
     tensor: int = 1
-    """Ranks that share each layer's matrices."""
+    """Number of tensor-parallel ranks, which divide each layer's matrices."""
     sequence: bool = False
-    """Divide the tokens among the tensor ranks outside the matrices too, which saves activations."""
+    """Sequence parallelism: outside the matrices, divide the tokens among the tensor ranks. It saves activation memory.
+    Only for pre-training."""
     data: int | None = None
-    """Ranks that share each batch; null: world size / tensor under a launcher, else the node's GPUs / tensor, or 1."""
+    """Number of data-parallel ranks, which divide each batch. null: world size / tensor under a launcher; otherwise the
+    node's GPUs / tensor, or 1 without GPUs."""
     timeout_minutes: float = 30.0
-    """Longest that one collective operation may take before the ranks give up; all wait while rank 0 saves."""
+    """Time limit of one collective operation, in minutes. It must exceed the time that rank 0 needs to save a
+    checkpoint, because the other ranks wait for it."""
     zero_stage: int = 1
-    """DeepSpeed ZeRO: 0 none, 1 optimizer state, 2 gradients as well are divided among the data ranks."""
+    """DeepSpeed ZeRO stage, which says what is divided among the data ranks: 0 nothing, 1 the optimizer state, 2 also
+    the gradients."""
 
 
 @dataclass(frozen=True)
@@ -160,79 +178,86 @@ class TrainingConfig:
     """Optimization of pre-training (paper, appendix A.1)."""
 
     train_tokens: int = 1_000_000
-    """Token budget; 0 saves the initialised model as step 0."""
+    """Token budget of the run, rounded to whole steps. 0: save the initialised model as step 0."""
     global_batch_size: int = 8
-    """Sequences an optimizer step, over all ranks."""
+    """Sequences per optimizer step, over all ranks."""
     micro_batch_size: int = 8
-    """Sequences a forward pass on one rank."""
+    """Sequences per forward pass on one rank."""
     lr: float = 6e-4
     """Peak learning rate."""
     min_lr_ratio: float = 0.1
-    """Learning rate at the last token, as a fraction of the peak."""
+    """Learning rate at the last token, as a fraction of the peak. The schedule `constant` ignores it."""
     warmup_tokens: int = 0
-    """Tokens of linear warm-up; less than train_tokens."""
+    """Length of the linear warm-up, in tokens. It must be less than train_tokens."""
     schedule: str = "cosine"
-    """After the warm-up: `cosine` (the paper's) or `linear` to min_lr_ratio, `constant`, or `wsd` (constant, then a
-    cooldown to min_lr_ratio)."""
+    """Learning rate after the warm-up: `cosine` (as in the paper) or `linear` decay to min_lr_ratio, `constant`, or
+    `wsd` (constant, then a cooldown to min_lr_ratio)."""
     cooldown_fraction: float = 0.2
-    """Share of train_tokens that the cooldown of `wsd` takes."""
+    """wsd: length of the cooldown, as a fraction of train_tokens."""
     cooldown_shape: str = "linear"
-    """Shape of the cooldown: `linear` or `sqrt` (1 - sqrt of the progress)."""
+    """wsd: shape of the cooldown, `linear` or `sqrt` (1 - sqrt(progress))."""
     init_from: str | None = None
-    """A checkpoint (step_N) or a run folder to start from, sparse or dense; null: new weights. Weights are taken where
-    the masks keep them; what a mask had pruned starts at zero."""
+    """A checkpoint (step_N) or a run folder to start from, sparse or dense. Its weights are used where the masks keep
+    them; entries that the checkpoint had pruned start at zero. null: start from newly initialised weights."""
     reset: list[str] = field(default_factory=lambda: ["optimizer", "schedule", "data"])
-    """What begins anew with init_from: `optimizer` (moments and step count), `schedule` (steps and learning rate) and
-    `data` (the place in the training data). What is not named goes on from the checkpoint."""
+    """With init_from: the state that is reset. Any of `optimizer` (moments and step count), `schedule` (steps and
+    learning rate) and `data` (position in the training data). The rest continues from the checkpoint."""
     weight_decay: float = 0.1
-    """Decay of linear weights and embeddings; norms and biases do not decay."""
+    """Weight decay of linear weights and embeddings. Norms and biases do not decay."""
     embedding_lr_multiplier: float = 1.0
-    """Multiplies the learning rate of the embeddings. One rate for all tensors is held down by the hidden matrices."""
+    """Multiplies the learning rate of the embeddings. The hidden matrices limit a rate that all tensors share."""
     parameterization: str = "standard"
-    """`standard` (the paper's) or `supar`, which keeps the best lr and init_std over widths and densities."""
+    """`standard` (as in the paper) or `supar`, with which the best lr and init_std do not change with width and
+    density."""
     base_hidden_size: int | None = None
-    """supar: the width at which lr and init_std were tuned."""
+    """supar: the hidden_size at which lr and init_std were tuned."""
     base_ffn_hidden_size: int | None = None
-    """supar: the MLP's width there; null: it grows with the width."""
+    """supar: the MLP width of that base model. null: the MLP width grows in proportion to hidden_size."""
     base_num_layers: int | None = None
-    """supar: adds CompleteP's depth rule, with the number of layers at which lr was tuned; null: no depth rule."""
+    """supar: the number of layers at which lr was tuned, for CompleteP's depth rule. null: no depth rule."""
     init_std: float | None = None
-    """Standard deviation of the initial weights, of the base model with supar; null is the family's, 0.02."""
+    """Standard deviation of the initial weights; with supar, that of the base model. null: the family's default,
+    0.02."""
     embedding_multiplier: float = 1.0
-    """supar: multiplies the embeddings' output."""
+    """supar: multiplies the output of the embeddings."""
     output_multiplier: float = 1.0
-    """supar: multiplies the logits, beside base width / width."""
+    """supar: multiplies the logits, in addition to the factor base_hidden_size / hidden_size."""
     attention_multiplier: float = 1.0
-    """supar: attention scores are scaled by attention_multiplier / head size."""
+    """supar: attention scores are multiplied by attention_multiplier / head size."""
     weight_decay_scaling: str = "none"
-    """supar: `none`, or `product`: decay grows as the learning rate falls, so that their product is the base's."""
+    """supar: `none` (weight decay does not depend on width and density), or `product` (weight decay is larger where the
+    learning rate is smaller, so that their product stays that of the base model)."""
     beta1: float = 0.9
+    """AdamW: decay rate of the first moment."""
     beta2: float = 0.999
+    """AdamW: decay rate of the second moment."""
     eps: float = 1e-8
+    """AdamW: added to the denominator of the update."""
     clip_grad: float = 1.0
-    """Global gradient norm above which gradients are scaled down; 0 is no clipping."""
+    """Gradients are scaled down to this global norm if theirs is larger. 0: no clipping."""
     precision: str = "fp32"
-    """`fp32` or `bf16` (bf16 needs zero_stage 1 or more; gradients accumulate in fp32)."""
+    """`fp32` or `bf16`. bf16 needs parallel.zero_stage 1 or 2; gradients accumulate in fp32."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     deterministic: bool = False
-    """Same bits on every run also on a GPU, at a cost in speed (a CPU always is)."""
+    """Make runs on a GPU bitwise reproducible, which costs speed. Runs on a CPU always are."""
     skip_loss_spike: float = 0.0
-    """Skip an update whose loss exceeds this multiple of the median of the last 64; 0 is off."""
+    """Skip an update whose loss exceeds this multiple of the median of the last 64 losses. 0: off."""
     skip_grad_norm_spike: float = 0.0
-    """Skip an update whose gradient norm exceeds this multiple of the median of the last 64; 0 is off."""
+    """Skip an update whose gradient norm exceeds this multiple of the median of the last 64 norms. 0: off."""
     max_skipped_in_a_row: int = 25
-    """Skipped updates in a row after which the run stops, exit code 3, and names its last checkpoint; 0: never."""
+    """Number of consecutive skipped updates after which the run ends with exit code 3 and names its last checkpoint.
+    0: never."""
 
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A packed dataset and its share of the batches."""
+    """A packed data set and its share of the batches."""
 
     path: PathText
     """A folder written by `spdf data pack`, or the prefix of Megatron .bin/.idx files."""
     weight: float = 1.0
-    """Relative share of the sequences drawn."""
+    """Relative share of the sequences that are drawn from it."""
 
 
 @dataclass(frozen=True)
@@ -240,49 +265,57 @@ class DataConfig:
     """Packed pre-training data."""
 
     train: list[DatasetEntry] = field(default_factory=list)
-    """A path, a list of paths, or a list of {path, weight}."""
+    """Training data: a path, a list of paths, or a list of {path, weight}."""
     validation: list[DatasetEntry] = field(default_factory=list)
-    """The same, for the validation loss; empty is no validation."""
+    """Validation data, in the same form. Empty: no validation."""
     tokenizer: PathText | None = None
-    """A .model file or a folder with encoder.json and vocab.bpe; null takes the one kept with the packed data."""
+    """Tokenizer: a .model file or a folder with encoder.json and vocab.bpe. null: the tokenizer that is kept with the
+    packed data."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
+    """When checkpoints are saved."""
+
     interval: int = 500
-    """Optimizer steps between checkpoints; the last step is always saved."""
+    """Optimizer steps between two checkpoints. The last step is always saved."""
     keep: int = 2
-    """Newest checkpoints that are kept."""
+    """Number of checkpoints that are kept; older ones are deleted."""
     asynchronous: bool = False
-    """Copy the state to host memory (12 bytes for each parameter of a rank) and write it while training goes on."""
+    """Copy the state to host memory (12 bytes per parameter of a rank) and write it while training continues."""
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
+    """When the validation loss is computed, and over how much data."""
+
     interval: int = 100
-    """Optimizer steps between validations."""
+    """Optimizer steps between two validations. The last step is always validated."""
     batches: int = 8
-    """Global batches a validation."""
+    """Global batches per validation."""
 
 
 @dataclass(frozen=True)
 class KernelsConfig:
+    """Limits of the CPU kernels."""
+
     code_budget_mb: int = 1024
-    """Most memory for generated kernel code on one rank, MiB; layers beyond it take the compact kernels."""
+    """Memory limit for generated kernel code per rank, in MiB. Layers whose code does not fit use the compact
+    kernels."""
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Everything `spdf pretrain` needs."""
+    """The configuration of `spdf pretrain`."""
 
     run_dir: PathText = "runs/pretrain"
-    """The run's folder; starting it again continues it."""
+    """Folder of the run. A second start with the same folder continues the run."""
     seed: int = 1234
-    """Seeds initialisation, data order and dropout, each through a domain of its own."""
+    """Seed of initialisation, data order and dropout, which have separate random streams."""
     device: str = "auto"
-    """`auto`, `cpu` or `cuda`."""
+    """`cpu`, `cuda`, or `auto` (`cuda` if there is a GPU)."""
     deepspeed: dict[str, Any] | PathText | None = None
-    """A DeepSpeed JSON file (or its content) to merge in; a key that this config sets too is an error."""
+    """Further DeepSpeed settings: a JSON file or its content. A key that this configuration also sets is an error."""
     model: ModelConfig = field(default_factory=ModelConfig)
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -292,77 +325,89 @@ class PretrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Further observers by name (entry points of the group `spdf.callbacks`), each with its options."""
+    """Additional callbacks by name (entry points of the group `spdf.callbacks`), each with its options."""
 
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What is fine-tuned, on what, and for how long. Defaults are LoRA's E2E recipe (Hu et al., 2022)."""
+    """Checkpoint, task and length of the fine-tuning. The defaults are LoRA's E2E recipe (Hu et al., 2022)."""
 
     checkpoint: PathText = ""
-    """A checkpoint (step_N) or a run folder, whose newest whole checkpoint is taken; densified on load."""
+    """The checkpoint to start from: a step_N folder, or a run folder, of which the newest complete checkpoint is used.
+    Its masks are dropped when it is loaded, unless keep_mask is set."""
     task: str = "e2e"
-    """`e2e`, `webnlg`, `dart` or `curation`."""
+    """Name of the task: `e2e`, `webnlg`, `dart`, `curation`, or one that an extension adds (docs/tasks.md)."""
     train: PathText = ""
-    """The task's training file."""
+    """Training file of the task."""
     validation: PathText = ""
-    """The task's validation file."""
+    """Validation file of the task. Empty: no validation."""
     epochs: int = 5
     """Passes over the training file (paper, appendix A.2)."""
     max_steps: int | None = None
-    """Optimizer steps at the most, also when `epochs` are not over; the learning rate reaches zero there."""
+    """Limit on the number of optimizer steps. The learning rate reaches zero at the last step. null: no limit other
+    than `epochs`."""
     warmup_steps: int = 500
     """Optimizer steps of linear warm-up before the linear decay to zero."""
     label_smoothing: float = 0.1
-    """Of the training loss; the validation loss is never smoothed."""
+    """Label smoothing of the training loss. The validation loss is never smoothed."""
     max_length: int = 512
-    """Longest context + target, tokens."""
+    """Maximum length of context and target together, in tokens."""
     patience: int = 1
-    """Stop after this many epochs without a better validation loss; 0 never stops early."""
+    """Stop after this many epochs without a better validation loss. 0: never stop early."""
     dropout: float = 0.1
-    """Replaces the checkpoint's."""
+    """Dropout probability; it replaces that of the checkpoint."""
     keep_mask: bool = False
-    """Fine-tune sparse, as a control, instead of dense."""
+    """Keep the checkpoint's masks: sparse fine-tuning, as a control for dense fine-tuning."""
 
 
 @dataclass(frozen=True)
 class FinetuneTrainingConfig:
-    """Optimization of fine-tuning. Defaults are LoRA's E2E recipe where the paper is silent (appendix A.2)."""
+    """Optimization of fine-tuning (paper, appendix A.2). Values that the paper does not give are LoRA's E2E recipe."""
 
     global_batch_size: int = 8
-    """Examples an optimizer step, over all ranks."""
+    """Examples per optimizer step, over all ranks."""
     micro_batch_size: int = 8
-    """Examples a forward pass on one rank."""
+    """Examples per forward pass on one rank."""
     lr: float = 1e-4
     """Peak learning rate."""
     weight_decay: float = 0.01
-    """Decay of linear weights and embeddings; norms and biases do not decay."""
+    """Weight decay of linear weights and embeddings. Norms and biases do not decay."""
     beta1: float = 0.9
+    """AdamW: decay rate of the first moment."""
     beta2: float = 0.999
+    """AdamW: decay rate of the second moment."""
     eps: float = 1e-8
+    """AdamW: added to the denominator of the update."""
     clip_grad: float = 0.0
-    """Global gradient norm above which gradients are scaled down; 0 is no clipping."""
+    """Gradients are scaled down to this global norm if theirs is larger. 0: no clipping."""
     precision: str = "fp32"
-    """`fp32` or `bf16`."""
+    """`fp32` or `bf16`. bf16 needs parallel.zero_stage 1 or 2; gradients accumulate in fp32."""
     activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
     deterministic: bool = False
+    """Make runs on a GPU bitwise reproducible, which costs speed. Runs on a CPU always are."""
 
 
 @dataclass(frozen=True)
 class FinetuneSparsityConfig:
+    """How sparse layers are computed where fine-tuning keeps the masks."""
+
     execution: str = "auto"
-    """Used with finetune.keep_mask: `masked`, `compressed` or `auto`."""
+    """`masked`, `compressed` or `auto`. It is used only with finetune.keep_mask."""
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Everything `spdf finetune` needs; the architecture comes from the checkpoint."""
+    """The configuration of `spdf finetune`. The architecture comes from the checkpoint."""
 
     run_dir: PathText = "runs/finetune"
+    """Folder of the run. A second start with the same folder continues the run."""
     seed: int = 1234
-    """Seeds batch order and dropout."""
+    """Seed of batch order and dropout."""
     device: str = "auto"
+    """`cpu`, `cuda`, or `auto` (`cuda` if there is a GPU)."""
     deepspeed: dict[str, Any] | PathText | None = None
+    """Further DeepSpeed settings: a JSON file or its content. A key that this configuration also sets is an error."""
     finetune: TaskConfig = field(default_factory=TaskConfig)
     sparsity: FinetuneSparsityConfig = field(default_factory=FinetuneSparsityConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -370,7 +415,7 @@ class FinetuneConfig:
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(interval=1000, keep=1))
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Further observers by name (entry points of the group `spdf.callbacks`), each with its options."""
+    """Additional callbacks by name (entry points of the group `spdf.callbacks`), each with its options."""
 
 
 AnyConfig = PretrainConfig | FinetuneConfig

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``", did you mean 'x'?"`` for the closest of ``known``, or, when nothing is close, the list of them."""
+    """``", did you mean 'x'?"`` for the closest of ``known``, or the list of ``known`` if nothing is close."""
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if close:

@@ -1,4 +1,4 @@
-"""Checks that need no data and no ranks; every message names the key."""
+"""Checks of a config that need neither data nor ranks. Every message names the key."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LARGEST = {
     "seq_length": 1 << 24,
     "vocab_size": 1 << 28,
 }
-"""Far beyond any model: what is larger is a slip, and would take all memory before it is noticed."""
+"""Limits far beyond any model. A larger value is a typing error that would use up all memory."""
 MOST_RANKS = 1 << 20
 
 
@@ -42,12 +42,12 @@ def require(condition: bool, message: str) -> None:
 
 
 def one_of(key: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise UserError unless ``value`` is one of ``known``."""
+    """Raise UserError, with the nearest known word, unless ``value`` is one of ``known``."""
     require(value in known, f"{key}: '{value}' is not known{nearest(value, known)} (one of {', '.join(known)})")
 
 
 def validate_model(model: ModelConfig) -> None:
-    """Shapes that make a model of its family."""
+    """Raise UserError unless the sizes are those of a model of its family."""
     for key, largest in LARGEST.items():
         value = getattr(model, key)
         require(value is None or value <= largest, f"model.{key}: {value} is too large: at most {largest}")
@@ -72,7 +72,7 @@ def validate_model(model: ModelConfig) -> None:
 
 
 def validate_sparsity(sparsity: SparsityConfig) -> None:
-    """Levels and patterns, before the model is known."""
+    """Check levels, patterns and methods without the model. Raises UserError."""
     for key, level in {"level": sparsity.level, **{f"levels.{g}": v for g, v in sparsity.levels.items()}}.items():
         require(0 <= level < 1, f"sparsity.{key}: must be in [0, 1), got {level}")
     one_of("sparsity.execution", sparsity.execution, ("masked", "compressed", "auto"))
@@ -101,7 +101,7 @@ def validate_sparsity(sparsity: SparsityConfig) -> None:
 
 
 def validate_pattern(sparsity: SparsityConfig, model: ModelConfig) -> None:
-    """Whether the targets are weights of the model, which fit the patterns and levels."""
+    """Raise UserError unless the targets are weights of the model and fit the patterns and levels."""
     for target in sparsity.targets:
         one_of("sparsity.targets", target, architecture_of(model).targets)
     for weight in sparse_weights(logical_weights(model), sparsity).values():
@@ -109,7 +109,7 @@ def validate_pattern(sparsity: SparsityConfig, model: ModelConfig) -> None:
 
 
 def validate_parallel(config: AnyConfig) -> None:
-    """Ranks and ZeRO."""
+    """Check the numbers of ranks and the ZeRO stage. Raises UserError."""
     parallel = config.parallel
     ranks = parallel.tensor * (parallel.data or 1)
     require(ranks <= MOST_RANKS, f"parallel: {ranks} ranks are too many: at most {MOST_RANKS}")
@@ -128,7 +128,7 @@ def validate_parallel(config: AnyConfig) -> None:
 
 
 def validate_tensor_parallel(model: ModelConfig, tensor: int) -> None:
-    """Whether ``tensor`` ranks can share the model's heads and MLP: each rank takes whole heads."""
+    """Raise UserError unless ``tensor`` ranks can divide the model's heads and MLP. Each rank holds whole heads."""
     key, heads, what = "num_attention_heads", model.num_attention_heads, "attention heads"
     if model.key_value_heads != heads:
         key, heads, what = "num_key_value_heads", model.key_value_heads, "key and value heads"
@@ -137,7 +137,7 @@ def validate_tensor_parallel(model: ModelConfig, tensor: int) -> None:
 
 
 def validate_sequence_parallel(config: PretrainConfig) -> None:
-    """Whether the tensor ranks can divide the tokens."""
+    """Raise UserError unless the tensor ranks can divide the tokens, where sequence parallelism is on."""
     if not config.parallel.sequence:
         return
     length, tensor = config.model.seq_length, config.parallel.tensor
@@ -154,7 +154,7 @@ def tensor_size_fits(model: ModelConfig, tensor: int) -> bool:
 
 
 def validate(config: AnyConfig) -> None:
-    """Raise UserError for the first thing that is wrong."""
+    """Raise UserError for the first error found."""
     one_of("device", config.device, ("auto", "cpu", "cuda"))
     one_of("training.precision", config.training.precision, ("fp32", "bf16"))
     validate_parallel(config)
@@ -185,7 +185,7 @@ def validate(config: AnyConfig) -> None:
 
 
 def validate_batch(config: AnyConfig, data_ranks: int) -> None:
-    """Whether the global batch divides over the data ranks and micro-batches."""
+    """Raise UserError unless the data ranks and micro-batches divide the global batch evenly."""
     training = config.training
     per_pass = training.micro_batch_size * data_ranks
     require(
@@ -196,7 +196,7 @@ def validate_batch(config: AnyConfig, data_ranks: int) -> None:
 
 
 def validate_pretrain(config: PretrainConfig) -> None:
-    """What only pre-training has."""
+    """Check the keys that only pre-training has. Raises UserError."""
     validate_model(config.model)
     validate_sparsity(config.sparsity)
     validate_pattern(config.sparsity, config.model)
@@ -205,7 +205,7 @@ def validate_pretrain(config: PretrainConfig) -> None:
     training = config.training
     require(training.train_tokens >= 0, f"training.train_tokens: must not be negative, got {training.train_tokens}")
     require(training.warmup_tokens >= 0, f"training.warmup_tokens: must not be negative, got {training.warmup_tokens}")
-    # Of whole steps, as the schedule counts them: a budget that is rounded down may end within its warm-up.
+    # The schedule counts whole steps: a budget that is rounded down may end within its warm-up.
     tokens = total_steps(config) * tokens_per_step(config)
     require(
         training.warmup_tokens < max(tokens, 1),
@@ -231,7 +231,7 @@ def validate_pretrain(config: PretrainConfig) -> None:
     one_of("training.schedule", training.schedule, ("cosine", "linear", "constant", "wsd"))
     one_of("training.cooldown_shape", training.cooldown_shape, ("linear", "sqrt"))
     defaults = TrainingConfig()
-    for key in ("cooldown_fraction", "cooldown_shape"):  # a trunk at constant rate may share its branches' settings
+    for key in ("cooldown_fraction", "cooldown_shape"):  # a `constant` run may share the settings of its wsd branches
         idle = training.schedule in ("cosine", "linear") and getattr(training, key) != getattr(defaults, key)
         require(not idle, f"training.{key}: has no effect without training.schedule=wsd")
     idle = training.init_from is None and set(training.reset) != set(defaults.reset)
@@ -263,7 +263,7 @@ SUPAR_KEYS = (
 
 
 def validate_parameterization(config: PretrainConfig) -> None:
-    """Base sizes and multipliers, which only supar has."""
+    """Check the parameterization, and that only supar sets base sizes and multipliers. Raises UserError."""
     training, defaults = config.training, TrainingConfig()
     one_of("training.parameterization", training.parameterization, ("standard", "supar"))
     one_of("training.weight_decay_scaling", training.weight_decay_scaling, ("none", "product"))
@@ -289,7 +289,7 @@ def validate_parameterization(config: PretrainConfig) -> None:
 
 
 def validate_finetune(config: FinetuneConfig) -> None:
-    """What only fine-tuning has."""
+    """Check the keys that only fine-tuning has. Raises UserError."""
     require(
         not config.parallel.sequence,
         "parallel.sequence: is for pre-training; sequences of fine-tuning differ in length",
@@ -307,7 +307,7 @@ def validate_finetune(config: FinetuneConfig) -> None:
 
 
 def require_inputs(config: FinetuneConfig) -> None:
-    """What a fine-tuning starts from; shipped configs leave it to the command line."""
+    """Raise UserError without a checkpoint and training file, which shipped configs leave to the command line."""
     task = config.finetune
     require(task.checkpoint != "", "finetune.checkpoint: is not set: the run folder or checkpoint to start from")
     require(task.train != "", "finetune.train: is not set: the task's training file")

@@ -1,4 +1,4 @@
-"""Reads YAML that people wrote: plain words stay words, and a file of any content takes little time and memory."""
+"""Reads YAML written by people: plain words stay text, and time and memory are bounded for any content."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import yaml
 from spdf_dist.config.errors import UserError
 
 LARGEST_FILE = 1 << 20
-"""Bytes; PyYAML reads about 100 kB a second."""
+"""Bytes. PyYAML is slow, so the limit also bounds the time."""
 DEEPEST = 50
-"""Levels of mappings and lists in each other."""
+"""Nesting levels of mappings and lists."""
 MOST_VALUES = 100_000
-"""Values of a document, those that aliases repeat counted each time."""
+"""Values of a document, where the values behind an alias count each time."""
 MISREAD = (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
-"""What PyYAML raises for an explicit tag on a value that is none of its kind."""
+"""Exceptions that PyYAML raises for an explicit tag on a value of another kind."""
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML without what 1.1 reads into plain words: 2:4 is no number of base 60, 010 not octal, 2024-01-02 no date."""
+    """YAML without the surprises of version 1.1: 2:4 is not a number in base 60, 010 not octal, 2024-01-02 not a date."""
 
     yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
@@ -30,7 +30,7 @@ class PlainLoader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuses what is nested too deeply."""
+        """Raise yaml.YAMLError if the document is nested too deeply."""
         self.depth += 1
         if self.depth > DEEPEST:
             raise yaml.YAMLError(f"nested more than {DEEPEST} levels deep")
@@ -39,7 +39,7 @@ class PlainLoader(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Refuses a key that stands twice, of which the first would be lost without a word."""
+        """Raise yaml.YAMLError for a repeated key, whose first value PyYAML would silently discard."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -49,7 +49,7 @@ class PlainLoader(yaml.SafeLoader):
         return node
 
     def get_single_node(self) -> Any:
-        """Refuses a document whose aliases make it too large, before anything is made of it."""
+        """Raise yaml.YAMLError if aliases make the document too large, before values are constructed."""
         node = super().get_single_node()
         if node is not None and measure(node, {}, 0) > MOST_VALUES:
             raise yaml.YAMLError(f"more than {MOST_VALUES:,} values, those that aliases repeat counted each time")
@@ -63,7 +63,10 @@ PlainLoader.add_implicit_resolver(
 
 
 def measure(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """Values of a node and all below it, each alias counted in full. Raises yaml.YAMLError for one inside itself."""
+    """The number of values of a node and all below it, with each alias counted in full.
+
+    ``known`` caches the counts by node. Raises yaml.YAMLError if an alias contains itself.
+    """
     if depth > DEEPEST:
         raise yaml.YAMLError(f"nested more than {DEEPEST} levels deep (an alias inside what it stands for?)")
     if isinstance(node, yaml.ScalarNode):
@@ -75,7 +78,7 @@ def measure(node: yaml.Node, known: dict[int, int], depth: int) -> int:
 
 
 def read_yaml(text: str) -> Any:
-    """The value of a YAML document, no part of which is shared. Raises yaml.YAMLError."""
+    """The value of a YAML document; aliases become separate copies. Raises yaml.YAMLError."""
     try:
         return unshared(yaml.load(text, PlainLoader))
     except MISREAD as error:
@@ -83,14 +86,14 @@ def read_yaml(text: str) -> Any:
 
 
 def unshared(value: Any) -> Any:
-    """A copy in which each alias is a value of its own: a change to one is none of the others."""
+    """A deep copy without shared parts, so that a change to one alias does not change the others."""
     if isinstance(value, dict):
         return {key: unshared(item) for key, item in value.items()}
     return [unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def read_yaml_file(path: Path) -> Any:
-    """The value of a YAML file. Raises UserError, one line that names the file."""
+    """The value of a YAML file. Raises UserError with one line that names the file."""
     try:
         if not path.is_file():
             raise UserError(f"{path}: is no file")
