@@ -21,7 +21,7 @@ MISREAD = (ValueError, LookupError, AttributeError, TypeError, OverflowError, Re
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML without the surprises of version 1.1: 2:4 is not a number in base 60, 010 not octal, 2024-01-02 not a date."""
+    """YAML in which, unlike in version 1.1, 2:4 is not in base 60, 010 is not octal and 2024-01-02 is not a date."""
 
     yaml_implicit_resolvers: ClassVar = {  # type: ignore[misc]
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]

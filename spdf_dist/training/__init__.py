@@ -1,1 +1,1 @@
-"""One loop for pre-training and fine-tuning, over a DeepSpeed engine; what differs is data, mask and schedule."""
+"""One training loop over a DeepSpeed engine. Pre-training and fine-tuning differ in data, masks and schedule."""

@@ -1,4 +1,7 @@
-"""Measures a whole training step of a config in its executions, for ``spdf bench step``: one process, steps in turn."""
+"""Measures a whole training step of a config in each execution, for ``spdf bench step``.
+
+One process runs the executions in turn.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ EXECUTIONS = ("compressed", "masked", "dense")
 
 
 def build_engine(config: PretrainConfig, groups: Groups, execution: str) -> Engine:
-    """The model under training as a run would build it; `dense` has no mask."""
+    """An engine over a new model, as a run builds it; `dense` has no masks."""
     sparsity = SparsityConfig() if execution == "dense" else config.sparsity
     masks = PackedMasks.pack({} if execution == "dense" else RandomMasks(config.model, sparsity))
     executions = {} if execution == "dense" else dict.fromkeys(architecture_of(config.model).linears, execution)
@@ -41,7 +44,7 @@ def build_engine(config: PretrainConfig, groups: Groups, execution: str) -> Engi
 
 
 def random_batch(config: PretrainConfig, groups: Groups) -> list[MicroBatch]:
-    """One global batch of random ids."""
+    """One global batch of random token ids, in micro-batches."""
     size, length = config.training.micro_batch_size, config.model.seq_length
     generator = torch.Generator().manual_seed(0)
     batches = []
@@ -52,24 +55,25 @@ def random_batch(config: PretrainConfig, groups: Groups) -> list[MicroBatch]:
 
 
 def patterns_of(engine: Engine) -> list[SparsityPattern]:
-    """Of a compressed model's sparse linears."""
+    """The patterns of a compressed model's sparse linears."""
     modules = engine.model.modules()
     return [m.pattern for m in modules if isinstance(m, ParallelLinear) and m.pattern is not None]
 
 
 def state_facts(patterns: Sequence[SparsityPattern]) -> dict[str, Any]:
-    """Model state of sparse weights together, on each path, and the seconds that preparing all patterns took."""
+    """Total bytes of model state of the patterns on each path, and the seconds that preparing all of them takes."""
     progress = tqdm(patterns, desc="patterns", unit="pattern", file=sys.stderr)
     return {"patterns": len(patterns), **total_facts(model_state(pattern.mask()) for pattern in progress)}
 
 
 def bench_step(config: PretrainConfig, rounds: int, threads: int) -> dict[str, Any]:
-    """Forward, backward and AdamW of one global batch, in each execution.
+    """Measure forward, backward and AdamW of one global batch, in each execution.
 
     Returns:
-        ``results``: for each execution milliseconds (median, quartiles), tokens a second, ``speedup`` over dense with a
-        lower confidence bound, ``theoretical`` by FLOPs, and ``parameters`` that are trained.
-        ``state``: of `state_facts`.
+        ``results``: for each execution milliseconds (median, quartiles), ``tokens_per_s``, ``speedup`` over dense with
+        a lower confidence bound, the ``theoretical`` speed-up by FLOPs, and the number of trained ``parameters``.
+        ``state``: the result of `state_facts`.
+        The other keys describe the machine and the config.
     """
     groups = start(config, ALONE)
     batch = random_batch(config, groups)

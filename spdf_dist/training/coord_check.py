@@ -1,6 +1,6 @@
-"""The coordinate check: whether activations keep their size over widths and densities while a model trains.
+"""The coordinate check: whether the magnitude of activations during training depends on width and density.
 
-Source: Yang et al. (arXiv 2203.03466), appendix D.1; over densities: SuPar (arXiv 2405.15743), figures 2 to 4.
+Source: Yang et al. (arXiv 2203.03466), appendix D.1; for densities: SuPar (arXiv 2405.15743), figures 2 to 4.
 """
 
 from __future__ import annotations
@@ -29,24 +29,31 @@ from spdf_dist.training.engine import Engine
 from spdf_dist.training.setup import build_model, start
 
 PLACES = ("attention", "mlp")
-"""The outputs that are added to the residual stream."""
+"""Names of the two outputs of a layer that are added to the residual stream."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """Mean magnitudes over all layers, tokens and features, after ``step`` updates."""
+    """Mean absolute outputs over all layers, tokens and features, after ``step`` updates."""
 
     parameterization: str
     width: int
+    """The hidden size."""
     density: float
+    """Fraction of the weights that is kept."""
     seed: int
     step: int
     attention: float
+    """Mean absolute output of attention."""
     mlp: float
+    """Mean absolute output of the MLP."""
 
 
 def variant(config: PretrainConfig, parameterization: str, width: int, density: float, seed: int) -> PretrainConfig:
-    """The config at another width, density and seed, with the head size kept. Raises UserError."""
+    """The config with another parameterization, width, density and seed, and the same head size.
+
+    Raises UserError if the head size or the pattern does not allow it.
+    """
     model, training = config.model, config.training
     head = model.head_size
     if width % head:
@@ -97,7 +104,7 @@ def variant(config: PretrainConfig, parameterization: str, width: int, density: 
 
 
 def synthetic_batch(config: PretrainConfig, groups: Groups) -> list[MicroBatch]:
-    """Sequences in which half of the tokens follow from the one before; all steps see the same."""
+    """Sequences in which the previous token determines half of the tokens. All steps use the same batch."""
     words, size = config.model.vocab_size, (config.training.micro_batch_size, config.model.seq_length + 1)
     generator = np.random.Generator(np.random.Philox(config.seed))
     successor = generator.permutation(words)
@@ -111,7 +118,7 @@ def synthetic_batch(config: PretrainConfig, groups: Groups) -> list[MicroBatch]:
 
 
 class Recorder:
-    """Sums the magnitudes of what is added to the residual stream, by place."""
+    """Records the magnitudes of what attention and MLP add to the residual stream."""
 
     def __init__(self, model: GPT) -> None:
         self.sums = dict.fromkeys(PLACES, 0.0)
@@ -121,20 +128,20 @@ class Recorder:
                 linear.register_forward_hook(lambda _module, _inputs, output, place=place: self.add(place, *output))
 
     def add(self, place: str, y: Tensor, bias: Tensor | None) -> None:
-        """One output of a row-parallel linear."""
+        """Add one output of a row-parallel linear, [T, B, O], and its bias, [O]."""
         whole = y.detach() if bias is None else y.detach() + bias.detach()
         self.sums[place] += float(whole.abs().mean())
         self.counts[place] += 1
 
     def take(self) -> dict[str, float]:
-        """The means since the last call."""
+        """The mean magnitudes since the last call, by place."""
         means = {place: self.sums[place] / self.counts[place] for place in PLACES}
         self.sums, self.counts = dict.fromkeys(PLACES, 0.0), dict.fromkeys(PLACES, 0)
         return means
 
 
 def trace(config: PretrainConfig, groups: Groups, steps: int) -> list[dict[str, float]]:
-    """The magnitudes of ``steps`` + 1 forward passes, an update between each two, at a constant learning rate."""
+    """The magnitudes of ``steps`` + 1 forward passes, with an update after each, at a constant learning rate."""
     masks = PackedMasks.pack(RandomMasks(config.model, config.sparsity))
     executions = dict.fromkeys(architecture_of(config.model).linears, "masked")
     model = build_model(config, config.model, groups, masks, executions)
@@ -156,7 +163,7 @@ def coordinate_check(
     seeds: Sequence[int] = (1,),
     parameterizations: Sequence[str] = ("standard", "supar"),
 ) -> list[Point]:
-    """Trains each width and density for ``steps`` updates on synthetic text, on this process.
+    """Train each combination for ``steps`` updates on synthetic token ids, in this process.
 
     Raises UserError for a width or density that the config's head size or pattern does not allow.
     """
@@ -173,9 +180,9 @@ def coordinate_check(
 
 
 def spread(points: Sequence[Point], parameterization: str, step: int) -> dict[str, float]:
-    """The largest mean magnitude over widths and densities, divided by the smallest, by place, after ``step`` updates.
+    """The largest magnitude over widths and densities divided by the smallest, by place, after ``step`` updates.
 
-    Means are over seeds.
+    Magnitudes are means over seeds.
     """
     found = {}
     for place in PLACES:
@@ -189,7 +196,7 @@ def spread(points: Sequence[Point], parameterization: str, step: int) -> dict[st
 
 
 def summary(points: Sequence[Point]) -> dict[str, Any]:
-    """The check as JSON: every point, and the spreads of each parameterization by step."""
+    """The check as a JSON value: every point, and the spreads of each parameterization by step."""
     steps = sorted({point.step for point in points})
     names = list(dict.fromkeys(point.parameterization for point in points))
     return {
@@ -200,7 +207,7 @@ def summary(points: Sequence[Point]) -> dict[str, Any]:
 
 
 def draw(points: Sequence[Point], path: Any) -> None:
-    """The figure: a row per parameterization, a column per place and width, a line per density."""
+    """Draw the figure: one row per parameterization, one column per place and width, one line per density."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""When an update is left out: a loss or a gradient norm far above its recent median."""
+"""Spike detection: an update is skipped if its loss or gradient norm is far above the recent median."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections import deque
 from dataclasses import dataclass, field
 
 WINDOW = 64
-"""Recent values whose median is the running estimate."""
+"""Number of recent values whose median is taken."""
 
 
 @dataclass
 class SpikeLimit:
-    """``factor`` times the median of the last values, once there are ``WINDOW`` of them; 0 is no limit.
+    """A limit of ``factor`` times the median of the last ``WINDOW`` values. There is no limit before that many values,
+    or with factor 0.
 
-    Values of skipped updates count as well, so that the estimate adapts to a level that stays.
+    Values of skipped updates count as well, so that the limit adapts to a level that persists.
     """
 
     factor: float
@@ -23,16 +24,16 @@ class SpikeLimit:
 
     @classmethod
     def of(cls, factor: float, recent: list[float]) -> SpikeLimit:
-        """The limit of a run that goes on after ``recent`` values."""
+        """The limit of a run that continues after the values ``recent``."""
         return cls(factor, deque(recent, maxlen=WINDOW))
 
     def limit(self) -> float:
-        """The largest value that is no spike."""
+        """The largest value that is not a spike; infinite without a limit."""
         if not self.factor or len(self.values) < WINDOW:
             return math.inf
         return self.factor * statistics.median(self.values)
 
     def add(self, value: float) -> None:
-        """Count the value of a step; one that was not computed (NaN) is left out."""
+        """Add the value of a step, unless it is not finite (NaN stands for a value that was not computed)."""
         if math.isfinite(value):
             self.values.append(value)

@@ -1,4 +1,4 @@
-"""Which execution each sparse linear takes: the config's, or the faster one, measured once per run on rank 0."""
+"""Chooses the execution of each sparse linear: the config's, or the faster one, measured once per run on rank 0."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from spdf_dist.training.setup import weight_dtype
 
 
 def sparse_places(model: ModelConfig, masks: Mapping[str, BoolArray]) -> list[str]:
-    """The products of a layer that have a sparse weight; all layers are alike."""
+    """The linears of a layer that have a sparse weight, by name. All layers have the same ones."""
     architecture = architecture_of(model)
     return [place for place in architecture.linears if any(w.name in masks for w in architecture.weights_of(0, place))]
 
@@ -36,11 +36,13 @@ def decide(
     folder: RunFolder,
     tokens: int,
 ) -> dict[str, str]:
-    """`masked` or `compressed` for each sparse product of a layer, the same on every rank.
+    """`masked` or `compressed` for each sparse linear of a layer, the same on every rank; collective.
 
-    ``config.sparsity.execution`` says it, or `auto`: that reads ``execution.json`` of a run that continues; else rank
-    0 measures each shape against dense with ``tokens`` tokens (fewer where that says as much). ``measured`` in the file
-    then tells each speed-up with its lower bound. What another kind of device recorded does not count.
+    ``config.sparsity.execution`` sets it. With `auto`, a run that continues uses its ``execution.json``, unless another
+    kind of device recorded that. Otherwise rank 0 compares each shape with dense on ``tokens`` tokens, or on fewer
+    where these suffice, and writes the file. Its key ``measured`` holds each speed-up with its lower bound.
+
+    Raises UserError if ``execution.json`` is damaged.
     """
     places = sparse_places(model, masks)
     if not places:
@@ -78,7 +80,7 @@ def decide(
 
 
 def measured_with(device: torch.device) -> str:
-    """The clock and what the numbers depend on."""
+    """The clock and the software that a measurement depends on, in words."""
     if device.type != "cuda":
         return f"with {torch.get_num_threads()} threads"
     triton = version("triton") if find_spec("triton") else "none"
@@ -86,12 +88,12 @@ def measured_with(device: torch.device) -> str:
 
 
 def on_device(pattern: SparsityPattern, device: torch.device) -> SparsityPattern:
-    """The same pattern on a device."""
+    """The pattern, moved to ``device``."""
     return pattern if device.type == "cpu" else SparsityPattern.from_mask(pattern.mask().to(device))
 
 
 def recorded(folder: RunFolder, places: Collection[str], device: str) -> dict[str, str] | None:
-    """Layers of ``execution.json``; None where there is none for these products on this kind of device.
+    """The executions in ``execution.json``; None if it has none for these linears on this kind of device.
 
     Raises UserError for a file that ``decide`` did not write.
     """
@@ -113,11 +115,11 @@ def recorded(folder: RunFolder, places: Collection[str], device: str) -> dict[st
 def measure(
     patterns: Mapping[str, SparsityPattern], num_layers: int, tokens: int, dtype: torch.dtype, code_budget_mb: int
 ) -> tuple[dict[str, Comparison], str]:
-    """The comparison of each product, and what to add to the criterion.
+    """The comparison of each linear with dense, and a text to append to the criterion.
 
-    One product is measured alone, but all layers share the budget for generated code. Where theirs together goes
-    beyond it, a product is compressed if it is not slower on compressed rows either, or if its code is sure to fit:
-    the fastest first, after the code of those.
+    Each linear is measured on its own, but all layers share the budget for generated code. If their code does not fit
+    together, each linear is also measured with the compact kernels. A linear that is compressed there too stays
+    compressed. The others stay compressed, in the order of their speed-up, while their code still fits.
     """
     found = {place: compare(pattern, tokens, dtype) for place, pattern in patterns.items()}
     code = {
@@ -144,7 +146,7 @@ def measure(
 
 
 def local_pattern(model: ModelConfig, place: str, masks: Mapping[str, BoolArray], groups: Groups) -> SparsityPattern:
-    """This rank's slice of one product of the first layer."""
+    """The pattern of this rank's slice of one linear of the first layer."""
     parts = []
     for weight in architecture_of(model).weights_of(0, place):
         mask = masks[weight.name] if weight.name in masks else np.ones(weight.shape, bool)

@@ -1,10 +1,11 @@
-"""Pre-training that starts from another checkpoint: its weights, and what ``training.reset`` does not name.
+"""Pre-training that starts from another checkpoint: from its weights, and from the state that is not reset.
 
-Weights are taken where the new mask keeps them; what the checkpoint had pruned starts at zero. What is not reset:
+Weights are used where the new mask keeps them. Entries that the checkpoint had pruned start at zero. Unless
+``training.reset`` names it, this state continues:
 
-    optimizer   AdamW's moments and step count go on; moments of entries that were pruned start at zero
-    schedule    the run's steps, and with them the learning rate, go on from the checkpoint's consumed tokens
-    data        the batches go on where the checkpoint's run stopped reading
+    optimizer   AdamW's moments and step count; moments of entries that were pruned start at zero
+    schedule    the run's steps, and so the learning rate, from the checkpoint's consumed tokens
+    data        the batches, from where the checkpoint's run stopped reading
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from spdf_dist.training.state import Read, load_moments, load_training_state, lo
 from spdf_dist.training.training_state import TrainingState
 
 LEVEL_TOLERANCE = 0.005
-"""Between sparsity.level and the level of the checkpoint's masks."""
+"""Largest difference between sparsity.level and the level of the checkpoint's masks."""
 
 
 def check_function(checkpoint: Checkpoint, config: PretrainConfig) -> None:
-    """Raise UserError when the run's multipliers would change the function that the checkpoint's weights compute."""
+    """Raise UserError if the run's multipliers would change the function that the checkpoint's weights compute."""
     theirs, ours = checkpoint.parameterization, of_training(config.training)
     if theirs.multipliers(config.model) == ours.multipliers(config.model):
         return
@@ -46,7 +47,7 @@ def check_function(checkpoint: Checkpoint, config: PretrainConfig) -> None:
 
 
 def through_masks(checkpoint: Checkpoint) -> Read:
-    """Reads what a piece takes of a tensor: its kept values where it has a mask, whatever the checkpoint's mask is."""
+    """A reader of pieces that selects the kept values by the piece's own mask, whatever the checkpoint's mask is."""
 
     def read(piece: Piece, kind: Kind) -> Tensor:
         dense = checkpoint.read_piece(replace(piece, mask_source=None), kind)
@@ -59,7 +60,7 @@ def through_masks(checkpoint: Checkpoint) -> Read:
 class Origin:
     """The checkpoint that a run starts from.
 
-    Raises UserError when it does not fit the config: another architecture or vocabulary, no moments to go on with.
+    Raises UserError if it does not fit the config: another architecture or vocabulary, or no moments to continue with.
     """
 
     def __init__(self, config: PretrainConfig) -> None:
@@ -80,9 +81,9 @@ class Origin:
         self.state = self.starting_state()
 
     def masks(self) -> PackedMasks:
-        """The run's masks: the config's, or with ``sparsity.pattern: init_from`` the checkpoint's.
+        """The run's masks: the config's or, with ``sparsity.pattern: init_from``, the checkpoint's.
 
-        Raises UserError when the checkpoint has none, or others than the config's level and targets say.
+        Raises UserError if the checkpoint has none, or if they do not match the config's level and targets.
         """
         sparsity, path = self.config.sparsity, self.checkpoint.path
         if sparsity.pattern != "init_from":
@@ -109,7 +110,7 @@ class Origin:
         )
 
     def starting_state(self) -> TrainingState:
-        """Step and place in the data that the run begins at."""
+        """The training state that the run begins with: its step and its position in the data. Raises UserError."""
         manifest, path, config = self.checkpoint.manifest, self.checkpoint.path, self.config
         old = load_training_state(self.checkpoint) if manifest.kind == "pretrain" else TrainingState()
         state, per_step = TrainingState(), tokens_per_step(config)
@@ -136,13 +137,13 @@ class Origin:
         return state
 
     def load(self, engine: Engine) -> None:
-        """Weights, and moments unless they are reset, into the engine."""
+        """Load the weights, and the moments unless they are reset, into the engine."""
         read = through_masks(self.checkpoint)
         load_weights(engine, self.checkpoint, read)
         if "optimizer" not in self.reset:
             load_moments(engine, self.checkpoint, read)
 
     def note(self) -> str:
-        """What is taken over, for people."""
+        """A message that says what the run takes over from the checkpoint."""
         kept = [what for what in ("optimizer", "schedule", "data") if what not in self.reset]
         return f"starts from {self.checkpoint.path}: weights{''.join(f', {what}' for what in kept)}"

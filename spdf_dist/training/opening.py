@@ -1,6 +1,6 @@
-"""What a pre-training run says of itself before its first step: size, time on this machine, data, memory.
+"""Messages of a pre-training run before its first step: its size, time, data and memory on this machine.
 
-A person who starts a model that this machine cannot train learns it at once, and not after a night.
+They warn at once if the machine cannot train the model in reasonable time or memory.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from spdf_dist.parallel.groups import choose_device
 
 MEASURED_SECONDS = 0.1
 PROBE_ROWS, PROBE_SIDE = 256, 1024
-"""Rows and side of the matrices of the measured product."""
+"""Rows of the input, and rows and columns of the weight, of the measured matrix product."""
 TOO_LONG_SECONDS = 7 * 86400
-"""A run that takes longer says so before its model is made."""
+"""A run that takes longer prints its size and time before the model is built."""
 SLOW_PRECISION = 1.5
-"""How many times slower than fp32 a precision may be without a word."""
+"""A precision that is slower than fp32 by more than this factor is warned about."""
 WITHIN_STEP_SECONDS = 15.0
-"""Between two lines on the micro-batches of one long step."""
+"""Time between two progress lines within one long step."""
 
 T = TypeVar("T")
 
 
 def product_rate(precision: str, device: torch.device) -> float:
-    """FLOPs a second of one large matrix product on this rank, measured for about ``MEASURED_SECONDS``."""
+    """FLOP/s of one large matrix product on this rank, measured for about ``MEASURED_SECONDS``."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     x = torch.ones(PROBE_ROWS, PROBE_SIDE, dtype=dtype, device=device)
     weight = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=dtype, device=device)
@@ -50,13 +50,13 @@ def product_rate(precision: str, device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a GPU's work."""
+    """Wait until a GPU has finished its work; no-op on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that are free on this GPU, or in this machine; None where that is not known."""
+    """Free bytes on this GPU or, for the CPU, on this machine; None if that is not known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -71,7 +71,7 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that fits."""
+    """Seconds as text, in a suitable unit."""
     for unit, length in (("years", 365 * 86400), ("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
@@ -79,7 +79,7 @@ def duration(seconds: float) -> str:
 
 
 class Opening:
-    """What is known of a run before it starts, on the device that it uses."""
+    """Facts about a run before it starts, on the device that it uses."""
 
     def __init__(self, config: PretrainConfig, device: torch.device, world_size: int | None = None) -> None:
         self.config, self.device = config, device
@@ -94,7 +94,7 @@ class Opening:
         self.seconds = self.step_seconds * self.facts["steps"]
 
     def size_line(self) -> str:
-        """Parameters and FLOPs."""
+        """Parameters, steps and FLOPs."""
         facts = self.facts
         kept = f" ({facts['nonzeros']:,} kept)" if facts["sparsity"] > 0 else ""
         return (
@@ -103,7 +103,7 @@ class Opening:
         )
 
     def time_line(self) -> str:
-        """The time that the products alone take."""
+        """A lower bound of the time: matrix products only."""
         where = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
         return (
             f"at least {duration(self.step_seconds)} per step and {duration(self.seconds)} in all: matrix products run "
@@ -111,7 +111,7 @@ class Opening:
         )
 
     def warnings(self) -> list[str]:
-        """What will go wrong or slowly here."""
+        """Warnings about memory and slow precision on this machine."""
         found = []
         need, free = self.facts["memory_bytes"]["total"], available_memory(self.device)
         on_one = self.ranks if self.device.type == "cpu" else 1
@@ -129,13 +129,13 @@ class Opening:
         return found
 
     def early(self) -> list[str]:
-        """What is to be said before the model is made: nothing, unless the run is out of proportion here."""
+        """Lines to print before the model is built; none unless there are warnings or the run is very long."""
         found = self.warnings()
         return [self.size_line(), self.time_line(), *found] if found or self.seconds > TOO_LONG_SECONDS else []
 
 
 def data_lines(config: PretrainConfig, train: Mixture) -> list[str]:
-    """Tokens that the run reads against those that there are; data sets that it goes through more than once."""
+    """Lines on the tokens that the run reads and the data holds, and on data sets that it reads more than once."""
     asked = config.training.train_tokens
     have = train.num_sequences * train.seq_length
     lines = [f"reads {asked:,} tokens of data that hold {have:,}"]
@@ -148,29 +148,30 @@ def data_lines(config: PretrainConfig, train: Mixture) -> list[str]:
 
 
 def warn_early(config: PretrainConfig) -> None:
-    """Say before the model is made what a run is that is out of proportion on this machine."""
+    """Print ``Opening.early`` on rank 0, before the model is built."""
     if is_rank_zero():
         say(Opening(config, choose_device(config.device, 0)).early())
 
 
 def announce(config: PretrainConfig, train: Mixture, device: torch.device, world_size: int) -> None:
-    """Say before the first step what the run is."""
+    """Print size, time, data and warnings on rank 0, before the first step."""
     if is_rank_zero():
         opening = Opening(config, device, world_size)
         say([opening.size_line(), opening.time_line(), *data_lines(config, train), *opening.warnings()])
 
 
 def say(lines: list[str]) -> None:
-    """Print lines of the run, on rank 0."""
+    """Print lines to stderr, on rank 0 only."""
     if is_rank_zero():
         for line in lines:
             print(f"pretrain: {line}", file=sys.stderr, flush=True)
 
 
 class TimedMicroBatches(list[T]):
-    """The micro-batches of a step; tells in a long step how far it is, and after the run's first one how long all take.
+    """The micro-batches of a step. Iterating prints the progress of a long step and, early in the run, its total time.
 
-    ``step`` and ``steps`` number the step and all steps of the run.
+    ``step`` is the number of the step, from 1. ``steps`` counts all steps of the run. ``first`` marks the first step of
+    this process.
     """
 
     def __init__(self, batches: list[T], step: int, steps: int, *, first: bool) -> None:
@@ -183,7 +184,7 @@ class TimedMicroBatches(list[T]):
             started = time.monotonic()
             yield self[index]
             now = time.monotonic()
-            if self.first and index == min(1, len(self) - 1):  # the very first also warms up
+            if self.first and index == min(1, len(self) - 1):  # the first micro-batch includes the warm-up
                 one = now - started
                 step_seconds = one * len(self)
                 rest = step_seconds * (self.steps - self.step + 1)
@@ -196,7 +197,7 @@ class TimedMicroBatches(list[T]):
 
 
 def foresee(config: PretrainConfig, world_size: int) -> list[str]:
-    """What the run would say of its time and its data on this machine, for the device that it would use."""
+    """The lines on time and data, and the warnings, that the run would print on this machine."""
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     opening = Opening(config, choose_device(config.device, 0), world_size)
     lines = [opening.time_line()]

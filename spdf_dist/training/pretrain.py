@@ -1,4 +1,4 @@
-"""Sparse (or dense) pre-training of one run folder, from the start or from its last checkpoint."""
+"""Sparse or dense pre-training of one run folder, from the start or from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -30,9 +30,13 @@ from spdf_dist.training.setup import check_tokenizer
 
 
 def pretrain(config: PretrainConfig, ranks: Ranks, deliberately: Deliberately | None = None) -> None:
-    """Run, or continue, ``config.run_dir``; every rank calls it.
+    """Start or continue the run in ``config.run_dir``; every rank calls it.
 
-    Raises UserError for bad input before anything is written, Stopped, NonFiniteError, DivergedError.
+    Raises:
+        UserError: the input is not valid; nothing has been written.
+        Stopped: a signal requested a stop, and the state is saved.
+        NonFiniteError: a loss or gradient is not finite.
+        DivergedError: too many consecutive updates were skipped.
     """
     with TrainingRun("pretrain", config, ranks, deliberately or Deliberately()) as run:
         train, validation, tokenizer = open_data(config)
@@ -41,7 +45,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, deliberately: Deliberately | 
         masks = None if continues else origin.masks() if origin else config_masks(config)
         run.open(tokenizer, {"training": digests(train), "validation": digests(validation)})
         while not train_at_one_level(run, config, train, validation, origin, masks):
-            origin = masks = None  # the run goes on from its own checkpoint, at the next level
+            origin = masks = None  # the run continues from its own checkpoint, at the next level
 
 
 def train_at_one_level(
@@ -52,9 +56,9 @@ def train_at_one_level(
     origin: Origin | None,
     masks: PackedMasks | None,
 ) -> bool:
-    """Train until the level of sparsity changes or the run ends, and say whether it has ended.
+    """Train until the sparsity level changes or the run ends; returns whether the run has ended.
 
-    ``origin`` and ``masks`` are what a new run starts from; a run that continues has them in its newest checkpoint.
+    A new run starts from ``origin``, if given, and ``masks``. A run that continues uses its newest checkpoint instead.
     """
     training = config.training
     run.resume()
@@ -111,20 +115,20 @@ def train_at_one_level(
 
 
 def digests(data: Mixture | None) -> list[str]:
-    """What the data sets are, for the identity of the run."""
+    """The digest of each data set, which identify the run's data."""
     return [] if data is None else [dataset.digest() for dataset in data.datasets]
 
 
 def config_masks(config: PretrainConfig) -> PackedMasks:
-    """The masks that the config describes for the first step."""
+    """The masks of the first step, from the config."""
     sparsity = at_step(config.sparsity, 1, total_steps(config))
     return PackedMasks.pack(RandomMasks(config.model, sparsity))
 
 
 def own_masks(config: PretrainConfig, checkpoint: Checkpoint) -> PackedMasks:
-    """The masks of a run that continues: the config's, or its checkpoint's where the config does not make them.
+    """The masks of a run that continues: made from the config if that determines them, otherwise the checkpoint's.
 
-    With gmp at a level that is not the checkpoint's, they are new: the largest magnitudes of its weights.
+    With gmp at another level than the checkpoint's, new masks keep the largest magnitudes of its weights.
     """
     sparsity = config.sparsity
     if sparsity.algorithm == "gmp":
@@ -137,7 +141,10 @@ def own_masks(config: PretrainConfig, checkpoint: Checkpoint) -> PackedMasks:
 
 
 def open_data(config: PretrainConfig) -> tuple[Mixture, Mixture | None, Tokenizer | None]:
-    """Training data, validation data, and the tokenizer to keep with checkpoints. Raises UserError."""
+    """Training data, validation data, and the tokenizer to store with checkpoints.
+
+    Raises UserError if the data or the tokenizer cannot be used with the model.
+    """
     warn_early(config)
     model = config.model
     train = open_mixture(config.data.train, model.seq_length, config.seed, model.vocab_size)

@@ -1,9 +1,15 @@
-"""A run's folder: its config, its metrics, its lock. Rank 0 alone writes through this module.
+"""A run's folder: its config, its metrics, its lock. Only rank 0 writes through this module.
 
-``config.yaml`` (resolved), ``metrics.jsonl`` (a line a step), ``tensorboard/``, ``checkpoints/step_N/``, ``logs/``,
-``report/``, ``tokenizer/`` (copied at the start: what it was copied from may go while the run saves checkpoints),
-``execution.json`` (execution of each sparse layer), ``data.json`` (digests of the data), ``changes.jsonl`` (what
-``--change`` and ``--rewind`` changed), ``result.json`` (once the run is complete).
+    config.yaml        the resolved config
+    metrics.jsonl      one line per step and one per validation
+    tensorboard/       the same numbers for TensorBoard
+    checkpoints/       step_N/, one per checkpoint
+    tokenizer/         a copy, because the original may be deleted while the run saves checkpoints
+    logs/  report/     output of the other ranks; reports
+    execution.json     execution of each sparse linear
+    data.json          digests of the data
+    changes.jsonl      what --change and --rewind changed
+    result.json        written when the run is complete
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ from spdf_dist.data.tokenizer import Tokenizer
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """An OSError inside, as on a full disk, becomes an SpdfError that names ``path``."""
+    """Convert an OSError of the block, as on a full disk, to an SpdfError that names ``path``."""
     try:
         yield
     except OSError as error:
@@ -38,20 +44,20 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all. Raises SpdfError when the disk does not take it."""
+    """Write a file atomically. Raises SpdfError if that fails, as on a full disk."""
     with writing(path):
         atomic_files.write_text(path, text)
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether an entry of a folder without a config is what a start leaves that was broken off before it wrote one."""
+    """Whether an interrupted start, before it wrote the config, may have left this entry of the folder."""
     if path.name in ("checkpoints", "tensorboard"):
         return path.is_dir() and not any(path.iterdir())
     return path.name in ("logs", ".lock", ".lock.holder") or atomic_files.is_temporary(path)
 
 
 def listed(differences: Sequence[str]) -> str:
-    """At most three differences in words."""
+    """At most three of the differences, and the number of the others, as text."""
     return "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if differences[3:] else "")
 
 
@@ -74,10 +80,13 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def open(self, config: AnyConfig, *, change: bool = False) -> None:
-        """Create the folder, or check that it holds the same run. Raises UserError for another run or a second process.
+        """Create the folder, or check that it holds the same run, and lock it.
 
-        ``change`` allows differences, which are recorded in ``changes.jsonl``. A run that logged and saved nothing
-        gives way to another. The lock goes with the process, however that ends.
+        ``change`` allows differences, which are recorded in ``changes.jsonl``. A run that has neither logged nor saved
+        anything is replaced. The lock ends with the process, however that ends.
+
+        Raises:
+            UserError: the folder holds another run, is locked by another process or cannot be written.
         """
         self.check(config, change=change)
         try:
@@ -88,7 +97,7 @@ class RunFolder:
         if descriptor is None:
             raise UserError(f"run_dir: another process is running in {self.path}")
         self._lock = os.fdopen(descriptor, "w")
-        self.check(config, change=change)  # again: another process may have come and gone before the lock
+        self.check(config, change=change)  # again: another process may have run here before this one had the lock
         with writing(self.path):
             atomic_files.remove_temporaries(self.path)
             differences = self.differences(config)
@@ -99,21 +108,21 @@ class RunFolder:
                 self.execution.unlink(missing_ok=True)
                 for folder in (self.tensorboard, self.tokenizer):
                     shutil.rmtree(folder, ignore_errors=True)
-            # First of all: without it a folder is nobody's run, and a kill may come at any line.
+            # Written before the folders, so that a process killed here leaves a folder that counts as this run.
             write_text(self.config, to_yaml(config))
             for folder in (self.checkpoints, self.logs, self.tensorboard):
                 folder.mkdir(exist_ok=True)
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def check(self, config: AnyConfig, *, change: bool = False) -> None:
-        """Raise UserError when the folder holds something else than this run; writes nothing.
+        """Raise UserError if the folder holds something other than this run; writes nothing.
 
-        With ``change`` only keys that no run can change count.
+        With ``change``, only the keys that cannot change (``FIXED``) are compared.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"run_dir: {self.path} is no folder")
@@ -130,7 +139,7 @@ class RunFolder:
             raise UserError(f"run_dir: {self.path} is not empty and holds no run; choose another run_dir")
 
     def record_change(self, changes: list[str]) -> None:
-        """Add a line to ``changes.jsonl``: what was changed, when, and after which saved step."""
+        """Append to ``changes.jsonl`` what was changed, when, and after which saved step."""
         found = latest(self.checkpoints)
         record = {
             "schema_version": 1,
@@ -144,15 +153,15 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def change_history(self) -> list[dict[str, Any]]:
-        """What ``record_change`` wrote, oldest first."""
+        """The records of ``record_change``, oldest first."""
         if not self.changes.exists():
             return []
         return [json.loads(line) for line in self.changes.read_text(encoding="utf-8").splitlines()]
 
     def keep_data(self, digests: dict[str, list[str]], *, change: bool = False) -> None:
-        """Record what the run's data are, or check that they are what it began with.
+        """Record the digests of the run's data, or check that they are those the run began with.
 
-        Raises UserError when they are others and no ``change`` is asked for.
+        Raises UserError if they differ and ``change`` is false.
         """
         known = (self.read_json(self.data.name) or {}).get("digests")
         if known is not None and known != digests:
@@ -167,7 +176,7 @@ class RunFolder:
             self.write_json(self.data.name, {"schema_version": 1, "digests": digests})
 
     def is_complete(self, config: AnyConfig) -> bool:
-        """Whether this very run is done: its result is written, and its last checkpoint is there."""
+        """Whether the run of ``config`` is done: its result is written, and its last or best checkpoint exists."""
         result = self.read_json(self.result.name) if self.result.exists() and not self.differences(config) else None
         found = latest(self.checkpoints) if result is not None else None
         if result is None or found is None:
@@ -175,7 +184,7 @@ class RunFolder:
         return read_manifest(found).step in (result.get("steps"), result.get("best_step"))
 
     def last_logged_step(self) -> int:
-        """The highest step in ``metrics.jsonl``; 0 when it has none."""
+        """The highest step in ``metrics.jsonl``; 0 if there is none."""
         steps = [0]
         if self.metrics.exists():
             for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -184,33 +193,37 @@ class RunFolder:
         return max(steps)
 
     def differences(self, config: AnyConfig) -> list[str]:
-        """What makes ``config`` another run than the folder's, as ``key: old -> new``; none in a folder without one."""
+        """The differences that make ``config`` another run than the folder's, as ``key: old -> new``.
+
+        The list is empty if the folder has no config. Raises UserError if its config cannot be read.
+        """
         if not self.config.exists():
             return []
         try:
             old = read_yaml_file(self.config)
         except UserError as error:
             raise UserError(f"{self.config} cannot be read: {str(error).removeprefix(f'{self.config}: ')}") from None
-        with contextlib.suppress(UserError):  # a key that the older program lacked has its default
+        with contextlib.suppress(UserError):  # a key that an older version did not have gets its default
             old = to_tree(build(type(config), old, ""))
         return run_differences(old if isinstance(old, dict) else {}, to_tree(config))
 
     def is_unused(self) -> bool:
-        """Whether a run began here and nothing is lost with it: no checkpoint, whole or not, no metrics, no result."""
+        """Whether a run began here but has no checkpoint, complete or not, no metrics and no result."""
         saved = self.checkpoints.is_dir() and any(not p.name.endswith(ASIDE) for p in self.checkpoints.iterdir())
         logged = self.metrics.exists() and self.metrics.stat().st_size > 0
-        # Without a lock no run began: the config may be a person's own.
+        # Without a lock file no run began here, and the config may be a user's own file.
         return self.lock.exists() and not (saved or logged or self.result.exists())
 
     def keep_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Copy a tokenizer into the folder, for the checkpoints."""
+        """Copy a tokenizer into the folder, for the checkpoints. Raises SpdfError if that fails."""
         with writing(self.tokenizer):
             tokenizer.save(self.tokenizer)
 
     def cut_metrics(self, step: int, *, validated: bool = True) -> None:
-        """Drop metrics lines past ``step``, its validation line when that will be made again, and a line cut short.
+        """Remove metrics lines after ``step`` and incomplete lines.
 
-        Raises UserError for a line that is JSON and no metrics line: whose it is must be a person's decision.
+        If ``validated`` is false, the validation line of ``step`` is removed too, because it will be written again.
+        Raises UserError for JSON that is not a metrics record; it is not deleted automatically.
         """
         if not self.metrics.exists():
             return
@@ -229,7 +242,7 @@ class RunFolder:
         write_text(self.metrics, "".join(kept))
 
     def append_metrics(self, lines: Sequence[str]) -> None:
-        """Add lines, all or none. Raises SpdfError when the disk does not take them."""
+        """Append lines, all or none. Raises SpdfError if they cannot be written."""
         with writing(self.metrics), self.metrics.open("ab", buffering=0) as file:
             size = file.seek(0, os.SEEK_END)
             content = "".join(lines).encode()
@@ -237,16 +250,16 @@ class RunFolder:
                 while content:
                     content = content[file.write(content) :]
             except OSError:
-                with contextlib.suppress(OSError):  # a line that stays cut short is dropped when the run goes on
+                with contextlib.suppress(OSError):  # otherwise `cut_metrics` removes the incomplete line later
                     file.truncate(size)
                 raise
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """A small JSON file in the run folder, whole or not at all."""
+        """Write a small JSON file in the run folder, atomically. Raises SpdfError if that fails."""
         write_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """What ``write_json`` wrote, or None."""
+        """The content that ``write_json`` wrote; None without the file. Raises UserError for a damaged file."""
         path = self.path / name
         if not path.exists():
             return None

@@ -1,9 +1,9 @@
-"""Saves checkpoints: at once, or from a copy in host memory that a thread writes while training goes on.
+"""Saves checkpoints: synchronously, or from a copy in host memory that a thread writes while training continues.
 
-An asynchronous save copies this rank's slices (at most 12 bytes for each of its parameters), and a thread writes,
-digests and forces them to the disk. The ranks tell each other in each step whether their threads are done; then they
-complete the checkpoint together, with the same calls, bytes and guarantees as a save at once. One save is in flight at
-most. A process that is killed in between leaves the checkpoints before as they are.
+An asynchronous save copies this rank's slices (at most 12 bytes per parameter of the rank). A thread writes them,
+computes digests and forces them to the disk. In each step the ranks exchange whether their threads are done. When all
+are, they complete the checkpoint together, with the same calls, bytes and guarantees as a synchronous save. At most one
+save is in flight. A process that is killed during a save leaves the earlier checkpoints intact.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from spdf_dist.training.training_state import TrainingState
 
 
 class Saver:
-    """Writes a run's checkpoints; every rank makes one and calls it alike.
+    """Writes a run's checkpoints. Every rank has one and makes the same calls.
 
-    ``writer_of(state)`` gives the writer of a state's checkpoint; ``saved(state)`` is called once one is whole.
+    ``writer_of(state)`` returns the writer of a checkpoint and the arguments of its ``complete``. ``saved(state)`` is
+    called when a checkpoint is complete.
     """
 
     def __init__(
@@ -43,30 +44,30 @@ class Saver:
         self.saved = saved
         self.asynchronous = asynchronous
         self.stalled = 0.0
-        """Seconds that training has stood still for checkpoints."""
+        """Seconds that training has waited for checkpoints."""
         self.count = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._in_flight: tuple[CheckpointWriter, dict[str, Any], TrainingState, Future[Report]] | None = None
 
     @property
     def in_flight(self) -> bool:
-        """Whether a save has begun and is not complete."""
+        """Whether a save has begun and is not yet complete."""
         return self._in_flight is not None
 
     def newest(self) -> str:
-        """The newest whole checkpoint, in words."""
+        """The path of the newest complete checkpoint, or a text that says that there is none."""
         found = latest(self.root)
         return str(found) if found else "none: the run has saved nothing yet"
 
     @property
     def is_done(self) -> bool:
-        """Whether this rank's thread has written what is in flight."""
+        """Whether this rank's thread has written its part of the save in flight."""
         return self._in_flight is not None and self._in_flight[3].done()
 
     def save(self, state: TrainingState, *, wait: bool) -> None:
-        """Save ``state``, or begin to; collective. ``wait`` returns once the checkpoint is whole.
+        """Save ``state``, or begin to; collective. With ``wait`` the checkpoint is complete on return.
 
-        Raises SpdfError on every rank when this save, or the one in flight, has failed on any.
+        Raises SpdfError on every rank if this save, or the one in flight, failed on any rank.
         """
         self.complete()
         begin = time.perf_counter()
@@ -85,7 +86,7 @@ class Saver:
             self._count(state)
 
     def complete(self) -> None:
-        """Wait for the save in flight, if there is one, and complete it; collective. Raises as ``save`` does."""
+        """Wait for the save in flight, if any, and complete it; collective. Raises SpdfError as ``save`` does."""
         if self._in_flight is None:
             return
         begin = time.perf_counter()
@@ -97,10 +98,10 @@ class Saver:
         self._count(state)
 
     def _count(self, state: TrainingState) -> None:
-        """One more is whole."""
+        """Count a complete checkpoint and report it."""
         self.count += 1
         self.saved(state)
 
     def close(self) -> None:
-        """End the thread; what it still writes stays incomplete."""
+        """End the thread. A save that is still in flight stays incomplete."""
         self._thread.shutdown(wait=True)

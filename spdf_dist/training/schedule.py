@@ -1,6 +1,6 @@
-"""Learning rates as functions of what is done when a step ends.
+"""Learning rate schedules, as functions of the progress at the end of a step.
 
-A schedule counts in one unit, target tokens for pre-training and optimizer steps for fine-tuning, and knows no data.
+The unit of progress is the target token in pre-training and the optimizer step in fine-tuning.
 """
 
 from __future__ import annotations
@@ -16,34 +16,36 @@ class Schedule(Protocol):
     """The learning rate over a run."""
 
     def lr(self, consumed: int) -> float:
-        """The rate of the step that ends when ``consumed`` units (tokens or steps) are done."""
+        """The learning rate of the step after which ``consumed`` units (tokens or steps) are done."""
 
 
 @dataclass(frozen=True)
 class Constant:
-    """Linear warm-up over ``warmup`` units, then the peak."""
+    """Linear warm-up over ``warmup`` units, then the peak. Subclasses override ``decay``."""
 
     peak: float
+    """The highest learning rate."""
     warmup: int
+    """Units of the warm-up."""
     total: int
     """Units of the whole run."""
     min_ratio: float = 0.0
     """The rate at the end, as a fraction of the peak, where the schedule decays."""
 
     def lr(self, consumed: int) -> float:
-        """The rate of the step that ends at ``consumed``."""
+        """The learning rate of the step after which ``consumed`` units are done."""
         if consumed < self.warmup:
             return self.peak * consumed / self.warmup
         return self.peak * (self.min_ratio + (1 - self.min_ratio) * self.decay(consumed))
 
     def decay(self, consumed: int) -> float:
-        """From 1, the peak, to 0, ``min_ratio`` of it."""
+        """A factor from 1 (the peak) to 0 (``min_ratio`` of the peak)."""
         return 1.0
 
 
 @dataclass(frozen=True)
 class Cosine(Constant):
-    """Warm-up, then half a cosine to ``min_ratio`` of the peak at the end. Source: SPDF, appendix A.1."""
+    """Warm-up, then half a cosine down to ``min_ratio`` of the peak. Source: SPDF, appendix A.1."""
 
     def decay(self, consumed: int) -> float:
         progress = min(1.0, (consumed - self.warmup) / max(1, self.total - self.warmup))
@@ -52,7 +54,7 @@ class Cosine(Constant):
 
 @dataclass(frozen=True)
 class Linear(Constant):
-    """Warm-up, then a line to ``min_ratio`` of the peak at the end. Source: LoRA's fine-tuning (SPDF, appendix A.2)."""
+    """Warm-up, then linear decay to ``min_ratio`` of the peak. Source: LoRA's fine-tuning (SPDF, appendix A.2)."""
 
     def decay(self, consumed: int) -> float:
         return max(0.0, (self.total - consumed) / max(1, self.total - self.warmup))
@@ -60,14 +62,16 @@ class Linear(Constant):
 
 @dataclass(frozen=True)
 class WarmupStableDecay(Constant):
-    """Warm-up, the peak, and a cooldown over the last ``cooldown`` (a fraction) of the run.
+    """Warm-up, the peak, then a cooldown to ``min_ratio`` of the peak.
 
-    Runs of several lengths can branch from one trunk at constant rate. The shape `sqrt`, 1 - sqrt(progress), matches a
-    cosine of the same length. Source: Haegele et al. (NeurIPS 2024).
+    Runs of several lengths can branch from one run at constant learning rate. The shape `sqrt`, 1 - sqrt(progress),
+    matches the loss of a cosine of the same length. Source: Haegele et al. (NeurIPS 2024).
     """
 
     cooldown: float = 0.2
+    """Length of the cooldown, as a fraction of the run."""
     shape: str = "linear"
+    """`linear` or `sqrt`."""
 
     def decay(self, consumed: int) -> float:
         length = self.cooldown * self.total
@@ -81,11 +85,11 @@ SCHEDULES: dict[str, type[Constant]] = {
     "constant": Constant,
     "wsd": WarmupStableDecay,
 }
-"""By the value of ``training.schedule``."""
+"""Schedules by the value of ``training.schedule``."""
 
 
 def schedule_of(training: TrainingConfig, total: int) -> Schedule:
-    """The schedule of a pre-training run of ``total`` target tokens."""
+    """The schedule of a pre-training run with ``total`` target tokens."""
     extra: dict[str, Any] = {}
     if training.schedule == "wsd":
         extra = {"cooldown": training.cooldown_fraction, "shape": training.cooldown_shape}

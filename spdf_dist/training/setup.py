@@ -1,4 +1,4 @@
-"""What pre-training and fine-tuning do alike before the first step."""
+"""Set-up that pre-training and fine-tuning share, before the first step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from spdf_dist.training.run_folder import RunFolder
 
 
 def start(config: AnyConfig, ranks: Ranks) -> Groups:
-    """Process groups, determinism and the checks that need the world size."""
+    """Set determinism, start the process groups and make the checks that need the world size. Raises UserError."""
     deterministic = config.training.deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -40,15 +40,15 @@ def start(config: AnyConfig, ranks: Ranks) -> Groups:
         ranks, config.parallel.tensor, config.parallel.data, config.device, config.parallel.timeout_minutes
     )
     validate_batch(config, groups.data_size)
-    deepspeed_settings(config, groups.data_size)  # what conflicts is said before anything is written
+    deepspeed_settings(config, groups.data_size)  # reports conflicts before anything is written
     return groups
 
 
 def newest_checkpoint(folder: RunFolder, groups: Groups) -> Checkpoint | None:
-    """The run's newest whole checkpoint, the same on every rank; None for a run that has saved none.
+    """The run's newest complete checkpoint, the same on every rank; None for a run that has saved none.
 
-    Damaged ones are named and passed over. Raises UserError when there are only damaged ones: starting again from
-    nothing must be a person's decision.
+    Damaged checkpoints are reported and skipped. Raises UserError if all are damaged, because a restart from nothing
+    would lose the run; the user must decide.
     """
     found, error = None, None
     if groups.rank == 0:
@@ -65,13 +65,13 @@ def newest_checkpoint(folder: RunFolder, groups: Groups) -> Checkpoint | None:
 
 
 def check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, where: str) -> None:
-    """Raise UserError when a tokenizer has ids that the model does not know."""
+    """Raise UserError if a tokenizer has more ids than the model's vocabulary."""
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(f"{where} has {tokenizer.vocab_size} ids, more than the model's vocab_size {model.vocab_size}")
 
 
 def weight_dtype(config: AnyConfig) -> torch.dtype:
-    """Of weights and activations; the optimizer's masters are float32 in any case."""
+    """The dtype of weights and activations. The optimizer's master weights are always float32."""
     return torch.bfloat16 if config.training.precision == "bf16" else torch.float32
 
 
@@ -84,7 +84,10 @@ def build_model(
     label_smoothing: float = 0.0,
     parameterization: Parameterization | None = None,
 ) -> GPT:
-    """The model to train, without values yet. ``parameterization`` defaults to the one of a pre-training config."""
+    """The model to train, with uninitialised weights.
+
+    ``parameterization`` defaults to that of a pre-training config, and to the standard one in fine-tuning.
+    """
     if parameterization is None:
         parameterization = of_training(config.training) if isinstance(config, PretrainConfig) else STANDARD
     return build_gpt(
@@ -103,9 +106,9 @@ def build_model(
 def executed_ratio(
     config: AnyConfig, model: ModelConfig, sparsity: SparsityConfig | None, execution: Mapping[str, str]
 ) -> float:
-    """FLOPs that a step executes over its model FLOPs: HFU over MFU.
+    """The FLOPs that a step executes, divided by its model FLOPs; equal to HFU / MFU.
 
-    Where executions are mixed all count as masked. Of a GPU it is assumed; for CPUs no peak, and so no MFU, is known.
+    Mixed executions count as masked. The ratio is only meant for GPUs: without a known peak a CPU has no MFU.
     """
     how = "compressed" if set(execution.values()) == {"compressed"} else "masked"
     recomputed = config.training.activation_checkpointing
@@ -114,7 +117,7 @@ def executed_ratio(
 
 
 def sparsity_by_group(model: GPT) -> dict[str, float]:
-    """The share of pruned weights of each product, over this rank's layers."""
+    """The sparsity of each kind of linear, over this rank's slices of all layers."""
     kept: dict[str, list[int]] = {}
     for name, linear in sparse_linears(model):
         count = kept.setdefault(name.rsplit(".", 1)[1], [0, 0])
@@ -126,7 +129,7 @@ def sparsity_by_group(model: GPT) -> dict[str, float]:
 
 
 def peak_flops(config: AnyConfig, groups: Groups) -> float | None:
-    """The dense peak of all ranks' GPUs together, None for a device that is not in the table."""
+    """Dense peak FLOP/s of all ranks' GPUs together; None for a device that is not in the table."""
     if groups.device.type != "cuda":
         return None
     gpu = recognise_gpu(torch.cuda.get_device_name(groups.device))

@@ -1,4 +1,4 @@
-"""The engine's state to a checkpoint and back, at any topology and execution."""
+"""Moves the engine's state to a checkpoint and back, at any topology and execution."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from spdf_dist.training.training_state import TrainingState
 
 
 def state_pieces(engine: Engine) -> Iterator[tuple[Kind, Piece, Tensor]]:
-    """What this rank writes: its tensor rank's slices, dealt over the data ranks; what all tensor ranks hold, once.
+    """The slices, fp32, that this rank writes to a checkpoint.
 
-    Every data rank must go through it to the end: masters and moments are collected by collectives.
+    The slices of a tensor rank are divided among its data ranks. Tensor rank 0 writes what all tensor ranks hold.
+    Every rank must consume the iterator to its end, because collectives gather master weights and moments.
     """
     groups = engine.groups
     for number, parameter in enumerate(engine.model.parameters()):
@@ -37,7 +38,10 @@ def state_pieces(engine: Engine) -> Iterator[tuple[Kind, Piece, Tensor]]:
 
 
 def load_training_state(checkpoint: Checkpoint) -> TrainingState:
-    """What the loop goes on from; a field that an older checkpoint lacks has its default. Raises UserError."""
+    """The training state to continue from. A field that an older checkpoint lacks gets its default.
+
+    Raises UserError if the state is damaged or belongs to another step.
+    """
     try:
         state: TrainingState = build(TrainingState, checkpoint.manifest.state, "state")
     except UserError as error:
@@ -48,17 +52,17 @@ def load_training_state(checkpoint: Checkpoint) -> TrainingState:
 
 
 Read = Callable[[Piece, Kind], Tensor]
-"""Reads what a piece takes of a checkpoint's tensor, fp32."""
+"""Reads a piece of a checkpoint's tensor, fp32: its slice or, if it has a mask, the kept values."""
 
 
 def load_weights(engine: Engine, checkpoint: Checkpoint, read: Read | None = None) -> None:
-    """The checkpoint's weights into the model and its masters; each rank reads only its own slices."""
+    """Load the checkpoint's weights into the model and its masters. Each rank reads only its own slices."""
     for parameter in engine.model.parameters():
         engine.load_parameter(parameter, assemble(read or checkpoint.read_piece, parameter, "model"))
 
 
 def load_moments(engine: Engine, checkpoint: Checkpoint, read: Read | None = None) -> None:
-    """The checkpoint's AdamW state, if it has one."""
+    """Load the checkpoint's AdamW state, if it has one."""
     updates = int((checkpoint.manifest.optimizer or {}).get("updates", 0))
     if updates == 0:
         return
@@ -69,7 +73,7 @@ def load_moments(engine: Engine, checkpoint: Checkpoint, read: Read | None = Non
 
 
 def assemble(read: Read, parameter: Any, kind: Kind) -> Tensor:
-    """A parameter's content, fp32, from the checkpoint's slices."""
+    """A parameter's content, fp32 in the parameter's shape, from the checkpoint's slices."""
     pieces = pieces_of(parameter)
     contents = {piece.name: read(piece, kind) for piece in pieces}
     value = parameter.detach().float().clone()

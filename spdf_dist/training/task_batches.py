@@ -1,4 +1,4 @@
-"""Fine-tuning batches: a task's examples, loss on the target alone, bucketed by length."""
+"""Fine-tuning batches: examples of a task, bucketed by length. Only target tokens count in the loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from spdf_dist.training.batches import GlobalBatch, MicroBatch
 
 
 class TaskBatches:
-    """``Data`` over a task: ``epochs`` passes, each in its own order."""
+    """``Data`` over a task: ``epochs`` passes, each in a new order."""
 
     def __init__(
         self,
@@ -29,7 +29,11 @@ class TaskBatches:
         tokenizer: Tokenizer,
         groups: Groups,
     ) -> None:
-        """``sparsity`` is that of the model under training: None when it is dense. Raises UserError."""
+        """Read and encode the task's files.
+
+        ``sparsity`` is that of the model under training; None for a dense model. Raises UserError for a file or an
+        example that is not valid, and where the warm-up is not shorter than the run.
+        """
         task = config.finetune
         self.config = config
         self.groups = groups
@@ -68,18 +72,18 @@ class TaskBatches:
         )
 
     def _collated(self, examples: Sequence[EncodedExample], numbers: Sequence[int], step: int) -> Iterator[MicroBatch]:
-        """This rank's share of some examples."""
+        """This rank's share of the examples ``numbers``, as micro-batches padded to their longest example."""
         size = self.config.training.micro_batch_size
         for index, part in micro_batches(numbers, self.groups.data_rank, self.groups.data_size, size):
             rows = [examples[number] for number in part]
             tokens_BT, labels_BT = collate(rows, max(1, len(rows)), self.pad)
             device = self.groups.device
-            # As in pre-training the seed knows samples, not ranks.
+            # As in pre-training, the seed depends on the samples and not on the rank.
             seed = derive_seed("dropout", self.config.seed, f"{step}/{index}") >> 1
             yield MicroBatch(tokens_BT.to(device), labels_BT.to(device), seed)
 
     def consumed_tokens(self, step: int) -> int:
-        """Target tokens up to and with ``step``; every epoch has the same number."""
+        """Target tokens up to and including ``step``; every epoch has the same number."""
         epochs, rest = divmod(step, self.steps_per_epoch)
         tokens = epochs * sum(example.target_tokens for example in self.examples)
         for numbers in self._batches_of(epochs)[:rest] if rest else []:
