@@ -1,6 +1,6 @@
-"""Pre-training batches: packed sequences in an order that depends on (seed, global sample index) alone.
+"""Pre-training batches: packed sequences in an order that depends only on (seed, global sample index).
 
-Shapes: B sequences, T target tokens of one.
+Shapes: B sequences, T target tokens of a sequence.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from spdf_dist.training.opening import TimedMicroBatches, announce
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass on this rank."""
+    """The inputs of one forward pass on this rank."""
 
     tokens_BT: Tensor
-    """Ids, int64."""
+    """Token ids, int64."""
     labels_BT: Tensor
-    """Id to predict at each place, int64; ``IGNORED`` does not count."""
+    """The id to predict at each position, int64. Positions with ``IGNORED`` do not count in the loss."""
     dropout_seed: int
-    """Depends on the samples alone, so that a resumed or re-divided run drops the same activations."""
+    """Depends only on the samples, so that the same activations are dropped after a restart or on other ranks."""
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,27 @@ class GlobalBatch:
 
     micro_batches: list[MicroBatch]
     target_tokens: int
+    """Of the whole global batch."""
     model_flops: int
+    """Of the whole global batch, forward and backward pass."""
 
 
 class Data(Protocol):
-    """What a run trains on and validates with; pre-training and fine-tuning each have one."""
+    """The training and validation batches of a run. Pre-training and fine-tuning each implement it."""
 
     total_steps: int
     """Optimizer steps of the whole run."""
     validation_passes: int
-    """Micro-batches of one validation on this rank; 0 where there is no validation set."""
+    """Micro-batches per validation on this rank; 0 without a validation set."""
 
     def batch(self, step: int) -> GlobalBatch:
-        """The batch of optimizer step ``step``, counted from 1. Another thread may call it."""
+        """The batch of optimizer step ``step``, counted from 1. It may be called from another thread."""
 
     def consumed_tokens(self, step: int) -> int:
-        """Target tokens of all steps up to and with ``step``."""
+        """Target tokens of all steps up to and including ``step``."""
 
     def validation(self) -> Iterator[MicroBatch]:
-        """This rank's part of the validation set, in forward passes."""
+        """This rank's micro-batches of the validation set."""
 
 
 class PretrainBatches:
@@ -75,7 +77,7 @@ class PretrainBatches:
     ) -> None:
         """``first_sample`` and ``first_token`` are the global sample index and the consumed tokens before step 1.
 
-        They are not 0, and may be negative, in a run that started elsewhere or changed its batch size.
+        They differ from 0, and may be negative, after ``init_from``, a rewind or a change of the batch size.
         """
         self.config = config
         self.first_sample, self.first_token = first_sample, first_token
@@ -93,12 +95,12 @@ class PretrainBatches:
         self.validation_passes = len(range(groups.data_rank * size, self._held_out, size * groups.data_size))
 
     def _micro_batches(self, data: Mixture, start: int, stop: int) -> Iterator[MicroBatch]:
-        """Global samples start...stop-1 dealt to the data ranks a micro-batch at a time."""
+        """This rank's micro-batches of the global samples start...stop-1, which the data ranks take in turn."""
         size = self.config.training.micro_batch_size
         for begin in range(start + self.groups.data_rank * size, stop, size * self.groups.data_size):
             samples = np.arange(begin, min(begin + size, stop))
             ids_BT1 = torch.from_numpy(data.read(samples)).to(self.groups.device)
-            # A tensor rank draws what its neighbours draw: the seed knows samples, not ranks.
+            # The seed depends on the samples and not on the rank, so that tensor ranks drop the same activations.
             seed = derive_seed("dropout", self.config.seed, str(begin)) >> 1
             yield MicroBatch(ids_BT1[:, :-1].contiguous(), ids_BT1[:, 1:].contiguous(), seed)
 
@@ -116,6 +118,6 @@ class PretrainBatches:
         return self.first_token + step * tokens_per_step(self.config)
 
     def validation(self) -> Iterator[MicroBatch]:
-        """The same samples each time: ``validation.batches`` global batches, at most once through the set."""
+        """This rank's micro-batches of the first ``validation.batches`` global batches, or of the whole smaller set."""
         assert self.validation_data is not None
         return self._micro_batches(self.validation_data, 0, self._held_out)

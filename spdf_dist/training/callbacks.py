@@ -1,4 +1,4 @@
-"""Observers of a run: what they can see, those that every run has, and those that the config names."""
+"""Training callbacks: their interface, those of every run (metrics file, TensorBoard, progress) and how others load."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OWN = {
     "mlflow": "spdf_dist.training.experiment_trackers:Mlflow",
     "profiler": "spdf_dist.training.profile_window:Profiler",
 }
-"""Callbacks of this package, by name; other packages add theirs through the entry-point group."""
+"""Callbacks of this package, by name. Other packages add theirs through the entry point group."""
 
 
 @dataclass(frozen=True)
@@ -31,62 +31,65 @@ class StepMetrics:
     """One line of metrics.jsonl."""
 
     step: int
-    """From 1."""
+    """Number of the step, from 1."""
     total_steps: int
-    """Of the whole run; fine-tuning may stop earlier."""
+    """Steps of the whole run; fine-tuning may stop earlier."""
     consumed_tokens: int
+    """Target tokens up to and including this step."""
     loss: float
-    """Mean over the global batch's target tokens."""
+    """Mean over the global batch's target tokens, in nats per token."""
     lr: float
     grad_norm: float | None
-    """Before clipping; null when the update was skipped."""
+    """L2 norm before clipping; null if the update was skipped for its loss, before the norm was computed."""
     tokens_per_s: float
+    """Target tokens per second, over all ranks."""
     step_ms: float
     model_flops: int
-    """Of this step, all ranks: the sparse model's forward and backward, without recomputation."""
+    """FLOPs of this step on all ranks: the sparse model's forward and backward pass, without recomputation."""
     total_flops: int
-    """Of all steps so far."""
+    """Model FLOPs of all steps so far."""
     mfu: float | None
-    """Share of the dense peak, null where the peak is not known."""
+    """Model FLOP/s as a fraction of the dense peak; null if the peak is not known."""
     skipped_iterations: int
+    """Skipped updates so far."""
     mask: dict[str, Any] | None = None
-    """What an update of the masks did after this step; the key is absent in other steps."""
+    """Facts about an update of the masks after this step; the key is absent in other steps."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a callback may want to know of its run."""
+    """Facts about the run, for its callbacks."""
 
     kind: str
     """`pretrain` or `finetune`."""
     config: AnyConfig
     folder: RunFolder
     start_step: int
-    """Steps done when this process starts; 0 in a new run."""
+    """Steps done before this process started; 0 in a new run."""
     total_steps: int
     rank: int
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Facts about the model, such as its parameters and the sparsity of its layers."""
+    """Facts about the model: the sparsity and the execution of its linears."""
 
 
 class Callback:
-    """Observes a run. Each hook does nothing unless overridden; none may change the run.
+    """Observes a run. Each hook does nothing unless a subclass overrides it. A hook must not change the run.
 
-    A class is made by ``factory(run: RunInfo, **options)``, where ``factory`` is the entry point of its name in the
-    group ``spdf.callbacks`` (or in ``OWN``) and ``options`` are its keys below ``callbacks.NAME`` in the config.
+    An instance is created by ``factory(run: RunInfo, **options)``. ``factory`` is the entry point of that name in the
+    group ``spdf.callbacks`` (or in ``OWN``). ``options`` are the keys below ``callbacks.NAME`` in the config.
     """
 
     every_rank = False
-    """Whether every rank makes one; else rank 0 only."""
+    """Whether every rank has an instance; otherwise only rank 0 has one."""
 
     def on_start(self) -> None:
-        """Before the first step, once ``load_state_dict`` has been called."""
+        """Before the first step, after ``load_state_dict``."""
 
     def before_step(self, step: int) -> None:
         """Before an optimizer step."""
 
     def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
-        """After an optimizer step; ``phases_ms`` are milliseconds of its phases, where they were measured."""
+        """After an optimizer step. ``phases_ms`` holds the milliseconds of the phases that were measured."""
 
     def before_validation(self, step: int) -> None:
         """Before a validation."""
@@ -98,27 +101,27 @@ class Callback:
         """After a validation."""
 
     def before_checkpoint(self, step: int) -> None:
-        """Before a checkpoint is saved, or begun."""
+        """Before a checkpoint is saved or, with asynchronous saves, begun."""
 
     def after_checkpoint(self, step: int, path: Path, stalled: float) -> None:
-        """A checkpoint is whole; ``stalled`` are the seconds that training has stood still for all so far."""
+        """After a checkpoint is complete. ``stalled``: seconds that training has waited for all saves so far."""
 
     def on_note(self, text: str) -> None:
-        """Something a person should know."""
+        """A message for the user."""
 
     def on_end(self) -> None:
-        """The loop is left, however that happens."""
+        """After the loop, also after an exception."""
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON that the checkpoint keeps for ``load_state_dict``."""
+        """A JSON object that the checkpoint stores for ``load_state_dict``."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What ``state_dict`` gave when the checkpoint was saved; not called in a new run."""
+        """Restore the result of ``state_dict`` from the checkpoint. Not called in a new run."""
 
 
 class Callbacks:
-    """All observers of a run, by name; each hook is passed on to each of them in order."""
+    """All callbacks of a run, by name. A call of a hook calls it on each of them, in order."""
 
     def __init__(self, named: Mapping[str, Callback]) -> None:
         self.named = dict(named)
@@ -138,16 +141,16 @@ class Callbacks:
         return {name: state for name, callback in self.named.items() if (state := callback.state_dict())}
 
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        """Give each callback back its state."""
+        """Restore the state of each callback. States of callbacks that are not loaded are ignored."""
         for name, state in states.items():
             if name in self.named:
                 self.named[name].load_state_dict(state)
 
 
 def load_callbacks(run: RunInfo) -> dict[str, Callback]:
-    """The callbacks that the config's ``callbacks`` names, made from their entry points.
+    """The callbacks in the config's ``callbacks``, created from their entry points.
 
-    Raises UserError for a name that no installed package has, a missing package or options that are not accepted.
+    Raises UserError for an unknown name, a missing package or options that a callback does not accept.
     """
     points = {name: importlib.metadata.EntryPoint(name, value, GROUP) for name, value in OWN.items()}
     points |= {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
@@ -168,7 +171,7 @@ def load_callbacks(run: RunInfo) -> dict[str, Callback]:
 
 
 class MetricsFile(Callback):
-    """metrics.jsonl. Lines that the disk does not take for a moment are written with later ones."""
+    """Writes metrics.jsonl. Lines that cannot be written are kept and written with later ones."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -184,12 +187,15 @@ class MetricsFile(Callback):
         self.write({"step": step, "val_loss": loss})
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add a line, after those that wait."""
+        """Add a line after those that are waiting, and try to write all of them."""
         self.waiting.append(json.dumps(record) + "\n")
         self.try_to_write("; training goes on, and the lines are kept for later")
 
     def try_to_write(self, otherwise: str) -> None:
-        """Write what waits, or say once that it cannot be written."""
+        """Write the waiting lines. On failure, print a warning that ends with ``otherwise``.
+
+        While lines are waiting, the warning is not repeated before the end of the run.
+        """
         try:
             self.folder.append_metrics(self.waiting)
         except SpdfError as error:
@@ -204,9 +210,9 @@ class MetricsFile(Callback):
 
 
 class TensorBoard(Callback):
-    """The same numbers as scalars, with memory and HFU, and the sparsity of each layer group once.
+    """Writes the metrics as TensorBoard scalars, with memory and HFU, and once the sparsity of each kind of linear.
 
-    A disk that does not take its files is a warning, and the end of them: metrics.jsonl has the numbers.
+    If the files cannot be written, it warns and stops writing, because metrics.jsonl holds the numbers too.
     """
 
     def __init__(
@@ -217,7 +223,7 @@ class TensorBoard(Callback):
         executed_ratio: float = 1.0,
         texts: Mapping[str, str] | None = None,
     ) -> None:
-        """``executed_ratio``: FLOPs that a step executes over its model FLOPs; ``texts``: shown under their names."""
+        """``executed_ratio`` is executed FLOPs over model FLOPs; ``texts`` are shown under their names."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = folder.tensorboard
@@ -231,7 +237,7 @@ class TensorBoard(Callback):
                 self.attempt(partial(self.writer.add_text, name, text, start_step))
 
     def attempt(self, action: Callable[[], Any]) -> None:
-        """Do something with the files, and give them up when it fails."""
+        """Call ``action``. If it raises OSError, warn and stop writing."""
         try:
             action()
         except OSError as error:
@@ -239,7 +245,7 @@ class TensorBoard(Callback):
             print(f"WARNING: {self.path} is not written any more: {error.strerror or error}", file=sys.stderr)
 
     def add(self, scalars: Mapping[str, float | None], step: int) -> None:
-        """The scalars that are not None."""
+        """Write the scalars that are not None."""
         for name, value in scalars.items():
             if value is not None and self.writer is not None:
                 self.attempt(partial(self.writer.add_scalar, name, value, step))
@@ -275,7 +281,7 @@ class TensorBoard(Callback):
 
 
 def used_memory() -> int:
-    """Bytes in use: the most so far on a GPU, the resident set of this process on a CPU."""
+    """Bytes in use: on a GPU the maximum so far, on a CPU the resident set of this process."""
     import torch
 
     if torch.cuda.is_available():
@@ -285,7 +291,7 @@ def used_memory() -> int:
 
 
 class Progress(Callback):
-    """A progress line with loss, speed and ETA on stderr; a plain line now and then where that is no terminal."""
+    """Shows loss, speed and ETA on stderr: a progress bar on a terminal, otherwise plain lines at intervals."""
 
     SECONDS_BETWEEN_LINES = 15.0
 

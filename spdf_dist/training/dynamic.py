@@ -1,8 +1,8 @@
-"""Masks that change while a model trains: SET and RigL over the engine's sparse linears, in both executions.
+"""Masks that change during training: SET and RigL over the engine's sparse linears, in both executions.
 
-After the optimizer's step each rank decides for its own slices (see ``sparsity.update``), and values, masters and
-moments move to the new masks. The gradient of pruned entries is computed in the steps that end with an update only; it
-enters neither the gradient norm nor clipping. Shapes: O outputs and I inputs of this rank.
+After the optimizer's step each rank chooses the new masks of its own slices (see ``sparsity.update``). Values, masters
+and moments move to the new masks. The gradient of pruned entries is computed only in steps that end with an update. It
+is not part of the gradient norm or of clipping. Shapes: O outputs and I inputs of this rank.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from spdf_dist.training.engine import Engine, StepResult
 from spdf_dist.training.training_state import TrainingState
 
 RECORDS = ("first", "ever")
-"""Beside each mask a checkpoint keeps the first mask of the run and the entries that were ever kept."""
+"""What a checkpoint stores beside each mask: the run's first mask, and the entries that any mask has kept so far."""
 
 
 class DynamicMasks:
-    """The masks of a run whose ``sparsity.algorithm`` is `set` or `rigl`; every rank has one and calls the same."""
+    """The masks of a run with ``sparsity.algorithm`` `set` or `rigl`. Every rank has one and makes the same calls."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class DynamicMasks:
         state: TrainingState,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        """``state.mask_updates`` counts the updates. ``checkpoint`` is the run's own, when it continues."""
+        """``checkpoint`` is the one that the run continues from. The updates are counted in ``state.mask_updates``."""
         self.engine, self.groups, self.state = engine, engine.groups, state
         self.sparsity, self.clip, self.total_steps = sparsity, clip_grad, total_steps
         self.steps = update_steps(sparsity, total_steps)
@@ -66,7 +66,7 @@ class DynamicMasks:
         self.linears = [linear for _, linear in sparse_linears(engine.model)]
         self.pieces = [piece for linear in self.linears for piece in pieces_of(linear.weight) if piece.sparse]
         self.records: dict[str, dict[str, NDArray[np.uint8]]] = {}
-        """Packed bits of this rank's slices, by record and weight."""
+        """Packed bits of this rank's slices, by record and name of the weight."""
         for record in RECORDS:
             self.records[record] = {
                 piece.name: pack(self.stored(checkpoint, record, piece) if checkpoint else local_mask(piece))
@@ -74,20 +74,20 @@ class DynamicMasks:
             }
 
     def stored(self, checkpoint: Checkpoint, record: str, piece: Piece) -> BoolArray:
-        """This rank's slice of a record of the checkpoint."""
+        """This rank's slice of a record in the checkpoint, bool."""
         whole = unpack(checkpoint.files.read(MASKS, f"{record}/{piece.name}"), (piece.shape[0], piece.shape[1]))
         return sliced(piece, whole)
 
     def before_step(self, step: int) -> None:
-        """Collect dense gradients in the backward passes of a step that RigL needs them in."""
+        """Make the linears collect dense gradients in a step that ends with an update of RigL."""
         if step in self.steps and self.sparsity.algorithm == "rigl":
             for linear in self.linears:
                 linear.collect_gradient()
 
     def after_step(self, step: int, result: StepResult) -> dict[str, Any] | None:
-        """Change the masks when an update is due, and return what it did, the same on every rank.
+        """Change the masks if an update is due, and return facts about it, the same on every rank; collective.
 
-        A skipped step skips its update. Raises SpdfError when the data ranks came to different masks.
+        A skipped step skips its update of the masks. Raises SpdfError if the data ranks chose different masks.
         """
         if step not in self.steps:
             return None
@@ -139,9 +139,12 @@ class DynamicMasks:
     def update(
         self, linear: ParallelLinear, gradient_OI: Tensor | None, fraction: float, number: int
     ) -> tuple[BoolArray, BoolArray]:
-        """Decide for the weights stacked in one linear and move its state; returns the old and the new mask [O, I]."""
+        """Choose the masks of the weights stacked in one linear and move its state to them.
+
+        ``gradient_OI`` is None for SET. ``number`` counts the updates. Returns the old and the new mask, bool [O, I].
+        """
         parameter, engine = linear.weight, self.engine
-        old = linear.full_mask().clone()  # `masked` changes its buffer in place
+        old = linear.full_mask().clone()  # with `masked`, `set_mask` changes this buffer in place
         value = linear.expand(engine.full_parameter(parameter))
         moments = {key: linear.expand(engine.full_moment(parameter, key)) for key in ("exp_avg", "exp_avg_sq")}
         rows, row = [], 0
@@ -182,7 +185,7 @@ class DynamicMasks:
         fraction: float,
         number: int,
     ) -> BoolArray:
-        """The next mask of one weight's slice."""
+        """The next mask of this rank's slice of one weight, bool [out, in]."""
         block = self.block
         if gradient is not None:
             grow = by_magnitude(in_blocks(gradient, block))
@@ -194,18 +197,18 @@ class DynamicMasks:
         return new if block == 1 else np.repeat(np.repeat(new, block, 0), block, 1)
 
     def masks(self) -> PackedMasks:
-        """The global masks as they are, on rank 0; collective. Elsewhere it is empty."""
+        """The current global masks on rank 0, empty on other ranks; collective."""
         return PackedMasks.pack(self.whole({piece.name: pack(local_mask(piece)) for piece in self.pieces}))
 
     def stored_records(self) -> dict[str, NDArray[np.uint8]]:
-        """What a checkpoint keeps beside the masks, packed, on rank 0; collective."""
+        """The packed global records on rank 0, by the name in a checkpoint; empty on other ranks; collective."""
         found: dict[str, NDArray[np.uint8]] = {}
         for record in RECORDS:
             found |= {f"{record}/{name}": pack(mask) for name, mask in self.whole(self.records[record]).items()}
         return found
 
     def whole(self, bits: Mapping[str, NDArray[np.uint8]]) -> dict[str, BoolArray]:
-        """The global arrays of this rank's slices, on rank 0."""
+        """Global bool arrays on rank 0, from the packed bits of every rank's slices; collective."""
         mine = {name: each.tobytes() for name, each in bits.items()} if self.groups.data_rank == 0 else {}
         parts = self.groups.gather(mine)
         if parts is None:
@@ -218,19 +221,19 @@ class DynamicMasks:
 
 
 def piece_shape(piece: Piece) -> tuple[int, int]:
-    """[out, in] of this rank's slice of a matrix."""
+    """The shape [out, in] of this rank's slice of a matrix."""
     rows, columns = piece.local_shape
     return rows, columns
 
 
 def local_mask(piece: Piece) -> BoolArray:
-    """This rank's slice of the mask."""
+    """This rank's slice of the mask, bool [out, in]."""
     assert piece.mask is not None
     return piece.mask.cpu().numpy()
 
 
 def sliced(piece: Piece, whole: Any, block: int = 1) -> Any:
-    """This rank's slice of a global array [out, in] of blocks."""
+    """This rank's slice of a global array [out / block, in / block]."""
     if piece.dim is None:
         return whole
     start, stop = piece.start // block, piece.stop // block
@@ -238,5 +241,5 @@ def sliced(piece: Piece, whole: Any, block: int = 1) -> Any:
 
 
 def pack(mask: BoolArray) -> NDArray[np.uint8]:
-    """Row-major bits, high bit first."""
+    """A mask as packed row-major bits, the highest bit first."""
     return np.packbits(np.ascontiguousarray(mask).reshape(-1), bitorder="big")

@@ -44,37 +44,39 @@ OWN_SETTINGS = {
     "amp": "training.precision (fp32 or bf16)",
     "torch_autocast": "training.precision (fp32 or bf16)",
 }
-"""DeepSpeed's keys for what the config says already; it would ignore some and stumble over others."""
+"""DeepSpeed's keys for settings that the config makes elsewhere. DeepSpeed would ignore some of them and fail on
+others."""
 
 BUCKET_UNIT = 512
-"""Elements; DeepSpeed wants its buckets to divide into aligned pieces."""
+"""Elements. DeepSpeed needs bucket sizes that divide into aligned parts."""
 NORM_ROW = 1024
 """Elements whose squares are summed in fp32; see `sum_of_squares`."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did, the same on every rank."""
+    """The result of one optimizer step, the same on every rank."""
 
     loss: float
     """Mean over the global batch's target tokens."""
     grad_norm: float
-    """Before clipping."""
+    """L2 norm before clipping; NaN if the loss was above its limit, so that no norm was computed."""
     stop: bool
-    """Some rank was asked to stop."""
+    """Whether any rank was asked to stop."""
     still_saving: bool
-    """Some rank's thread still writes a checkpoint."""
+    """Whether any rank's thread is still writing a checkpoint."""
     skipped: bool
-    """The update was left out because the loss or the gradient norm was above its limit."""
+    """Whether the update was skipped because the loss or the gradient norm was above its limit."""
 
 
 def parameter_groups(model: GPT, weight_decay: float, embedding_lr: float = 1.0) -> list[dict[str, Any]]:
-    """AdamW's groups: what decays by the architecture's table first, then the rest; each by its learning rate.
+    """AdamW's parameter groups: those with weight decay first, each group with its own decay and learning rate.
 
-    ``lr_scale`` of a group multiplies the step's learning rate. In the standard parameterization there are two groups.
+    ``lr_scale`` of a group multiplies the step's learning rate. The standard parameterization has two groups, or three
+    with an ``embedding_lr`` other than 1.
 
     Raises:
-        UserError: one parameter stacks weights whose rules differ.
+        UserError: the weights that one parameter stacks have different rules.
     """
     tensors = model.architecture.tensors
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
@@ -95,7 +97,10 @@ def parameter_groups(model: GPT, weight_decay: float, embedding_lr: float = 1.0)
 
 
 def deepspeed_settings(config: AnyConfig, data_size: int) -> dict[str, Any]:
-    """DeepSpeed's JSON for a config, with the user's own settings merged in. Raises UserError where they conflict."""
+    """DeepSpeed's settings for a config, with the user's own settings merged in.
+
+    Raises UserError if these cannot be read or conflict with the config.
+    """
     training, stage = config.training, config.parallel.zero_stage
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
@@ -122,13 +127,13 @@ def deepspeed_settings(config: AnyConfig, data_size: int) -> dict[str, Any]:
         if key in (user or {}):
             raise UserError(f"deepspeed.{key}: set {instead} instead")
     merge_settings(ours, user or {}, "deepspeed")
-    if stage == 0:  # it has no norm of its own in fp32; clipping is done here, where that is computed (see Engine)
+    if stage == 0:  # stage 0 computes no norm in fp32; `Engine.update` computes it and clips
         ours["gradient_clipping"] = 0.0
     return ours
 
 
 def merge_settings(ours: dict[str, Any], user: dict[str, Any], where: str) -> None:
-    """Add the user's settings to ours, in place."""
+    """Merge the user's settings into ours, in place. Raises UserError for a key with another value than ours."""
     for key, value in user.items():
         if isinstance(value, dict) and isinstance(ours.get(key), dict):
             merge_settings(ours[key], value, f"{where}.{key}")
@@ -141,9 +146,10 @@ def merge_settings(ours: dict[str, Any], user: dict[str, Any], where: str) -> No
 
 
 def sum_of_squares(x: Tensor) -> Tensor:
-    """Of all elements, float64 scalar, to about 1e-6: rows of 1,024 are summed in fp32, the rows in fp64.
+    """The sum of the squares of all elements, a float64 scalar with a relative error of about 1e-6.
 
-    One fp32 sum over an embedding is off by half a percent; widening each element first takes 25 times as long.
+    Rows of ``NORM_ROW`` elements are summed in fp32 and the row sums in fp64. One fp32 sum over a whole embedding is
+    too inaccurate, and converting each element to fp64 first is slow.
     """
     whole = x.numel() // NORM_ROW * NORM_ROW
     rows, rest = x.reshape(-1)[:whole].view(-1, NORM_ROW), x.reshape(-1)[whole:]
@@ -152,12 +158,12 @@ def sum_of_squares(x: Tensor) -> Tensor:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all elements are."""
+    """Whether all elements are finite."""
     return bool(torch.isfinite(tensor).all())
 
 
 class Engine:
-    """A model under training: steps, and its whole state by parameter."""
+    """A model with its optimizer: optimizer steps, evaluation, and access to the whole state by parameter."""
 
     def __init__(self, model: GPT, config: AnyConfig, groups: Groups) -> None:
         self.model = model
@@ -172,25 +178,25 @@ class Engine:
             eps=training.eps,
             fused=True,
         )
-        # DeepSpeed would compile inference collectives for a minute at its first start; training never calls them.
+        # Without this DeepSpeed compiles inference collectives at its first start. Training never calls them.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if not deepspeed.comm.is_initialized():
             deepspeed.init_distributed(verbose=False)
         settings = deepspeed_settings(config, groups.data_size)
-        # DeepSpeed allocates whole buckets: its default is 2 GB of fp32, also for a model of a few kilobytes.
+        # DeepSpeed allocates whole buckets. Its default is 2 GB of fp32, also for a model of a few kilobytes.
         elements = -(-sum(parameter.numel() for parameter in model.parameters()) // BUCKET_UNIT) * BUCKET_UNIT
         for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
             settings["zero_optimization"].setdefault(bucket, max(BUCKET_UNIT, min(REDUCE_BUCKET, elements)))
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory reports
                 self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=Mpu())
-        except Exception as error:  # it has many kinds for settings that it does not know or that do not go together
+        except Exception as error:  # DeepSpeed raises many kinds for settings that are unknown or do not fit together
             if not config.deepspeed:
                 raise
             what = " ".join(str(error).split())[:300]
             raise UserError(f"deepspeed: its settings are not accepted: {type(error).__name__}: {what}") from None
         if self.stage == 0 and groups.data_size == 1 and not isinstance(self.deepspeed.optimizer, BF16_Optimizer):
-            # DeepSpeed copies all gradients into a buffer and back, whether or not there is a rank to share them with.
+            # DeepSpeed would copy all gradients into a buffer and back, although there is no other rank.
             self.deepspeed.enable_backward_allreduce = False
         self.adamw: torch.optim.AdamW = self.deepspeed.basic_optimizer
         self.norm_limit = math.inf
@@ -198,8 +204,8 @@ class Engine:
         if self.stage:
             self.optimizer_step = self.adamw.step
             self.adamw.step = self.limited_step
-        # DeepSpeed links parameters to their moments after the first group's first update, when the second group has
-        # none yet; with the state in place from the start every group is linked.
+        # DeepSpeed links parameters to their moments after the first group's first update, when the second group has no
+        # moments yet. With the state created here, every group is linked.
         self.prepare_moments(0)
 
     def step(
@@ -213,12 +219,13 @@ class Engine:
         loss_limit: float = math.inf,
         norm_limit: float = math.inf,
     ) -> StepResult:
-        """One optimizer step over this rank's micro-batches of a global batch with ``target_tokens`` in all.
+        """Run one optimizer step over this rank's micro-batches of a global batch with ``target_tokens`` in all.
 
-        A mean loss above ``loss_limit``, or a gradient norm above ``norm_limit``, leaves the update out.
+        The update is skipped if the mean loss is above ``loss_limit`` or the gradient norm above ``norm_limit``.
 
-        Raises NonFiniteError on every rank, before the update, when the loss or the gradient is not finite; it names
-        the first tensor that is not.
+        Raises:
+            NonFiniteError: the loss or the gradient is not finite. It is raised on every rank, before the update, and
+                names the first tensor that is not finite.
         """
         self.model.train()
         for group in self.adamw.param_groups:
@@ -232,8 +239,8 @@ class Engine:
             with self.phase("forward"):
                 loss = self.model_loss(batch)
             loss_sum += loss.detach()
-            # DeepSpeed averages over data ranks and, unless told otherwise, over micro-batches; what is wanted is the
-            # sum over the global batch divided by its target tokens.
+            # DeepSpeed averages over data ranks and, by default, over micro-batches. Needed is the sum over the global
+            # batch divided by its target tokens.
             with self.phase("backward"):
                 self.deepspeed.backward(loss * (self.groups.data_size / target_tokens), scale_wrt_gas=False)
             if not last:
@@ -258,7 +265,7 @@ class Engine:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a phase of the step. On CUDA the host's time says nothing: none is taken."""
+        """Add the time of the block to a phase of the step. CUDA runs asynchronously, so nothing is recorded there."""
         begin = time.perf_counter()
         yield
         if self.groups.device.type == "cpu":
@@ -277,7 +284,7 @@ class Engine:
     def update(self, norm_limit: float = math.inf) -> float:
         """Clip and apply the accumulated gradients, unless their global norm is above the limit or not finite.
 
-        Returns the norm before clipping.
+        Returns the norm before clipping; it is not finite if a gradient is not.
         """
         if self.stage == 0:
             norm = self.gradient_norm()
@@ -297,21 +304,21 @@ class Engine:
         return norm if self.deepspeed.skipped_steps == skipped else math.inf
 
     def limited_step(self, *arguments: Any, **more: Any) -> Any:
-        """The optimizer's step under ZeRO, which calls it once the global gradient norm is known."""
+        """The optimizer's step under ZeRO, which calls it when the global gradient norm is known."""
         if self.norm_limit < math.inf and float(self.deepspeed.optimizer._global_grad_norm) > self.norm_limit:
             return None
         return self.optimizer_step(*arguments, **more)
 
     def first_non_finite(self, batches: Sequence[MicroBatch]) -> str:
-        """Which weight, output or gradient is not finite first, in words to append; collective.
+        """The first weight, module output or gradient that is not finite, as text to append; collective.
 
-        The step is computed again with a look at each module, on every rank.
+        Every rank computes the step again and checks each module.
         """
         found = next((name for name in self.groups.allgather(self.non_finite_here(batches)) if name), "")
         return f"; first not finite: {found}" if found else ""
 
     def non_finite_here(self, batches: Sequence[MicroBatch]) -> str:
-        """This rank's first weight, module output or gradient that is not finite; empty when there is none."""
+        """This rank's first weight, module output or gradient that is not finite; empty if there is none."""
         named = [(pieces_of(parameter)[0].name, parameter) for parameter in self.model.parameters()]
         found = [f"the weight {name}" for name, parameter in named if not is_finite(parameter)]
         if found:
@@ -341,7 +348,7 @@ class Engine:
         return found[0] if found else ""
 
     def gradient_norm(self) -> float:
-        """L2 norm of the reduced gradient, each logical element once: what several tensor ranks hold counts on one."""
+        """L2 norm of the reduced gradient. A parameter that all tensor ranks hold counts only once."""
         square = torch.zeros((), dtype=torch.float64, device=self.groups.device)
         for parameter in self.model.parameters():
             if parameter.grad is not None and (parameter.tensor_model_parallel or self.groups.tensor_rank == 0):
@@ -351,7 +358,7 @@ class Engine:
         return math.sqrt(float(square)) if math.isfinite(float(square)) else float(square)
 
     def drop_gradients(self) -> None:
-        """Forget the accumulated gradients instead of applying them."""
+        """Discard the accumulated gradients instead of applying them."""
         optimizer = self.deepspeed.optimizer
         optimizer.zero_grad(set_to_none=True)
         if isinstance(optimizer, BF16_Optimizer):
@@ -363,16 +370,16 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[MicroBatch], stop: Any) -> tuple[float, int] | None:
-        """Mean unsmoothed loss over all data ranks' batches and the number of target tokens; None when stopped.
+        """The mean unsmoothed loss over all data ranks' batches, and the number of target tokens; collective.
 
-        ``stop()`` is asked before each batch.
+        ``stop()`` is called before each batch. The result is None if it returned true on any rank.
         """
         self.model.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.groups.device)
         for batch in batches:
             if stop():
                 sums[2] = 1
-                # A tensor rank that left alone would strand the others in the layers' sums: it goes on with them.
+                # The layers' sums need every tensor rank, so a tensor rank must continue until its batches end.
                 if self.groups.tensor_size == 1:
                     break
             sums[0] += self.model.loss(batch.tokens_BT, batch.labels_BT)
@@ -383,15 +390,15 @@ class Engine:
         return float(sums[0] / sums[1]), int(sums[1]) // self.groups.tensor_size
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
-        """This tensor rank's fp32 master of a parameter; every data rank takes part."""
+        """This tensor rank's fp32 master weights of a parameter; collective over the data ranks."""
         master = safe_get_full_fp32_param(parameter) if self.stage else None
         return parameter.detach().float() if master is None else master
 
     def full_moment(self, parameter: nn.Parameter, key: str) -> Tensor:
-        """This tensor rank's AdamW moment of a parameter; every data rank takes part."""
+        """This tensor rank's AdamW moment ``key`` of a parameter, fp32; collective over the data ranks."""
         if self.stage == 0:
             return self.adamw.state[parameter][key]
-        if parameter.numel() == 0:  # a slice that keeps nothing: DeepSpeed does not map it
+        if parameter.numel() == 0:  # a slice without kept values, which DeepSpeed does not map
             return torch.zeros_like(parameter, dtype=torch.float32)
         moment: Tensor = safe_get_full_optimizer_state(parameter, key)
         return moment
@@ -403,14 +410,14 @@ class Engine:
 
     @torch.no_grad()
     def load_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Put an fp32 value into the parameter and its master."""
+        """Copy an fp32 value into the parameter and its master weights."""
         parameter.copy_(value)
         if self.stage:
             safe_set_full_fp32_param(parameter, value)
 
     @torch.no_grad()
     def prepare_moments(self, updates: int) -> None:
-        """Make AdamW's state as it is after ``updates`` steps, moments still zero."""
+        """Create AdamW's state with a step count of ``updates`` and moments of zero."""
         for group in self.adamw.param_groups:
             for parameter in group["params"]:
                 self.adamw.state[parameter] = {
@@ -424,7 +431,7 @@ class Engine:
 
     @torch.no_grad()
     def load_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        """Put a moment in place."""
+        """Copy an fp32 value into the moment ``key`` of a parameter."""
         if self.stage == 0:
             self.adamw.state[parameter][key].copy_(value)
         elif parameter.numel() > 0:

@@ -1,6 +1,6 @@
-"""Callbacks that send a run's numbers to Weights & Biases and to MLflow, both also offline.
+"""Callbacks that send a run's metrics to Weights & Biases and to MLflow. Both also work offline.
 
-A run that continues goes on in the same W&B or MLflow run: its id is in the checkpoint.
+A run that continues uses the same W&B or MLflow run, whose id is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from spdf_dist.config.load import flatten, to_tree
 from spdf_dist.training.callbacks import Callback, RunInfo, StepMetrics
 
 MLFLOW_TEXT = 500
-"""Longest value of a parameter that MLflow takes."""
+"""Maximum length of a parameter's value in MLflow."""
 
 
 def scalars(metrics: StepMetrics, phases_ms: Mapping[str, float]) -> dict[str, float]:
-    """The numbers of a step under the names that TensorBoard uses."""
+    """The metrics of a step, under the names that TensorBoard uses."""
     named = {
         "train/loss": metrics.loss,
         "train/lr": metrics.lr,
@@ -36,7 +36,7 @@ def scalars(metrics: StepMetrics, phases_ms: Mapping[str, float]) -> dict[str, f
 
 
 class Wandb(Callback):
-    """Weights & Biases; ``options`` are those of ``wandb.init``, such as ``project``, ``mode: offline``, ``tags``."""
+    """Weights & Biases. ``options`` are arguments of ``wandb.init``, such as ``project``, ``mode`` and ``tags``."""
 
     def __init__(self, run: RunInfo, **options: Any) -> None:
         require_extra("wandb", "callbacks.wandb")
@@ -78,11 +78,11 @@ class Wandb(Callback):
 
 
 class Mlflow(Callback):
-    """MLflow; ``tracking_uri`` is a server or, by default, a file store in the run folder."""
+    """MLflow. ``tracking_uri`` is a server or, by default, a file store in the run folder."""
 
     def __init__(self, run: RunInfo, tracking_uri: str | None = None, experiment: str = "spdf") -> None:
         require_extra("mlflow", "callbacks.mlflow")
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions ask for it
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions need it for a file store
         from mlflow.tracking import MlflowClient
 
         store = (run.folder.path / "mlruns").absolute()
@@ -108,7 +108,7 @@ class Mlflow(Callback):
             self.client.log_param(self.id, key.replace(":", "_"), str(value)[:MLFLOW_TEXT])
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Send numbers of a step."""
+        """Send the metrics of a step."""
         for name, value in values.items():
             self.client.log_metric(self.id, name, value, step=step)
 

@@ -1,7 +1,7 @@
 """Dense (or, as a control, sparse) fine-tuning from a pre-trained checkpoint.
 
-The checkpoint is densified on load: pruned weights start at zero and learn. Moments, step count and schedule are new;
-an old step count would give the reactivated weights a first update of several times the learning rate.
+The checkpoint is densified on load: pruned weights start at zero and are trained. Moments, step count and schedule are
+new. With the old step count, the first update of the reactivated weights would be several times the learning rate.
 """
 
 from __future__ import annotations
@@ -39,10 +39,15 @@ from spdf_dist.training.training_state import TrainingState
 
 
 def finetune(config: FinetuneConfig, ranks: Ranks, deliberately: Deliberately | None = None) -> None:
-    """Run, or continue, ``config.run_dir``; every rank calls it.
+    """Start or continue the run in ``config.run_dir``; every rank calls it.
 
-    The run's newest checkpoint is in the end the one with the best validation loss. Raises UserError for bad input
-    before anything is written, Stopped, NonFiniteError.
+    In the end the run keeps only the checkpoint with the best validation loss or, without validation, the newest ones.
+
+    Raises:
+        UserError: the input is not valid; nothing has been written.
+        Stopped: a signal requested a stop, and the state is saved.
+        NonFiniteError: a loss or gradient is not finite.
+        SpdfError: a checkpoint cannot be saved, or none is left.
     """
     task = config.finetune
     with TrainingRun("finetune", config, ranks, deliberately or Deliberately()) as run:
@@ -114,7 +119,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks, deliberately: Deliberately | 
 
 
 def content_digests(path: str) -> list[str]:
-    """SHA-256 of a task's file, or of each file of its folder, in the order of their names; none for an empty path."""
+    """SHA-256 of a task's file, or of each file below its folder in the order of paths; empty for an empty path."""
     if not path:
         return []
     root = Path(path)
@@ -123,10 +128,10 @@ def content_digests(path: str) -> list[str]:
 
 
 def keep_best(root: Path, state: TrainingState) -> str:
-    """Delete all checkpoints but the best one and return its path; the newest where nothing was validated.
+    """Delete all checkpoints but the best one and return its path.
 
-    Where the best step's is not whole, the best of those that are stays, and ``state`` is set to it. Raises SpdfError
-    when there is none.
+    Without validation nothing is deleted and the newest is returned. If the best checkpoint is not complete, the best
+    of the others is kept, and ``state`` is set to it. Raises SpdfError if there is no complete checkpoint.
     """
     found = {checkpoint.step: checkpoint for checkpoint in map(Checkpoint, whole_checkpoints(root))}
     if not found:
@@ -147,14 +152,14 @@ def keep_best(root: Path, state: TrainingState) -> str:
 
 
 def reactivated_weights(origin: Checkpoint) -> int:
-    """How many weights a mask had kept at zero up to now; a dense checkpoint carries masks too, as a record."""
+    """The number of weights that a mask kept at zero in the checkpoint, or in the one that it was densified from."""
     if origin.manifest.kind == "densified":
         return int((origin.manifest.source or {}).get("reactivated", 0))
     return reactivated_count(origin)[0]
 
 
 def reactivated_norm(best: Checkpoint, model: GPT, origin_masks: PackedMasks, groups: Groups) -> float:
-    """L2 norm of the weights that the mask had pruned, after fine-tuning; each tensor rank reads its slices."""
+    """L2 norm of the weights of ``best`` that the mask had pruned; collective. Each tensor rank reads its slices."""
     square = torch.zeros((), dtype=torch.float64)
     for parameter in model.parameters():
         for piece in pieces_of(parameter):

@@ -1,4 +1,4 @@
-"""The training loop: steps, validation, checkpoints, stopping. Pre-training and fine-tuning both run through it."""
+"""The training loop: steps, validation, checkpoints, stopping. Pre-training and fine-tuning both use it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spdf_dist.training.training_state import TrainingState
 
 @dataclass(frozen=True)
 class Spikes:
-    """When updates are left out; the config keys of the same names explain it."""
+    """When updates are skipped; see the keys of the same names in ``TrainingConfig``."""
 
     skip_loss_spike: float = 0.0
     skip_grad_norm_spike: float = 0.0
@@ -32,44 +32,51 @@ class DynamicSparsity(Protocol):
     """A method that changes the masks while a model trains."""
 
     def before_step(self, step: int) -> None:
-        """Called on every rank before the step's forward pass."""
+        """Called on every rank before the forward pass of ``step``."""
 
     def after_step(self, step: int, result: StepResult) -> dict[str, Any] | None:
-        """Called on every rank after the optimizer's step; returns what changed, for the metrics."""
+        """Called on every rank after the optimizer's step; returns metrics of an update of the masks, or None."""
 
 
 @dataclass
 class Loop:
-    """One run of training, from ``state.step`` to the last step of ``data``."""
+    """Training from ``state.step`` to the last step of ``data``."""
 
     engine: Engine
     data: Data
     lr: Callable[[int], float]
-    """Learning rate of a step."""
+    """Learning rate of a step, counted from 1."""
     state: TrainingState
     callbacks: Callbacks
     saver: Saver
     stop: StopRequest
     checkpoint_interval: int
-    """Steps between checkpoints."""
+    """Steps between two checkpoints; the last step is always saved."""
     validation_interval: int
-    """Steps between validations; the last step is always validated."""
+    """Steps between two validations; the last step is always validated."""
     patience: int = 0
-    """Validations without a better loss that end the run; 0: never."""
+    """The run ends after this many validations without a better loss; 0: never."""
     keep_best: bool = False
-    """Save whenever the validation loss is the best so far; then ``best_step`` is always one that was saved."""
+    """Save whenever the validation loss is the best so far, so that ``best_step`` is always a saved step."""
     spikes: Spikes = Spikes()
     peak_flops: float | None = None
-    """Dense peak of all ranks' devices; None where it is not known."""
+    """Dense peak FLOP/s of all ranks' devices together; None if it is not known."""
     until: int | None = None
-    """A step before the last at which ``run`` returns after saving; None: only the last."""
+    """A step before the last at which ``run`` saves and returns; None: it returns at the last step only."""
     method: DynamicSparsity | None = None
-    """Changes the masks after a step."""
+    """The method that changes the masks; None: the masks are constant."""
     saved_best: tuple[float | None, int] = field(init=False, default=(None, 0))
     """``best_val_loss`` and ``best_step`` of the newest checkpoint."""
 
     def run(self) -> None:
-        """Train to the end. Raises Stopped after saving at a signal, NonFiniteError, DivergedError, SpdfError."""
+        """Train to the end.
+
+        Raises:
+            Stopped: a signal requested a stop, and the state is saved.
+            NonFiniteError: a loss or gradient is not finite.
+            DivergedError: too many consecutive updates were skipped.
+            SpdfError: the last checkpoint cannot be saved.
+        """
         state = self.state
         self.losses = SpikeLimit.of(self.spikes.skip_loss_spike, state.recent_losses)
         self.norms = SpikeLimit.of(self.spikes.skip_grad_norm_spike, state.recent_grad_norms)
@@ -92,7 +99,7 @@ class Loop:
                     before = ", before its validation," if state.validation_due else ""
                     raise Stopped(f"stopped {where}{before} after saving; run it again to go on")
         except (NonFiniteError, DivergedError):
-            self.complete_save()  # all ranks are here: what is in flight was good
+            self.complete_save()  # every rank raises these errors, and the state in flight is older and valid
             raise
         finally:
             self.prefetch.close()
@@ -100,19 +107,22 @@ class Loop:
             self.callbacks.on_end()
 
     def is_over(self) -> bool:
-        """Whether the last step is done and validated, or validation has not got better for long enough."""
+        """Whether the last step is done and validated, or the validation loss has not improved for ``patience``."""
         state = self.state
         impatient = self.patience > 0 and state.validations_without_gain >= self.patience
         ends = state.step >= self.data.total_steps or state.step == self.until
         return not state.validation_due and (ends or impatient)
 
     def validates_after(self, step: int) -> bool:
-        """Whether the validation loss is due after a step."""
+        """Whether a validation is due after ``step``."""
         due = step % self.validation_interval == 0 or step == self.data.total_steps
         return due and self.data.validation_passes > 0
 
     def train_step(self) -> bool:
-        """One optimizer step; returns whether the ranks agreed to stop."""
+        """Run one optimizer step; returns whether the ranks agreed to stop.
+
+        Raises NonFiniteError and DivergedError.
+        """
         begin = time.perf_counter()
         state, step = self.state, self.state.step + 1
         self.callbacks.before_step(step)
@@ -169,7 +179,10 @@ class Loop:
         return result.stop
 
     def validate(self) -> bool:
-        """The validation loss; returns whether a stop came in the middle: then nothing is recorded and it stays due."""
+        """Compute and record the validation loss; returns whether a stop interrupted it.
+
+        An interrupted validation records nothing and stays due. Raises NonFiniteError.
+        """
         state = self.state
         self.callbacks.before_validation(state.step)
         result = self.engine.evaluate(self.counted(self.data.validation()), lambda: self.stop.requested)
@@ -187,15 +200,15 @@ class Loop:
         return False
 
     def counted(self, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-        """The same micro-batches, with the progress told to callbacks."""
+        """The same micro-batches; reports the progress to the callbacks."""
         for number, batch in enumerate(batches, 1):
             yield batch
             self.callbacks.on_validation_progress(self.state.step, number, self.data.validation_passes)
 
     def checkpoint(self, *, final: bool, wait: bool) -> None:
-        """Save the current step; ``wait`` for it to be whole. A failure in mid-run is survived.
+        """Save the current step. With ``wait``, the checkpoint is complete on return.
 
-        The best that is on the disk stays the best.
+        A failure of a save that is not ``final`` is reported and survived; see ``survive``.
         """
         state = self.state
         self.callbacks.before_checkpoint(state.step)
@@ -208,20 +221,23 @@ class Loop:
             self.saved_best = (state.best_val_loss, state.best_step)
 
     def complete_save(self) -> None:
-        """Complete the save in flight; a failure is survived."""
+        """Complete the save in flight; a failure is reported and survived."""
         try:
             self.saver.complete()
         except SpdfError as error:
             self.survive(error, final=False)
 
     def survive(self, error: SpdfError, *, final: bool) -> None:
-        """Go on after a failed save, unless it was the last one or a mistake, which the next one would repeat."""
+        """Continue after a failed save, unless it was the last one or a UserError, which the next save would repeat.
+
+        If the best step is lost, the best step that is on the disk becomes the best again.
+        """
         state = self.state
-        # The rank that knows of a mistake tells the others.
+        # A UserError on one rank counts on all ranks.
         mistake = self.engine.groups.largest(float(isinstance(error, UserError)))
         if final or mistake:
             raise error
-        # The last good checkpoint stays, and the disk may have room at the next interval.
+        # The last good checkpoint is kept, and a full disk may have space at the next interval.
         self.callbacks.on_note(f"WARNING: {error}")
         if self.keep_best and state.best_step == state.step:
             lost, (state.best_val_loss, state.best_step) = state.best_val_loss, self.saved_best

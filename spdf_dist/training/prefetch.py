@@ -1,4 +1,4 @@
-"""Reads the next batch in a thread while the current step computes. Order and content do not change."""
+"""Reads the next batch in a thread while the current step runs. Order and content of batches do not change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Prefetch:
         self._next: tuple[int, Future[GlobalBatch]] | None = None
 
     def batch(self, step: int) -> GlobalBatch:
-        """The batch of ``step``; the reading of the one after it starts. Raises what reading it raised."""
+        """The batch of ``step``; starts to read the next one. Raises what reading this batch raised."""
         ahead, self._next = self._next, None
         found = ahead[1].result() if ahead is not None and ahead[0] == step else self.data.batch(step)
         if step < self.data.total_steps:

@@ -37,7 +37,7 @@ class Profiler(Callback):
         self.write()
 
     def write(self) -> None:
-        """Write what was recorded, once."""
+        """Stop recording and write the trace, if steps were recorded."""
         if self.profiler is not None:
             self.profiler.stop()
             self.path.parent.mkdir(parents=True, exist_ok=True)

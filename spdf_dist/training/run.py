@@ -1,7 +1,7 @@
-"""One run of training from its start to its end: what pre-training and fine-tuning have in common.
+"""One training run from start to end: the part that pre-training and fine-tuning share.
 
-The order is fixed: checks, the folder, the checkpoint to go on from, the model and its engine, the loop. A mistake that
-can be found before the folder is opened leaves no run behind.
+The order is fixed: checks, the folder, the checkpoint to continue from, the model and its engine, the loop. An error
+that is found before the folder is opened leaves no run folder.
 """
 
 from __future__ import annotations
@@ -54,38 +54,42 @@ from spdf_dist.training.training_state import TrainingState
 
 @dataclass(frozen=True)
 class Deliberately:
-    """What a person allowed on the command line."""
+    """Options by which the user allows a run to change."""
 
     change: bool = False
-    """Continue the run with a config that differs."""
+    """``--change``: continue the run with a config or data that differ."""
     rewind: int | None = None
-    """Go back to the checkpoint of this step (-1: the newest) and leave out the batches since."""
+    """``--rewind``: go back to the checkpoint of this step (-1: the newest) and skip the batches since."""
 
 
 @dataclass
 class TrainedModel:
-    """What is trained and what its checkpoints record."""
+    """The model to train, and what its checkpoints record."""
 
     model: ModelConfig
     sparsity: SparsityConfig | None
-    """Of the model under training; None when it is dense."""
+    """Sparsity of the model under training; None for a dense model."""
     masks: PackedMasks
-    """Of the model under training."""
+    """Masks of the model under training."""
     tokens_per_pass: int
-    """Of a forward pass on one rank, for the choice of the execution."""
+    """Tokens of a forward pass on one rank, for the choice of the execution."""
     label_smoothing: float = 0.0
     recorded_sparsity: SparsityConfig | None = None
-    """What checkpoints carry where it differs: a densified model keeps the record of its masks."""
+    """Sparsity that checkpoints record instead: a densified model keeps the record of its masks. None: ``sparsity``."""
     recorded_masks: PackedMasks | None = None
+    """Masks that checkpoints record instead; None: ``masks``."""
     source: Mapping[str, Any] | None = None
     """Lineage of the checkpoint that the run started from."""
     parameterization: Parameterization | None = None
-    """None: the config's."""
+    """None: that of the config."""
 
 
 @dataclass
 class TrainingRun:
-    """One run of ``config.run_dir``; every rank makes one and calls it alike. ``with TrainingRun(...) as run: ...``"""
+    """One run in ``config.run_dir``, as a context manager. Every rank has one and makes the same calls.
+
+    The calls are ``open``, ``resume``, ``build``, ``train`` and ``finish``, in this order.
+    """
 
     kind: str
     """`pretrain` or `finetune`."""
@@ -94,7 +98,7 @@ class TrainingRun:
     deliberately: Deliberately = field(default_factory=Deliberately)
     stop: StopRequest = field(default_factory=StopRequest)
     save_first: bool = field(default=False, init=False)
-    """Save before the first step: what was rewound must outlive a kill."""
+    """Save before the first step, so that a rewind survives a kill."""
 
     def __enter__(self) -> TrainingRun:
         """Start the process groups and check the folder. Raises UserError."""
@@ -113,7 +117,10 @@ class TrainingRun:
         self.stop.__exit__(*error)
 
     def open(self, tokenizer: Tokenizer | None, data_digests: dict[str, list[str]]) -> None:
-        """Open the folder. Raises UserError for another run, a second process or other data."""
+        """Open the run folder, and record the data and the tokenizer in it.
+
+        Raises UserError if the folder holds another run or other data, or if another process runs in it.
+        """
         change = self.deliberately.change
 
         def open_folder() -> None:
@@ -127,8 +134,8 @@ class TrainingRun:
         self.stalled, self.saves, self.seconds = 0.0, 0, 0.0
 
     def resume(self) -> None:
-        """Find the checkpoint to go on from: ``checkpoint`` (None in a new run) and ``state``."""
-        for built in ("engine", "saver", "callbacks"):  # the memory of an earlier model
+        """Set ``checkpoint`` to the one to continue from (None in a new run), and ``state``. Raises UserError."""
+        for built in ("engine", "saver", "callbacks"):  # frees the memory of an earlier model
             self.__dict__.pop(built, None)
         self.checkpoint = newest_checkpoint(self.folder, self.groups)
         if self.deliberately.rewind is not None:
@@ -136,7 +143,7 @@ class TrainingRun:
         self.state = load_training_state(self.checkpoint) if self.checkpoint else TrainingState()
 
     def rewound(self) -> Checkpoint:
-        """The checkpoint to go back to; newer ones are deleted. Raises UserError when there is none."""
+        """The checkpoint to go back to; newer ones are deleted. Raises UserError if it does not exist."""
         wanted = self.deliberately.rewind
         if self.checkpoint is None:
             raise UserError(f"--rewind: {self.folder.path} has no checkpoint to go back to")
@@ -151,7 +158,10 @@ class TrainingRun:
         return target
 
     def skip_batches_since(self, samples_per_step: int) -> str | None:
-        """Leave out the batches between the checkpoint and the last logged step; what was done, in words."""
+        """With ``rewind``, skip the batches between the checkpoint and the last logged step.
+
+        Returns a message about it; None without ``rewind``.
+        """
         if self.deliberately.rewind is None:
             return None
         assert self.checkpoint is not None
@@ -166,7 +176,7 @@ class TrainingRun:
         return text
 
     def keep_place_with_new_batches(self, tokens_per_step: int, samples_per_step: int) -> None:
-        """Where the batch size was changed, go on with the sample and the token that come next."""
+        """If the batch size has changed, continue with the next sample and the same number of consumed tokens."""
         if self.checkpoint is None:
             return
         old = flatten(read_yaml(self.checkpoint.config_yaml) or {}).get("training.global_batch_size", samples_per_step)
@@ -183,10 +193,13 @@ class TrainingRun:
         load: Callable[[Engine], None] | None = None,
         read: Read | None = None,
     ) -> None:
-        """Build the model and its engine, with the checkpoint's state, or in a new run with ``initialize``'s values.
+        """Build the model and its engine, and fill them.
 
-        ``load`` fills the engine of a new run instead, from another checkpoint. ``read`` replaces how the tensors of
-        the run's own checkpoint are read.
+        Args:
+            trained: the model to train.
+            initialize: sets the weights of a new run.
+            load: fills the engine of a new run from another checkpoint, instead of ``initialize``.
+            read: reads the tensors of the run's own checkpoint; by default its ``read_piece``.
         """
         self.trained = trained
         self.execution = decide(
@@ -223,7 +236,10 @@ class TrainingRun:
         until: int | None = None,
         method: DynamicMasks | None = None,
     ) -> None:
-        """Train to the end. Raises Stopped after saving at a signal, NonFiniteError, DivergedError, SpdfError."""
+        """Train to the end, or to step ``until``. The arguments are those of ``Loop``; raises what ``Loop.run`` raises.
+
+        ``notes`` are messages to print before the first step.
+        """
         self.data = data
         self.keep_best = keep_best
         self.method = method
@@ -265,7 +281,7 @@ class TrainingRun:
         self.saves += self.saver.count
 
     def observers(self) -> dict[str, Callback]:
-        """This rank's callbacks: metrics, TensorBoard and progress on rank 0, and those that the config names."""
+        """This rank's callbacks: metrics, TensorBoard and progress on rank 0, and those in the config."""
         trained, state = self.trained, self.state
         sparsity = sparsity_by_group(self.engine.model)
         facts = {"sparsity": sparsity, "execution": self.execution}
@@ -290,7 +306,7 @@ class TrainingRun:
         return {"metrics": MetricsFile(self.folder), "tensorboard": board, "progress": progress, **further}
 
     def writer(self, state: TrainingState) -> tuple[CheckpointWriter, dict[str, Any]]:
-        """The writer of a state's checkpoint, and what it needs beside the tensors."""
+        """The writer of a state's checkpoint, and the arguments of its ``complete`` method."""
         trained = self.trained
         masks = trained.masks if trained.recorded_masks is None else trained.recorded_masks
         records = None
@@ -317,7 +333,7 @@ class TrainingRun:
         return CheckpointWriter(self.folder.checkpoints, state.step, self.groups), content
 
     def saved(self, state: TrainingState) -> None:
-        """Delete old checkpoints and tell the callbacks; one that cannot be deleted is no reason to stop."""
+        """Delete old checkpoints and notify the callbacks. A failure to delete is only a warning."""
         if self.groups.rank == 0:
             try:
                 protect = state.best_step if self.keep_best else None
@@ -328,7 +344,7 @@ class TrainingRun:
         self.callbacks.after_checkpoint(state.step, Path(path), self.saver.stalled)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write ``result.json``: the run is complete."""
+        """Write ``result.json``, which marks the run as complete."""
         state = self.state
         common = {
             "schema_version": 1,
@@ -347,5 +363,5 @@ class TrainingRun:
 
 
 def as_code(text: str) -> str:
-    """Text as a Markdown code block, as TensorBoard shows it."""
+    """Text as a Markdown code block, for TensorBoard."""
     return "".join(f"    {line}\n" for line in text.splitlines())

@@ -1,4 +1,6 @@
-"""A run's folder: its config, its metrics, its lock. Only rank 0 writes through this module.
+"""A run's folder: its config, its metrics, its lock.
+
+Only rank 0 writes through this module. The entries are:
 
     config.yaml        the resolved config
     metrics.jsonl      one line per step and one per validation
