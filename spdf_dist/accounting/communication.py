@@ -1,13 +1,15 @@
-"""Bytes that one rank gives to collectives and sends over its links in one optimizer step.
+"""Communication of one rank in one optimizer step: payload of collectives, and bytes sent over its links.
 
-Tensor parallelism sums activations of B T d values per micro-batch: in the forward pass after the embedding and after
-the attention's projection and the MLP of each layer; in the backward pass before Q, K, V and before the MLP of each
-layer and before the output layer; and four fp32 numbers per token for the loss. Recomputation repeats the forward sum
-after the attention's projection (torch stops it at the last tensor that it needs, before the MLP's). Sequence
-parallelism has a gather and a scattered sum in the place of each sum of a layer, which together send as much.
+Tensor parallelism all-reduces activations of B T d values per micro-batch. In the forward pass, the all-reduces follow
+the embedding, and the attention projection and the MLP of each layer. In the backward pass, they follow the gradients
+with respect to the inputs of Q, K and V, of each MLP, and of the output layer. The loss all-reduces four fp32 numbers
+per token. Recomputation repeats the forward all-reduce after the attention projection, but not the one after the MLP:
+torch stops recomputing at the last tensor that the backward pass needs. Sequence parallelism replaces each all-reduce
+of a layer by an all-gather and a reduce-scatter, which together send the same number of bytes.
 
-Data parallelism sums gradients in fp32: once per step, at stage 2 once per micro-batch; stages 1 and 2 then gather the
-updated weights. A ring sends 2 (n - 1) / n of what a sum is given, (n - 1) / n of what a gather yields.
+Data parallelism all-reduces gradients in fp32: once per step, or once per micro-batch at stage 2. Stages 1 and 2 then
+all-gather the updated weights. On a ring of n ranks, an all-reduce sends 2 (n - 1) / n of its input, and an all-gather
+sends (n - 1) / n of its output.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from spdf_dist.config.schema import ModelConfig, SparsityConfig
 
 
 def tensor_payload(model: ModelConfig, layout: Layout, global_batch: int) -> int:
-    """Bytes that a rank gives to tensor-parallel sums in one step."""
+    """Bytes of a rank's tensor-parallel all-reduces in one step."""
     if layout.tensor == 1:
         return 0
     tokens = layout.micro_batch * model.seq_length
@@ -31,7 +33,7 @@ def tensor_payload(model: ModelConfig, layout: Layout, global_batch: int) -> int
 def data_payload(
     model: ModelConfig, sparsity: SparsityConfig | None, layout: Layout, global_batch: int
 ) -> dict[str, int]:
-    """Bytes that a rank gives to gradient sums, and gathers of weights, in one step."""
+    """Bytes of a rank's gradient all-reduces and weight all-gathers in one step."""
     if layout.data == 1:
         return {"gradients": 0, "weights": 0}
     local = local_elements(model, sparsity, layout)
@@ -43,7 +45,7 @@ def data_payload(
 def communication(
     model: ModelConfig, sparsity: SparsityConfig | None, layout: Layout, global_batch: int
 ) -> dict[str, int]:
-    """Bytes per step: what a rank gives to collectives, and what a ring then sends from it."""
+    """Bytes per step of one rank: payloads of its collectives, and bytes that rings send from it."""
     tensor = tensor_payload(model, layout, global_batch)
     data = data_payload(model, sparsity, layout, global_batch)
     t, n = layout.tensor, layout.data

@@ -1,15 +1,16 @@
-"""Time, cost and fit of a pre-training config on a cluster: arithmetic on data-sheet figures, not a measurement.
+"""Estimates time, cost and memory of a pre-training config on a cluster, from data-sheet figures.
 
-Assumptions, each printed with the result:
-* compute: executed FLOPs (masked products multiply their zeros; recomputation counts) at ``efficiency`` of the GPU's
-  dense peak. The default 0.40 is what a well-tuned 1B model reaches on H100s (MPT-1B: 41.8% MFU on 8);
-* ``MEMORY_BOUND`` of a dense step's compute does not shrink with sparsity;
-* sparse products: compressed masks of whole blocks run at the rate of accounting.gpu_kernels over kept entries, all
-  other compressed masks are expanded to dense products;
-* memory-bound work: the optimizer reads and writes its state once a step at the memory's bandwidth;
-* traffic runs at ``LINK_SHARE`` of the data-sheet rate and is not hidden behind compute: over the link within a node,
-  over the network as soon as it leaves the node (tensor-parallel where ``parallel.tensor`` does not divide its GPUs);
-* a rank must fit in ``HEADROOM`` of the memory: the rest is the allocator's, CUDA's and NCCL's.
+Assumptions:
+* Compute: executed FLOPs run at ``efficiency`` of the GPU's dense peak. They include the zeros of masked products and
+  recomputation. The default 0.40 is typical of a well-tuned 1B model on H100 GPUs (MPT-1B: 41.8% MFU on 8 GPUs).
+* Memory-bound layers: the share ``MEMORY_BOUND`` of a dense step's compute does not shrink with sparsity.
+* Sparse products: compressed masks of whole blocks run at the rate in accounting.gpu_kernels over kept entries. All
+  other compressed masks are expanded to dense products.
+* Optimizer: it reads and writes its state once per step at the memory bandwidth.
+* Traffic: it runs at ``LINK_SHARE`` of the data-sheet rate and does not overlap with compute. It uses the link within a
+  node, and the network between nodes. Tensor-parallel traffic uses the network where ``parallel.tensor`` does not
+  divide the GPUs of a node.
+* Memory: a rank must fit in the share ``HEADROOM`` of the memory. The allocator, CUDA and NCCL use the rest.
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ from spdf_dist.config.validate import tensor_size_fits
 
 EFFICIENCY = 0.40
 MEMORY_BOUND = 0.13
-"""Share of a dense step for norms, activations and residuals: 15% of the linears' time, which sparsity leaves."""
+"""Share of a dense step for norms, activation functions and residuals: 15% of the time of the linear layers."""
 HEADROOM = 0.90
 LINK_SHARE = 0.80
 NETWORK_BANDWIDTH = 50e9
-"""Bytes/s per GPU between nodes: one 400 Gbit/s port each."""
+"""Bytes/s per GPU between nodes: one 400 Gbit/s port per GPU."""
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where it would run."""
+    """Nodes and GPUs that the estimate assumes."""
 
     nodes: int
     gpus_per_node: int
@@ -57,24 +58,24 @@ class Cluster:
 
     @property
     def gpus(self) -> int:
-        """All of them."""
+        """Number of GPUs on all nodes."""
         return self.nodes * self.gpus_per_node
 
 
 def leaves_the_node(layout: Layout, cluster: Cluster) -> bool:
-    """Whether some tensor-parallel group, of consecutive ranks, lies on more than one node."""
+    """Whether a tensor-parallel group (of consecutive ranks) spans more than one node."""
     return cluster.nodes > 1 and cluster.gpus_per_node % layout.tensor != 0
 
 
 def skipping_rate(config: PretrainConfig, layout: Layout, gpu: Gpu) -> Rate | None:
-    """The rate of the kernels that skip this mask's blocks; None where the products take the dense time."""
+    """The rate of the kernels that skip this mask's blocks; None where the products run as dense products."""
     if layout.execution != "compressed":
         return None
     return rate_of(gpu.name, skipped_block(config.model, config.sparsity, layout.precision, layout.tensor))
 
 
 def compute_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster) -> float:
-    """Seconds of one sequence on one GPU: forward, backward and recomputation."""
+    """Seconds of compute per sequence on one GPU: forward, backward and recomputation."""
     model, gpu = config.model, cluster.gpu
     rate = skipping_rate(config, layout, gpu)
     done = executed_flops(
@@ -95,7 +96,7 @@ def compute_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster) ->
 
 
 def products_text(config: PretrainConfig, layout: Layout, gpu: Gpu) -> str:
-    """How the sparse products run on this GPU, and where their rate is from."""
+    """How the sparse products run on this GPU, and the source of their rate."""
     if layout.execution == "dense":
         return "dense"
     if layout.execution == "masked":
@@ -108,7 +109,7 @@ def products_text(config: PretrainConfig, layout: Layout, gpu: Gpu) -> str:
 
 
 def step_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster) -> dict[str, float]:
-    """Seconds of one optimizer step by part."""
+    """Seconds of one optimizer step, by part."""
     batch = config.training.global_batch_size
     parts = memory(config.model, config.sparsity, layout)
     traffic = communication(config.model, config.sparsity, layout, batch)
@@ -125,7 +126,7 @@ def step_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster) -> di
 
 
 def layouts(config: PretrainConfig, cluster: Cluster) -> list[Layout]:
-    """Every layout of the cluster that divides the model, the node and the batch."""
+    """Every layout on the cluster whose sizes divide the model, the GPUs of a node and the batch."""
     base = layout_of(config, cluster.gpus)
     batch = config.training.global_batch_size
     found = []
@@ -153,7 +154,7 @@ def layouts(config: PretrainConfig, cluster: Cluster) -> list[Layout]:
 
 
 def judge(config: PretrainConfig, layout: Layout, cluster: Cluster) -> dict[str, Any]:
-    """One layout: memory of a rank, whether it fits, seconds per step."""
+    """Memory of a rank (bytes), whether it fits, and seconds per step, for one layout."""
     parts = memory(config.model, config.sparsity, layout)
     seconds = step_seconds(config, layout, cluster)
     return {
@@ -165,7 +166,10 @@ def judge(config: PretrainConfig, layout: Layout, cluster: Cluster) -> dict[str,
 
 
 def best_layouts(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that fit, fastest first: of each tensor size, stage and recomputation the largest micro-batch."""
+    """The candidates that fit, fastest first.
+
+    For each tensor size, ZeRO stage and recomputation, only the largest micro-batch is included.
+    """
     chosen: dict[tuple[int, int, bool], dict[str, Any]] = {}
     for candidate in candidates:
         layout = candidate["layout"]
@@ -176,10 +180,10 @@ def best_layouts(candidates: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def estimate(config: PretrainConfig, cluster: Cluster, gpu_hour_price: float | None = None) -> dict[str, Any]:
-    """Memory, traffic, time and cost of the config as it stands, the executions side by side, and what fits best.
+    """Memory, traffic, time and cost of the config, memory of each execution, and the fastest layouts that fit.
 
-    Raises UserError when the GPUs do not divide into tensor ranks, are not those of ``parallel.data``, or the
-    batch does not divide over them.
+    Raises UserError when ``parallel.tensor`` does not divide the GPUs, when ``parallel.data`` needs another number of
+    GPUs, or when the batch does not divide over the data ranks.
     """
     tensor, data = config.parallel.tensor, config.parallel.data
     if cluster.gpus % tensor:
@@ -216,7 +220,7 @@ def estimate(config: PretrainConfig, cluster: Cluster, gpu_hour_price: float | N
         "gpu": asdict(cluster.gpu),
         "nodes": cluster.nodes,
         "gpus": cluster.gpus,
-        "batch_divides": True,  # what does not divide is refused above; readers of this schema may ask for the key
+        "batch_divides": True,  # the check above raises otherwise; the key is part of schema version 1
         **own,
         "memory_by_execution": executions,
         "communication_bytes_per_step": communication(config.model, config.sparsity, layout, batch),

@@ -1,15 +1,15 @@
-"""Floating-point operations of a model by part, counted as the paper's Tables 2 and 3 count them.
+"""Floating-point operations of a model by part, counted as in Tables 2 and 3 of the paper.
 
-For one sequence of T tokens through n layers of width d, h heads, V words, kept fraction 1 - s:
+For one sequence of T tokens, n layers of width d, h heads, V vocabulary entries and the kept fraction 1 - s:
 
-    each linear [out, in]    2 T out in (1 - s) n      a multiplication and an addition per kept weight and token
+    each linear [out, in]    2 T out in (1 - s) n      a multiplication and an addition per kept entry and token
     attention                4 T^2 d n                 scores and weighted sum over all T x T pairs
     softmax                  3 h T^2 n
     logits                   2 T d V
 
-Embedding look-ups, norms, activation functions, rotary positions and biases are not counted. The backward pass is twice
-the forward pass. Recomputation is not counted here (see ``executed_flops``). Source: SPDF, appendix A.4; checked digit
-by digit in ``accounting.paper``.
+Embedding look-ups, norms, activation functions, rotary positions and biases are not counted. The backward pass counts
+twice the forward pass. Only ``executed_flops`` counts recomputation. Source: SPDF, appendix A.4. The module
+``accounting.paper`` compares the results with the printed digits.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.model.architecture import architecture_of
 
 TRAINING_FACTOR = 3
-"""Forward plus backward, in forwards."""
+"""FLOPs of forward and backward pass, in units of a forward pass."""
 
 
 def forward_flops(
     model: ModelConfig, sparsity: SparsityConfig | None = None, seq_length: int | None = None
 ) -> dict[str, int]:
-    """FLOPs of the forward pass of one sequence, by part: the linears, attention, softmax, logits.
+    """FLOPs of the forward pass of one sequence, by part: linear layers, attention, softmax, logits.
 
-    ``sparsity`` None or of level 0 is the dense model; ``seq_length`` (tokens) defaults to the model's.
+    ``sparsity`` None or of level 0 means the dense model. ``seq_length`` (tokens) defaults to that of the model.
     """
     tokens = seq_length or model.seq_length
     kept = nonzeros(model, sparsity)
@@ -43,12 +43,12 @@ def forward_flops(
 
 
 def linear_parts(model: ModelConfig) -> list[str]:
-    """The parts that are linears, which sparsity makes cheaper."""
+    """The parts of ``forward_flops`` that are linear layers, whose FLOPs sparsity reduces."""
     return list(dict.fromkeys(t.flops_part for t in architecture_of(model).prunable.values() if t.flops_part))
 
 
 def training_flops(model: ModelConfig, sparsity: SparsityConfig | None = None, seq_length: int | None = None) -> int:
-    """FLOPs of training on one sequence, forward and backward: what ``model_flops`` and MFU count."""
+    """FLOPs of training on one sequence, forward and backward, as ``model_flops`` and MFU count them."""
     return TRAINING_FACTOR * sum(forward_flops(model, sparsity, seq_length).values())
 
 
@@ -60,10 +60,10 @@ def executed_flops(
     seq_length: int | None = None,
     expanded: bool = False,
 ) -> int:
-    """FLOPs that the machine executes for one sequence of training: what HFU counts.
+    """FLOPs that the hardware executes for training on one sequence, as HFU counts them.
 
-    ``masked`` multiplies the zeros too, as does ``compressed`` where a GPU expands the weights (``expanded``).
-    Activation checkpointing runs each layer's forward once more.
+    ``masked`` execution multiplies the zeros too. So does ``compressed`` where a GPU expands the weights
+    (``expanded``). Activation checkpointing runs the forward pass of each layer once more.
     """
     skips = execution == "compressed" and not expanded
     done = forward_flops(model, sparsity if skips else None, seq_length)
@@ -72,6 +72,6 @@ def executed_flops(
 
 
 def linears_share(model: ModelConfig, seq_length: int | None = None) -> float:
-    """Share of the linears in the dense model's FLOPs: the most that sparsity can save."""
+    """Share of the linear layers in the FLOPs of the dense model: an upper bound of what sparsity can save."""
     flops = forward_flops(model, None, seq_length)
     return sum(flops[part] for part in linear_parts(model)) / sum(flops.values())

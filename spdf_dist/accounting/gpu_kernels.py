@@ -1,7 +1,8 @@
-"""What sparse products cost on a GPU: which masks the kernels skip, and at what rate.
+"""Cost of sparse products on a GPU: the masks whose blocks the kernels skip, and the rate of these kernels.
 
-Masks of whole blocks skip the pruned blocks in bf16. Every other mask is expanded to a dense weight: the products take
-the dense time and a little more. Torch-free; the kernels themselves are in spdf_kernels.triton.
+In bf16, masks of whole blocks skip the pruned blocks. Every other mask is expanded to a dense weight. The products then
+take the dense time and the time of the expansion. This module does not need torch. The kernels are in
+spdf_kernels.triton.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.model.architecture import architecture_of
 
 BLOCKS = (128, 64)
-"""Edges that the kernels skip, the faster first."""
+"""Block edges that the kernels support, fastest first."""
 EXPANDED_BYTES = 2.6
-"""Memory traffic of `expand` or `gather` for each weight: its bits, a quarter of the values, the dense bf16 entry."""
+"""Memory traffic of `expand` or `gather`, bytes per entry: its mask bit, its bf16 value at density 1/4, and the dense
+bf16 entry."""
 PASSES = 3
-"""Of them in forward and backward: two of `expand`, one of `gather`."""
+"""Passes of this traffic per forward and backward pass: two of `expand`, one of `gather`."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,9 @@ class Rate:
     """Rate of a block kernel on one GPU."""
 
     relative: float
-    """FLOP/s over kept entries, divided by the FLOP/s of a dense product: 1 / density times it is the speed-up."""
+    """FLOP/s over kept entries, relative to a dense product. The speed-up is this rate divided by the density."""
     source: str
-    """`estimate`, or the results that it was measured in."""
+    """`ESTIMATE`, or the name of the results with the measurement."""
 
 
 ESTIMATE = "estimate: arithmetic on data-sheet rates, not measured"
@@ -37,14 +39,14 @@ RATES: dict[str, dict[int, Rate]] = {
     "A100 40GB": {128: Rate(0.60, ESTIMATE), 64: Rate(0.45, ESTIMATE)},
     "A100 80GB": {128: Rate(0.60, ESTIMATE), 64: Rate(0.45, ESTIMATE)},
 }
-"""By name in accounting.hardware and block edge. A GPU that is not here expands. Replace estimates by what
-`make gpu` measures, and name the results."""
+"""Rates by the GPU's name in accounting.hardware and by block edge. On a GPU that is not listed, weights are expanded.
+Replace estimates by measurements of `make gpu`, and name their results."""
 
 
 def skipped_block(model: ModelConfig, sparsity: SparsityConfig, precision: str, tensor: int = 1) -> int | None:
-    """Edge of the blocks that GPU kernels skip in all sparse weights of one tensor rank; None where they expand.
+    """Edge of the blocks that GPU kernels skip in all sparse weights of a tensor rank; None where weights are expanded.
 
-    A shard of a row-parallel weight must not cut a block.
+    The shards of all prunable weights must consist of whole blocks.
     """
     if precision != "bf16" or sparsity.permute:
         return None
@@ -62,5 +64,5 @@ def skipped_block(model: ModelConfig, sparsity: SparsityConfig, precision: str, 
 
 
 def rate_of(gpu: str, block: int | None) -> Rate | None:
-    """The rate of a GPU's kernels for a block edge; None where the products are expanded."""
+    """The rate of a GPU's kernels for a block edge; None where weights are expanded."""
     return None if block is None else RATES.get(gpu, {}).get(block)

@@ -1,7 +1,7 @@
-"""Data-sheet figures of accelerators: the peaks that MFU divides by and that the estimator assumes.
+"""Data-sheet figures of accelerators, for MFU and the estimator.
 
-Dense rates (no structured-sparsity factor), SXM parts where there are several; GB and GB/s are decimal, as on the
-data sheets of the makers.
+Rates are dense, without the factor of structured sparsity. They are those of SXM parts where there are several parts.
+GB and GB/s are decimal, as in the data sheets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Gpu:
     memory_bandwidth: float
     """Bytes/s."""
     link_bandwidth: float
-    """NVLink, each direction, bytes/s per GPU."""
+    """NVLink, bytes/s per GPU and direction."""
 
     def peak(self, precision: str) -> float:
         """Peak FLOP/s at ``fp32`` or ``bf16``."""
@@ -42,7 +42,7 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """The accelerator of that name. Raises UserError for an unknown one."""
+    """The accelerator of that name. Raises UserError for an unknown name."""
     key = name.lower()
     if key not in GPUS:
         raise UserError(f"--gpu: '{name}' is not known{nearest(key, GPUS)} (one of {', '.join(GPUS)})")
@@ -50,10 +50,10 @@ def find_gpu(name: str) -> Gpu:
 
 
 def recognise_gpu(device_name: str) -> Gpu | None:
-    """The accelerator that a driver's device name means, such as 'NVIDIA H100 80GB HBM3'; None when unknown."""
+    """The accelerator with a driver's device name, such as 'NVIDIA H100 80GB HBM3'; None when unknown."""
     words = device_name.upper().replace("-", " ").split()
     if "PCIE" in words:
-        return None  # other peaks than the SXM part of the same name
+        return None  # its peaks differ from those of the SXM part of the same name
     for gpu in GPUS.values():
         if all(word in words or f"SXM4 {word}" in device_name for word in gpu.name.upper().split()):
             return gpu

@@ -1,6 +1,6 @@
-"""How a run is laid out over ranks, and how many elements of each kind one rank holds.
+"""The layout of a run over ranks, and the number of elements of each kind that one rank holds.
 
-Non-zeros of a rank are the mean over tensor ranks: random masks give each rank a few more or fewer.
+The non-zeros of a rank are the mean over tensor ranks. With random masks, the number differs slightly between ranks.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import logical_weights
 
 ALIGNMENT = 2
-"""DeepSpeed pads each group of parameters to a multiple of this times the data ranks."""
+"""DeepSpeed pads each group of parameters to a multiple of this times the number of data ranks."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Ranks, and how much one of them takes at a time."""
+    """Numbers of ranks, and the settings that decide what one rank holds."""
 
     tensor: int
     data: int
     zero_stage: int
     micro_batch: int
-    """Sequences a forward pass."""
+    """Sequences per forward pass."""
     execution: str
     """`dense`, `masked` or `compressed`."""
     precision: str
@@ -37,18 +37,18 @@ class Layout:
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of a weight or an activation."""
+        """Bytes per weight or activation."""
         return 2 if self.precision == "bf16" else 4
 
     def accumulation(self, global_batch: int) -> int:
-        """Micro-batches of a rank in one optimizer step."""
+        """Micro-batches per rank and optimizer step."""
         return global_batch // (self.micro_batch * self.data)
 
 
 def layout_of(config: PretrainConfig, world_size: int, device: str = "cuda") -> Layout:
-    """The layout that a config asks for on ``world_size`` ranks.
+    """The layout of a config on ``world_size`` ranks.
 
-    `auto` execution is compressed on a GPU where its kernels skip the mask's blocks, else masked.
+    `auto` execution is compressed on a CPU and on a GPU whose kernels skip the mask's blocks, else masked.
     """
     tensor = config.parallel.tensor
     execution = config.sparsity.execution
@@ -74,29 +74,29 @@ class LocalElements:
     """Elements on one tensor rank, before any division among data ranks."""
 
     decayed: int
-    """Parameters with weight decay: linears (only the kept values where compressed) and embeddings."""
+    """Parameters with weight decay: linear layers (only the kept values where compressed) and embeddings."""
     undecayed: int
     """Norms and biases."""
     masked: int
     """Entries of dense weights that carry a mask."""
     compressed: int
-    """Entries of weights of which only the kept values are held."""
+    """Entries, kept and pruned, of weights whose kept values only are stored."""
     nonzeros: int
-    """Kept entries of those."""
+    """Kept entries of these compressed weights."""
 
     @property
     def parameters(self) -> int:
-        """All of them."""
+        """All trainable values that the rank holds."""
         return self.decayed + self.undecayed
 
     def padded(self, data: int) -> int:
-        """Parameters with DeepSpeed's padding of its two groups."""
+        """Parameters including DeepSpeed's padding of its two parameter groups."""
         step = ALIGNMENT * data
         return sum(-(-count // step) * step for count in (self.decayed, self.undecayed))
 
 
 def local_elements(model: ModelConfig, sparsity: SparsityConfig | None, layout: Layout) -> LocalElements:
-    """What one tensor rank holds. A parameter that stacks several weights is sparse when any of them is."""
+    """The elements of one tensor rank. A parameter that stacks several weights is sparse when any of them is."""
     kept = nonzeros(model, sparsity)
     sparse = sparse_weights(logical_weights(model), sparsity) if sparsity is not None and sparsity.is_sparse else {}
     decayed = undecayed = masked = compressed = values = 0

@@ -1,7 +1,7 @@
-"""Tables 2 and 3 of the paper and the blog's Figure 2, regenerated from the formula beside what was printed.
+"""Tables 2 and 3 of the paper and Figure 2 of the blog, computed from the formula, beside the printed numbers.
 
-A figure counts as reproduced when it gives the printed digits; every other one carries the rounding, or the slip, that
-does give them. Source: SPDF appendix A.4, blog of November 28, 2022.
+A number is reproduced when it has the printed digits. Every other number has a note with the rounding or the mistake
+that leads to the printed digits. Source: SPDF appendix A.4, blog of November 28, 2022.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ TABLE_3 = {
 TABLE_3_COLUMNS = ("sequences", "FLOPs/seq", "total FLOPs", "exaFLOPs")
 
 EXAMPLES = {"E2E": (42_061, 3), "WebNLG": (18_025, 3), "DART": (62_659, 2), "Curation Corpus": (33_700, 1)}
-"""Training examples and the epochs that the printed 'Total Seq' amounts to. Curation Corpus gives only its total."""
+"""Training examples, and epochs that follow from the printed 'Total Seq'. Curation Corpus gives only its total."""
 
 ROUNDED = {
     ("GPT-2 Small", 0.75): {
@@ -61,37 +61,37 @@ ROUNDED = {
         "exaFLOPs": (3 * 1.3942e12 * 62_659 * 2 / 1e18, "DART's value, which contradicts the 5.27e17 beside it"),
     },
 }
-"""How the paper came to the digits that the exact formula does not give: (its number, in words), by row and column."""
+"""Numbers whose printed digits differ from the exact formula, by row and column: (paper's number, its derivation)."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One printed number and ours."""
+    """A printed number and the computed one."""
 
     column: str
     printed: str
     ours: float
     shown: str
-    """Ours, in the form that the paper prints."""
+    """``ours`` in the format of ``printed``."""
     note: str
-    """Empty when the digits agree, else why they do not."""
+    """Why the digits differ; empty when they agree."""
 
     @property
     def reproduced(self) -> bool:
-        """Whether ours gives the printed digits."""
+        """Whether ``ours`` has the printed digits."""
         return self.shown == self.printed
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: its labels and its numbers."""
+    """A row of a table."""
 
     labels: tuple[str, ...]
     figures: tuple[Figure, ...]
 
 
 def as_printed(value: float, printed: str) -> str:
-    """``value`` with the digits, the exponent and the unit of ``printed``."""
+    """``value`` with the number of decimals, the exponent and the unit of ``printed``."""
     unit = "x" if printed.endswith("x") else ""
     mantissa, _, exponent = printed.removesuffix("x").partition("e")
     decimals = len(mantissa.partition(".")[2])
@@ -106,7 +106,7 @@ def make_row(
     printed: tuple[str, ...],
     ours: tuple[float, ...],
 ) -> Row:
-    """A row, with a note on each number whose digits differ."""
+    """A row, with a note on each number whose digits differ from the printed ones."""
     made = []
     for column, text, value in zip(columns, printed, ours, strict=True):
         shown = as_printed(value, text)
@@ -119,13 +119,13 @@ def make_row(
 
 
 def pretraining_flops(name: str, level: float) -> float:
-    """Total pre-training FLOPs of a model of the paper at a sparsity."""
+    """Total pre-training FLOPs of one of the paper's models at a sparsity level."""
     model = MODELS[name]
     return training_flops(model, SparsityConfig(level=level)) * TRAIN_TOKENS[name] / model.seq_length
 
 
 def finetuning_flops(task: str, name: str) -> float:
-    """Total dense fine-tuning FLOPs as the paper counts them: 'Total Seq' sequences padded to 512 tokens."""
+    """Total FLOPs of dense fine-tuning as in the paper: 'Total Seq' sequences, padded to 512 tokens."""
     examples, epochs = EXAMPLES[task]
     return float(training_flops(MODELS[name], None, FINETUNE_LENGTH) * examples * epochs)
 
@@ -151,7 +151,8 @@ def table_2() -> list[Row]:
 def table_3() -> list[Row]:
     """Fine-tuning FLOPs (paper, Table 3).
 
-    Its 'FLOPs/seq' is the forward pass alone at 512 tokens, whatever the caption says; its totals are three times that.
+    The column 'FLOPs/seq' counts only the forward pass at 512 tokens, unlike its caption. The totals count three times
+    as much.
     """
     rows = []
     for (task, name), printed in TABLE_3.items():
@@ -171,7 +172,7 @@ TABLE_3_REMARKS = (
 
 
 def figure_2(model: str = "GPT-3 XL", task: str = "Curation Corpus") -> list[dict[str, float]]:
-    """The blog's Figure 2: FLOPs of pre-training at each sparsity and of dense fine-tuning after it."""
+    """Figure 2 of the blog: FLOPs of pre-training at each sparsity level and of the dense fine-tuning after it."""
     tuning = finetuning_flops(task, model)
     dense = pretraining_flops(model, 0.0) + tuning
     return [

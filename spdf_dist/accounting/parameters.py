@@ -1,4 +1,4 @@
-"""Parameters of a model by part, and the non-zeros that a mask leaves. Vocabulary padding is never counted.
+"""Parameters of a model by part, with and without masks. Vocabulary padding is never counted.
 
 Source: SPDF, Table 1 (GPT-2 Small 125M, GPT-3 XL 1.3B) and appendix A.1 (what is sparse).
 """
@@ -19,15 +19,15 @@ def nonzeros(model: ModelConfig, sparsity: SparsityConfig | None) -> dict[str, i
 
 
 def real_sparsity(model: ModelConfig, sparsity: SparsityConfig) -> float:
-    """The share of pruned entries over the weights that have a mask, as the masks have it; 0 for a dense model."""
+    """The share of pruned entries among the weights with a mask; 0 for a dense model."""
     return real_level(sparse_weights(logical_weights(model), sparsity))
 
 
 def parameter_counts(model: ModelConfig, sparsity: SparsityConfig | None = None) -> dict[str, int]:
-    """Trainable parameters by part, over all layers; with ``sparsity`` only the kept entries of the targets.
+    """Trainable parameters by part, over all layers. With ``sparsity``, only the kept entries of sparse weights count.
 
     The parts are those of the architecture's table: word_embedding, position_embedding, each logical weight, biases,
-    norms. What is tied is counted once.
+    norms. Tied parameters count once.
     """
     kept = nonzeros(model, sparsity)
     counts: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The FLOPs of a whole pre-training run whose level or masks change."""
+"""FLOPs of a whole pre-training run, in which the sparsity level or the masks may change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spdf_dist.sparsity.update import update_steps
 
 
 def phases(config: PretrainConfig) -> Iterator[tuple[int, SparsityConfig]]:
-    """Steps and sparsity of each stretch of a run that trains at one level."""
+    """Number of steps and sparsity of each phase of a run. A phase trains at one level."""
     total = total_steps(config)
     ends = [*change_steps(config.sparsity, total), total]
     for begin, end in zip([0, *ends], ends, strict=False):
@@ -21,7 +21,7 @@ def phases(config: PretrainConfig) -> Iterator[tuple[int, SparsityConfig]]:
 
 
 def update_flops(config: PretrainConfig, sparsity: SparsityConfig) -> int:
-    """What a step that ends with an update of RigL's masks adds for one sequence: the gradient of pruned entries."""
+    """Additional FLOPs per sequence of a step with a RigL update, which needs the gradient of pruned entries too."""
     if sparsity.algorithm != "rigl":
         return 0
     dense, sparse = forward_flops(config.model), forward_flops(config.model, sparsity)
@@ -29,7 +29,7 @@ def update_flops(config: PretrainConfig, sparsity: SparsityConfig) -> int:
 
 
 def run_flops(config: PretrainConfig) -> int:
-    """Model FLOPs of all steps of a run, updates of the masks included."""
+    """Model FLOPs of all steps of a run, including updates of the masks."""
     batch = config.training.global_batch_size
     total = sum(steps * batch * training_flops(config.model, sparsity) for steps, sparsity in phases(config))
     updates = len(update_steps(config.sparsity, total_steps(config)))

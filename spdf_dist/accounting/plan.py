@@ -1,4 +1,4 @@
-"""What a pre-training config will do, before anything starts: `spdf pretrain --dry-run`."""
+"""The plan of a pre-training run, computed from its config for `spdf pretrain --dry-run`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from spdf_dist.sparsity.masks import logical_weights
 
 
 def device_kind(config: PretrainConfig) -> str:
-    """`cpu` only where the config says so: elsewhere memory is counted as on a GPU."""
+    """`cpu` where the config names it; otherwise `cuda`, so that memory is counted as on a GPU."""
     return "cpu" if config.device == "cpu" else "cuda"
 
 
 def plan(config: PretrainConfig, world_size: int) -> dict[str, Any]:
-    """Parameters, tokens, steps, memory per rank and layout, as one JSON object.
+    """Parameters, tokens, steps, FLOPs, layout, memory per rank and traffic, as a JSON object.
 
-    Raises UserError when ``world_size`` does not divide into tensor ranks or the batch not over the data ranks.
+    Raises UserError when ``parallel.tensor`` does not divide ``world_size``, or the batch does not divide over the data
+    ranks.
     """
     tensor = config.parallel.tensor
     if world_size % tensor:
@@ -75,7 +76,7 @@ def plan(config: PretrainConfig, world_size: int) -> dict[str, Any]:
 
 
 def bytes_text(count: float) -> str:
-    """1.5 GB, decimal."""
+    """A number of bytes with a decimal unit, such as 1.5 GB."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= scale:
             return f"{count / scale:.3g} {unit}"
@@ -83,7 +84,7 @@ def bytes_text(count: float) -> str:
 
 
 def plan_text(facts: dict[str, Any]) -> str:
-    """``plan`` for a person."""
+    """The result of ``plan`` as text."""
     layout, sent = facts["layout"], facts["communication_bytes_per_step"]
     sparse = facts["sparsity"] > 0
     lines = [

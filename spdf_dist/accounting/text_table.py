@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, width: int | None = None) -> str:
-    """Aligned columns under a rule.
+    """A text table with aligned columns and a rule under its header.
 
     Args:
-        header: the columns' names.
-        rows: the cells.
-        left: the first ``left`` columns are aligned to the left, the others to the right.
-        width: characters of a line; the last column is wrapped to fit, but not below 30. None wraps nothing.
+        header: names of the columns.
+        rows: cells of each row.
+        left: number of left-aligned columns at the start. The others are right-aligned.
+        width: maximum characters per line. The last column is wrapped to fit, but has at least 30 characters. None:
+            nothing is wrapped.
     """
     grid = [list(map(str, header)), *(list(map(str, row)) for row in rows)]
     widths = [max(len(row[i]) for row in grid) for i in range(len(header))]

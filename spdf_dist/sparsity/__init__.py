@@ -1,1 +1,1 @@
-"""What is sparse: masks of logical weights, their generator, patterns and digests. Knows no process group."""
+"""Sparse masks of logical weights: their generator, patterns and digests. Independent of process groups."""

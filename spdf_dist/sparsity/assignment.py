@@ -1,6 +1,6 @@
-"""Which weights of a model are sparse, with which pattern and level: the config's answer for each logical weight.
+"""The pattern and level of each sparse weight of a model, from its config.
 
-Masks, counts, validation and accounting all derive from it. Needs no torch and makes no mask.
+Masks, counts, validation and accounting all derive from this assignment. It does not need torch and makes no masks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spdf_dist.sparsity.patterns.base import Shape, exact
 V = TypeVar("V")
 
 COARSE = 0.005
-"""A real sparsity that differs from the one asked for by more is remarked on."""
+"""Difference between the real and the requested sparsity above which ``remarks`` reports it."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,20 @@ class SparseWeight:
     """One weight that has a mask."""
 
     name: str
-    """Logical name, as ``layers.0.W_Q``."""
+    """Logical name, such as ``layers.0.W_Q``."""
     shape: Shape
     pattern: Pattern
     level: Fraction
-    """Asked for; patterns round it to whole entries or blocks."""
+    """Requested share of pruned entries. A pattern rounds it to whole entries or blocks."""
 
     @property
     def kept(self) -> int:
-        """Entries that the mask keeps."""
+        """Number of entries that the mask keeps."""
         return self.pattern.kept_count(self.name, self.shape, self.level)
 
     @property
     def numel(self) -> int:
-        """All entries."""
+        """Number of all entries, kept and pruned."""
         return self.shape[0] * self.shape[1]
 
     def check(self) -> None:
@@ -49,12 +49,15 @@ class SparseWeight:
 
 
 def leaf(name: str) -> str:
-    """``W_Q`` of ``layers.0.W_Q``."""
+    """The last part of a logical name: ``W_Q`` for ``layers.0.W_Q``."""
     return name.rsplit(".", 1)[-1]
 
 
 def by_glob(key: str, globs: Mapping[str, V], names: list[str]) -> dict[str, V]:
-    """The value of the first glob that matches each name, or its last part. Raises UserError for an idle glob."""
+    """The value of the first glob that matches each name or its last part.
+
+    Raises UserError for a glob that matches no name, or only names that earlier globs match.
+    """
     found: dict[str, V] = {}
     for glob, value in globs.items():
         matching = [name for name in names if fnmatchcase(name, glob) or fnmatchcase(leaf(name), glob)]
@@ -69,13 +72,13 @@ def by_glob(key: str, globs: Mapping[str, V], names: list[str]) -> dict[str, V]:
 
 
 def sparse_weights(shapes: Mapping[str, Shape], sparsity: SparsityConfig) -> dict[str, SparseWeight]:
-    """The sparse ones among logical weights, by name, in the order given.
+    """The sparse weights among ``shapes``, by name, in the order of ``shapes``.
 
     Args:
         shapes: [out, in] of every logical weight of the model, by name.
 
     Raises:
-        UserError: a glob that matches nothing, an unknown pattern.
+        UserError: a glob has no effect, or a pattern is unknown.
     """
     names = [name for name in shapes if leaf(name) in sparsity.targets]
     own_levels = by_glob("sparsity.levels", sparsity.levels, names)
@@ -94,10 +97,10 @@ def sparse_weights(shapes: Mapping[str, Shape], sparsity: SparsityConfig) -> dic
 
 
 def erdos_renyi(shapes: Mapping[str, Shape], level: Fraction) -> dict[str, Fraction]:
-    """Levels whose densities go as (in + out) / (in * out), with the mean density 1 - level over all entries.
+    """Levels with densities proportional to (in + out) / (in * out). The mean density over all entries is 1 - level.
 
-    A weight whose density would exceed 1 is dense, and the others share the rest. Source: Mocanu et al. (2018);
-    Evci et al. (2020), section 3.
+    A weight whose density would exceed 1 is dense, and the other weights share the remaining non-zeros.
+    Source: Mocanu et al. (2018); Evci et al. (2020), section 3.
     """
     dense: set[str] = set()
     while True:
@@ -114,13 +117,13 @@ def erdos_renyi(shapes: Mapping[str, Shape], level: Fraction) -> dict[str, Fract
 
 
 def real_level(weights: Mapping[str, SparseWeight]) -> float:
-    """The share of pruned entries over these weights, as the masks have it; 0 when there are none."""
+    """The share of entries of these weights that their masks prune; 0 without any weight."""
     numel = sum(weight.numel for weight in weights.values())
     return 1 - sum(weight.kept for weight in weights.values()) / numel if numel else 0.0
 
 
 def remarks(shapes: Mapping[str, Shape], sparsity: SparsityConfig) -> list[str]:
-    """What a person should know of masks that are not what was asked for, a line each."""
+    """One line per difference between the masks and the requested sparsity; empty when they agree."""
     weights = sparse_weights(shapes, sparsity)
     asked = sum(weight.level * weight.numel for weight in weights.values()) / max(
         1, sum(weight.numel for weight in weights.values())

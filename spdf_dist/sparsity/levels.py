@@ -1,6 +1,6 @@
-"""Gradual magnitude pruning: the level over a run, and the masks that follow from the weights. Needs no torch.
+"""Gradual magnitude pruning: the level at each step, and the masks computed from the weights. Does not need torch.
 
-Source: Zhu and Gupta (arXiv 1710.01878). The level may also fall: then entries come back at random, with value zero.
+Source: Zhu and Gupta (arXiv 1710.01878). The level may also fall. Random pruned entries then return with value zero.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ SHAPES: dict[str, Callable[[float, float, float], float]] = {
     "exponential": lambda first, last, t: 1 - (1 - first) * ((1 - last) / (1 - first)) ** t,
     "cubic": lambda first, last, t: last + (first - last) * (1 - t) ** 3,
 }
-"""Levels at progress t in [0, 1] from the first to the last."""
+"""The level at progress t in [0, 1], from ``first`` to ``last``."""
 
 MOST_CHANGES = 64
-"""The model is rebuilt at each change of the level."""
+"""Upper limit of level changes per run, because each change rebuilds the model."""
 
 
 def change_steps(sparsity: SparsityConfig, total_steps: int) -> list[int]:
-    """The optimizer steps, from 1, after which the level changes."""
+    """The optimizer steps, counted from 1, after which the level changes."""
     if sparsity.algorithm != "gmp":
         return []
     every = sparsity.update.every
@@ -42,7 +42,7 @@ def change_steps(sparsity: SparsityConfig, total_steps: int) -> list[int]:
 
 
 def level_of_step(sparsity: SparsityConfig, step: int, total_steps: int) -> float:
-    """The level that step ``step`` (from 1) trains at."""
+    """The level during step ``step`` (counted from 1)."""
     if sparsity.algorithm != "gmp":
         return sparsity.level
     steps = change_steps(sparsity, total_steps)
@@ -57,12 +57,12 @@ def level_of_step(sparsity: SparsityConfig, step: int, total_steps: int) -> floa
 
 
 def at_step(sparsity: SparsityConfig, step: int, total_steps: int) -> SparsityConfig:
-    """The sparsity that step ``step`` trains with."""
+    """``sparsity`` with the level of step ``step`` (counted from 1)."""
     return replace(sparsity, level=level_of_step(sparsity, step, total_steps))
 
 
 class GradualScores:
-    """Keeps the largest magnitudes of what a mask kept; what it pruned comes after all of it, at random."""
+    """Scores that keep the kept entries of a mask first, by magnitude, and then its pruned entries at random."""
 
     def __init__(self, weight: NDArray[np.float32], mask: BoolArray | None, random: RandomScores) -> None:
         self.weight, self.mask, self.random = weight, mask, random
@@ -84,7 +84,7 @@ def next_masks(
     read: Callable[[str], NDArray[np.float32]],
     masks: Mapping[str, BoolArray],
 ) -> dict[str, BoolArray]:
-    """The masks at ``sparsity.level``, from the weights that ``read`` gives by name and the masks before."""
+    """The masks at ``sparsity.level``, from the weights (``read`` returns one by name) and the previous masks."""
     found = {}
     for name, weight in sparse_weights(logical_weights(model), sparsity).items():
         scores = GradualScores(read(name), masks.get(name), RandomScores(sparsity.seed, name, weight.shape))
@@ -93,7 +93,7 @@ def next_masks(
 
 
 def check_levels(sparsity: SparsityConfig, total_steps: int) -> None:
-    """Raise UserError for a level schedule that cannot be, or means nothing."""
+    """Raise UserError for a level schedule that is invalid or has no effect."""
     defaults = SparsityConfig()
     if sparsity.algorithm != "gmp":
         for key in ("schedule", "initial_level", "schedule_levels"):

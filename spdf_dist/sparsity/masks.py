@@ -1,7 +1,7 @@
-"""Random masks, each a function of (sparsity seed, logical weight name, shape, level, pattern) alone.
+"""Random masks. A mask depends only on the sparsity seed, the weight's logical name, its shape, level and pattern.
 
-Scores are 64-bit integers from a counter-based generator, so that every rank, device and library version computes
-the same mask, and any part of it without the rest. Arrays are numpy bool, [out, in].
+Scores are 64-bit integers from a counter-based generator. Therefore every rank, device and library version computes
+the same mask. Masks are numpy bool arrays [out, in].
 
 Source: SPDF, section 3 and appendix A.1 (random pruning, uniform over layers).
 """
@@ -33,19 +33,21 @@ __all__ = ["BoolArray", "MagnitudeScores", "RandomMasks", "keep_lowest", "make_m
 
 INPUT_SPACES = {"W_Q": "attention", "W_K": "attention", "W_V": "attention", "W_I": "mlp", "W_G": "mlp", "W_O": "ffn"}
 OUTPUT_SPACES = {"W_I": "ffn", "W_G": "ffn"}
-"""Features that several weights of a layer share are permuted alike, so that a kernel gathers them once; the order of
-the MLP's hidden units is free. A weight that is not named here has permutations of its own."""
+"""Weights with the same space share one permutation of their common features, so that a kernel gathers them once per
+layer. The order of the MLP's hidden units is free. A weight that is not listed here has its own permutations."""
 
 
 def permutation(seed: int, name: str, side: str, space: str, count: int) -> np.ndarray:
-    """A random order of ``count`` features of a layer, int64."""
+    """A random order of ``count`` features of a layer, int64 [count]."""
     layer = name.rpartition(".")[0]
     return np.argsort(random_scores(seed, f"{layer}/{space or leaf(name) + side}/permute", count), kind="stable")
 
 
 def permutations(seed: int, name: str, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Orders of the outputs and of the inputs: entry [i, j] of the permuted mask is [outputs[i], inputs[j]] of the
-    block mask."""
+    """Random orders of the outputs (int64 [out]) and of the inputs (int64 [in]).
+
+    Entry [i, j] of the permuted mask is entry [outputs[i], inputs[j]] of the block mask.
+    """
     space_in, space_out = INPUT_SPACES.get(leaf(name), ""), OUTPUT_SPACES.get(leaf(name), "")
     return (
         permutation(seed, name, "out", space_out, shape[0]),
@@ -54,7 +56,8 @@ def permutations(seed: int, name: str, shape: tuple[int, int]) -> tuple[np.ndarr
 
 
 def select(weight: SparseWeight, sparsity: SparsityConfig, scores: Scores | None = None) -> BoolArray:
-    """The mask of one weight, by random scores unless others are given."""
+    """The mask [out, in] of one weight, by ``scores`` or else by random scores. Raises UserError for a shape that does
+    not fit the pattern."""
     name, shape = weight.name, weight.shape
     weight.check()
     scores = RandomScores(sparsity.seed, name, shape) if scores is None else scores
@@ -76,19 +79,19 @@ def make_mask(name: str, shape: tuple[int, int], sparsity: SparsityConfig) -> Bo
 
 
 def mask_digest(mask: BoolArray) -> str:
-    """SHA-256, in hex, over the shape (two big-endian 64-bit integers) and the row-major bits, high bit first."""
+    """SHA-256 (hex) of the shape (two big-endian 64-bit integers) followed by the row-major bits, high bit first."""
     digest = hashlib.sha256(np.array(mask.shape, dtype=">u8").tobytes())
     digest.update(np.packbits(np.ascontiguousarray(mask), bitorder="big").tobytes())
     return digest.hexdigest()
 
 
 def logical_weights(model: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Names and [out, in] shapes of the matrices that may be sparse, in the order of the layers."""
+    """Names and [out, in] shapes of the prunable matrices, in the order of the layers."""
     return {name: (t.shape[0], t.shape[1]) for name, t in architecture_of(model).prunable.items()}
 
 
 class RandomMasks(Mapping[str, BoolArray]):
-    """The masks of a config by logical weight name, made when asked for; dense weights are not in it."""
+    """The masks of a config by logical weight name. Each access computes the mask. Dense weights are not included."""
 
     def __init__(self, model: ModelConfig, sparsity: SparsityConfig) -> None:
         self.sparsity = sparsity
@@ -104,4 +107,4 @@ class RandomMasks(Mapping[str, BoolArray]):
         return len(self.weights)
 
     def __contains__(self, name: Any) -> bool:
-        return name in self.weights  # Mapping's own test would make the mask
+        return name in self.weights  # Mapping.__contains__ would compute the mask

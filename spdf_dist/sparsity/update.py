@@ -1,9 +1,11 @@
-"""Dynamic masks: when they change, how many entries, and which. Knows no process group and needs no torch.
+"""Dynamic masks: the steps at which they change, and the entries that each update swaps. Does not need torch.
 
-Every update drops entries of the smallest magnitude and grows as many others, inside each of ``groups`` stretches of a
-weight's rows (of its columns where tensor parallelism divides the inputs). The count of each stretch never changes, so
-that each rank's number of values, ZeRO's partitions and checkpoints keep their shape, and the ranks need no
-communication to agree. Sources: SET, Mocanu et al. (2018); RigL, Evci et al. (ICML 2020, arXiv 1911.11134).
+A weight is divided into ``groups`` equal groups of rows, or of columns where tensor parallelism divides the inputs.
+Each update drops the kept entries of the smallest magnitude in each group and grows the same number of other entries.
+The number of kept entries per group is constant. Therefore the number of values per rank, ZeRO's partitions and the
+shapes in checkpoints do not change, and the ranks agree without communication.
+
+Sources: SET, Mocanu et al. (2018); RigL, Evci et al. (ICML 2020, arXiv 1911.11134).
 """
 
 from __future__ import annotations
@@ -23,24 +25,24 @@ from spdf_dist.sparsity.patterns import parse_pattern
 from spdf_dist.sparsity.patterns.base import BoolArray, Scores64, keep_lowest, random_scores
 
 SWAPPING = ("set", "rigl")
-"""The algorithms that keep the level and swap entries."""
+"""The algorithms that keep the level constant and swap entries."""
 MOST_GROUPS = 16
-"""Of the default ``sparsity.groups``."""
+"""Upper limit of the default of ``sparsity.groups``."""
 STOP = 0.75
-"""Default end of the updates, as a share of the steps: after it the masks, and generated code, are final."""
+"""Default end of the updates, as a share of all steps. After it the masks and the generated code are final."""
 
 NEVER = np.uint64(2**63)
-"""A score above all that entries have."""
+"""A score larger than the score of any entry."""
 
 
 def stop_step(sparsity: SparsityConfig, total_steps: int) -> int:
-    """The first step without updates."""
+    """The step from which on no updates happen."""
     stop = sparsity.update.stop
     return int(STOP * total_steps) if stop is None else min(stop, total_steps + 1)
 
 
 def update_steps(sparsity: SparsityConfig, total_steps: int) -> range:
-    """The optimizer steps, from 1, after which the masks change."""
+    """The optimizer steps, counted from 1, after which the masks change."""
     if sparsity.algorithm not in SWAPPING:
         return range(0)
     every = sparsity.update.every
@@ -49,15 +51,17 @@ def update_steps(sparsity: SparsityConfig, total_steps: int) -> range:
 
 
 def drop_fraction_at(sparsity: SparsityConfig, step: int, total_steps: int) -> float:
-    """The share of kept entries that the update after ``step`` swaps: half a cosine from drop_fraction to 0."""
+    """The share of kept entries that the update after ``step`` swaps: half a cosine from ``drop_fraction`` to 0."""
     progress = min(1.0, step / max(1, stop_step(sparsity, total_steps)))
     return sparsity.drop_fraction * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def group_count(model: ModelConfig, sparsity: SparsityConfig) -> int:
-    """Stretches of each weight; the default is the largest divisor of the heads that divides all weights, 16 at most.
+    """Number of groups per weight.
 
-    Raises UserError where ``sparsity.groups`` does not divide the weights into whole blocks.
+    The default is the largest common divisor of the number of key-value heads and the divided dimensions of all
+    weights (in blocks), up to ``MOST_GROUPS``. Raises UserError where ``sparsity.groups`` does not divide the weights
+    into whole blocks.
     """
     architecture, names = architecture_of(model), sparse_weights(logical_weights(model), sparsity)
     block = parse_pattern(sparsity.pattern).block
@@ -74,23 +78,23 @@ def group_count(model: ModelConfig, sparsity: SparsityConfig) -> int:
 
 
 def magnitude_bits(values: NDArray[np.float32]) -> Scores64:
-    """Integers that sort as the magnitudes do; what is not finite counts as 0."""
+    """Integers in the order of the magnitudes, uint64. A value that is not finite counts as 0."""
     finite = np.where(np.isfinite(values), values, np.float32(0))
     return np.abs(np.ascontiguousarray(finite, dtype=np.float32)).view(np.uint32).astype(np.uint64)
 
 
 def by_magnitude(values: NDArray[np.float32]) -> Scores64:
-    """Scores that grow the largest magnitudes first. A value that is not finite comes last."""
+    """Growth scores that prefer the largest magnitudes, uint64. A value that is not finite has the highest score."""
     return np.uint64(0xFFFFFFFF) - magnitude_bits(values)
 
 
 def at_random(seed: int, name: str, update: int, shape: tuple[int, int]) -> Scores64:
-    """Random growth scores [out, in] of a whole weight, from the mask's stream."""
+    """Random growth scores (uint64 [out, in]) of a whole weight, from the random stream of its mask."""
     return random_scores(seed, f"{name}/grow/{update}", shape[0] * shape[1]).reshape(shape) >> np.uint64(2)
 
 
 def in_blocks(values: NDArray[np.float32], block: int) -> NDArray[np.float32]:
-    """Sums of magnitudes of block x block entries; the values themselves where ``block`` is 1."""
+    """Sums of the magnitudes of each block x block entries; ``values`` itself where ``block`` is 1."""
     if block == 1:
         return values
     rows, columns = values.shape
@@ -101,8 +105,9 @@ def in_blocks(values: NDArray[np.float32], block: int) -> NDArray[np.float32]:
 def swap(mask: BoolArray, drop: Scores64, grow: Scores64, groups: int, dim: int, fraction: float) -> BoolArray:
     """The next mask of this rank's slice of a weight.
 
-    In each stretch along ``dim`` the floor(fraction x kept) kept entries of the lowest ``drop`` score make place for
-    those of the lowest ``grow`` score among all that is then not kept: a dropped entry may come back. Ties go by place.
+    In each group along ``dim``, the floor(fraction x kept) kept entries of the lowest ``drop`` score are dropped. Then
+    the same number of entries of the lowest ``grow`` score is grown. A dropped entry may grow again at once. The lower
+    index wins ties. All arrays have the shape of ``mask``.
     """
     new = mask.copy()
     for part, drop_part, grow_part in zip(
@@ -120,7 +125,7 @@ def swap(mask: BoolArray, drop: Scores64, grow: Scores64, groups: int, dim: int,
 
 
 def check_dynamic(model: ModelConfig, sparsity: SparsityConfig, total_steps: int, tensor: int) -> None:
-    """Raise UserError for a dynamic method that cannot be, or does nothing."""
+    """Raise UserError for a dynamic method whose settings are invalid or have no effect."""
     if sparsity.algorithm not in SWAPPING:
         return
     algorithm = sparsity.algorithm

@@ -1,7 +1,8 @@
-"""Sparsity patterns by the name that a config gives them.
+"""Sparsity patterns by their name in a config.
 
-A package adds one through an entry point of the group ``spdf.patterns``: a class with ``syntax`` (how it is written),
-``parse(text)`` (an instance, or None when the text is another pattern's) and the methods of ``Pattern``.
+A package adds a pattern through an entry point of the group ``spdf.patterns``. It names a class with ``syntax`` (the
+pattern's notation), ``parse(text)`` (an instance, or None for the text of another pattern) and the methods of
+``Pattern``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BUILT_IN: tuple[Any, ...] = (NOfM, Block, Balanced, Unstructured, MaskFile, From
 
 @lru_cache(maxsize=64)
 def parse_pattern(text: str) -> Pattern:
-    """The pattern that ``text`` names. Raises UserError when nobody knows it."""
+    """The pattern that ``text`` names. Raises UserError for an unknown pattern."""
     found = next((pattern for kind in BUILT_IN if (pattern := kind.parse(text)) is not None), None)
     if found is not None:
         return found

@@ -1,6 +1,7 @@
-"""Random blocks of which each block row and each block column keeps the same number.
+"""Random blocks, with the same number of kept blocks in each block row and in each block column.
 
-GPU kernels need it: one trip count for all tiles, and the kept values of a weight are one dense matrix [out, kept * B].
+GPU kernels need this balance: all tiles have the same trip count, and the kept values of a weight are one dense matrix
+[out, kept * B].
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from spdf_dist.sparsity.patterns.base import BoolArray, Scores, Shape, pruned_co
 from spdf_dist.sparsity.patterns.plain import block_size, check_blocks, spread
 
 ROUNDS = 32
-"""Rounds of trades beside two for each doubling of the rows; after ten the overlap of two masks is that of chance."""
+"""Rounds of trades, plus two per doubling of the rows. With this many, two masks overlap as often as by chance."""
 
 
 @dataclass(frozen=True)
 class Balanced:
-    """A circulant grid, mixed by trades between pairs of rows that keep all row and column sums."""
+    """A circulant grid of blocks, mixed by trades between pairs of rows. A trade keeps all row and column sums."""
 
     block: int
     syntax: ClassVar[str] = "balanced:B"
@@ -47,7 +48,7 @@ class Balanced:
             )
 
     def grid(self, shape: Shape) -> Shape:
-        """Block rows and block columns."""
+        """Numbers of block rows and of block columns."""
         return shape[0] // self.block, shape[1] // self.block
 
     def kept_count(self, name: str, shape: Shape, level: Fraction) -> int:
@@ -66,17 +67,17 @@ class Balanced:
 
 
 def trade(kept: BoolArray, draws: np.ndarray) -> None:
-    """Pair the rows at random; each pair deals the columns that one of the two keeps anew, in place.
+    """Pair the rows of ``kept`` at random and do one curveball trade per pair, in place.
 
-    A curveball trade: both rows keep their numbers, and no column's number changes. ``draws`` are rows + rows x
-    columns random integers.
+    A trade redistributes at random the columns that exactly one row of the pair keeps. Row and column sums do not
+    change. ``draws`` are rows + rows x columns random integers.
     """
     rows, columns = kept.shape
     order = np.argsort(draws[:rows], kind="stable")
     first, second = order[: rows // 2], order[rows // 2 : rows // 2 * 2]
     a, b = kept[first], kept[second]
     differing = a != b
-    # Columns that differ come first, in random order; the first row takes as many of them as it had.
+    # Columns that differ rank first, in random order. The first row takes as many of them as it had.
     score = np.where(differing, draws[rows:].reshape(rows, columns)[: len(first)] >> np.uint64(1), np.uint64(2**63))
     rank = np.argsort(np.argsort(score, axis=1, kind="stable"), axis=1, kind="stable")
     taken = differing & (rank < (a & ~b).sum(1, keepdims=True))

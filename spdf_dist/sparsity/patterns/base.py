@@ -1,4 +1,4 @@
-"""What a sparsity pattern is, and the scores that it selects by."""
+"""The interface of a sparsity pattern, and the scores by which a pattern selects entries."""
 
 from __future__ import annotations
 
@@ -16,55 +16,55 @@ Scores64 = NDArray[np.uint64]
 U64 = np.uint64
 
 Shape = tuple[int, int]
-"""[out, in] of a weight."""
+"""Shape [out, in] of a weight."""
 
 
 class Scores(Protocol):
-    """What a mask is selected by: the blocks of the lowest scores are kept."""
+    """Scores that select a mask. The entries or blocks of the lowest scores are kept."""
 
     def __call__(self, size: int) -> Scores64:
-        """Scores of the size x size blocks of the weight (1: of its entries), flat, in row-major order."""
+        """Scores of the size x size blocks of the weight (with 1: of its entries), uint64, flat, in row-major order."""
 
     def stream(self, label: str, count: int) -> Scores64:
-        """``count`` further random integers. Raises UserError where the scores are not random."""
+        """``count`` additional random integers, uint64. Raises UserError where the scores are not random."""
 
 
 class Pattern(Protocol):
-    """Which entries of a weight are kept together, and how many. Counts need no torch and make no mask."""
+    """The entries of a weight that are kept together, and their number. Counting does not need torch or a mask."""
 
     block: int
-    """Entries are kept in blocks of this size squared; 1: each by itself. Only blocks can be permuted."""
+    """Edge of the square blocks in which entries are kept; 1: single entries. Only blocks can be permuted."""
 
     def check(self, name: str, shape: Shape, level: Fraction) -> None:
-        """Raise UserError unless a weight of this shape can have this level (0 < level < 1)."""
+        """Raise UserError unless the pattern supports this shape and this level (0 < level < 1)."""
 
     def kept_count(self, name: str, shape: Shape, level: Fraction) -> int:
-        """Entries that the mask keeps."""
+        """Number of entries that the mask keeps."""
 
     def make_mask(self, name: str, shape: Shape, level: Fraction, scores: Scores) -> BoolArray:
-        """The mask [out, in]; True is kept."""
+        """The mask, bool [out, in]; True is kept."""
 
 
 def exact(level: float | Fraction) -> Fraction:
-    """The decimal that the user wrote, exactly: int((1 - 0.9) * 1000) is 99 in floats."""
+    """The exact decimal that the user wrote. Floats would round wrongly: int((1 - 0.9) * 1000) is 99."""
     return level if isinstance(level, Fraction) else Fraction(str(level))
 
 
 def pruned_count(numel: int, level: float | Fraction) -> int:
-    """floor(level * numel), exact on the decimal."""
+    """floor(level * numel), computed exactly from the decimal."""
     return int(exact(level) * numel)
 
 
 def random_scores(seed: int, name: str, count: int) -> Scores64:
-    """[count] pseudo-random 64-bit integers for the flat indices of a weight: SplitMix64 at counters from a key.
+    """Pseudo-random integers (uint64 [count]) for the flat indices of a weight: SplitMix64 at counters from a key.
 
-    For one key the map from index to score is a bijection, so scores of one weight never tie.
+    For one key the map from index to score is a bijection. Therefore the scores of one weight never tie.
     """
     return splitmix64(derive_seed("mask", seed, name), count)
 
 
 def keep_lowest(score: Scores64, kept: int) -> BoolArray:
-    """True at the ``kept`` lowest scores of a flat array; ties go to the lower index."""
+    """True at the ``kept`` lowest scores of a flat array. The lower index wins ties."""
     if kept == 0:
         return np.zeros(score.size, dtype=bool)
     if kept == score.size:
@@ -76,7 +76,7 @@ def keep_lowest(score: Scores64, kept: int) -> BoolArray:
 
 
 class RandomScores:
-    """Scores that depend on (seed, name, place) only."""
+    """Random scores that depend only on the seed, the weight's name and the flat index."""
 
     def __init__(self, seed: int, name: str, shape: Shape) -> None:
         self.seed, self.name, self.shape = seed, name, shape
@@ -89,7 +89,7 @@ class RandomScores:
 
 
 class MagnitudeScores:
-    """Scores that keep the entries, or blocks, whose sum of magnitudes is largest."""
+    """Scores that keep the entries of the largest magnitudes, or the blocks of the largest sums of magnitudes."""
 
     def __init__(self, weight: NDArray[np.float32]) -> None:
         self.magnitude = np.abs(np.ascontiguousarray(weight, dtype=np.float32))
@@ -100,7 +100,7 @@ class MagnitudeScores:
             rows, columns = magnitude.shape
             magnitude = magnitude.reshape(rows // size, size, columns // size, size).sum((1, 3), dtype=np.float64)
             magnitude = magnitude.astype(np.float32)
-        # The bits of non-negative floats sort as the floats do.
+        # The bit patterns of non-negative floats have the same order as the floats.
         return (np.uint32(0xFFFFFFFF) - np.ascontiguousarray(magnitude).view(np.uint32).reshape(-1)).astype(U64)
 
     def stream(self, label: str, count: int) -> Scores64:

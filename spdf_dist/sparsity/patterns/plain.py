@@ -1,4 +1,4 @@
-"""The patterns that keep the lowest scores: of all entries, of blocks, of each group of M inputs."""
+"""Patterns that keep the lowest scores among all entries, among blocks, or in each group of M inputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.sparsity.patterns.base import BoolArray, Scores, Shape, keep_lowest, pruned_count
 
 LEVEL_TOLERANCE = 1e-5
-"""Between an N:M pattern's level and the decimal that stands for it: no decimal is 1 - 1/3."""
+"""Tolerance between the level of an N:M pattern and its decimal in the config: 1 - 1/3 has no exact decimal."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Unstructured:
         return cls() if text == "unstructured" else None
 
     def check(self, name: str, shape: Shape, level: Fraction) -> None:
-        """Every shape and level will do."""
+        """Every shape and level is valid."""
 
     def kept_count(self, name: str, shape: Shape, level: Fraction) -> int:
         numel = shape[0] * shape[1]
@@ -39,7 +39,7 @@ class Unstructured:
 
 
 def block_size(pattern: str, text: str) -> int | None:
-    """B of ``pattern:B``."""
+    """B of ``pattern:B``; None for another text."""
     match = re.fullmatch(rf"{pattern}:([1-9]\d*)", text)
     return int(match[1]) if match else None
 
@@ -52,7 +52,7 @@ def check_blocks(name: str, shape: Shape, size: int) -> None:
 
 
 def spread(kept: BoolArray, size: int) -> BoolArray:
-    """Each entry of a grid of blocks as size x size entries."""
+    """Expand each entry of a grid of blocks to size x size entries."""
     return np.repeat(np.repeat(kept, size, axis=0), size, axis=1)
 
 
@@ -83,7 +83,7 @@ class Block:
 
 @dataclass(frozen=True)
 class NOfM:
-    """N of every M inputs of an output."""
+    """N of every M consecutive inputs of an output."""
 
     kept: int
     group: int

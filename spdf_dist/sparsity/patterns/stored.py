@@ -1,4 +1,4 @@
-"""Masks that are read: from a file, or from the checkpoint that training starts from."""
+"""Masks read from a file, or from the checkpoint that training starts from."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from spdf_dist.sparsity.patterns.base import BoolArray, Scores, Shape
 from spdf_dist.sparsity.patterns.plain import Unstructured
 
 LEVEL_TOLERANCE = 0.005
-"""Between sparsity.level and a weight's level in the file."""
+"""Tolerance between sparsity.level and the level of a weight in the file."""
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """Masks by logical weight name in a safetensors file.
+    """Masks from a safetensors file, by logical weight name.
 
-    A mask is bool or uint8 [out, in], or the uint8 [ceil(out * in / 8)] of a checkpoint's ``masks.safetensors``:
+    A mask is bool or uint8 [out, in], or uint8 [ceil(out * in / 8)] as in ``masks.safetensors`` of a checkpoint:
     row-major bits, high bit first.
     """
 
@@ -58,7 +58,7 @@ class MaskFile:
 
 @lru_cache(maxsize=4)
 def read_masks(path: str) -> dict[str, np.ndarray]:
-    """All arrays of a mask file. Raises UserError."""
+    """All arrays of a mask file. Raises UserError for a file that cannot be read."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -70,7 +70,7 @@ def read_masks(path: str) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class FromCheckpoint(Unstructured):
-    """The masks of the checkpoint that ``training.init_from`` names; before it is read, counts go by the level."""
+    """The masks of the checkpoint that ``training.init_from`` names. Counts follow from the level until it is read."""
 
     syntax: ClassVar[str] = "init_from"
 
