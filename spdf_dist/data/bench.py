@@ -18,10 +18,10 @@ def bench(
 ) -> dict[str, Any]:
     """Read batches of a data set in training order, in this process, for ``seconds``.
 
-    A first pass over the files puts them into the page cache, as far as it holds them.
+    A first pass over the files fills the page cache.
 
     Args:
-        path: a packed folder, or the prefix of Megatron files (``seq_length`` needed).
+        path: a packed folder, or the prefix of Megatron files, which need ``seq_length``.
 
     Returns:
         ``tokens_per_s`` (target tokens), ``sequences_per_s``, ``batches``, ``seconds``, ``seq_length``, ``batch_size``.

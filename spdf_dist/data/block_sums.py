@@ -1,7 +1,7 @@
-"""Checksums of the blocks of a Megatron token file, which has none of its own: ``PREFIX.sums`` beside ``PREFIX.bin``.
+"""Checksums of the blocks of a Megatron token file, whose format has none: ``PREFIX.sums`` beside ``PREFIX.bin``.
 
-A line of JSON (sizes, and the sha256 of the ``.idx`` file that the tokens belong to and of the sums), then 8 bytes of
-blake2b for each ``BLOCK_BYTES`` of ``.bin``: 0.05% of its size.
+The file begins with a line of JSON: sizes, the sha256 of the matching ``.idx`` file, and the sha256 of the sums. Then
+follow 8 bytes of blake2b per block of ``BLOCK_BYTES`` of ``.bin``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ SUM_BYTES = 8
 
 
 class BlockSums:
-    """The sums of one token file, and which of its blocks were compared already.
+    """The sums of one token file, which remember the blocks that were already compared.
 
     Raises:
-        UserError: no file of sums, a damaged one, or one of another ``.bin``.
+        UserError: the file of sums is damaged or belongs to another ``.bin``.
+        OSError: there is no file of sums.
     """
 
     def __init__(self, prefix: Path, index_sha256: str, size: int) -> None:
@@ -41,13 +42,13 @@ class BlockSums:
 
     @classmethod
     def of(cls, prefix: Path, index_sha256: str, size: int) -> BlockSums | None:
-        """The sums beside a token file; None where there are none."""
+        """The sums beside a token file; None without a file of sums."""
         return cls(prefix, index_sha256, size) if Path(f"{prefix}.sums").is_file() else None
 
     def check(self, start: int, stop: int) -> None:
-        """Compare the blocks that hold the bytes ``start ... stop - 1``, each once.
+        """Compare the blocks of the bytes ``start ... stop - 1`` with their sums. Each block is compared only once.
 
-        Raises UserError for a damaged one.
+        Raises UserError for a damaged block.
         """
         for block in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
             if not self._compared[block]:
@@ -60,7 +61,7 @@ class BlockSums:
 
 
 def write_sums(prefix: Path) -> Path:
-    """Write the sums of ``PREFIX.bin``, taken to be good, and return their file."""
+    """Write the sums of the present content of ``PREFIX.bin`` and return the path of their file."""
     content = np.memmap(f"{prefix}.bin", np.uint8, "r")
     sums = b"".join(sum_of(content, block) for block in range(block_count(len(content))))
     with Path(f"{prefix}.idx").open("rb") as file:
@@ -85,7 +86,7 @@ def sums_header(index_sha256: str, size: int, sums: bytes) -> bytes:
 
 
 def block_count(size: int) -> int:
-    """Blocks of a file of so many bytes."""
+    """Number of blocks of a file of ``size`` bytes."""
     return -(-size // BLOCK_BYTES)
 
 

@@ -1,4 +1,4 @@
-"""Downloads data sets from their official sources, pinned by commit and checked (``spdf data fetch``)."""
+"""Downloads data sets from their official sources and checks their digests (``spdf data fetch``)."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ PILE = (
 
 @dataclass(frozen=True)
 class Source:
-    """A file at its official place. ``digest``: ``sha256:...``, or ``git:...``, the blob id in its repository."""
+    """A file at its official URL. ``digest`` is ``sha256:...``, or ``git:...`` with the blob id in its repository."""
 
     url: str
     digest: str
 
     @property
     def name(self) -> str:
-        """The file's name on disk."""
+        """The name of the file on disk."""
         return self.url.rsplit("/", 1)[1]
 
 
@@ -53,7 +53,7 @@ SOURCES = {
         Source(f"{E2E}/testset.csv", "sha256:9b90c8f88feae14d9e1ef37350b14d17294c5958e90a3f1a7846590ee97bdbb9"),
         Source(f"{E2E}/testset_w_refs.csv", "sha256:edc8db685e39bb9824d5bd70c18b1c9b0412d14b527aa960e2d1c8251ee15ccd"),
     ],
-    # The challenge's own release is XML; this JSON form of it is the one that LoRA's results stand on.
+    # The challenge publishes XML. LoRA's results use this JSON form.
     "webnlg": [
         Source(f"{WEBNLG}/train.json", "sha256:180edb6011360608c8548d4551366a9d55f140cbf9bc9397fbf4d97f6a89c639"),
         Source(f"{WEBNLG}/dev.json", "sha256:50f5a2c24d760bc84ba3e852707cd3b43b0cf2da035b425f87945a2440880488"),
@@ -78,14 +78,14 @@ SOURCES = {
 
 
 def fetch(name: str, out: str) -> list[Path]:
-    """Download the files of data set ``name`` into ``out``; files that are there and whole stay.
+    """Download the files of the data set ``name`` into ``out``. Complete files are kept.
 
-    A download that broke off goes on where it ended (``FILE.part``).
+    An interrupted download resumes from ``FILE.part``.
 
     Raises:
-        UserError: an unknown name, the Pile, a source that cannot be reached (says which file to put where), or a
-            file that exists with other content.
-        SpdfError: what came is not what the source published.
+        UserError: the name is unknown or is the Pile, a source cannot be reached (the message lists the missing
+            files), or a file exists with other content.
+        SpdfError: the downloaded content does not have the published digest.
     """
     if name == "pile":
         raise UserError(PILE)
@@ -107,7 +107,7 @@ def fetch(name: str, out: str) -> list[Path]:
 
 
 def fetch_file(source: Source, target: Path) -> Path:
-    """Download one file unless it is there."""
+    """Download one file unless it exists."""
     if target.exists():
         if not matches(target, source.digest):
             raise UserError(f"{target} exists and is not the official file ({source.digest}); move it away")
@@ -122,10 +122,10 @@ def fetch_file(source: Source, target: Path) -> Path:
 
 
 def download(url: str, part: Path) -> None:
-    """Append to ``part`` what of ``url`` it lacks, with a progress bar on standard error.
+    """Append the missing part of ``url`` to ``part``, with a progress bar on standard error.
 
     Raises:
-        ConnectionError: fewer bytes came than were announced; they are kept.
+        ConnectionError: fewer bytes arrived than announced. They are kept.
     """
     from tqdm import tqdm
 
@@ -134,11 +134,11 @@ def download(url: str, part: Path) -> None:
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing behind what we have: it is whole, or its checksum will tell
+        if error.code == 416:  # there are no more bytes; the digest decides whether the file is complete
             return
         raise
     with answer:
-        if answer.status != 206:  # the server sends the file from its start
+        if answer.status != 206:  # the server ignores the range and sends the whole file
             have = 0
         length = int(answer.headers.get("Content-Length", 0))
         got = 0
@@ -150,7 +150,7 @@ def download(url: str, part: Path) -> None:
                 file.write(block)
                 bar.update(len(block))
                 got += len(block)
-    # A peer that hangs up looks like the end of the file: read() with a size does not raise.
+    # read() with a size does not raise when the peer closes the connection early.
     if got < length:
         raise ConnectionError(
             f"ended early, {have + got} of {have + length} bytes; the same command goes on from there"

@@ -1,8 +1,8 @@
-"""A synthetic data-to-text set in the form of E2E's CSV files, for runs without a download.
+"""A synthetic data-to-text set in the format of E2E's CSV files, for runs without a download.
 
-Places to eat and drink, described by slots (``name[...], kind[...], ...``) and by sentences that a seeded grammar
-makes from them. It is small and regular: good for seeing that fine-tuning works, of no worth as a benchmark. As the
-grammar's wordings are known, :func:`slot_accuracy` can tell which slots a text says.
+Slots (``name[...], kind[...], ...``) describe places to eat and drink. A seeded grammar makes sentences from them. The
+set is small and regular. It is suitable for testing fine-tuning, but not as a benchmark. Because the wordings of the
+grammar are known, :func:`slot_accuracy` can find the slots that a text mentions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from spdf_dist.data.placing import placed
 
 Record = tuple[tuple[str, str], ...]
-"""Slots and values of one meaning representation, in order."""
+"""(slot, value) pairs of one meaning representation, in order."""
 
 NAMES = (
     *("Amber Lantern", "Blackwater Mill", "Cedar Table", "Copper Kettle", "Crooked Spoon", "Driftwood", "Elm and Oak"),
@@ -52,22 +52,22 @@ VALUES: dict[str, dict[str, tuple[str, ...]]] = {
         "no": ("for adults only", "unsuitable for children"),
     },
 }
-"""The closed slots. Wordings of one value are never part of another value's."""
+"""Wordings by slot and value, for slots with a fixed set of values. No wording is part of another value's wording."""
 
 OPEN_SLOTS = ("name", "beside")
-"""Slots whose value is a name, said as it is."""
+"""Slots whose value is a name, which the text contains literally."""
 
 SIZES = {"trainset.csv": (2400, 2), "devset.csv": (120, 4), "testset_w_refs.csv": (160, 4)}
-"""For each file: meaning representations, and texts for each."""
+"""(number of meaning representations, texts per meaning representation) of each file."""
 
 
 def write_synthetic_e2e(out: str, seed: int) -> list[tuple[Path, int, int]]:
     """Write ``trainset.csv``, ``devset.csv`` and ``testset_w_refs.csv`` (header ``mr,ref``) into ``out``.
 
-    No meaning representation is in two files. The same seed gives the same bytes.
+    A meaning representation occurs in one file only. The same seed gives the same bytes.
 
     Returns:
-        For each file its path, meaning representations and rows.
+        For each file: its path, number of meaning representations, and number of rows.
 
     Raises:
         UserError: a file exists with other content.
@@ -92,7 +92,7 @@ def write_synthetic_e2e(out: str, seed: int) -> list[tuple[Path, int, int]]:
 
 
 def new_record(rng: random.Random, seen: set[Record]) -> Record:
-    """A record that is not in ``seen``, and is then."""
+    """A record that is not in ``seen``. It is added to ``seen``."""
     while True:
         name = pick(rng, NAMES)
         slots = [("name", name), ("kind", pick(rng, list(VALUES["kind"])))]
@@ -108,17 +108,17 @@ def new_record(rng: random.Random, seen: set[Record]) -> Record:
 
 
 def format_mr(record: Record) -> str:
-    """``name[Paper Boat], kind[bistro], ...``."""
+    """The meaning representation of a record, such as ``name[Paper Boat], kind[bistro], ...``."""
     return ", ".join(f"{slot}[{value}]" for slot, value in record)
 
 
 def parse_mr(mr: str) -> Record:
-    """The slots of a meaning representation."""
+    """The record of a meaning representation."""
     return tuple(re.findall(r"(\w+)\[([^\]]*)\]", mr))
 
 
 def sentences(record: Record, rng: random.Random) -> str:
-    """A text that says every slot of ``record`` once."""
+    """A text that mentions every slot of ``record`` once."""
     slots = dict(record)
     name, kind = slots.pop("name"), slots.pop("kind")
     article = "an" if kind[0] in "aeiou" else "a"
@@ -148,7 +148,7 @@ ATTRIBUTES = {
     "quarter": ("in the {}", "in the heart of the {}"),
     "beside": ("near {}", "next to {}"),
 }
-"""Wordings that follow the kind of place."""
+"""Wordings that follow the kind of a place."""
 
 PREDICATES = {
     "dish": ("serves {} food", "offers {} dishes"),
@@ -173,22 +173,22 @@ def say(wordings: dict, slot: str, value: str, rng: random.Random) -> str:
 
 
 def pick(rng: random.Random, choices: Sequence[str]) -> str:
-    """One of ``choices``; ``random()`` alone gives the same numbers in every Python version."""
+    """One of ``choices``. Only ``random()`` gives the same numbers in every Python version."""
     return choices[int(rng.random() * len(choices))]
 
 
 def slot_accuracy(mr: str, text: str) -> tuple[int, int]:
-    """How many slots of ``mr`` the text says, of how many: (found, total).
+    """(slots of ``mr`` that the text mentions, all slots of ``mr``).
 
-    A closed slot counts when a wording of its value is in the text and none of another value of the slot; a name when
-    it is there as a whole. Upper and lower case are the same.
+    A slot with fixed values counts when the text contains a wording of its value and of no other value of the slot. A
+    name counts when the text contains it as whole words. The comparison ignores case.
     """
     record = parse_mr(mr)
     return sum(is_said(slot, value, text) for slot, value in record), len(record)
 
 
 def is_said(slot: str, value: str, text: str) -> bool:
-    """Whether ``text`` says that ``slot`` has ``value``."""
+    """Whether ``text`` mentions ``value``, and no other value, for ``slot``."""
     if slot not in VALUES:
         return mentions(text, value)
     said = {option for option, wordings in VALUES[slot].items() if any(mentions(text, word) for word in wordings)}
@@ -196,5 +196,5 @@ def is_said(slot: str, value: str, text: str) -> bool:
 
 
 def mentions(text: str, words: str) -> bool:
-    """Whether ``words`` stand in ``text`` as whole words."""
+    """Whether ``text`` contains ``words`` as whole words, ignoring case."""
     return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE) is not None

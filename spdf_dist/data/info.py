@@ -1,4 +1,4 @@
-"""What a packed data set holds, and how well the best model without context predicts it."""
+"""Describes a packed data set, and computes the entropy of its unigram distribution."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import numpy as np
 from spdf_dist.data.loader import PackedDataset
 
 CHUNK = 4096
-"""Sequences read at a time."""
+"""Number of sequences per read."""
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Facts of the packed folder ``path``, read whole once.
+    """Sizes and statistics of the packed folder ``path``. The whole folder is read once.
 
-    ``unigram_entropy`` is that of the data's own predicted tokens, in nats a token: no model that ignores context has a
-    lower loss on them, so a loss has to lie well below it before anything was learned but how often each token comes.
-    Raises UserError for no packed folder, or one that is damaged.
+    ``unigram_entropy`` is the entropy of the predicted tokens, in nats per token. A model that ignores context cannot
+    have a lower loss on this data. Only a loss below it shows that a model uses context.
+
+    Raises UserError for a folder that is not packed data or is damaged.
     """
     data = PackedDataset(path)
     counts = np.zeros(data.vocab_size or 0, np.int64)

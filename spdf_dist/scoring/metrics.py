@@ -1,4 +1,4 @@
-"""The metrics of the built-in tasks. Each equals its official script, on the scale that the script prints."""
+"""The metrics of the built-in tasks. Each value equals that of its official script, on the same scale."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spdf_dist.scoring.words import split_words
 
 
 class Outputs:
-    """Texts to score, with the tokens that several metrics share."""
+    """Texts to score, with cached tokens that several metrics use."""
 
     def __init__(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> None:
         self.hypotheses = hypotheses
@@ -23,7 +23,7 @@ class Outputs:
 
     @cached_property
     def caption_tokens(self) -> tuple[list[str], list[list[str]]]:
-        """Lower-case words without punctuation, for the metrics that come from image captioning."""
+        """Lower-case words without punctuation, for the metrics from image captioning."""
         flat = [*self.hypotheses, *(text for texts in self.references for text in texts)]
         tokens = iter(ptb_tokenize(flat))
         hypotheses = [next(tokens) for _ in self.hypotheses]
@@ -31,12 +31,12 @@ class Outputs:
 
     @cached_property
     def word_tokens(self) -> tuple[list[list[str]], list[list[list[str]]]]:
-        """nltk's words, for METEOR and TER of WebNLG and DART."""
+        """Words as nltk splits them, for METEOR and TER of WebNLG and DART."""
         words = cache(split_words)
         return [words(text) for text in self.hypotheses], [[words(text) for text in texts] for texts in self.references]
 
     def as_captions(self) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-        """References and hypotheses as pycocoevalcap's scorers take them."""
+        """References and hypotheses in the form of pycocoevalcap's scorers."""
         hypotheses, references = self.caption_tokens
         return dict(enumerate(references)), {number: [text] for number, text in enumerate(hypotheses)}
 
@@ -70,7 +70,10 @@ def webnlg_meteor(outputs: Outputs) -> float:
 
 
 def webnlg_chrf(outputs: Outputs) -> float:
-    """chrF++ in [0, 1]. Inputs without a reference are left out, and so are empty references."""
+    """chrF++ in [0, 1]. Empty references are ignored, and so are inputs that have no other reference.
+
+    Raises ValueError when every reference is empty.
+    """
     require_extra("scores", "chrF++")
     from sacrebleu.metrics.chrf import CHRF
 
@@ -89,7 +92,7 @@ def webnlg_chrf(outputs: Outputs) -> float:
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that says how good generated texts are."""
+    """A measure of the quality of generated texts."""
 
     name: str
     """Its key in ``spdf evaluate --json``."""
@@ -100,7 +103,7 @@ class Metric:
     """Decimals in the table of ``spdf evaluate``."""
     lower_is_better: bool = False
     published_scale: float = 1.0
-    """Published figures are this many times the value that the official script prints."""
+    """Factor between the value of the official script and published numbers."""
 
 
 LOSSES = {
@@ -109,7 +112,7 @@ LOSSES = {
     "perplexity": "perplexity",
     "perplexity_per_word": "perplexity per word",
 }
-"""Measures of a model instead of its texts, and their titles. Lower is better."""
+"""Measures of a model rather than of its texts, with their titles. Lower is better."""
 
 E2E_METRICS = (
     Metric("bleu", "BLEU", lambda outputs: e2e_bleu(outputs.hypotheses, outputs.references), published_scale=100),
@@ -134,12 +137,12 @@ def score(
     """The value of each metric.
 
     Args:
-        metrics: those of a task.
-        outputs: the texts.
+        metrics: the metrics of a task.
+        outputs: the texts to score.
         progress: called with the name of each metric before it is computed.
 
     Returns:
-        the score of each metric, None where it could not be computed, and the reason for each of those.
+        the score of each metric (None where it could not be computed), and the reason for each missing score.
     """
     scores: dict[str, float | None] = {}
     failures: dict[str, str] = {}

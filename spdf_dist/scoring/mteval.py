@@ -1,7 +1,7 @@
 """BLEU and NIST with mteval-13a's tokenization, as the official scripts of E2E, WebNLG and DART compute them.
 
-E2E's script counts through its Python port of mteval (its option ``-p``), WebNLG's through multi-bleu-detok. They agree
-but for details that show on short outputs, and both are followed here.
+E2E's script uses its Python port of mteval (option ``-p``). WebNLG's script uses multi-bleu-detok. They differ in
+details that affect short outputs. This module implements both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BLEU_ORDER = 4
 NIST_ORDER = 5
 
 NIST_BETA = -math.log(0.5) / math.log(1.5) ** 2
-"""Makes the length penalty 0.5 where outputs have 2/3 of the references' mean length (Doddington, 2002)."""
+"""Sets the length penalty to 0.5 for outputs of 2/3 of the references' mean length (Doddington, 2002)."""
 
 TINY_MATCHES = 1e-15
 TINY_LENGTH = 1e-9
@@ -41,22 +41,22 @@ def separate(text: str) -> str:
 
 
 def lower_tokens(text: str) -> list[str]:
-    """E2E's tokens: lower case; an empty text is one empty token, which its script counts as a word."""
+    """E2E's tokens, in lower case. An empty text is one empty token, which the official script counts as a word."""
     return [token.lower() for token in re.sub(r"\s+", " ", separate(text)).strip().split(" ")]
 
 
 def cased_tokens(text: str) -> list[str]:
-    """WebNLG's tokens: cased, cut at ASCII spaces only (its script reads bytes)."""
+    """WebNLG's tokens, cased, split only at ASCII white space, because the official script reads bytes."""
     return [token for token in re.split(r"[ \t\n\r\f\v]+", separate(text)) if token]
 
 
 def ngrams(tokens: Tokens, size: int) -> Iterable[tuple[str, ...]]:
-    """All runs of ``size`` tokens."""
+    """All n-grams of ``size`` tokens."""
     return zip(*(tokens[at:] for at in range(size)), strict=False)
 
 
 def most_of_each(references: Sequence[Tokens], size: int) -> Counter[tuple[str, ...]]:
-    """How often each n-gram occurs in the reference that has it most often."""
+    """The maximum count of each n-gram over the references."""
     most: Counter[tuple[str, ...]] = Counter()
     for reference in references:
         most |= Counter(ngrams(reference, size))
@@ -64,20 +64,20 @@ def most_of_each(references: Sequence[Tokens], size: int) -> Counter[tuple[str, 
 
 
 def matches(hypothesis: Tokens, references: Sequence[Tokens], size: int) -> Counter[tuple[str, ...]]:
-    """The hypothesis's n-grams, each counted at most as often as in a reference."""
+    """The n-gram counts of the hypothesis, clipped at the maximum count over the references."""
     return Counter(ngrams(hypothesis, size)) & most_of_each(references, size)
 
 
 def closest_length(hypothesis: Tokens, references: Sequence[Tokens]) -> int:
-    """The reference length nearest to the hypothesis's, the shorter one of two."""
+    """The reference length nearest to that of the hypothesis. The shorter length wins ties."""
     return min((len(reference) for reference in references), key=lambda size: (abs(size - len(hypothesis)), size))
 
 
 def e2e_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """BLEU-4 in [0, 1], case-insensitive, as E2E's script with ``-p`` prints it.
 
-    An n-gram order without a match or without an n-gram counts as (almost) zero, and a hypothesis of fewer than n
-    words takes its missing n-grams off the total.
+    A very small number replaces the count of an n-gram order without a match, or without any n-gram. A hypothesis of
+    fewer than n - 1 words reduces the total number of n-grams.
     """
     hits = [0] * BLEU_ORDER
     totals = [0] * BLEU_ORDER
@@ -95,7 +95,7 @@ def e2e_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> 
 
 
 def webnlg_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """BLEU-4 in [0, 100], cased, as multi-bleu-detok prints it: 0 when an n-gram order has no match."""
+    """BLEU-4 in [0, 100], cased, as multi-bleu-detok prints it. It is 0 when an n-gram order has no match."""
     hits = [0] * BLEU_ORDER
     totals = [0] * BLEU_ORDER
     length = 0
@@ -112,7 +112,7 @@ def webnlg_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) 
 
 
 def brevity_penalty(hypothesis_length: int, reference_length: int) -> float:
-    """1, or less where the hypotheses are shorter than the references."""
+    """BLEU's factor in (0, 1] for the total lengths. It is below 1 where the hypotheses are shorter."""
     if hypothesis_length > reference_length:
         return 1.0
     return math.exp(1 - reference_length / max(hypothesis_length, 1e-5))
@@ -121,8 +121,8 @@ def brevity_penalty(hypothesis_length: int, reference_length: int) -> float:
 def e2e_nist(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """NIST-5 (Doddington, 2002), case-insensitive, as E2E's script with ``-p`` prints it.
 
-    An n-gram is worth log2 of how much rarer it is, over all references, than its beginning. The length penalty
-    compares with the mean length of each input's references.
+    The information of an n-gram is log2 of the count of its first n - 1 words over the count of the n-gram, in all
+    references. The length penalty uses the mean length of the references of each input.
     """
     counts: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(NIST_ORDER + 1)]
     hits: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(NIST_ORDER)]
@@ -144,7 +144,7 @@ def e2e_nist(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> 
 
     score = 0.0
     for hit, total in zip(hits, totals, strict=True):
-        # Where outputs are so short that an order has no n-grams at all, the official script divides by zero.
+        # The official script divides by zero where the outputs are too short for any n-gram of an order.
         if total > 0:
             score += sum(information(ngram) * count for ngram, count in hit.items()) / total
     ratio = totals[0] / mean_length

