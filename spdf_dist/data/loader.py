@@ -1,8 +1,8 @@
 """Packed data for training: random access to sequences, and mixtures of data sets in a reproducible order.
 
-:func:`open_mixture` is the way in. Samples are numbered from 0 over the whole run; which sequence a sample is depends
-on the seed, its number and the data sets alone (:mod:`spdf_dist.data.order`), so a data-parallel rank asks for its own
-numbers and reads nothing else, and resuming means going on with the next number.
+:func:`open_mixture` is the entry point. Samples are numbered from 0 over the whole run. The sequence of a sample
+depends only on the seed, the sample's number and the data sets (:mod:`spdf_dist.data.order`). Therefore a data-parallel
+rank reads only its own samples, and a resumed run continues with the next number.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from spdf_dist.data.shards import (
 )
 
 VERIFIED_BYTES = 1 << 30
-"""Data sets up to this size have their shards' sha256 checked when opened (a second); of larger ones each sequence is
-checked as it is read."""
+"""The shards of data sets up to this size are compared with their sha256 when opened. In larger data sets, each
+sequence is compared with its digest when it is read."""
 
 
 class Dataset(Protocol):
@@ -48,20 +48,20 @@ class Dataset(Protocol):
     vocab_size: int | None
 
     def read(self, sequences: np.ndarray) -> np.ndarray:
-        """The sequences of these numbers, [n, seq_length + 1]."""
+        """The sequences with these numbers (int64 [n]), [n, seq_length + 1]."""
 
     def digest(self) -> str:
-        """What the data are, for the identity of a run."""
+        """A digest (hex) that identifies the data in a run's identity."""
 
     def verify(self) -> None:
-        """Compare the content with its checksums; UserError names the file that differs."""
+        """Compare the content with its checksums. Raises UserError with the file that differs."""
 
 
 class PackedDataset:
     """A folder written by ``spdf data pack``.
 
     Raises:
-        UserError: no packed folder, or a shard that is missing or damaged.
+        UserError: the folder is not packed data, or a shard is missing or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -121,7 +121,7 @@ class PackedDataset:
         """Compare every shard with its sha256.
 
         Raises:
-            UserError: names the first shard that differs.
+            UserError: a shard differs; the message names the first one.
         """
         for file, expected in zip(self._files, self._sha256, strict=True):
             with file.open("rb") as content:
@@ -132,12 +132,12 @@ class PackedDataset:
                 )
 
     def read(self, sequences: np.ndarray) -> np.ndarray:
-        """The sequences of these numbers (int64 [n]) -> [n, seq_length + 1], uint16 or uint32.
+        """The sequences with these numbers (int64 [n]), uint16 or uint32 [n, seq_length + 1].
 
-        Each is compared with its digest, which lies beside it, at each read: some microseconds a sequence.
+        Each read compares a sequence with the digest in its tar header, where the data set has digests.
 
         Raises:
-            UserError: a sequence that is not what was packed.
+            UserError: a sequence differs from its digest, or has an id outside the vocabulary.
         """
         result = np.empty((len(sequences), self.seq_length + 1), self._dtype)
         shards = np.searchsorted(self._starts, sequences, side="right") - 1
@@ -156,14 +156,14 @@ class PackedDataset:
         return result
 
     def _shard(self, number: int) -> np.ndarray:
-        """The bytes of a shard, mapped from the file."""
+        """The bytes of a shard (uint8), memory-mapped."""
         mapped = self._shards[number]
         if mapped is None:
             mapped = self._shards[number] = np.memmap(self._files[number], np.uint8, "r")
         return mapped
 
     def _ids(self, content: np.ndarray) -> np.ndarray:
-        """The sequences of a shard, [sequences, seq_length + 1], as a view of its bytes."""
+        """The sequences of a shard as a view of its bytes, [sequences, seq_length + 1]."""
         return np.ndarray(
             shape=(len(content) // self._layout.stride, self.seq_length + 1),
             dtype=self._dtype,
@@ -173,7 +173,7 @@ class PackedDataset:
         )
 
     def _check(self, content: np.ndarray, members: np.ndarray, shard: int) -> None:
-        """Raise UserError unless these members of a shard have the digests in their headers."""
+        """Raise UserError unless these members of a shard match the digests in their headers."""
         size = self._layout.data_offset - TAR_BLOCK + self._layout.data_bytes
         for member in members.tolist():
             at = member * self._layout.stride
@@ -185,7 +185,7 @@ class PackedDataset:
                 )
 
     def digest(self) -> str:
-        """sha256 (hex) over the shards' checksums, the lengths and the tokenizer."""
+        """sha256 (hex) of the shards' checksums, the lengths and the tokenizer's digest."""
         parts = [str(self.seq_length), str(self.num_sequences), str(self.tokenizer_digest), *self._sha256]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -193,8 +193,8 @@ class PackedDataset:
 class Mixture:
     """Several data sets as one endless sequence of samples, in the order of ``seed``.
 
-    In the long run, and after any number of samples to within a few, data set ``d`` gives the share
-    ``weights[d] / sum(weights)``. Each data set is gone through again and again, each time in a new order.
+    Data set ``d`` contributes the share ``weights[d] / sum(weights)`` of any first samples, up to a few samples. Each
+    data set is repeated endlessly, with a new order in each epoch.
     """
 
     def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float], seed: int) -> None:
@@ -209,21 +209,21 @@ class Mixture:
 
     @property
     def num_sequences(self) -> int:
-        """Sequences of all data sets together."""
+        """Number of sequences of all data sets together."""
         return sum(dataset.num_sequences for dataset in self.datasets)
 
     @property
     def tokenizer_digest(self) -> str | None:
-        """The digest of the tokenizer that made the data; None when no data set tells (Megatron files)."""
+        """The digest of the tokenizer that made the data; None when no data set records it (Megatron files)."""
         return next((d.tokenizer_digest for d in self.datasets if d.tokenizer_digest is not None), None)
 
     @property
     def vocab_size(self) -> int | None:
-        """The vocabulary size of that tokenizer; None when no data set tells."""
+        """The vocabulary size of that tokenizer; None when no data set records it."""
         return next((d.vocab_size for d in self.datasets if d.vocab_size is not None), None)
 
     def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Data set and sequence of each global sample (int64 [n]) -> int64 [n], int64 [n]."""
+        """The data set (int64 [n]) and the sequence in it (int64 [n]) of each global sample (int64 [n])."""
         datasets, draws = share_samples(samples, self._weights)
         sequences = np.empty_like(draws)
         for number in np.unique(datasets):
@@ -233,7 +233,7 @@ class Mixture:
         return datasets, sequences
 
     def read(self, samples: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The token ids of these global samples -> int64 [n, seq_length + 1]."""
+        """The token ids of these global samples (int64 [n]), int64 [n, seq_length + 1]."""
         wanted = np.asarray(samples, np.int64)
         datasets, sequences = self.locate(wanted)
         result = np.empty((len(wanted), self.seq_length + 1), np.int64)
@@ -243,31 +243,31 @@ class Mixture:
         return result
 
     def batch(self, start: int, count: int) -> np.ndarray:
-        """The token ids of the global samples ``start ... start + count - 1`` -> int64 [count, seq_length + 1]."""
+        """The token ids of the global samples ``start ... start + count - 1``, int64 [count, seq_length + 1]."""
         return self.read(np.arange(start, start + count))
 
     def verify(self) -> None:
-        """Compare all shards with their checksums; UserError names the one that differs."""
+        """Compare all data sets with their checksums. Raises UserError with the file that differs."""
         for dataset in self.datasets:
             dataset.verify()
 
     def digest(self) -> str:
-        """sha256 (hex) over everything that decides the samples: data, weights and seed."""
+        """sha256 (hex) of everything that determines the samples: data, sequence length, weights and seed."""
         parts: list[Any] = [self.seed, self.seq_length, self._weights, [dataset.digest() for dataset in self.datasets]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def open_mixture(entries: Sequence[DatasetEntry], seq_length: int, seed: int, vocab_size: int | None = None) -> Mixture:
-    """The data sets of a config as one mixture.
+    """Open the data sets of a config as one mixture.
 
     Args:
-        entries: path and weight of each: a packed folder, or the prefix of Megatron's ``.bin`` and ``.idx``.
-        seq_length: the model's T; sequences hold T + 1 tokens.
-        vocab_size: the model's; data made with a larger vocabulary are refused.
+        entries: path and weight of each data set. A path is a packed folder, or the prefix of Megatron files.
+        seq_length: T of the model. Sequences have T + 1 tokens.
+        vocab_size: size of the model's vocabulary. Data with a larger vocabulary raise UserError.
 
     Raises:
-        UserError: nothing to open, a missing or damaged shard, another sequence length, tokenizers that differ, a
-            vocabulary that is too large, weights that are not positive.
+        UserError: there are no data sets, a shard is missing or damaged, the sequence length or the tokenizers differ,
+            the vocabulary is too large, or a weight is not positive.
     """
     if not entries:
         raise UserError("data.train is empty: name a folder written by `spdf data pack`")
@@ -293,7 +293,7 @@ def open_mixture(entries: Sequence[DatasetEntry], seq_length: int, seed: int, vo
 
 
 def open_dataset(path: str | Path, seq_length: int, vocab_size: int | None = None) -> Dataset:
-    """One data set with sequences of ``seq_length + 1`` tokens; raises UserError as :func:`open_mixture` does."""
+    """Open one data set with sequences of ``seq_length + 1`` tokens. Raises UserError as :func:`open_mixture`."""
     prefix = megatron_prefix(path)
     if prefix is not None:
         return MegatronDataset(prefix, seq_length, vocab_size)
@@ -307,7 +307,7 @@ def open_dataset(path: str | Path, seq_length: int, vocab_size: int | None = Non
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The index of a packed folder."""
+    """The index of a packed folder. Raises UserError when it is missing, damaged or of another version."""
     path = folder / INDEX_FILE
     if not folder.exists():
         raise UserError(f"the data set {folder} does not exist; make it with `spdf data pack`")

@@ -1,8 +1,8 @@
-"""Reads Megatron-LM's token files (``PREFIX.bin`` and ``PREFIX.idx``) as they are.
+"""Reads Megatron-LM's token files (``PREFIX.bin`` and ``PREFIX.idx``) without conversion.
 
 ``.idx``: the magic ``MMIDIDX\\0\\0``, version (uint64, 1), token type (uint8), number of pieces and of document bounds
 (uint64 each), the pieces' lengths in tokens (int32), their byte offsets in ``.bin`` (int64), the document bounds
-(int64). ``.bin``: the tokens, nothing else.
+(int64). ``.bin``: only the tokens.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from spdf_dist.data.block_sums import BlockSums
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 SCANNED_BYTES = 1 << 30
-"""Files up to this size are searched for ids that the model does not have when opened; larger ones while they are used,
-by a thread that rests for most of the time."""
+"""Files up to this size are scanned for ids outside the model's vocabulary when opened. A background thread, which
+sleeps most of the time, scans larger files while they are used."""
 SCAN_BLOCK_TOKENS = 1 << 22
 SCAN_SHARE = 0.1
 SAMPLED_BLOCKS, SAMPLE_BYTES = 1024, 4096
-"""What of a .bin file is in the data set's digest."""
+"""Number and size of the samples of a .bin file in the data set's digest."""
 TOKEN_TYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 
 
 def megatron_prefix(path: str | Path) -> Path | None:
-    """The prefix when ``path`` names Megatron files (by prefix, ``.bin`` or ``.idx``), else None."""
+    """The prefix if ``path`` names Megatron files (by prefix, ``.bin`` or ``.idx``), else None."""
     path = Path(path)
     prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
     if prefix.is_dir() and path.suffix not in (".bin", ".idx"):
@@ -42,10 +42,13 @@ def megatron_prefix(path: str | Path) -> Path | None:
 class MegatronDataset:
     """The documents of one ``.bin``/``.idx`` pair, joined and cut into sequences of ``seq_length + 1`` tokens.
 
-    The first token of a sequence is the last of the one before; the final rest is dropped. The files do not tell
-    their tokenizer: with ``model_vocab_size``, ids that the model does not have are an error, with their place. The
-    format has no checksums: with a file of sums (`spdf data verify` writes it) each block is compared when it is first
+    The first token of a sequence is the last token of the previous one. The incomplete sequence at the end is dropped.
+    The files do not name their tokenizer. Therefore ids outside ``model_vocab_size`` are an error. The format has no
+    checksums. Where there is a file of sums (written by `spdf data verify`), each block is compared when it is first
     read.
+
+    Raises:
+        UserError: a file is missing or damaged, is shorter than one sequence, or has an id outside the vocabulary.
     """
 
     tokenizer_digest: str | None = None
@@ -87,11 +90,11 @@ class MegatronDataset:
             threading.Thread(target=self._scan, args=(1 / SCAN_SHARE - 1,), daemon=True).start()
 
     def read(self, sequences: np.ndarray) -> np.ndarray:
-        """The sequences of these numbers (int64 [n]) -> [n, seq_length + 1], in the file's token type.
+        """The sequences with these numbers (int64 [n]), [n, seq_length + 1], in the token type of the file.
 
         Raises:
-            UserError: an id that the model does not have, here or anywhere that was searched so far; a block that
-                differs from the file of sums.
+            UserError: an id outside the vocabulary, in these sequences or in the part that was scanned so far; or a
+                block that differs from the file of sums.
         """
         if self._found is not None:
             raise self._found
@@ -108,10 +111,10 @@ class MegatronDataset:
         return ids
 
     def digest(self) -> str:
-        """sha256 (hex) of the index, which gives the lengths of all documents, and of samples of the tokens.
+        """sha256 (hex) of the index, which has the lengths of all documents, and of samples of the tokens.
 
-        The samples are ``SAMPLED_BLOCKS`` blocks at equal distances: other tokens are noticed at any size in
-        milliseconds, a single changed token mostly not.
+        The samples are ``SAMPLED_BLOCKS`` blocks at equal distances. Files with other tokens have another digest. A
+        single changed token usually does not change the digest.
         """
         content = self._stream.view(np.uint8)
         starts = np.linspace(0, max(0, self.bytes - SAMPLE_BYTES), SAMPLED_BLOCKS).astype(np.int64)
@@ -121,7 +124,7 @@ class MegatronDataset:
         return digest.hexdigest()
 
     def verify(self) -> None:
-        """Search the whole file for ids that the model does not have, and compare it with its file of sums."""
+        """Scan the whole file for ids outside the vocabulary, and compare it with its sums. Raises UserError."""
         if self._limit is not None:
             self._scan(rest=0.0)
         if self._found is not None:
@@ -130,7 +133,7 @@ class MegatronDataset:
             self._sums.check(0, self.bytes)
 
     def _scan(self, rest: float) -> None:
-        """Set ``_found`` at the first id that the model does not have; rests ``rest`` times as long as it reads."""
+        """Set ``_found`` at the first id outside the vocabulary. Sleep ``rest`` times as long as each scan takes."""
         assert self._limit is not None
         for start in range(0, self.tokens, SCAN_BLOCK_TOKENS):
             began = time.monotonic()
@@ -148,7 +151,7 @@ class MegatronDataset:
 
 
 def parse_index(content: bytes, path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
-    """Token type, lengths (int64 [n]) and byte offsets (int64 [n]) of the pieces."""
+    """Token type, lengths (int64 [n]) and byte offsets (int64 [n]) of the pieces. Raises UserError when damaged."""
     if len(content) < HEADER.size or not content.startswith(MAGIC):
         raise UserError(f"{path} is not a Megatron index")
     _, version, code, pieces, bounds = HEADER.unpack_from(content)

@@ -1,7 +1,7 @@
-"""Which sequence is global sample ``i``: a function of (seed, i) and the data sets alone, at constant cost.
+"""Maps a global sample number to a data set and a sequence, from the seed and the data sets, at constant cost.
 
-Nothing is stored and nothing is drawn in sequence, so any sample can be asked for at any time: a run that resumes, or
-changes its batch size or its ranks, sees the samples that it would have seen.
+The mapping has no state. Therefore any sample can be computed at any time. A run that resumes, or that changes its
+batch size or its number of ranks, sees the same samples.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 from spdf_dist.base.random_streams import mix
 
 ROUNDS = 6
-"""With four, neighbours stay neighbours twice as often as chance has it; with six, as often."""
+"""Rounds of the Feistel network. With six, neighbours stay neighbours as often as by chance; with four, more often."""
 DOMAIN = "spdf/data-order"
-"""Keeps the order's stream apart from those of masks, initialisation and dropout, which may share the seed."""
+"""Separates the random stream of the order from those of masks, initialisation and dropout with the same seed."""
 
 WEIGHT_DENOMINATOR = 10**6
 MAX_SAMPLE = 1 << 40
@@ -27,16 +27,16 @@ MAX_SAMPLE = 1 << 40
 
 @lru_cache(maxsize=1024)
 def round_keys(seed: int, dataset: int, epoch: int) -> tuple[np.uint64, ...]:
-    """The keys of one epoch's permutation."""
+    """The keys of one epoch's permutation, one per round."""
     stream = hashlib.shake_256(f"{DOMAIN}/{seed}/{dataset}/{epoch}".encode()).digest(8 * ROUNDS)
     return tuple(np.uint64(key) for key in np.frombuffer(stream, "<u8"))
 
 
 def permute(positions: np.ndarray, size: int, keys: Sequence[np.uint64]) -> np.ndarray:
-    """A keyed permutation of ``0 ... size - 1`` at ``positions`` (uint64 [n]) -> uint64 [n].
+    """The values (uint64 [n]) of a keyed permutation of ``0 ... size - 1`` at ``positions`` (uint64 [n]).
 
-    A Feistel network over a grid of rows x columns just larger than ``size``, walked until the value falls below
-    ``size`` (Black and Rogaway, 2002: "Ciphers with arbitrary finite domains", sections 4 and 5).
+    A Feistel network permutes a grid of rows x columns that is just larger than ``size``. It is repeated until the
+    value is below ``size`` (Black and Rogaway, 2002: "Ciphers with arbitrary finite domains", sections 4 and 5).
     """
     rows = np.uint64(math.isqrt(size - 1) + 1)
     columns = np.uint64(-(-size // int(rows)))
@@ -48,7 +48,7 @@ def permute(positions: np.ndarray, size: int, keys: Sequence[np.uint64]) -> np.n
 
 
 def shuffle_grid(values: np.ndarray, rows: np.uint64, columns: np.uint64, keys: Sequence[np.uint64]) -> np.ndarray:
-    """One pass of the Feistel network over ``rows * columns`` values."""
+    """Apply the Feistel network on ``rows * columns`` values once to ``values`` (uint64 [n])."""
     row: np.ndarray = values // columns
     column: np.ndarray = values % columns
     for number, key in enumerate(keys):
@@ -60,9 +60,9 @@ def shuffle_grid(values: np.ndarray, rows: np.uint64, columns: np.uint64, keys: 
 
 
 def sequence_at(draws: np.ndarray, size: int, seed: int, dataset: int) -> np.ndarray:
-    """The sequence that each draw (int64 [n], from 0) takes from a data set of ``size`` -> int64 [n].
+    """The sequences (int64 [n]) of the draws (int64 [n], from 0) from a data set of ``size`` sequences.
 
-    Draws ``e * size ... (e + 1) * size - 1`` are epoch ``e``: each sequence once, in an order of its own.
+    The draws ``e * size ... (e + 1) * size - 1`` are epoch ``e``. An epoch has each sequence once, in its own order.
     """
     epochs, positions = draws // size, (draws % size).astype(np.uint64)
     result = np.empty(len(draws), np.int64)
@@ -73,10 +73,10 @@ def sequence_at(draws: np.ndarray, size: int, seed: int, dataset: int) -> np.nda
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:
-    """Weights as whole numbers without a common factor, exact to six decimals of their share.
+    """Weights as whole numbers without a common factor. Their shares are exact to six decimals.
 
     Raises:
-        ValueError: a weight is not positive and finite, or less than a millionth of the sum.
+        ValueError: a weight is not positive and finite, or rounds to zero millionths of the sum.
     """
     if any(not (math.isfinite(weight) and weight > 0) for weight in weights):
         raise ValueError("weights must be positive numbers")
@@ -92,11 +92,11 @@ def whole_weights(weights: Sequence[float]) -> list[int]:
 
 
 def share_samples(samples: np.ndarray, weights: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Which data set each global sample (int64 [n]) comes from, and its draw number there -> int64 [n], int64 [n].
+    """The data set of each global sample (int64 [n]) and its draw number there, both int64 [n].
 
-    The list of data sets is halved again and again; at each split with weights a and b, the first i samples send
-    floor(i * a / (a + b)) to the left. So draws of a data set are numbered without a gap, and after any number of
-    samples each split is exact to one sample.
+    The list of data sets is halved recursively. At a split with the weights a and b, floor(i * a / (a + b)) of the
+    first i samples go left. Therefore the draws of a data set are numbered without gaps, and each split is exact to one
+    sample after any number of samples.
     """
     datasets = np.zeros(len(samples), np.int64)
     draws = np.empty(len(samples), np.int64)

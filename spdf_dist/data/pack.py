@@ -1,9 +1,9 @@
-"""Text files -> a folder of packed sequences (``spdf data pack``).
+"""Packs text files into a folder of token sequences (``spdf data pack``).
 
-Two steps: each file becomes a token stream (:mod:`spdf_dist.data.tokenizing`), then the streams, joined in input
-order, are cut into sequences of ``seq_len + 1`` tokens whose first is the last of the one before, so that each token
-but the very first is predicted once. Ranks share the files of the first step and the shards of the second; what they
-write hangs on neither their number nor that of the workers.
+The first step converts each file into a token stream (:mod:`spdf_dist.data.tokenizing`). The second step joins the
+streams in input order and cuts them into sequences of ``seq_len + 1`` tokens. The first token of a sequence is the last
+token of the previous one, so that each token except the very first is predicted once. Ranks share the files of the
+first step and the shards of the second. The output does not depend on the number of ranks or workers.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.data.tokenizing import LISTED_PROBLEMS, StreamSummary, stream_path, usable_cores, write_streams
 
 ASIDE_SUFFIX = len("0123456789abcdef.tmp")
-"""Length of what differs between temporary names beside one target."""
+"""Length of the part that differs between the temporary names of one target."""
 
 
 @dataclass(frozen=True)
 class PackResult:
-    """The folder's index, and whether it was there already."""
+    """The index of the packed folder, and whether the folder existed already."""
 
     index: dict[str, Any]
     already_done: bool
@@ -55,7 +55,7 @@ class PackResult:
 
 
 class TokenStreams:
-    """The streams of all files as one array of ids."""
+    """The concatenated token streams of all files."""
 
     def __init__(self, folder: Path, summaries: list[StreamSummary], dtype: str) -> None:
         little = np.dtype(dtype).newbyteorder("<")
@@ -78,7 +78,7 @@ class TokenStreams:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be packed, checked."""
+    """The checked arguments of ``pack``."""
 
     files: list[Path]
     tokenizer: str
@@ -100,7 +100,7 @@ class Request:
         sequences_per_shard: int | None,
         show_progress: bool,
     ) -> Request:
-        """The request made of ``pack``'s arguments; raises UserError when one is wrong."""
+        """Check the arguments of ``pack``. Raises UserError when one is wrong."""
         if seq_len < 1:
             raise UserError(f"--seq-len {seq_len}: at least 1")
         if workers is not None and workers < 1:
@@ -110,7 +110,7 @@ class Request:
         return cls(files, tokenizer, loaded, Path(out).resolve(), seq_len, workers, sequences_per_shard, show_progress)
 
     def make_aside(self) -> Path:
-        """Make the folder that becomes ``target`` when it is whole; remove those that killed processes left."""
+        """Make the temporary folder that is later renamed to ``target``. Remove such folders of killed processes."""
         aside = temporary_beside(self.target)
         for left in self.target.parent.glob(f"{glob.escape(aside.name[:-ASIDE_SUFFIX])}*"):
             if is_temporary(left) and left.is_dir() and not left.is_symlink():
@@ -128,16 +128,16 @@ def pack(
     sequences_per_shard: int | None = None,
     show_progress: bool = False,
 ) -> PackResult:
-    """Pack ``inputs`` into the folder ``out``, which appears whole or not at all.
+    """Pack ``inputs`` into the folder ``out``, which appears only when it is complete.
 
     Args:
-        workers: tokenizing processes of this rank; None: as many as cores that it may use.
-        sequences_per_shard: None: shards of 128 MiB.
+        workers: tokenizing processes of this rank; None: one per usable core.
+        sequences_per_shard: None: as many as fit in 128 MiB.
 
     Raises:
-        UserError: a wrong argument, too little text, or ``out`` holds something else; nothing is written.
-        SpdfError: a file cannot be written or read; what was written is removed.
-        Either is raised on all ranks when it happens on one.
+        UserError: an argument is wrong, there is too little text, or ``out`` has other content. Nothing is written.
+        SpdfError: a file cannot be written or read. Partial output is removed.
+        An error on one rank is raised on all ranks.
     """
     ranks = find_processes(Path(out).resolve())
     checked: list[Request] = []
@@ -156,11 +156,11 @@ def pack(
 
 
 def pack_together(ranks: Collective, request: Request) -> PackResult:
-    """Pack, every rank doing its part."""
+    """Pack on all ranks together."""
     with contextlib.ExitStack() as claim:
 
         def prepare() -> str | None:
-            """The folder aside, claimed by rank 0; None when the target holds this very packing already."""
+            """The temporary folder, on rank 0; None on other ranks, and when the target already has this content."""
             if ranks.rank != 0:
                 return None
             made(request.target.parent)
@@ -180,7 +180,7 @@ def pack_together(ranks: Collective, request: Request) -> PackResult:
 
 
 def build(ranks: Collective, request: Request, aside: Path) -> dict[str, Any]:
-    """Write the streams and the shards into ``aside``; the index is returned on every rank."""
+    """Write the streams and the shards into ``aside``. Every rank returns the index."""
     loaded, seq_len = request.loaded, request.seq_len
     mine = share_files(request.files, ranks)
 
@@ -238,9 +238,9 @@ def build(ranks: Collective, request: Request, aside: Path) -> dict[str, Any]:
 
 
 def holds_this_already(request: Request) -> bool:
-    """Whether these inputs made the target's content, every byte of it; False when it is empty or not there.
+    """Whether the target is the complete result of this request; False when it is empty or missing.
 
-    Raises UserError when it holds something else, or is damaged.
+    Raises UserError when it has other content or is damaged.
     """
     target, files = request.target, request.files
     if not target.exists():
@@ -278,18 +278,18 @@ def holds_this_already(request: Request) -> bool:
 
 
 def finish(request: Request, index: dict[str, Any], aside: Path) -> None:
-    """Complete the folder aside and rename it."""
+    """Complete the temporary folder ``aside`` and rename it to the target."""
     for stream in aside.glob("*.tokens"):
         stream.unlink()
     request.loaded.save(aside / TOKENIZER_FOLDER)
     write_index(aside, index)
     if request.target.exists():
-        request.target.rmdir()  # it is empty
+        request.target.rmdir()  # the check passed, so it is empty
     aside.rename(request.target)
 
 
 def share_files(files: list[Path], ranks: Collective) -> list[tuple[int, Path]]:
-    """This rank's files (number, path): the largest go first, each to the rank with the least so far."""
+    """(number, path) of this rank's files. Files are assigned largest first, each to the rank with the fewest bytes."""
     load = [0] * ranks.world_size
     mine = []
     for number in sorted(range(len(files)), key=lambda number: (-files[number].stat().st_size, number)):
@@ -301,7 +301,7 @@ def share_files(files: list[Path], ranks: Collective) -> list[tuple[int, Path]]:
 
 
 def together(ranks: Collective, step: Callable[[], Any]) -> list[Any]:
-    """Every rank's result of ``step``; when it fails on one rank, the same error is raised on all."""
+    """The result of ``step`` on each rank. When it fails on one rank, all ranks raise the same error."""
     value, failure = None, None
     own: Exception | None = None
     try:
@@ -323,7 +323,7 @@ def together(ranks: Collective, step: Callable[[], Any]) -> list[Any]:
 
 
 def total_sets(summaries: list[StreamSummary]) -> dict[str, dict[str, int]]:
-    """Documents and tokens of each set over all files, by name."""
+    """Numbers of documents and tokens per set over all files, by name."""
     total: dict[str, dict[str, int]] = {}
     for summary in summaries:
         for name, count in summary.sets.items():

@@ -1,4 +1,4 @@
-"""What a person sees while files are tokenized."""
+"""The progress display of tokenization."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PRINTED_PROBLEMS = 100
 
 
 class PackProgress:
-    """A bar on standard error (input bytes, MB/s of text, tokens/s); problems are printed above it."""
+    """A progress bar on standard error (input bytes, MB/s of text, tokens/s). Problems are printed above it."""
 
     def __init__(self, files: list[tuple[int, Path]], show: bool) -> None:
         from tqdm import tqdm
@@ -27,7 +27,7 @@ class PackProgress:
         self._tokens = 0
 
     def advance(self, chunk: Chunk, text_bytes: int, tokens: int) -> None:
-        """Count a chunk that is done."""
+        """Count a completed chunk."""
         if chunk.file != self._file:
             self._file, self._position = chunk.file, 0
         self._text_bytes += text_bytes
@@ -39,7 +39,7 @@ class PackProgress:
         self._position = chunk.position
 
     def problem(self, problem: Problem) -> None:
-        """Print a problem, unless there were many."""
+        """Print a problem, up to ``PRINTED_PROBLEMS`` of them."""
         self._problems += 1
         if self._problems <= PRINTED_PROBLEMS:
             self._bar.write(str(problem), file=sys.stderr)
@@ -47,5 +47,5 @@ class PackProgress:
             self._bar.write("more problems are counted, not printed", file=sys.stderr)
 
     def close(self) -> None:
-        """End the bar."""
+        """Close the bar."""
         self._bar.close()

@@ -1,4 +1,4 @@
-"""Puts a finished file where it belongs, and never over another one."""
+"""Writes files that appear only when complete and never replace a file with other content."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from spdf_dist.config.errors import UserError
 
 
 def made(folder: Path) -> Path:
-    """``folder``, made when missing.
+    """Make ``folder`` unless it exists, and return it.
 
     Raises:
-        UserError: a file is in its place, or it cannot be made.
+        UserError: a file has this name, or the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,12 +30,12 @@ def made(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def placed(target: Path, mode: str = "w", **how: Any) -> Iterator[IO[Any]]:
-    """A new file that becomes ``target`` when the block ends without an exception; its folder is made.
+    """A new file that becomes ``target`` when the block ends without an exception. Its folder is made if missing.
 
-    A target with the same content stays. ``mode`` and ``how`` are those of ``atomic_file``.
+    A target with the same content is kept. ``mode`` and ``how`` are arguments of ``atomic_file``.
 
     Raises:
-        UserError: ``target`` exists with other content, or its folder cannot be made; nothing is left.
+        UserError: ``target`` exists with other content, or its folder cannot be made. No temporary file remains.
     """
     aside = temporary_beside(made(target.parent) / target.name)
     try:
@@ -49,4 +49,4 @@ def placed(target: Path, mode: str = "w", **how: Any) -> Iterator[IO[Any]]:
             if not target.is_file() or not filecmp.cmp(aside, target, shallow=False):
                 raise UserError(f"{target} exists with other content; remove it or name another file") from None
     finally:
-        aside.unlink(missing_ok=True)  # after a success it is not there
+        aside.unlink(missing_ok=True)  # it does not exist after a success

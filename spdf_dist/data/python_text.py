@@ -1,6 +1,6 @@
-"""Pre-training text that every Python installation has: its standard library and its help topics.
+"""Pre-training text from any Python installation: its standard library and its help topics.
 
-Not much (about 12 MB) and not prose, but enough for a demonstration without a download. The same Python version gives
+The text is small and not prose, but it is enough for a demonstration without a download. The same Python version gives
 the same text in the same order.
 """
 
@@ -23,16 +23,16 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.data.placing import placed
 
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data"}
-"""Folders: tests, what is not the standard library, and tables of characters."""
+"""Skipped folders: tests, packages outside the standard library, and tables of characters."""
 
 VALIDATION_SHARE = 50
-"""One module or topic in so many goes to validation."""
+"""One of this many modules and topics goes to validation."""
 
 
 def python_documents() -> Iterator[dict[str, Any]]:
-    """Documents ``{"text", "meta": {"pile_set_name", "file"}}``: sources, docstrings and help topics, mixed.
+    """Documents ``{"text", "meta": {"pile_set_name", "file"}}``: sources, docstrings and help topics.
 
-    Their order follows from a hash of their names, so that any first part is a fair sample.
+    They are ordered by a hash of their names, so that any first part is a random sample.
     """
     library = Path(sysconfig.get_path("stdlib"))
     topics = {f"topic:{name}": text for name, text in help_topics().items()}
@@ -53,22 +53,22 @@ def modules(library: Path) -> Iterator[str]:
     for folder, folders, files in os.walk(library):
         folders[:] = [name for name in folders if name not in LEFT_OUT]
         for name in files:
-            if name.endswith(".py") and not name.startswith("_sysconfigdata"):  # those tell of the machine
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):  # these depend on the machine
                 yield (Path(folder) / name).relative_to(library).as_posix()
 
 
 def document(text: str, set_name: str, name: str) -> dict[str, Any]:
-    """A document in the Pile's form."""
+    """A document in the format of the Pile."""
     return {"text": text, "meta": {"pile_set_name": set_name, "file": name}}
 
 
 def name_hash(name: str) -> int:
-    """A number that decides order and split."""
+    """A 64-bit hash that determines order and split."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def help_topics() -> dict[str, str]:
-    """The texts behind ``help("topics")``; empty where the installation has none."""
+    """The texts of ``help("topics")`` by topic; empty where the installation has none."""
     try:
         from pydoc_data import topics
     except ImportError:
@@ -87,7 +87,7 @@ def read_source(path: Path) -> str | None:
 
 
 def docstrings_of(source: str) -> Iterator[str]:
-    """The docstrings of a module, its classes and functions, each under its name."""
+    """The docstrings of a module and of its classes and functions, each after the name."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
@@ -107,14 +107,15 @@ def write_python_text(
 
     Args:
         out: a ``.jsonl`` or ``.jsonl.zst`` file.
-        validation: one module or topic in fifty goes into this file instead.
-        max_mb: stop after so many MB (10^6 bytes of UTF-8) of text.
+        validation: one of fifty modules and topics goes into this file instead.
+        max_mb: stop after this many MB (10^6 bytes of UTF-8) of text.
 
     Returns:
-        For each file its path, number of documents and bytes of text.
+        For each file: its path, number of documents, and bytes of text.
 
     Raises:
-        UserError: a name with another suffix, a file that exists with other content, or a size that is none.
+        UserError: a name has another suffix, a file exists with other content, or ``max_mb`` is not positive and
+            finite.
     """
     if max_mb is not None and not 0 < max_mb < math.inf:
         raise UserError(f"--max-mb: must be positive and finite, got {max_mb}")
@@ -139,7 +140,7 @@ def write_python_text(
 
 @contextlib.contextmanager
 def placed_text(target: Path) -> Iterator[IO[str]]:
-    """``placed`` for text, compressed where the name of ``target`` says so."""
+    """``placed`` for text, compressed where the name of ``target`` ends in .zst."""
     if not target.name.endswith(".zst"):
         with placed(target, newline="") as file:
             yield file
