@@ -1,13 +1,13 @@
-"""Reads documents from files as a stream, and says which lines it could not use.
+"""Reads documents from files as a stream, and reports the lines that it could not use.
 
-Two steps, so that the costly one runs in worker processes: :func:`read_chunks` decompresses and cuts a file into
-chunks of raw records, :func:`parse_chunk` turns a chunk into documents. Chunks depend on the file's content alone.
+:func:`read_chunks` decompresses a file and cuts it into chunks of raw records. :func:`parse_chunk` converts a chunk
+into documents, and can run in worker processes. The chunks depend only on the content of the file.
 
 ========================================  =======================================================================
-``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``  one JSON object a line: ``text``, and ``meta.pile_set_name`` where there
+``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``  one JSON object per line: ``text``, and ``meta.pile_set_name`` if any
 ``.parquet``                              the column ``text``, and ``meta.pile_set_name`` or ``pile_set_name``
 ``.txt``                                  the file is one document
-``.tar``                                  shards as webdataset writes them (:mod:`spdf_dist.data.tar_reader`)
+``.tar``                                  WebDataset shards (:mod:`spdf_dist.data.tar_reader`)
 ========================================  =======================================================================
 """
 
@@ -30,28 +30,28 @@ from spdf_dist.data.encodings import wide_encoding
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt", ".tar")
 UNNAMED_SET = "unnamed"
-"""The set of documents that name none."""
+"""The set of documents that do not name a set."""
 
 MOST_NAMES = 100_000
-"""Of one pattern with braces."""
+"""Upper limit of the names of one pattern with braces."""
 BLOCK_BYTES = 1 << 20
 STEP_BYTES = 1 << 10
-"""Compressed bytes taken at a time. A zstd block of 4 bytes may hold 128 KiB, so this gives 32 MiB at most."""
+"""Compressed bytes per read. A zstd block of 4 bytes may hold 128 KiB, so one read yields at most 32 MiB."""
 LARGEST_PIECE = 16 * BLOCK_BYTES
 MAX_WINDOW = 1 << 31
 """Largest zstd window accepted, as written by ``zstd --long=31``."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 LONGEST_LINE = 64 * BLOCK_BYTES
-"""Longer lines are left out: no document is so long, and a file without line ends would take all memory."""
+"""Longer lines are skipped. Otherwise a file without line ends would need unlimited memory."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in an input file that could not be used; all else of the file was kept."""
+    """A part of an input file that could not be used. The rest of the file is kept."""
 
     file: str
     line: int
-    """From 1; in a parquet file the row, in a shard the sample; 0 when it concerns the whole file."""
+    """Line number from 1, in a parquet file that of the row, in a shard that of the sample; 0 for the whole file."""
     what: str
 
     def __str__(self) -> str:
@@ -64,22 +64,23 @@ class Chunk:
 
     file: str
     kind: str
-    """``json``: a record is a line; ``row``: a document's text; ``piece``: a part of the file's one document."""
+    """``json``: a record is a line. ``row``: a record is a document's text. ``piece``: a record is a part of the file's
+    only document."""
     first_line: int
     records: list[bytes | None]
     sets: list[str | None] = field(default_factory=list)
-    """For ``row``: the set of each record."""
+    """For ``row``: the set of each record, or None."""
     ends_document: bool = True
     """For ``piece``: whether the document ends with this chunk."""
     starts_document: bool = True
     """For ``piece``: whether the document starts with this chunk."""
     position: int = 0
-    """Bytes of the file read so far, as it lies on disk."""
+    """Bytes of the file on disk that were read so far."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text, or a part of one: ``starts`` and ``ends`` say whether its first and its last character are in it."""
+    """A text, or a part of one. ``starts`` and ``ends`` tell whether it has the text's first and last character."""
 
     text: str
     set_name: str = UNNAMED_SET
@@ -88,12 +89,12 @@ class Document:
 
 
 def check_inputs(paths: Iterable[str | Path], option: str = "--input") -> list[Path]:
-    """The inputs as paths; ``option`` is what messages say they were given by.
+    """The inputs as checked paths. Messages name ``option`` as their source.
 
     A pattern such as ``shards/*.tar`` or ``part-{000..127}.tar`` stands for the files that it matches, sorted.
 
     Raises:
-        UserError: a file is missing, is a folder, or has a suffix that no reader takes.
+        UserError: a file is missing, is a folder, a pipe or a device, or has an unknown suffix.
     """
     checked = []
     for path in (path for given in paths for path in matched(str(given), option)):
@@ -110,7 +111,7 @@ def check_inputs(paths: Iterable[str | Path], option: str = "--input") -> list[P
 
 
 def matched(given: str, option: str) -> list[Path]:
-    """The files that one input stands for. Raises UserError for a URL and for a pattern that matches nothing."""
+    """The files that one input stands for. Raises UserError for a URL and for a pattern without a match."""
     if given.startswith(("http:", "https:", "pipe:", "s3:", "gs:")):
         raise UserError(f"{option} {given}: packing reads files twice; download it first and name the file")
     if Path(given).exists() or not any(mark in given for mark in "*?[{"):
@@ -131,7 +132,7 @@ def matched(given: str, option: str) -> list[Path]:
 
 
 def read_chunks(path: Path) -> Iterator[Chunk | Problem]:
-    """The chunks of one file, about ``BLOCK_BYTES`` of text each, and its problems, in the file's order."""
+    """The chunks of one file (each about ``BLOCK_BYTES`` of text) and its problems, in file order."""
     if path.stat().st_size == 0:
         yield Problem(str(path), 0, "the file is empty")
     elif path.name.endswith(".parquet"):
@@ -139,7 +140,7 @@ def read_chunks(path: Path) -> Iterator[Chunk | Problem]:
     elif path.name.endswith(".txt"):
         yield from text_chunks(path)
     elif path.name.endswith(".tar"):
-        from spdf_dist.data.tar_reader import tar_chunks  # imports this module
+        from spdf_dist.data.tar_reader import tar_chunks  # avoids a circular import
 
         yield from tar_chunks(path)
     else:
@@ -147,7 +148,7 @@ def read_chunks(path: Path) -> Iterator[Chunk | Problem]:
 
 
 def documents(paths: Iterable[Path], report: Callable[[Problem], None]) -> Iterator[Document]:
-    """All documents of ``paths`` in order; ``report`` is called with each problem."""
+    """All documents of ``paths`` in order. ``report`` is called with each problem."""
     for path in paths:
         for item in read_chunks(path):
             found, problems = ([], [item]) if isinstance(item, Problem) else parse_chunk(item)
@@ -157,7 +158,7 @@ def documents(paths: Iterable[Path], report: Callable[[Problem], None]) -> Itera
 
 
 def parse_chunk(chunk: Chunk) -> tuple[list[Document], list[Problem]]:
-    """The documents of ``chunk`` in order, and what could not be used."""
+    """The documents of ``chunk`` in order, and its problems."""
     found: list[Document] = []
     problems: list[Problem] = []
     if chunk.kind == "piece":
@@ -183,7 +184,7 @@ def parse_chunk(chunk: Chunk) -> tuple[list[Document], list[Problem]]:
 
 
 def parse_line(line: bytes) -> Document:
-    """The document of one JSON line; ValueError says what is wrong with it."""
+    """The document of one JSON line. Raises ValueError with what is wrong."""
     try:
         value = json.loads(line.decode("utf-8"))
     except json.JSONDecodeError as error:
@@ -203,7 +204,7 @@ def parse_line(line: bytes) -> Document:
 
 
 def set_of(record: dict[str, Any]) -> str:
-    """The Pile's name of the set that a record comes from; a name that no UTF-8 can write is none."""
+    """The ``pile_set_name`` of a record; ``UNNAMED_SET`` without a name that can be encoded as UTF-8."""
     meta = record.get("meta")
     name = meta.get("pile_set_name") if isinstance(meta, dict) else None
     if not isinstance(name, str) or not name:
@@ -216,7 +217,7 @@ def set_of(record: dict[str, Any]) -> str:
 
 
 def decode_piece(chunk: Chunk) -> tuple[str, list[Problem]]:
-    """The text of a part of a ``.txt`` file; lines that are no UTF-8 are left out."""
+    """The text of a part of a ``.txt`` file, and its problems. Lines that are not UTF-8 are left out."""
     content = b"".join(record for record in chunk.records if record is not None)
     try:
         return content.decode("utf-8"), []
@@ -232,14 +233,14 @@ def decode_piece(chunk: Chunk) -> tuple[str, list[Problem]]:
 
 
 def cut_lines(content: bytes) -> list[bytes]:
-    """The lines of ``content`` with their ends; only ``\\n`` ends a line."""
+    """The lines of ``content`` with their ends. Only ``\\n`` ends a line."""
     lines = [line + b"\n" for line in content.split(b"\n")]
     lines[-1] = lines[-1][:-1]
     return lines
 
 
 def json_chunks(path: Path) -> Iterator[Chunk | Problem]:
-    """Chunks of whole lines; the last line need not have an end."""
+    """Chunks of whole lines of a JSON-lines file. The last line may lack its end."""
     line = 1
     rest: list[bytes] = []
     with path.open("rb") as file:
@@ -282,15 +283,15 @@ def json_chunks(path: Path) -> Iterator[Chunk | Problem]:
 
 
 def too_long(path: Path, line: int) -> Problem:
-    """What is said of a line that is left out for its length."""
+    """The problem of a line that is skipped because of its length."""
     return Problem(str(path), line, f"longer than {LONGEST_LINE >> 20} MiB: is one document a line?")
 
 
 def decompressed(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """The content of ``file`` in blocks, decompressed by the suffix of ``name``.
+    """The content of ``file`` in blocks, decompressed according to the suffix of ``name``.
 
     Raises:
-        ValueError: the compressed data end too early or are damaged; all whole blocks before were given.
+        ValueError: the compressed data are truncated or damaged. The content before the damage is yielded first.
     """
     if name.endswith(".zst"):
         yield from in_blocks(frames(file, new_zstd_frame, "zstd"))
@@ -301,7 +302,7 @@ def decompressed(file: BinaryIO, name: str) -> Iterator[bytes]:
 
 
 def without_mark(blocks: Iterator[bytes], name: Path) -> Iterator[bytes]:
-    """``blocks`` without the byte-order mark that some editors put at a file's start.
+    """``blocks`` without a byte-order mark at the start of the file.
 
     Raises UserError when the text is UTF-16 or UTF-32.
     """
@@ -314,10 +315,10 @@ def without_mark(blocks: Iterator[bytes], name: Path) -> Iterator[bytes]:
 
 
 def in_blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """``parts`` joined and cut anew, every ``BLOCK_BYTES``.
+    """``parts`` joined and cut into blocks of ``BLOCK_BYTES``.
 
     Raises:
-        ValueError: as ``parts``, when all before it was given.
+        ValueError: as ``parts``, after the content before the error was yielded.
     """
     held = bytearray()
     failure = None
@@ -343,12 +344,15 @@ def new_zstd_frame() -> Any:
 
 
 def frames(file: BinaryIO, new_frame: Callable[[], Any], kind: str) -> Iterator[bytes]:
-    """The content of concatenated compressed frames."""
+    """The content of concatenated compressed frames.
+
+    Raises ValueError for damaged or truncated data.
+    """
     frame = None
     while data := file.read(STEP_BYTES):
         while data:
             if frame is None:
-                # gzip allows zero padding behind a member.
+                # gzip allows zero padding after a member.
                 data = data.lstrip(b"\0") if kind == "gzip" else data
                 if not data:
                     break
@@ -367,10 +371,10 @@ def frames(file: BinaryIO, new_frame: Callable[[], Any], kind: str) -> Iterator[
 
 
 def text_chunks(path: Path) -> Iterator[Chunk]:
-    """Pieces of a ``.txt`` file's one document.
+    """Pieces of the one document of a ``.txt`` file.
 
-    A piece ends behind a line end between two visible ASCII characters, where GPT-2's words are cut anyway, so that
-    the pieces' ids are those of the whole text. Text without such a place is cut every ``LARGEST_PIECE`` bytes.
+    A piece ends after a line end between two visible ASCII characters. GPT-2's rule splits words there, so that the ids
+    of the pieces are those of the whole text. Text without such a place is cut once it has ``LARGEST_PIECE`` bytes.
     """
     line = 1
     rest = b""
@@ -396,7 +400,7 @@ def text_chunks(path: Path) -> Iterator[Chunk]:
 
 
 def piece_end(content: bytes, start: int) -> int:
-    """Where to cut ``content``, looking from its end down to ``start``; 0 to read on first."""
+    """The index at which to cut ``content``, searched from its end down to ``start``; 0 to read more first."""
     at = len(content) - 1
     while (at := content.rfind(b"\n", max(1, start - 1), at)) > 0:
         if 0x20 < content[at - 1] < 0x7F and 0x20 < content[at + 1] < 0x7F:
@@ -410,7 +414,7 @@ def piece_end(content: bytes, start: int) -> int:
 
 
 def parquet_chunks(path: Path) -> Iterator[Chunk | Problem]:
-    """Chunks of rows."""
+    """Chunks of rows of a parquet file."""
     require_extra("parquet", "reading parquet")
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -431,7 +435,7 @@ def parquet_chunks(path: Path) -> Iterator[Chunk | Problem]:
             if table.metadata.num_rows == 0:
                 yield Problem(str(path), 0, "the file has no rows")
             for batch in table.iter_batches(batch_size=256, columns=columns):
-                # As binary: a text that is no UTF-8 then costs its own row alone.
+                # As binary, so that a text that is not UTF-8 costs only its own row.
                 texts = batch.column("text").cast(pa.large_binary()).to_pylist()
                 sets = batch_sets(batch, columns)
                 position = size * (row + len(texts) - 1) // rows
@@ -442,7 +446,7 @@ def parquet_chunks(path: Path) -> Iterator[Chunk | Problem]:
 
 
 def batch_sets(batch: Any, columns: list[str]) -> list[str | None]:
-    """The set name of each row of a parquet batch; None where there is none, or one that is no UTF-8."""
+    """The set name of each row of a parquet batch; None where it is missing or is not UTF-8."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -461,7 +465,7 @@ def batch_sets(batch: Any, columns: list[str]) -> list[str | None]:
 
 
 def decoded(name: bytes | None) -> str | None:
-    """The name, or None where it is no UTF-8."""
+    """The name as text; None where it is missing or is not UTF-8."""
     try:
         return None if name is None else name.decode("utf-8")
     except UnicodeDecodeError:

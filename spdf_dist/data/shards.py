@@ -1,8 +1,8 @@
-"""The form of a packed folder: tar shards of equal members, and ``index.json``.
+"""The format of a packed folder: tar shards with members of equal size, and ``index.json``.
 
-A member is one packed sequence, a ``.npy`` array of ``seq_len + 1`` token ids, named by its number in the folder. As
-all members of a folder have one size, member ``i`` of a shard starts at ``i * stride``: the index needs no table of
-offsets, and a shard can be read as one strided array. Any tar or WebDataset reader sees plain samples.
+A member is one packed sequence: a ``.npy`` array of ``seq_len + 1`` token ids, named by its number in the folder. All
+members of a folder have the same size, and member ``i`` of a shard starts at byte ``i * stride``. Therefore the index
+needs no table of offsets, and a shard can be read as one strided array. Any tar or WebDataset reader can read shards.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ TAR_BLOCK = 512
 TAR_END = bytes(2 * TAR_BLOCK)
 DIGEST_BYTES = 8
 DIGEST_OFFSET = 297
-"""Of the group's name in a tar header; it holds the digest of the member's content, in hex."""
+"""Offset of the group name in a tar header. It contains the digest of the member's content, in hex."""
 DIGEST_RULE = "blake2b of the member, 8 bytes, in hex, as the group name in its tar header"
 MEMBER_NAME = "{:012d}.npy"
 
 
 def token_dtype(vocab_size: int) -> str:
-    """The smallest unsigned type that holds every id: ``uint16`` or ``uint32``."""
+    """The smallest dtype for all ids of a vocabulary: ``uint16`` or ``uint32``."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
 @dataclass(frozen=True)
 class MemberLayout:
-    """Where a sequence lies in a shard: its data at ``number_in_shard * stride + data_offset``, ``data_bytes`` long."""
+    """Position of a sequence in a shard: ``data_bytes`` at ``number_in_shard * stride + data_offset``. In bytes."""
 
     data_offset: int
     data_bytes: int
@@ -56,11 +56,11 @@ class MemberLayout:
         return cls(data_offset=TAR_BLOCK + header, data_bytes=data, stride=TAR_BLOCK * (1 + blocks))
 
     def shard_bytes(self, sequences: int) -> int:
-        """The size of a shard of so many sequences."""
+        """Bytes of a shard with this number of sequences."""
         return sequences * self.stride + len(TAR_END)
 
     def sequences_per_shard(self) -> int:
-        """How many sequences make a full shard."""
+        """Number of sequences in a full shard."""
         return max(1, SHARD_BYTES // self.stride)
 
 
@@ -83,12 +83,12 @@ def npy_header(seq_len: int, dtype: str) -> bytes:
 
 
 def content_digest(content: np.ndarray) -> str:
-    """The digest of a member's content (bytes), in hex: short, as it guards against damage and not against people."""
+    """The digest (hex) of a member's content (uint8). It is short, because it detects damage, not manipulation."""
     return hashlib.blake2b(content.data, digest_size=DIGEST_BYTES).hexdigest()
 
 
 def tar_header(number: int, size: int, digest: str) -> bytes:
-    """The tar header of sequence ``number``; nothing in it hangs on the time, the user or the machine."""
+    """The tar header of sequence ``number``. It does not depend on the time, the user or the machine."""
     member = tarfile.TarInfo(MEMBER_NAME.format(number))
     member.size = size
     member.gname = digest
@@ -116,7 +116,7 @@ def write_shard(
             ids = read(start * seq_len, count * seq_len + 1).astype(little, copy=False)
             members = np.zeros((count, layout.stride), np.uint8)
             members[:, TAR_BLOCK : layout.data_offset] = np.frombuffer(header, np.uint8)
-            # A sequence's first token is the last of the one before.
+            # The first token of a sequence is the last token of the previous one.
             overlapping = np.lib.stride_tricks.sliding_window_view(ids, seq_len + 1)[::seq_len]
             members[:, layout.data_offset : layout.data_offset + layout.data_bytes] = np.ascontiguousarray(
                 overlapping
@@ -137,7 +137,7 @@ def write_shard(
 
 
 def write_index(folder: Path, content: dict[str, Any]) -> None:
-    """Write ``index.json`` into ``folder``, through to the disk; it names its own digest."""
+    """Write ``index.json`` with its own digest into ``folder``, and sync it to disk."""
     with (folder / INDEX_FILE).open("wb") as file:
         file.write(sealed({"schema_version": SCHEMA_VERSION, **content}))
         file.flush()
@@ -145,6 +145,6 @@ def write_index(folder: Path, content: dict[str, Any]) -> None:
 
 
 def member_rule(seq_len: int, dtype: str) -> dict[str, Any]:
-    """The index's account of the members."""
+    """The description of the members in the index."""
     layout = asdict(MemberLayout.of(seq_len, dtype))
     return {"name": "sequence number, 12 digits, .npy", **layout, "digest": DIGEST_RULE}

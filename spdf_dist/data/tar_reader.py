@@ -1,7 +1,7 @@
-"""Documents from ``.tar`` shards as webdataset writes them.
+"""Reads documents from WebDataset shards (``.tar``).
 
-The members of a sample share the name before the first dot and follow each other. ``KEY.txt`` is a document;
-``KEY.json`` is an object with ``text``, or with ``meta`` only where KEY.txt is beside it. Other members are left out.
+The members of a sample are consecutive and share the name before the first dot. ``KEY.txt`` is a document. ``KEY.json``
+is an object with ``text``. Beside a ``KEY.txt``, only its ``meta`` is used. Other members are ignored.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from spdf_dist.data.encodings import wide_encoding
 from spdf_dist.data.readers import BLOCK_BYTES, BYTE_ORDER_MARK, LONGEST_LINE, Chunk, Problem, set_of
 
 Sample = dict[str, bytes]
-"""Content by extension; only ``txt`` and ``json`` are read."""
+"""Content by extension (``txt`` or ``json``)."""
 
 
 def tar_chunks(path: Path) -> Iterator[Chunk | Problem]:
-    """Chunks of samples in the order of the shard; a line number is that of the sample, from 1."""
+    """Chunks of samples and problems, in shard order. Line numbers are numbers of samples, from 1."""
     kind, first, held = "", 1, 0
     records: list[bytes | None] = []
     sets: list[str | None] = []
@@ -50,7 +50,7 @@ def tar_chunks(path: Path) -> Iterator[Chunk | Problem]:
 
 
 def samples(path: Path) -> Iterator[tuple[int, Sample | Problem, int]]:
-    """(number of the sample, its content or what is wrong with it, bytes of the shard read so far)."""
+    """(number of the sample from 1, its content or problem, bytes of the shard read so far) for each sample."""
     number, key, sample, end = 0, None, Sample(), 0
     lost = ""
     try:
@@ -87,7 +87,7 @@ def samples(path: Path) -> Iterator[tuple[int, Sample | Problem, int]]:
 
 
 def checked(path: Path, number: int, key: str, sample: Sample) -> Sample | Problem:
-    """The sample, or why it gives no document."""
+    """The sample, or the problem that prevents its use."""
     content = sample.get("txt", sample.get("json"))
     if content is None:
         return Problem(str(path), number, f"the sample {key!r} has neither a .txt nor a .json member")
@@ -99,7 +99,7 @@ def checked(path: Path, number: int, key: str, sample: Sample) -> Sample | Probl
 
 
 def set_of_sample(sample: Sample) -> str:
-    """The set that the JSON beside a text names."""
+    """The set that the JSON member of a sample names."""
     try:
         value = json.loads(sample.get("json", b"{}"))
     except (ValueError, RecursionError):

@@ -1,10 +1,10 @@
-"""Text to token ids and back: SentencePiece models and GPT-2's byte-level BPE behind one interface.
+"""One interface for tokenizers: SentencePiece models, GPT-2's byte-level BPE, and Hugging Face tokenizers.
 
 A tokenizer is a file or a folder:
 
 * ``NAME.model``: a SentencePiece model (:mod:`spdf_dist.data.tokenizer_training` makes one);
 * a folder with ``encoder.json`` and ``vocab.bpe``: GPT-2's vocabulary, 50,257 ids, as in the SPDF paper;
-* a folder with ``tokenizer.model``: what :meth:`Tokenizer.save` wrote into a checkpoint or a packed folder;
+* a folder with ``tokenizer.model``, as :meth:`Tokenizer.save` writes it into a checkpoint or a packed folder;
 * a Hugging Face ``tokenizer.json``, or a folder with one (:mod:`spdf_dist.data.tokenizer_json`).
 """
 
@@ -27,33 +27,33 @@ SENTENCEPIECE_FILE = "tokenizer.model"
 GPT2_FILES = ("encoder.json", "vocab.bpe")
 GPT2_END = "<|endoftext|>"
 
-# GPT-2's rule for cutting text into words before merging. The ``regex`` package is what the original encoder used.
+# GPT-2's rule that splits text into words before the merges. It needs the ``regex`` package, as the original encoder.
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 ADDED_TOKEN = re.compile(r"<\|.*\|>|<.*>|\[[A-Z_0-9]+\]")
-"""Entries that are tokens of their own and no result of a merge."""
+"""Added tokens, which are not the result of a merge."""
 CACHED_BYTES = 200 << 20
-"""What the ids of words may take in a process; then the cache begins anew."""
+"""Upper limit of the word cache of a process. The cache is cleared when it is reached."""
 LONGEST_CACHED_WORD = 64
-"""Characters; longer words, as of DNA or of scripts without spaces, hardly come again."""
+"""Longest cached word in characters. Longer words, as in DNA or in scripts without spaces, rarely recur."""
 WORD_BYTES = 250
 ID_BYTES = 40
-"""What Python takes for a cached word, and for each of its ids."""
+"""Approximate memory of Python for a cached word, and for each of its ids."""
 
-# SentencePiece writes a space as this character, so one in the text would come back as a space.
+# SentencePiece encodes a space as this character. Therefore decoding would turn this character of a text into a space.
 SP_SPACE = "▁"
 
 
 class Tokenizer(ABC):
-    """Encodes text as ids in ``[0, vocab_size)``; ``eod_id`` ends a document and is never made from text."""
+    """Encodes text as ids in ``[0, vocab_size)``. ``eod_id`` ends a document and is never the encoding of text."""
 
     vocab_size: int
     eod_id: int
     digest: str
-    """sha256 (hex) over the content of the tokenizer's files; equal wherever they lie."""
+    """sha256 (hex) of the names and contents of the tokenizer's files, independent of their folder."""
     start_ids: tuple[int, ...] = ()
-    """What begins each document, before its text; empty for most tokenizers."""
+    """Ids before the text of each document; empty for most tokenizers."""
     cuts_at_lines: bool = True
-    """Whether a text may be encoded in parts that are cut behind a line end between two visible ASCII characters."""
+    """Whether a text may be encoded in parts that are cut after a line end between two visible ASCII characters."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -61,11 +61,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``; ``eod_id`` gives nothing, bytes that are no UTF-8 give U+FFFD."""
+        """The text of ``ids``. ``eod_id`` is left out. Bytes that are not UTF-8 become U+FFFD."""
 
     @abstractmethod
     def save(self, folder: str | Path) -> None:
-        """Copy the tokenizer's files into ``folder`` (made when missing), which ``load_tokenizer`` takes."""
+        """Copy the tokenizer's files into ``folder`` (made if missing). ``load_tokenizer`` can open the folder."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``, without ``eod_id``."""
@@ -80,7 +80,7 @@ class SentencePieceTokenizer(Tokenizer):
 
         self.path = path
         content = path.read_bytes()
-        if not content:  # SentencePiece would write a line of its log first
+        if not content:  # SentencePiece would write a log line before its error
             raise UserError(f"{path} is empty; train a tokenizer with `spdf data tokenizer train`")
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_proto=content)
@@ -108,15 +108,15 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def _encode_around_space_sign(self, text: str) -> list[int]:
-        """Encode U+2581 through its bytes, the parts between as usual."""
+        """Encode each U+2581 as its bytes, and the parts between as usual."""
         first, *rest = self.processor.encode(text.split(SP_SPACE), out_type=int, num_threads=1)
         return first + [i for part in rest for i in self._space + part]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """As :meth:`Tokenizer.decode`: in a run of byte pieces that is no UTF-8 each byte gives U+FFFD.
+        """As :meth:`Tokenizer.decode`. In a run of byte pieces that is not UTF-8, each byte becomes U+FFFD.
 
-        SentencePiece alone would keep the good parts of the run; Hugging Face's decoder does not, and texts of an
-        exported model are to be equal.
+        SentencePiece would keep the valid parts of the run, but Hugging Face's decoder does not. This decoder follows
+        Hugging Face, so that the texts of an exported model are equal.
         """
         kept: list[int] = []
         for is_bytes, group in groupby((int(i) for i in ids if i != self.eod_id), key=self._byte_of.__contains__):
@@ -125,7 +125,7 @@ class SentencePieceTokenizer(Tokenizer):
                 try:
                     bytes(self._byte_of[i] for i in run).decode()
                 except UnicodeDecodeError:
-                    run = [self._no_utf8] * len(run)  # 0xFF is valid nowhere: one U+FFFD for each
+                    run = [self._no_utf8] * len(run)  # 0xFF is never valid in UTF-8: one U+FFFD per byte
             kept += run
         return self.processor.decode(kept)
 
@@ -136,8 +136,8 @@ class SentencePieceTokenizer(Tokenizer):
 class Gpt2Tokenizer(Tokenizer):
     """GPT-2's byte-level BPE, from ``encoder.json`` and ``vocab.bpe``.
 
-    Words are cut by GPT-2's own regular expression and their ids kept in a bounded dictionary, so only new words pay
-    for the merges: about twice the speed of the merges alone. ``<|endoftext|>`` in a text is text.
+    Words are split by GPT-2's regular expression. A bounded cache keeps their ids, so that only new words need merges.
+    ``<|endoftext|>`` in a text is encoded as ordinary text.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -187,9 +187,9 @@ class Gpt2Tokenizer(Tokenizer):
 
 
 def check_merges(entries: dict[str, int], merges: Path) -> None:
-    """Raise UserError unless each entry of the vocabulary but bytes and added tokens is the result of a merge.
+    """Raise UserError unless a merge makes each entry of the vocabulary except bytes and added tokens.
 
-    A merges file that was cut short would give other, more ids without a word.
+    Without this check, a truncated merges file would silently give other ids.
     """
     lines = merges.read_text(encoding="utf-8").split("\n")
     made = {left + right for left, space, right in (line.partition(" ") for line in lines) if space}
@@ -202,7 +202,7 @@ def check_merges(entries: dict[str, int], merges: Path) -> None:
 
 
 class WordCache(dict[str, list[int]]):
-    """Word -> ids; a word that is missing is encoded. Bounded by ``CACHED_BYTES``."""
+    """The ids of words. A missing word is encoded. ``CACHED_BYTES`` bounds the memory."""
 
     def __init__(self, merges: Any) -> None:
         super().__init__()
@@ -221,10 +221,10 @@ class WordCache(dict[str, list[int]]):
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer at ``path`` (see the module's text for the forms).
+    """The tokenizer at ``path``. The module's docstring lists the formats.
 
     Raises:
-        UserError: nothing there, a form that is not known, or damaged files.
+        UserError: ``path`` is missing, has an unknown format, or has damaged files.
     """
     from spdf_dist.data.tokenizer_json import JSON_FILE, JsonTokenizer
 
@@ -250,12 +250,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def forms() -> str:
-    """What a tokenizer folder may hold, in words."""
+    """The formats of a tokenizer folder, as text for messages."""
     return f"a folder with {' and '.join(GPT2_FILES)}, with {SENTENCEPIECE_FILE} or with tokenizer.json"
 
 
 def files_digest(files: Iterable[tuple[str, bytes]]) -> str:
-    """sha256 (hex) over names, lengths and contents."""
+    """sha256 (hex) of names, lengths and contents."""
     digest = hashlib.sha256()
     for name, content in files:
         digest.update(f"{name}\0{len(content)}\0".encode())
@@ -264,7 +264,7 @@ def files_digest(files: Iterable[tuple[str, bytes]]) -> str:
 
 
 def copy_files(files: Iterable[tuple[Path, str]], folder: Path) -> None:
-    """Copy each file into ``folder`` under its new name, each written aside and renamed."""
+    """Copy each file into ``folder`` under its new name. A copy appears only when it is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     for source, name in files:
         write_bytes(folder / name, source.read_bytes())

@@ -1,10 +1,11 @@
 """Any Hugging Face ``tokenizer.json`` as a tokenizer: Llama, Qwen, NeoX, OLMo and others.
 
-The package ``tokenizers`` runs the file as it is. Two rules are the trainer's own:
+The package ``tokenizers`` runs the unchanged file. Two rules are added:
 
-* Special tokens that are spelled out in a text are text. A text never makes an end of document.
-* A document begins with what the file's own post-processor puts before a text (Llama's ``<|begin_of_text|>``), and ends
-  with the end-of-document token. What the post-processor puts behind a text is left out.
+* The name of a special token in a text is ordinary text. A text never contains an end of document.
+* A document begins with the tokens that the file's post-processor puts before a text (such as Llama's
+  ``<|begin_of_text|>``), and ends with the end-of-document token. Tokens that the post-processor puts after a text are
+  not used.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from spdf_dist.data.tokenizer import Tokenizer, copy_files, files_digest
 JSON_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 KNOWN_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
-"""End-of-document tokens by name, for a file without a ``tokenizer_config.json`` that names one."""
+"""Names of end-of-document tokens, for a file without a ``tokenizer_config.json`` that names one."""
 
 
 class JsonTokenizer(Tokenizer):
-    """A ``tokenizer.json``, and the ``tokenizer_config.json`` beside it where there is one."""
+    """A ``tokenizer.json``, and the ``tokenizer_config.json`` beside it if there is one."""
 
     def __init__(self, path: Path) -> None:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # packing has its own processes
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # packing uses its own processes
         require_extra("hf", "a tokenizer.json")
         import tokenizers
 
@@ -43,7 +44,7 @@ class JsonTokenizer(Tokenizer):
             raise UserError(f"{path} is not a tokenizer.json: {' '.join(str(error).split())[:200]}") from None
         self._backend.no_padding()
         self._backend.no_truncation()
-        # Only now, and only here: the post-processor's tokens are found by an encoding that adds them.
+        # This is the only encoding with special tokens: it shows the tokens that the post-processor adds.
         framed = self._backend.encode("", add_special_tokens=True).ids
         self._backend.encode_special_tokens = True
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
@@ -60,7 +61,7 @@ class JsonTokenizer(Tokenizer):
         self.cuts_at_lines = self._cuts_at_lines()
 
     def _end_id(self, named: str | None) -> int:
-        """The id of the token that ends documents."""
+        """The id of the end-of-document token. Raises UserError when there is none."""
         if named is not None:
             found = self._backend.token_to_id(named)
             if found is None:
@@ -76,7 +77,7 @@ class JsonTokenizer(Tokenizer):
         )
 
     def _cuts_at_lines(self) -> bool:
-        """Whether the ids of a text are those of its parts, cut behind a line end between two letters."""
+        """Whether the ids of a test text equal those of its parts, cut after line ends between visible characters."""
         parts = ["The quick brown fox\n", "jumps over (it).\n", "x = 3\n"]
         return self.encode("".join(parts)) == [i for part in parts for i in self.encode(part)]
 
@@ -93,7 +94,8 @@ class JsonTokenizer(Tokenizer):
 
 
 def named_end(config: Path) -> str | None:
-    """The ``eos_token`` of a ``tokenizer_config.json``: a text, or an object with its ``content``; None without one."""
+    """The ``eos_token`` of a ``tokenizer_config.json``, which is a string or an object with ``content``; None without
+    one. Raises UserError for a file that cannot be read."""
     if not config.is_file():
         return None
     try:

@@ -1,7 +1,7 @@
-"""Trains a SentencePiece tokenizer that gives every text back exactly.
+"""Trains a SentencePiece tokenizer that reproduces every text exactly.
 
-Byte-pair encoding with byte fallback over unnormalised text: no Unicode normalisation, no added space, runs of spaces
-kept, newlines and unknown characters spelt as bytes.
+The model is byte-pair encoding with byte fallback. It does not normalise Unicode, adds no space, and keeps runs of
+spaces. Newlines and unknown characters are encoded as bytes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from spdf_dist.data.tokenizer import SP_SPACE
 
 END_PIECE = "<|endoftext|>"
 LINE_CHARACTERS = 1000
-"""Longer lines are cut: SentencePiece leaves out sentences over 4,192 bytes."""
+"""Longer lines are cut, because SentencePiece skips sentences of more than 4,192 bytes."""
 SAMPLED_LINES = 10_000_000
-"""More lines than this are sampled (by SentencePiece, with its fixed seed), which bounds the memory."""
+"""SentencePiece samples this many lines with its fixed seed when there are more, which bounds the memory."""
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, out: str | Path) -> None:
-    """Train on ``texts`` and write the model file ``out``; equal texts give equal bytes.
+    """Train on ``texts`` and write the model file ``out``. Equal texts give an equal file.
 
     Raises:
-        UserError: ``vocab_size`` does not suit the text, there is no text, or ``out`` exists with other
-            content or cannot be written.
+        UserError: ``vocab_size`` does not fit the text, there is no text, or ``out`` exists with other content or
+            cannot be written.
     """
     import sentencepiece
 
@@ -70,7 +70,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, out: str | Path) 
 
 
 def lines(texts: Iterable[str]) -> Iterator[str]:
-    """The lines of all texts, without ends, cut to at most ``LINE_CHARACTERS``."""
+    """The lines of all texts without line ends, cut into at most ``LINE_CHARACTERS`` characters."""
     for text in texts:
         for line in text.replace(SP_SPACE, "").split("\n"):
             for start in range(0, len(line), LINE_CHARACTERS):
@@ -78,7 +78,7 @@ def lines(texts: Iterable[str]) -> Iterator[str]:
 
 
 def explain(error: str, vocab_size: int) -> str:
-    """SentencePiece's complaint in words that say what to do."""
+    """A message for the user from an error of SentencePiece."""
     if found := re.search(r"Vocabulary size too high \(\d+\).*?<= (\d+)", error):
         return f"--vocab-size {vocab_size} is more than this text supports; use {found[1]} or less, or more text"
     if found := re.search(r"Vocabulary size is smaller than required_chars\D*\d+ vs (\d+)", error):

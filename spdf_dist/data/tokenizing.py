@@ -1,6 +1,6 @@
-"""Turns input files into token streams on disk, with worker processes, in input order.
+"""Converts input files into token streams on disk, in input order, with worker processes.
 
-A stream is the little-endian ids of one file's documents, each followed by the end-of-document id.
+A stream has the little-endian ids of the documents of one file. The end-of-document id follows each document.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from spdf_dist.data.shards import token_dtype
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 
 LISTED_PROBLEMS = 1000
-"""Problems listed in full, a file; the rest are only counted."""
+"""Number of problems listed per file. The others are only counted."""
 
 
 @dataclass
 class SetCount:
-    """What one set (``pile_set_name``) gave; tokens include the end-of-document ids."""
+    """Numbers of documents and tokens of one set (``pile_set_name``). Tokens include end-of-document ids."""
 
     documents: int = 0
     tokens: int = 0
@@ -43,7 +43,7 @@ class SetCount:
 
 @dataclass
 class TokenizedChunk:
-    """A chunk's ids, ready to be written, and its counts."""
+    """The ids of a chunk, as the bytes of a stream, and its counts."""
 
     ids: bytes
     sets: dict[str, SetCount]
@@ -57,7 +57,7 @@ class StreamSummary:
     """One input file and its stream."""
 
     number: int
-    """The file's place among the inputs, from 0."""
+    """Index of the file among the inputs, from 0."""
     file: str
     bytes: int
     sha256: str
@@ -69,7 +69,7 @@ class StreamSummary:
     problems: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, chunk: TokenizedChunk, item_bytes: int) -> None:
-        """Count a chunk of this file."""
+        """Add the counts of a chunk of this file."""
         self.tokens += len(chunk.ids) // item_bytes
         self.text_bytes += chunk.text_bytes
         self.empty_documents += chunk.empty_documents
@@ -79,7 +79,7 @@ class StreamSummary:
             total["tokens"] += count.tokens
 
     def add_problem(self, problem: Problem) -> None:
-        """Count a problem of this file, and list it unless there are many."""
+        """Count a problem of this file, and list it while there are fewer than ``LISTED_PROBLEMS``."""
         self.problem_count += 1
         if len(self.problems) < LISTED_PROBLEMS:
             self.problems.append({**asdict(problem), "file": Path(problem.file).name})
@@ -126,14 +126,14 @@ _worker: ChunkTokenizer
 def start_worker(tokenizer: str) -> None:
     """Prepare a worker process."""
     global _worker
-    for number in STOP_SIGNALS:  # the parent's to handle
+    for number in STOP_SIGNALS:  # only the parent handles them
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
     _worker = ChunkTokenizer(load_tokenizer(tokenizer))
 
 
 def end_with_parent() -> None:
-    """End this worker when its parent is gone, however that ended."""
+    """Wait until the parent process has ended for any reason, then end this worker."""
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])
@@ -148,10 +148,11 @@ def work(chunk: Chunk) -> TokenizedChunk:
 def write_streams(
     files: list[tuple[int, Path]], tokenizer: str, folder: Path, workers: int, progress: PackProgress
 ) -> list[StreamSummary]:
-    """Tokenize ``files`` (number, path) into ``folder/NUMBER.tokens``; the same bytes at any number of ``workers``.
+    """Tokenize ``files`` (number, path) into ``folder/NUMBER.tokens``. The output does not depend on ``workers``.
 
     Raises:
         OSError: a file cannot be read or written.
+        UserError: a file is not UTF-8, or is too long for a tokenizer that needs the whole text.
         SpdfError: a worker process died.
     """
     loaded = load_tokenizer(tokenizer)
@@ -190,7 +191,7 @@ Item = StreamSummary | Problem | tuple[Chunk, TokenizedChunk]
 def tokenized(
     files: list[tuple[int, Path]], loaded: Tokenizer, tokenizer: str, workers: int
 ) -> Generator[Item, None, None]:
-    """For each file its summary (empty yet), then its problems and tokenized chunks, in order."""
+    """For each file: its summary, still empty, and then its problems and tokenized chunks in order."""
     if workers == 1:
         tokenize = ChunkTokenizer(loaded)
         for item in chunks_of(files):
@@ -218,7 +219,7 @@ def tokenized(
 
 
 def finished(item: StreamSummary | Problem | tuple[Chunk, Future[TokenizedChunk]]) -> Item:
-    """``item``, waited for; the chunk's own records are let go."""
+    """``item`` with the result of its future, after waiting for it."""
     if isinstance(item, tuple):
         chunk, future = item
         return chunk, future.result()
@@ -226,7 +227,7 @@ def finished(item: StreamSummary | Problem | tuple[Chunk, Future[TokenizedChunk]
 
 
 def chunks_of(files: list[tuple[int, Path]]) -> Iterator[StreamSummary | Problem | Chunk]:
-    """For each file its summary (empty yet), then its chunks and problems."""
+    """For each file: its summary, still empty, and then its chunks and problems."""
     for number, path in files:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -235,10 +236,10 @@ def chunks_of(files: list[tuple[int, Path]]) -> Iterator[StreamSummary | Problem
 
 
 def stream_path(folder: Path, number: int) -> Path:
-    """The stream of input ``number``."""
+    """The path of the stream of input ``number``."""
     return folder / f"{number:06d}.tokens"
 
 
 def usable_cores() -> int:
-    """The cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -13,12 +13,12 @@ from spdf_dist.data.tokenizer import load_tokenizer
 
 
 def verify_dataset(path: str) -> str:
-    """Compare a packed folder, or Megatron files, with their checksums; what was found, in words.
+    """Compare a packed folder or Megatron files with their checksums, and return a message with the result.
 
-    Megatron files without sums get them, of the content that they have now.
+    For Megatron files without a file of sums, it is written from their present content.
 
     Raises:
-        UserError: names the first file that is damaged.
+        UserError: a file is damaged; the message names the first one.
     """
     prefix = megatron_prefix(path)
     if prefix is not None:

@@ -1,4 +1,4 @@
-"""Fine-tuning tasks: the registry. A task is a ``Task`` under the entry-point group ``spdf.tasks`` (docs/tasks.md)."""
+"""The registry of fine-tuning tasks. The entry-point group ``spdf.tasks`` adds a ``Task`` (docs/tasks.md)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ __all__ = [
 
 
 LEARNED_SPLITS = ("train", "validation")
-"""Splits whose targets are learned or predicted; a test's may be missing."""
+"""Splits that need targets. The targets of a test split may be missing."""
 
 
 def without_empty_targets(examples: list[Example], path: Path) -> list[Example]:
-    """The examples that have a text; how many have none is said on stderr. Raises UserError when none has one."""
+    """The examples with a target text. Rank 0 prints the number of the others on stderr.
+
+    Raises UserError when every target is empty.
+    """
     kept = [example for example in examples if example.target.strip()]
     if examples and not kept:
         raise UserError(f"{path}: each of its {len(examples)} examples has an empty text; there is nothing to learn")
@@ -44,7 +47,7 @@ def find_task(name: str) -> Task:
     """The task called ``name``.
 
     Raises:
-        UserError: no such task, or its module cannot be imported or holds something else.
+        UserError: the task is unknown, its module cannot be imported, or the object is not a ``Task``.
     """
     task = load_extension(extensions(TASKS_GROUP, TASKS), name, "task")
     if not isinstance(task, Task):
@@ -53,13 +56,13 @@ def find_task(name: str) -> Task:
 
 
 def all_tasks() -> list[Task]:
-    """Every task that can be imported, built-in ones first."""
+    """Every task that can be imported, built-in tasks first."""
     found = []
     for name in task_names():
         try:
             found.append(find_task(name))
         except UserError:
-            continue  # a broken extension is an error for those who use it
+            continue  # a broken extension is an error only where it is used
     return found
 
 
@@ -69,7 +72,7 @@ def metrics_called(name: str) -> list[Metric]:
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether a lower value of the metric is better: losses, perplexities, and the metrics that say so."""
+    """Whether a lower value of the metric is better: a loss, a perplexity, or a metric with ``lower_is_better``."""
     return name in LOSSES or any(metric.lower_is_better for metric in metrics_called(name))
 
 
@@ -83,11 +86,11 @@ def load_task(name: str, path: str | Path, split: str) -> list[Example]:
 
     Args:
         name: a registered task.
-        path: the task's file; its forms stand in the task's module.
+        path: the task's file. The task's module describes its formats.
         split: ``train``, ``validation`` or ``test``; WebNLG also has ``test_seen`` and ``test_unseen``.
 
     Raises:
-        UserError: unknown task or split, or a file that cannot be read or holds no example.
+        UserError: the task or split is unknown, or the file cannot be read or has no examples.
     """
     task = find_task(name)
     path = Path(path)

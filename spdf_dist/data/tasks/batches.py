@@ -1,4 +1,4 @@
-"""The order of fine-tuning examples: a function of (seed, epoch) alone, batches of similar length."""
+"""The order of fine-tuning examples, from the seed and the epoch, with examples of similar length per batch."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ import numpy as np
 from spdf_dist.base.random_streams import philox
 
 BATCHES_PER_BUCKET = 50
-"""Batches that are sorted by length together: more wastes less padding, fewer mixes better."""
+"""Number of batches per bucket, inside which examples are sorted by length.
+
+More batches reduce padding. Fewer batches shuffle better."""
 
 
 class FinetuneBatches:
     """Global batches over a task's examples.
 
-    Every epoch takes each example once: shuffled, cut into buckets, sorted by length inside a bucket, cut into
-    batches, and the batches shuffled. The last batch of the file's rest is smaller.
+    Every epoch has each example once. The examples are shuffled and cut into buckets. Each bucket is sorted by length
+    and cut into batches. Then the batches are shuffled. One batch may be smaller than the others.
     """
 
     def __init__(self, lengths: Sequence[int], global_batch_size: int, seed: int) -> None:
         """Args:
         lengths: tokens of each example.
-        global_batch_size: examples a batch, over all ranks.
-        seed: seeds the order; two seeds share nothing.
+        global_batch_size: examples per batch, over all ranks.
+        seed: seed of the order.
         """
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.global_batch_size = global_batch_size
         self.seed = seed
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Number of batches per epoch."""
         return -(-len(self.lengths) // self.global_batch_size)
 
     def epoch(self, epoch: int) -> list[list[int]]:
@@ -40,21 +42,22 @@ class FinetuneBatches:
         batches = []
         for start in range(0, len(order), size * BATCHES_PER_BUCKET):
             bucket = order[start : start + size * BATCHES_PER_BUCKET]
-            # Longest first, so that the batch that is not full holds the shortest.
+            # Longest first, so that a batch that is not full has the shortest examples.
             bucket = bucket[np.argsort(-self.lengths[bucket], kind="stable")]
             batches += [bucket[at : at + size].tolist() for at in range(0, len(bucket), size)]
         return [batches[at] for at in self._shuffled(len(batches), "batches", epoch)]
 
     def _shuffled(self, count: int, what: str, epoch: int) -> np.ndarray:
-        """A permutation of ``range(count)``."""
+        """A permutation of ``range(count)``, int64 [count]."""
         return np.argsort(philox(f"fine-tuning order/{what}/{self.seed}/{epoch}", count), kind="stable")
 
 
 def micro_batches(batch: Sequence[int], rank: int, ranks: int, size: int) -> list[tuple[int, list[int]]]:
-    """What data-parallel rank ``rank`` of ``ranks`` takes of a global batch: micro-batches with their numbers in it.
+    """The micro-batches of a global batch for data-parallel rank ``rank`` of ``ranks``, with their numbers in it.
 
-    The batch is cut into micro-batches of ``size`` in its order, whatever the ranks, and these are dealt in turn. Every
-    rank gets the same number; the last one of a batch that is not full may be short, and those after it are empty.
+    The batch is cut in order into micro-batches of ``size``, independent of the ranks. They are assigned to the ranks
+    in turn. Every rank has the same number of micro-batches. In an incomplete batch, the last non-empty micro-batch may
+    be smaller, and the ones after it are empty.
     """
     rounds = -(-len(batch) // (size * ranks))
     return [(number, list(batch[number * size :][:size])) for number in range(rank, rounds * ranks, ranks)]

@@ -1,7 +1,7 @@
-"""Curation Corpus (Curation, 2020): a news article to its summary.
+"""Curation Corpus (Curation, 2020): from a news article to its summary.
 
-The corpus is a CSV of titles, summaries and addresses; users scrape the articles, which makes it a CSV with the columns
-``summary`` and ``article_content``. It has no official split, so a file is taken whole: keep one file a split.
+The corpus is a CSV of titles, summaries and URLs. The official scraper adds the articles, which gives a CSV with the
+columns ``summary`` and ``article_content``. There is no official split. Therefore each split needs its own file.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ COLUMNS = ("article_content", "summary")
 
 
 def load(path: Path, split: str) -> list[Example]:
-    """The articles that were scraped, with their summaries; rows without an article or a summary are left out.
+    """The articles with their summaries. Rows without an article or a summary are left out.
 
     Raises:
-        UserError: no such file, or a column missing.
+        UserError: the file or a column is missing.
     """
     pairs = []
     for _, row in read_csv(path):

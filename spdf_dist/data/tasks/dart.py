@@ -1,4 +1,4 @@
-"""DART 1.1.1 (Nan et al., 2021): triples from tables and other sources to text, from its JSON or XML files."""
+"""DART 1.1.1 (Nan et al., 2021): from triples of tables and other sources to text. Reads its JSON and XML files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SPLITS = ("train", "validation", "test")
 
 
 def load(path: Path, split: str) -> list[Example]:
-    """The examples of a DART file (.json or .xml, plain or .gz); each file holds one split. Relations in lower case.
+    """The examples of a DART file (.json or .xml, plain or .gz), with relations in lower case. A file has one split.
 
     Raises:
-        UserError: no such file, a form that is not known, or content that cannot be read.
+        UserError: the file is missing, has an unknown format, or cannot be read.
     """
     if kind(path) == ".xml":
         return number_groups(xml_pairs(path))
@@ -28,7 +28,7 @@ def load(path: Path, split: str) -> list[Example]:
 
 
 def json_pairs(path: Path) -> list[tuple[str, str]]:
-    """(context, text) of every annotation."""
+    """(context, text) of every annotation. Raises UserError for another form."""
     pairs = []
     where = 0
     content = read_json(path)
@@ -43,7 +43,7 @@ def json_pairs(path: Path) -> list[tuple[str, str]]:
 
 
 def xml_pairs(path: Path) -> list[tuple[str, str]]:
-    """(context, text) of every ``lex``."""
+    """(context, text) of every ``lex`` element. Raises UserError for another form."""
     pairs = []
     for entry in parse_xml(read_bytes(path), str(path)).iter("entry"):
         try:

@@ -1,9 +1,9 @@
-"""E2E NLG (Novikova et al., 2017): a restaurant's attributes to a sentence.
+"""E2E NLG (Novikova et al., 2017): from the attributes of a restaurant to a sentence.
 
-The official CSV (columns ``mr`` and ``ref``) is turned into the text that LoRA (Hu et al., 2022) fine-tunes on:
-``name : Blue Spice | Type : coffee shop | area : city centre`` and the reference cut into words. LoRA's training and
-validation texts were cut by another tokenizer than its test texts; both sets of rules are here, because a score is
-only comparable with LoRA's when the references are the same.
+The official CSV (columns ``mr`` and ``ref``) is converted to the text that LoRA (Hu et al., 2022) uses for fine-tuning:
+the context ``name : Blue Spice | Type : coffee shop | area : city centre``, and the reference split into words. LoRA's
+training and validation texts were split by another tokenizer than its test texts. This module has both sets of rules,
+because scores are comparable with LoRA's only when the references are equal.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ CLITIC = r"(?:s|t|m|d|ll|re|ve)"
 
 
 class WordRules:
-    """Where a text without spaces is cut into words."""
+    """Rules that split a text without spaces into words."""
 
     def __init__(self, *, cuts: str, clitic: str, keep_number_dot: bool, special: dict[str, str]) -> None:
         self.cuts = re.compile(rf"({cuts}|(?<={LETTER}),(?={LETTER})|\.{{2,}}(?={LETTER}))")
-        """What is cut out of the middle of a chunk."""
+        """Separators inside a chunk, which become words."""
         self.clitic = re.compile(clitic, re.IGNORECASE)
-        """Where a contraction begins."""
+        """Contractions, which become words of their own."""
         self.keep_number_dot = keep_number_dot
-        """Whether ``5.`` before a word in lower case is one word."""
+        """Whether a number with a dot (``5.``) before a word in lower case is one word."""
         self.special = special
 
     def split(self, chunk: str, next_chunk: str) -> list[str]:
-        """The words of ``chunk``, which has no space in it and is followed by ``next_chunk``."""
+        """The words of ``chunk``, which has no spaces. ``next_chunk`` is the chunk after it."""
         if self.keep_number_dot and re.fullmatch(r"\d+\.", chunk) and next_chunk[:1].islower():
             return [chunk]
         head: list[str] = []
@@ -83,7 +83,7 @@ TEST_RULES = WordRules(
 
 
 def split_words(text: str, rules: WordRules) -> str:
-    """``text`` with its words and punctuation apart, by single spaces."""
+    """``text`` with its words and punctuation separated by single spaces."""
     chunks = text.split()
     pairs = zip_longest(chunks, chunks[1:], fillvalue="")
     return " ".join(word for chunk, after in pairs for word in rules.split(chunk, after))
@@ -93,7 +93,7 @@ def linearize(meaning: str) -> str:
     """A meaning representation, ``name[Aromi], area[riverside]``, as ``name : Aromi | area : riverside``.
 
     Raises:
-        ValueError: not of that form.
+        ValueError: ``meaning`` is empty or has another form.
     """
     if not meaning.strip():
         raise ValueError("the meaning is empty")
@@ -110,12 +110,12 @@ def linearize(meaning: str) -> str:
 
 
 def load(path: Path, split: str) -> list[Example]:
-    """The examples of an E2E CSV (plain or .gz), or of LoRA's ``context||target`` text.
+    """The examples of an E2E CSV or of LoRA's ``context||target`` text (plain or .gz).
 
     A test set without a ``ref`` column has empty targets.
 
     Raises:
-        UserError: no such file, a form that is not known, a column missing, a meaning that cannot be read.
+        UserError: the file or a column is missing, the format is unknown, or a meaning representation is invalid.
     """
     if kind(path) == ".txt":
         return number_groups(list(lora_pairs(path)))
@@ -151,7 +151,7 @@ def lora_lines(examples: Sequence[Example]) -> list[str]:
 
 
 def is_synthetic(examples: Sequence[Example]) -> bool:
-    """Whether ``spdf data synthetic-e2e`` wrote them: its grammar has a slot ``kind``, which the official data lack."""
+    """Whether ``spdf data synthetic-e2e`` wrote the examples: only its grammar has a slot ``kind``."""
     return any(" | kind : " in f" | {example.context}" for example in examples)
 
 

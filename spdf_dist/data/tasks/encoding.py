@@ -1,4 +1,4 @@
-"""Examples as token ids, with the loss on the target alone (LoRA, Hu et al., 2022)."""
+"""Encodes examples as token ids. Only the target is in the loss (LoRA, Hu et al., 2022)."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """The ids of one example: context, separator, target, end."""
+    """The ids of one example: context, separator, target, end token."""
 
     ids: list[int]
     loss_start: int
-    """Index in ``ids`` of the first token that the loss predicts."""
+    """Index in ``ids`` of the first predicted token of the loss."""
 
     @property
     def target_tokens(self) -> int:
-        """Tokens in the loss, the end included."""
+        """Number of tokens in the loss, including the end token."""
         return len(self.ids) - self.loss_start
 
 
 def encode_prompt(context: str, tokenizer: Tokenizer) -> list[int]:
-    """What generation starts from: the context and the separator, which is the end-of-document token."""
+    """The ids from which generation starts: start tokens, context, and the end-of-document token as separator."""
     return [*tokenizer.start_ids, *tokenizer.encode(context), tokenizer.eod_id]
 
 
 def encode_examples(examples: Sequence[Example], tokenizer: Tokenizer, max_length: int) -> list[EncodedExample]:
     """Encode as LoRA does: ``context <eod> ' ' + target <eod>``, after the tokenizer's start tokens if it has any.
 
-    An example longer than ``max_length`` tokens loses the end of its context; where the target alone is too long, the
-    end of the target.
+    An example longer than ``max_length`` tokens loses the end of its context. If the target is still too long, it loses
+    its end too.
     """
     contexts = tokenizer.encode_batch([example.context for example in examples])
     targets = tokenizer.encode_batch([" " + example.target for example in examples])
@@ -52,15 +52,16 @@ def encode_examples(examples: Sequence[Example], tokenizer: Tokenizer, max_lengt
 
 
 def encode_example(example: Example, tokenizer: Tokenizer, max_length: int) -> EncodedExample:
-    """:func:`encode_examples` of one."""
+    """Encode one example as :func:`encode_examples` does."""
     return encode_examples([example], tokenizer, max_length)[0]
 
 
 def collate(items: Sequence[EncodedExample], rows: int, pad_id: int) -> tuple[Tensor, Tensor]:
-    """A micro-batch, padded at the end to its longest item and to ``rows`` rows.
+    """A micro-batch, padded at the end to the length of its longest item and to ``rows`` rows.
 
     Returns:
-        tokens [rows, T] int64, and labels [rows, T] int64: the next token where it is a target, else ``IGNORED``.
+        tokens, int64 [rows, T], and labels, int64 [rows, T]. A label is the next token where it is in the loss, else
+        ``IGNORED``.
     """
     import torch
 

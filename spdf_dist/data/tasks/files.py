@@ -1,4 +1,4 @@
-"""Opening a task's files, with errors that name the file."""
+"""Reads the files of tasks. Errors name the file."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.data.encodings import wide_encoding
 
 LARGEST_FILE = 512 << 20
-"""Bytes, unpacked; Curation Corpus with its articles has about 200 MB."""
+"""Upper limit in bytes, decompressed. The largest task, Curation Corpus with its articles, has about 200 MB."""
 MISSING = "does not exist; `spdf data fetch` says where the tasks' files come from"
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of ``path``, unpacked when its name ends in .gz.
+    """The content of ``path``, decompressed when its name ends in .gz.
 
     Raises:
-        UserError: no such file, a damaged one, or not a gzip file in spite of its name.
+        UserError: the file is missing, damaged, too large, not a regular file, or not gzip despite its name.
     """
     if path.is_dir():
         raise UserError(f"the task file {path} is a folder; name the file in it")
@@ -46,10 +46,10 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """The content of ``path``, without a byte-order mark: UTF-8, or UTF-16 and UTF-32 with a mark.
+    """The content of ``path`` without a byte-order mark. It is UTF-8, or UTF-16 or UTF-32 with a byte-order mark.
 
     Raises:
-        UserError: as :func:`read_bytes`, or of another encoding.
+        UserError: as :func:`read_bytes`, or for another encoding.
     """
     content = read_bytes(path)
     encoding = wide_encoding(content)
@@ -62,14 +62,14 @@ def read_text(path: Path) -> str:
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and row of each record; column names in lower case.
+    """(line number, row) of each record, with column names in lower case.
 
     Raises:
-        UserError: no header, a row whose number of fields is not the header's, or quotes that do not match.
+        UserError: there is no header, a row has another number of fields than the header, or quotes do not match.
     """
-    # Articles of Curation Corpus are longer than csv's own limit of 128 KiB a field.
+    # Articles of Curation Corpus exceed csv's limit of 128 KiB per field.
     csv.field_size_limit(sys.maxsize)
-    # Strict: else a quote that is never closed takes the rest of the file into its field.
+    # Without strict, a field with an unclosed quote would extend to the end of the file.
     text = read_text(path)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator(text))
     begun = 1
@@ -95,7 +95,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def separator(text: str) -> str:
-    """What divides the fields of a CSV text: a comma, or what some programs write instead, by its first line."""
+    """The delimiter of a CSV text, from its first line: a comma, a tab or a semicolon."""
     header = text.partition("\n")[0]
     return next((sign for sign in ("\t", ";") if sign in header and "," not in header), ",")
 
@@ -104,7 +104,7 @@ def read_json(path: Path) -> Any:
     """The parsed content of a JSON file.
 
     Raises:
-        UserError: not JSON.
+        UserError: as :func:`read_text`, or the content is not JSON.
     """
     try:
         return json.loads(read_text(path))
@@ -112,24 +112,24 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
     except RecursionError as error:
         raise UserError(f"{path}: nested too deeply to be a task's JSON") from error
-    except ValueError as error:  # an integer of thousands of digits
+    except ValueError as error:  # an integer with thousands of digits
         raise UserError(f"{path}: not a task's JSON ({error})") from error
 
 
 def parse_xml(content: bytes, name: str) -> ElementTree.Element:
-    """The root of an XML document; ``name`` stands in the error.
+    """The root of an XML document.
 
     Raises:
-        UserError: not XML.
+        UserError: the content is not XML; the message begins with ``name``.
     """
     try:
         return ElementTree.fromstring(content)
-    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: encodings it cannot read
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: unsupported encodings
         raise UserError(f"{name}: not XML ({error})") from error
 
 
 def kind(path: Path) -> str:
-    """The suffix that tells the format, in lower case: ``.csv`` for ``x.csv.gz``; ``.tar.gz`` stays whole."""
+    """The suffix of the format, in lower case: ``.csv`` for ``x.csv.gz``, but ``.tar.gz`` for an archive."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-2:] == [".tar", ".gz"] or suffixes[-1:] == [".tgz"]:
         return ".tar.gz"

@@ -1,4 +1,4 @@
-"""The protocol of a fine-tuning task. The built-in ones are examples; docs/tasks.md shows how to add another."""
+"""The definition of a fine-tuning task. docs/tasks.md shows how to add one; the built-in tasks are examples."""
 
 from __future__ import annotations
 
@@ -16,50 +16,50 @@ if TYPE_CHECKING:
     from spdf_dist.data.tokenizer import Tokenizer
 
 PUBLISHED = Path(__file__).parent / "published"
-"""Results that the SPDF paper (appendix, Tables 4 to 6) and its blog post print, as printed."""
+"""Folder of results as printed in the SPDF paper (appendix, Tables 4 to 6) and its blog post."""
 
 
 def as_written(text: str) -> str:
-    """The text itself, on one line: what E2E and Curation write."""
+    """``text`` on one line, otherwise unchanged, as E2E and Curation Corpus need it."""
     return " ".join(text.split("\n"))
 
 
 def never(examples: Sequence[Example]) -> bool:
-    """False: no generator of this project writes such examples."""
+    """Always False: no generator of this project writes examples of the task."""
     return False
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task: how its files are read, how a model sees its examples, and how its outputs are scored.
+    """A task: how its files are read, how its examples are encoded, and how its outputs are scored.
 
-    ``name``, ``splits`` and ``load`` are required; the other fields have the defaults of a plain task.
+    ``name``, ``splits`` and ``load`` are required. The other fields have defaults for a simple task.
     """
 
     name: str
     splits: tuple[str, ...]
-    """Names that ``load`` takes."""
+    """Names of splits that ``load`` accepts."""
     load: Callable[[Path, str], list[Example]]
-    """Reads a file (or folder) as one of the splits."""
+    """Reads one of the splits from a file or folder."""
     title: str = ""
-    """Its name in tables and figures; empty: ``name``."""
+    """Name of the task in tables and figures; empty: ``name``."""
     finish: Callable[[str], str] = as_written
     """Applied to hypotheses and references before they are written."""
     reference_files: int = 0
-    """0: one file, the references of an input on consecutive lines, a blank line after each input.
-    N: N files of one line per input; an input with fewer references repeats its first."""
+    """0: one file, with the references of an input on consecutive lines and a blank line after each input.
+    N: N files with one line per input. Where an input has fewer references, its first one is repeated."""
     encode_prompt: Callable[[str, Tokenizer], list[int]] = encoding.encode_prompt
-    """The token ids from which generation starts, of a context."""
+    """Returns the token ids of a context, from which generation starts."""
     encode: Callable[[Sequence[Example], Tokenizer, int], list[EncodedExample]] = encoding.encode_examples
-    """The token ids of examples, each at most so many tokens long. Each must begin with its prompt's ids."""
+    """Returns the token ids of examples, at most the given number each. They must begin with the ids of the prompt."""
     metrics: tuple[Metric, ...] = ()
-    """What ``spdf evaluate`` computes; empty: the task is measured by ``spdf perplexity --task``."""
+    """Metrics that ``spdf evaluate`` computes; empty: only ``spdf perplexity --task`` measures the task."""
     is_synthetic: Callable[[Sequence[Example]], bool] = never
-    """Whether the examples come from this project's generator."""
+    """Whether a generator of this project wrote the examples."""
     published: Path | None = None
-    """A CSV of printed results: model, sparsity, metric, mean, deviation."""
+    """A CSV of printed results, with the columns model, sparsity, metric, mean, deviation."""
     published_split: str = "test"
-    """The split that the printed results are of."""
+    """The split of the printed results."""
 
     def __post_init__(self) -> None:
         if not self.title:
@@ -70,6 +70,6 @@ class Task:
         return next((metric for metric in self.metrics if metric.name == name), None)
 
     def split_title(self, split: str) -> str:
-        """A split in tables: empty for the whole of a test set without parts, "all" for that of one with parts."""
+        """Name of a split in tables: empty for a test set without parts, "all" for a whole test set with parts."""
         parts = [name for name in self.splits if name.startswith("test_")]
         return {"test": "all" if parts else ""}.get(split, split.removeprefix("test_"))

@@ -1,4 +1,4 @@
-"""What WebNLG and DART share: triples as one line, and LoRA's finish of texts."""
+"""Code of both WebNLG and DART: triples as one line of text, and LoRA's normalisation of texts."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ Triple = tuple[str, str, str]
 """Subject, relation, object."""
 
 REFERENCE_FILES = 6
-"""LoRA's number of reference files; further references of an input are dropped, fewer are filled with the first."""
+"""LoRA's number of reference files. Additional references are dropped; missing ones are filled with the first."""
 
 
 def linearize(triples: Iterable[Sequence[str]]) -> str:
-    """``subject : relation : object``, triples apart by `` | ``."""
+    """Triples as ``subject : relation : object``, separated by `` | ``."""
     return " | ".join(" : ".join(triple) for triple in triples)
 
 
 def split_triple(text: str) -> Triple:
-    """The parts of ``subject | relation | object``, as the XML files write a triple.
+    """The parts of ``subject | relation | object``, the form of a triple in the XML files.
 
     Raises:
-        ValueError: not three parts.
+        ValueError: there are fewer than three parts.
     """
     parts = [part.strip() for part in text.split(" | ", 2)]
     if len(parts) != 3:
@@ -30,5 +30,5 @@ def split_triple(text: str) -> Triple:
 
 
 def finish(text: str) -> str:
-    """Lower case, with every character that is neither letter, digit nor underscore a word of its own."""
+    """``text`` in lower case. Every character other than letters, digits and underscores becomes a separate word."""
     return " ".join(re.sub(r"(\W)", r" \1 ", text.lower()).split())

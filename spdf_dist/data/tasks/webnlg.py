@@ -1,6 +1,7 @@
-"""WebNLG challenge 2017 (Gardent et al.): DBpedia triples to text, from the XML files or from LoRA's JSON form.
+"""WebNLG challenge 2017 (Gardent et al.): from DBpedia triples to text. Reads the XML files and LoRA's JSON format.
 
-The paper's figure is almost surely of the test's seen categories, those of the training set: split ``test_seen``.
+The split ``test_seen`` has the test examples of the training set's categories. The paper's score most likely refers to
+this split.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from spdf_dist.scoring.metrics import WEBNLG_METRICS
 SPLITS = ("train", "validation", "test", "test_seen", "test_unseen")
 FOLDERS = {"train": "train", "validation": "dev", "test": "test"}
 TEST_XML = ("testdata_with_lex.xml", "rdf-to-text-generation-test-data-with-refs-en.xml")
-"""Of the challenges of 2017 and 2020; other files of the test's folder have no texts, or are not English."""
+"""Test files of the challenges of 2017 and 2020. Other files of the test folder have no texts or are not English."""
 ACCEPTED = ("good", "")
-"""Comments of texts that their makers accepted, or did not judge, as in releases from 3.0 on."""
+"""Comments of texts that the annotators accepted (``good``) or did not judge (empty, since release 3.0)."""
 
-# The categories of the training set; the others occur in the test set only.
+# The categories of the training set. Other categories occur only in the test set.
 SEEN = frozenset(
     {
         "Airport",
@@ -47,22 +48,22 @@ SEEN = frozenset(
 
 @dataclass(frozen=True)
 class Entry:
-    """Triples and the texts that say them."""
+    """Triples, and texts that express them."""
 
     category: str
     triples: list[Triple]
     texts: list[tuple[str, str]]
-    """(comment, text); the comment ``good`` marks texts that the makers accepted."""
+    """(comment, text). The comment ``good`` marks texts that the annotators accepted."""
 
 
 def load(path: Path, split: str) -> list[Example]:
-    """The examples of a split: the texts marked ``good``.
+    """The examples of a split: the texts whose comment is in ``ACCEPTED``.
 
-    ``path`` is a .json(.gz) or .xml file, taken whole, or the challenge's folder or .tar.gz, of which the split's
-    part is read.
+    ``path`` is a .json or .xml file (plain or .gz), which is read completely, or the challenge's folder or .tar.gz, of
+    which only the split's part is read.
 
     Raises:
-        UserError: no such file, a form that is not known, or content that cannot be read.
+        UserError: the file is missing, has an unknown format, or cannot be read.
     """
     wanted = {"test_seen": True, "test_unseen": False}.get(split)
     pairs = []
@@ -74,10 +75,10 @@ def load(path: Path, split: str) -> list[Example]:
 
 
 def read_entries(path: Path, part: str) -> Iterator[Entry]:
-    """The entries of whatever ``path`` is."""
+    """The entries of a file, folder or archive. Raises UserError for an unknown format."""
     if path.is_dir():
         for name in sorted(path.rglob("*.xml")):
-            # With the folder's own name: it may be the challenge's train, dev or test.
+            # The name of the folder itself may be train, dev or test of the challenge.
             if belongs((path.resolve().name, *name.relative_to(path).parts), part):
                 yield from xml_entries(read_bytes(name), str(name))
     elif kind(path) == ".json":
@@ -91,7 +92,7 @@ def read_entries(path: Path, part: str) -> Iterator[Entry]:
 
 
 def belongs(parts: tuple[str, ...], part: str) -> bool:
-    """Whether a file of the challenge's folder is one of the part's; other folders are taken whole."""
+    """Whether a file of the challenge's folder belongs to the part. All files outside the parts' folders belong."""
     folder = next((name for name in reversed(parts[:-1]) if name in FOLDERS.values()), None)
     if part == "test" and folder == "test":
         return parts[-1] in TEST_XML
@@ -99,7 +100,7 @@ def belongs(parts: tuple[str, ...], part: str) -> bool:
 
 
 def archive_entries(path: Path, part: str) -> Iterator[Entry]:
-    """The entries of the challenge's archive; nothing is unpacked to disk."""
+    """The entries of the challenge's archive. Nothing is extracted to disk."""
     try:
         with tarfile.open(fileobj=io.BytesIO(path.read_bytes()), mode="r:gz") as archive:
             members, size = [], 0
@@ -129,18 +130,18 @@ def xml_entries(content: bytes, name: str) -> Iterator[Entry]:
 
 
 def lex_text(lex: ElementTree.Element) -> str:
-    """The text of a ``lex``; the enriched releases put it into an element of its own, beside templates."""
+    """The text of a ``lex`` element. In enriched releases, a child ``text`` contains it, beside templates."""
     inner = lex.find("text")
     return ((lex if inner is None else inner).text or "").strip()
 
 
 def is_english(language: str | None) -> bool:
-    """Whether a text is: releases from 3.0 on also have Russian ones."""
+    """Whether a text is English: releases since 3.0 also contain Russian texts."""
     return language in (None, "", "en")
 
 
 def json_entries(path: Path) -> Iterator[Entry]:
-    """The entries of LoRA's JSON form: ``{"entries": [{"1": {...}}, ...]}``."""
+    """The entries of LoRA's JSON format: ``{"entries": [{"1": {...}}, ...]}``. Raises UserError for another form."""
     content = read_json(path)
     where = "the file"
     try:
@@ -155,10 +156,10 @@ def json_entries(path: Path) -> Iterator[Entry]:
 
 
 def json_entry(entry: Any) -> Entry:
-    """One entry of LoRA's JSON form.
+    """One entry of LoRA's JSON format.
 
     Raises:
-        KeyError, TypeError, AttributeError: something is missing or of another type.
+        KeyError, TypeError, AttributeError: a value is missing or has another type.
     """
     triples = [(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]]
     given = [text for text in entry["lexicalisations"] if is_english(text.get("lang"))]
@@ -178,5 +179,5 @@ TASK = Task(
     reference_files=REFERENCE_FILES,
     metrics=WEBNLG_METRICS,
     published=PUBLISHED / "webnlg.csv",
-    published_split="test_seen",  # 63.4 BLEU points to it
+    published_split="test_seen",  # the paper's BLEU indicates it
 )

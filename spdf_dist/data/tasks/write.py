@@ -1,4 +1,4 @@
-"""Hypotheses and references as the official scripts take them, written aside and renamed."""
+"""Writes hypotheses and references in the formats of the official scripts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from spdf_dist.data.tasks.task import Task
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write ``lines`` as UTF-8, each ended by a newline; a file is whole or not there.
+    """Write ``lines`` as UTF-8, each with a newline. A file appears only when it is complete.
 
-    A device or a pipe is written to, and a link is followed: renaming would put a file in the place of either.
+    A device or a pipe is opened for writing, and a link is followed, because a rename would replace them by a file.
     """
     if is_special(path):
         with path.open("w", encoding="utf-8", newline="\n") as file:
@@ -28,14 +28,14 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
 
 
 def is_special(path: Path) -> bool:
-    """Whether a device, a pipe or the like is at ``path``, as what /dev/stdout leads to may be."""
+    """Whether ``path`` is a device, a pipe or similar, such as the target of /dev/stdout."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def reference_groups(task: Task, examples: Sequence[Example]) -> list[list[str]]:
-    """The references of each input as they are written.
+    """The finished references of each input.
 
-    Where a blank line divides the inputs, empty references are left out; the lines of N files stay where they are.
+    Empty references are left out where a blank line separates the inputs. In N files they keep their lines.
 
     Raises:
         UserError: an input has no reference.
@@ -56,11 +56,11 @@ def reference_paths(task: Task, path: Path) -> list[Path]:
 
 
 def check_place(path: Path) -> None:
-    """Whether a file can be written at ``path``, as far as can be told without writing.
+    """Check that a file can be written at ``path``, as far as possible without writing.
 
     Raises:
-        UserError: a folder is there, a device that is not writable, or links that lead in a circle; or
-            what is to be its folder is a file or is not writable.
+        UserError: ``path`` is a folder, a device that is not writable, or a circle of links; or its parent is a file or
+            is not writable.
     """
     try:
         if path.is_dir():
@@ -72,7 +72,7 @@ def check_place(path: Path) -> None:
         above = next(parent for parent in path.resolve().parents if parent.exists())
     except OSError as error:  # a name that is too long
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    except RuntimeError as error:  # how resolve() tells of links in a circle
+    except RuntimeError as error:  # resolve() found a circle of links
         raise UserError(f"{path} cannot be written: its links lead in a circle") from error
     if not above.is_dir():
         raise UserError(f"{path} cannot be written: {above} is a file, not a folder")
@@ -81,10 +81,10 @@ def check_place(path: Path) -> None:
 
 
 def write_references(task: Task, examples: Sequence[Example], path: Path) -> list[Path]:
-    """Write the references of ``examples``, one group an input, and return the files.
+    """Write the references of ``examples``, one group per input, and return the files.
 
-    E2E and Curation: the file ``path``, a blank line after each input. WebNLG and DART: ``path`` is a folder with
-    ``reference0`` to ``reference5``.
+    E2E and Curation Corpus: ``path`` is a file with a blank line after each input. WebNLG and DART: ``path`` is a
+    folder with ``reference0`` to ``reference5``.
 
     Raises:
         UserError: an input has no reference.
