@@ -1,4 +1,4 @@
-"""The attempts of a job: when each started, how it ended, and how many failures in a row that makes."""
+"""The attempts of a job: when each started, how it ended, and the number of failures in a row."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def newest_checkpoint(run_dir: Path) -> int:
 
 @dataclass(frozen=True)
 class History:
-    """What the attempts of a job amount to, since it was last started anew."""
+    """A summary of a job's attempts; ``failures`` counts from the last RESET."""
 
     count: int
     """Attempts."""
     failures: int
-    """Failures without a new checkpoint in between; stops by a signal and lost nodes are none."""
+    """Failures in a row without a new checkpoint in between; stops by a signal and lost nodes do not count."""
     last_start: dict[str, Any] | None
     last_end: dict[str, Any] | None
     """None while an attempt runs, or when its node was lost."""
     last_command: dict[str, Any] | None
-    """The process of the last attempt's command; None before it has one."""
+    """The process of the last attempt's command; None before the command starts."""
 
 
 def history(folder: JobFolder) -> History:

@@ -1,11 +1,11 @@
-"""The end of a batch script that a person submits: runs its srun, requeues the job where that helps.
+"""The last command of a batch script in slurm/: runs srun and requeues the job when it can continue.
 
     exec python -m spdf_launcher.batch RUN_DIR srun ... python -m spdf_launcher.rank pretrain CONFIG run_dir=RUN_DIR ...
 
-On SIGUSR1 (sbatch --signal=B:USR1@SECONDS), and at preemption, of which Slurm tells the ranks alone, the ranks save and
-the job goes back into the queue. A failure is tried again until three come in a row with no new checkpoint in between;
-bad input (2) and a non-finite loss (3) are not. A lost node is Slurm's own affair: it requeues the job, and nothing is
-counted. A new submission starts the count anew. Logs go to RUN_DIR/logs.
+On SIGUSR1 (sbatch --signal=B:USR1@SECONDS) and at preemption, which Slurm signals to the ranks only, the ranks save and
+the job returns to the queue. A failed job is retried until it has failed three times in a row without a new checkpoint
+in between. Bad input (2) and a non-finite loss (3) are not retried. If a node is lost, Slurm requeues the job, and this
+does not count as a failure. A new submission resets the count. Logs go to RUN_DIR/logs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_FAILURES = 3
 
 
 def main(arguments: list[str]) -> int:
-    """Run one attempt and return the job's exit code, unless it goes back into the queue."""
+    """Run one attempt; return the job's exit code, or requeue the job and do not return."""
     if len(arguments) < 2:
         print("usage: python -m spdf_launcher.batch RUN_DIR COMMAND ...", file=sys.stderr)
         return EXIT_BAD_INPUT

@@ -1,4 +1,4 @@
-"""Stops jobs: marks them and what depends on them as cancelled, and tells those that run to save and stop."""
+"""Stops jobs: marks them and the jobs that depend on them as cancelled, and signals running ones to save and stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REASON = "by `spdf cancel`"
 
 
 def cancel(root: Path, jobs: list[Job], chosen: list[Job], executor: Executor) -> list[str]:
-    """Cancel ``chosen`` and all that needs them, and say so, a line each. Jobs that are done stay done."""
+    """Cancel ``chosen`` and all jobs that need them; return one line per job. Finished jobs are not changed."""
     with executor.cancelling(root) as states:
         return cancel_jobs(root, jobs, chosen, executor, states)
 
@@ -29,7 +29,7 @@ def cancel(root: Path, jobs: list[Job], chosen: list[Job], executor: Executor) -
 def cancel_jobs(
     root: Path, jobs: list[Job], chosen: list[Job], executor: Executor, states: Mapping[str, JobState]
 ) -> list[str]:
-    """The same, given what the batch system says of the jobs."""
+    """The same, with the batch system's states of the jobs by job id."""
     names = {job.id for job in chosen}
     lines = []
     for job in jobs:
@@ -54,13 +54,13 @@ def cancel_jobs(
 
 
 def mark_cancelled(root: Path, job: Job) -> None:
-    """Write the manifest that keeps a job from starting; the next `spdf run` takes it away."""
+    """Write the manifest that prevents a job from starting; the next `spdf run` removes it."""
     content = {"schema_version": 1, "job": job.id, "kind": job.kind, "status": CANCELLED, "reason": REASON}
     write_json(job_folder(root, job.id).manifest, content | {"exit_code": None, "key": job.key, "ended": now()})
 
 
 def stop(root: Path, job: Job, executor: Executor) -> str:
-    """Tell the runner of a running job to stop, or its command when that outlived it; what was done, in words."""
+    """Signal the runner of a running job to stop, or its command if the runner is gone; return a message."""
     folder = job_folder(root, job.id)
     past = history(folder)
     start, command = past.last_start, past.last_command
@@ -79,5 +79,5 @@ def stop(root: Path, job: Job, executor: Executor) -> str:
 
 
 def runs(line: dict[str, Any]) -> bool:
-    """Whether the process that a line of attempts.jsonl names still runs, and not another one with its id."""
+    """Whether the process of a line of attempts.jsonl still runs; its start time rules out a reused process id."""
     return line.get("birth") is not None and birth(int(line["pid"])) == line["birth"]

@@ -1,4 +1,4 @@
-"""Which jobs a person means."""
+"""Finds jobs by the name that a user gives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from spdf_launcher.plan import Job
 
 
 def matching(jobs: list[Job], name: str | None) -> list[Job]:
-    """The jobs whose name is ``name`` or begins with it, part by part; all without a name. UserError when none does."""
+    """The jobs whose id is ``name`` or begins with its path parts; all jobs for None.
+
+    Raises:
+        UserError: no job matches.
+    """
     if name is None:
         return jobs
     found = [job for job in jobs if job.id == name or job.id.startswith(f"{name.rstrip('/')}/")]

@@ -1,6 +1,6 @@
-"""`make demo`: the demo workflow from the first job to a table. Real data when SPDF_DATA names a folder with them.
+"""`make demo`: runs the demo workflow and prints a table. It uses real data if SPDF_DATA names a folder with them.
 
-The number of pre-training tokens follows from the speed of this machine, so that the demo takes a few minutes on any.
+The number of pre-training tokens depends on the speed of the machine, so that the demo takes a few minutes.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from spdf_launcher.status import read_plan
 from spdf_launcher.summary import pretraining_flops
 
 BUDGET_SECONDS = 300.0
-"""For all jobs; set-up takes about two minutes more."""
+"""Target time of all jobs, without the installation."""
 TOKENS = (819_200, 614_400, 409_600, 204_800)
 """Pre-training tokens to choose from, multiples of a step's 8 x 128."""
 STEP_TOKENS = 8 * 128
 FIXED_PROBES = 3000.0
-"""What the jobs take beside pre-training steps, in probe steps (see ``probe_seconds``)."""
+"""Time of everything except pre-training steps, in probe steps (see ``probe_seconds``)."""
 STEP_PROBES = 1.5
-"""A pre-training step, in probe steps; two variants are trained."""
+"""Time of a pre-training step, in probe steps. The demo trains two variants."""
 
 
 NOTE = """
@@ -43,7 +43,7 @@ this size. `spdf bench step` compares steps of larger models in pairs."""
 
 
 def probe_seconds(steps: int = 9) -> float:
-    """Median seconds of a training step of a plain PyTorch model of the demo's size: 4 x 128 tokens, one thread."""
+    """Median seconds per training step of a plain PyTorch model of the demo's size: 4 x 128 tokens, one thread."""
     import torch
     from torch import nn
 
@@ -66,17 +66,17 @@ def probe_seconds(steps: int = 9) -> float:
 
 
 def estimated_seconds(tokens: int, probe: float) -> float:
-    """What the demo takes with that many tokens, where a probe step takes ``probe`` seconds."""
+    """Seconds of the demo with ``tokens`` pre-training tokens, if a probe step takes ``probe`` seconds."""
     return probe * (FIXED_PROBES + 2 * STEP_PROBES * tokens / STEP_TOKENS)
 
 
 def size_for(probe: float) -> int:
-    """The most tokens that fit into the budget; the fewest where none do."""
+    """The largest entry of TOKENS within the time budget; the smallest entry if none is."""
     return next((tokens for tokens in TOKENS if estimated_seconds(tokens, probe) <= BUDGET_SECONDS), TOKENS[-1])
 
 
 def planned_tokens(root: Path) -> int | None:
-    """The tokens that a demo in ``root`` began with; None for a new one."""
+    """The pre-training tokens of an earlier demo in ``root``; None if there is none."""
     plan = read_json(root / PLAN) or {}
     for job in plan.get("jobs") or []:
         if job.get("kind") == PRETRAIN:
@@ -85,7 +85,7 @@ def planned_tokens(root: Path) -> int | None:
 
 
 def rows(root: Path, jobs: list[Job]) -> list[list[str]]:
-    """The closing table: a variant per row."""
+    """The final table: a head, then one row per variant."""
     head = ["", "validation loss", "FLOPs", "ms per step", "fine-tuning loss before", "after", "weights reactivated"]
     table = [head]
     by_name = {(job.name, job.variant): job for job in jobs}
@@ -112,12 +112,12 @@ def rows(root: Path, jobs: list[Job]) -> list[list[str]]:
 
 
 def text(value: Any, digits: int = 3) -> str:
-    """A number in the table; a dash without one."""
+    """A number in the table; a dash for None."""
     return f"{value:.{digits}f}" if isinstance(value, int | float) else "-"
 
 
 def main() -> int:
-    """Run the demo and print what came of it."""
+    """Run the demo and print the table; return an exit code."""
     data = os.environ.get("SPDF_DATA")
     name = "demo_real" if data else "demo"
     root = (Path("runs") / name).absolute()
@@ -151,7 +151,7 @@ def main() -> int:
 
 
 def dense_share(jobs: list[Job]) -> float:
-    """The share of the dense model's FLOPs that its sparsifiable layers have."""
+    """The linear layers' share of the dense model's FLOPs."""
     config = next(job.config for job in jobs if job.kind == PRETRAIN)
     return linears_share(config_from_tree(PretrainConfig, config or {}).model)
 

@@ -1,4 +1,4 @@
-"""What a running workflow says: one line a job, rewritten in place on a terminal, repeated now and then in a log."""
+"""The output of a running workflow: one line per job, rewritten in place on a terminal, repeated at times in a log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TERMINAL_SECONDS = 0.5
 
 
 class Display:
-    """Writes to ``stream``; knows whether it is a terminal."""
+    """Writes to ``stream``, which may be a terminal or a log."""
 
     def __init__(self, stream: TextIO, width: int) -> None:
         self.stream = stream
@@ -25,14 +25,14 @@ class Display:
         self.last = ""
 
     def job(self, number: int, count: int, job_id: str) -> None:
-        """The line that follows is about job ``number`` of ``count``."""
+        """Begin the line of job ``number`` of ``count``."""
         self.label = f"[{number:>{len(str(count))}}/{count}] {job_id:<{self.width}}"
         self.began = time.monotonic()
         self.shown = 0.0
         self.last = ""
 
     def note(self, state: str, progress: Progress | None) -> None:
-        """The job's present state."""
+        """Show the job's current state."""
         elapsed = time.monotonic() - self.began
         if self.terminal:
             if time.monotonic() - self.shown < TERMINAL_SECONDS:
@@ -44,13 +44,13 @@ class Display:
         self.line(f"{text}  {progress.text()}" if progress else text, final=False)
 
     def end(self, state: str, detail: str) -> None:
-        """The job's last line."""
+        """Write the job's last line."""
         elapsed = time.monotonic() - self.began
         took = f" {duration(elapsed):>7}" if self.last else " " * 8
         self.line(f"{self.label}  {state:<8}{took}  {detail}".rstrip(), final=True)
 
     def line(self, text: str, final: bool) -> None:
-        """Write a line, over the last one on a terminal."""
+        """Write a line; on a terminal it replaces the last one."""
         if self.terminal:
             columns = shutil.get_terminal_size().columns
             self.stream.write(f"\r\x1b[K{text if final else text[: columns - 1]}")

@@ -1,8 +1,9 @@
-"""Digests of input files and folders, cheap also for terabytes.
+"""Digests of input files and folders, fast also for terabytes.
 
-A file up to 64 MiB counts by its content. A larger one counts by its size, its modification time and its first and
-last MiB. A folder counts by its files; a packed data set (it has an index, which holds the shards' own digests) by that
-index; a run folder by the manifest of its newest checkpoint, which holds the digests of the checkpoint's files.
+A file up to 64 MiB is identified by its content. A larger file is identified by its size, its modification time and its
+first and last MiB. A folder is identified by its files, with two exceptions. A packed data set is identified by its
+index, which holds the digests of the shards. A run folder is identified by the manifest of its newest checkpoint, which
+holds the digests of the checkpoint's files.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ INDEX = "index.json"
 
 
 def fingerprint(path: Path) -> str:
-    """sha256 that stands for the content of ``path``; raises OSError when it cannot be read."""
+    """sha256 that identifies the content of ``path``. Raises OSError if it cannot be read."""
     if path.is_dir():
         if (path / INDEX).is_file():
             return fingerprint(path / INDEX)
         step = newest_checkpoint(path)
-        if step >= 0:  # the run's logs, and texts that were generated in it, are no part of a model
+        if step >= 0:  # logs and generated texts in the run folder are not part of the model
             return fingerprint(path / "checkpoints" / f"step_{step}" / "manifest.json")
         whole = hashlib.sha256()
         for below in sorted(path.rglob("*")):

@@ -1,4 +1,4 @@
-"""Writes the files of a workflow's folder, aside and renamed. The format: spdf_dist.workflow_folder."""
+"""Writes the files of a workflow's folder atomically. spdf_dist.workflow_folder defines the format."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ def digest(value: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; its folder is made."""
+    """Write a file atomically, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_files.write_text(path, text)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, whole or not at all; its folder is made."""
+    """Write a value as indented JSON atomically, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_files.write_json(path, value, indent=2)
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Add one JSON line, on disk before this returns."""
+    """Append one JSON line; it is on disk when this returns."""
     with path.open("a+b") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # a writer died in the middle of a line
+            if file.read(1) != b"\n":  # a killed writer left an incomplete line
                 file.write(b"\n")
         file.write(json.dumps(value).encode() + b"\n")
         file.flush()
@@ -50,7 +50,7 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; broken lines are left out."""
+    """The objects of a JSON-lines file, without broken lines."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -67,7 +67,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def last_lines(path: Path, reach: int = 65536) -> list[dict[str, Any]]:
-    """The JSON objects in the last ``reach`` bytes of a file of JSON lines, without those cut off at either end."""
+    """The JSON objects in the last ``reach`` bytes of a JSON-lines file, without lines cut at either end."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -86,7 +86,7 @@ def last_lines(path: Path, reach: int = 65536) -> list[dict[str, Any]]:
 
 @contextmanager
 def in_one_line(what: str) -> Iterator[None]:
-    """Turns errors of the file system into a UserError about ``what``."""
+    """Convert errors of the file system to a UserError about ``what``."""
     try:
         yield
     except BrokenPipeError:
@@ -96,5 +96,5 @@ def in_one_line(what: str) -> Iterator[None]:
 
 
 def named(error: OSError, what: str) -> str:
-    """The file that an error is about, where ``what`` does not say it."""
+    """The file of an error, if ``what`` does not name it."""
     return f" ({error.filename})" if error.filename is not None and str(error.filename) not in what else ""

@@ -1,4 +1,7 @@
-"""deepspeed's hostfile, a line `HOST slots=N` a node, read beforehand: deepspeed answers a bad one with a traceback."""
+"""Reads deepspeed's hostfile, one line `HOST slots=N` per node, before deepspeed does.
+
+deepspeed ends with a traceback for a file that is wrong.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ LINE = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.:@-]*)\s+slots=([1-9][0-9]{0,5})")
 
 
 def read_hostfile(path: Path) -> dict[str, tuple[int, int]]:
-    """Host to its slots and line number, in the file's order; UserError for what is no hostfile."""
+    """Slots and line number of each host, in the file's order. Raises UserError for a file that is not a hostfile."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             text = file.read(LARGEST_FILE + 1)
@@ -39,9 +42,10 @@ def read_hostfile(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def check_room(path: Path, hosts: dict[str, tuple[int, int]], job: Job) -> None:
-    """UserError when a job asks for more hosts than there are, or for more ranks than one that it gets has slots.
+    """Check that the file has enough hosts and slots for a job; deepspeed uses the first hosts of the file.
 
-    deepspeed takes the first hosts of the file.
+    Raises:
+        UserError: too few hosts, or fewer slots than ranks per node on one of the hosts.
     """
     nodes, ranks = job.resources.nodes, job.resources.ranks_per_node
     if len(hosts) < nodes:

@@ -1,10 +1,10 @@
-"""Runs one job of a workflow, the same way on a laptop, under deepspeed and inside a Slurm allocation.
+"""Runs one job of a workflow: locally, under deepspeed or inside a Slurm allocation.
 
     python -m spdf_launcher.job DIR JOB
 
-Checks what the job needs, runs its command, keeps its output in the job's folder, and writes the manifest. Exit codes:
-0 done (also when it was done already); 2 and 3 as the trainer gave them, never tried again; 75 stopped by a signal, to
-be started again; 1 failed for good.
+It checks the jobs that this job needs, runs the command, keeps its output in the job's folder, and writes the manifest.
+Exit codes: 0 done, now or earlier; 2 and 3 from the trainer, never retried; 75 stopped by a signal, can be started
+again; 1 failed, not retried.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from spdf_launcher.references import substitute
 from spdf_launcher.requeue import slurm_job
 
 RUN_LOCK = ".lock"
-"""In a run folder; the trainer holds it while it runs there."""
+"""Lock file in a run folder; the trainer holds it while it runs."""
 LEFT_OVER_SECONDS = 60.0
-"""How long ranks that an earlier attempt left behind are waited for; the trainer refuses a run folder in use."""
+"""Longest wait for ranks of an earlier attempt to end, because the trainer refuses a run folder that is in use."""
 
 
 class Runner:
-    """One job in this process."""
+    """Runs one job in this process."""
 
     def __init__(self, root: Path, job_id: str) -> None:
         self.root = root
@@ -63,7 +63,7 @@ class Runner:
         self.lock: int | None = None
 
     def run(self) -> int:
-        """Run the job to its end, with retries where no batch system gives them; its exit code."""
+        """Run the job to its end and return the exit code. Retries here unless a batch system requeues the job."""
         self.lock = try_lock(self.folder.lock, patience=2.0)
         if self.lock is None:
             print(f"{self.job.id}: runs already", file=sys.stderr)
@@ -77,7 +77,7 @@ class Runner:
                 print(f"{self.job.id}: not started: {missing}", file=sys.stderr)
                 self.finish(CANCELLED, missing, EXIT_BAD_INPUT, [])
                 return EXIT_BAD_INPUT
-            if self.queued:  # a person may submit a failed job's script again
+            if self.queued:  # a user may submit the script of a failed job again
                 self.folder.manifest.unlink(missing_ok=True)
             with self.signals:
                 return self.attempts()
@@ -85,12 +85,12 @@ class Runner:
             unlock(self.lock)
 
     def unmet(self) -> str | None:
-        """Why the job cannot start: what it needs and is not done with the expected inputs. None: it can."""
+        """Why the job cannot start: a needed job is not done with the expected inputs. None: it can start."""
         states = self.executor.states(self.root) if self.queued and self.job.joins else {}
         for need, key in self.spec["parents"].items():
             manifest = read_json(job_folder(self.root, need).manifest)
             if self.job.joins:
-                # Slurm cancels a job whose parent failed, or ends it at its limit: then it has no manifest.
+                # A job that Slurm cancels (its parent failed) or ends at its time limit has no manifest.
                 if manifest is None and (need not in states or states[need].is_live):
                     return f"{need} has not ended"
             elif manifest is None or manifest.get("status") != DONE:
@@ -101,7 +101,7 @@ class Runner:
         return None
 
     def attempts(self) -> int:
-        """Attempt after attempt until the job is done, stopped or failed for good."""
+        """Run attempts until the job is done, stopped, or failed without a retry left; return the exit code."""
         while True:
             code, command = self.attempt()
             outcome = self.outcome(code)
@@ -145,15 +145,15 @@ class Runner:
         found = outcome_of(code, self.signals)
         if not self.queued or code in (0, EXIT_BAD_INPUT, EXIT_NON_FINITE) or self.folder.status() == CANCELLED:
             return found
-        # Preemption is no failure, whatever a command that saves nothing makes of its signal.
+        # Preemption is not a failure, although commands without checkpoints die of its signal.
         if self.executor.is_preempted():
             return "stopped"
-        # What starts anew would reach its limit again and again.
+        # A job that starts from the beginning would reach its time limit every time.
         self.out_of_time = not self.kind.continues and signal.SIGUSR1 in self.signals.got
         return "failed" if self.out_of_time else found
 
     def attempt(self) -> tuple[int, list[str]]:
-        """Run the command once; its exit code and the command."""
+        """Run the command once; return its exit code and the command."""
         self.wait_for_left_over()
         command = self.command()
         exit_file = self.folder.exit_code
@@ -174,11 +174,12 @@ class Runner:
             slurm_job_id=slurm_job(),
             checkpoint=newest_checkpoint(self.folder.run_dir) if self.kind.continues else -1,
         )
-        # Whoever cancels writes the manifest and then looks for the line above: one of the two sees the other.
+        # `spdf cancel` writes the manifest first and then reads the START line. Either it sees this attempt, or this
+        # attempt sees the manifest.
         if self.folder.status() == CANCELLED:
             return EXIT_STOPPED, command
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "10", EXIT_FILE: str(exit_file)}
-        environment["PYTHONSAFEPATH"] = "1"  # a file in the current folder must not take the place of a module
+        environment["PYTHONSAFEPATH"] = "1"  # a file in the current folder must not shadow a module
         environment |= self.spec["env"]
         captured = Path(self.folder.path / self.kind.captured) if self.kind.captured else None
         aside = captured.with_name(f"{captured.name}.tmp") if captured is not None else None
@@ -200,8 +201,8 @@ class Runner:
         return code, command
 
     def wait(self, command: list[str], environment: dict[str, str], output: int, errors: int) -> int:
-        """Run a command to its end; its exit code."""
-        # The command inherits the lock, so that the job counts as running should this process be killed.
+        """Run a command to its end; return its exit code."""
+        # The command inherits the lock, so the job counts as running if this process is killed.
         assert self.lock is not None
         return run_command(
             command,
@@ -216,7 +217,7 @@ class Runner:
         )
 
     def wait_for_left_over(self) -> None:
-        """Until no rank of an earlier attempt is left in the run folder, or for so long as that may take."""
+        """Wait, at most LEFT_OVER_SECONDS, until no rank of an earlier attempt runs in the run folder."""
         lock, end = self.folder.run_dir / RUN_LOCK, time.monotonic() + LEFT_OVER_SECONDS
         if not is_locked(lock):
             return
@@ -227,7 +228,7 @@ class Runner:
             self.signals.pause(0.5)
 
     def check_outputs(self) -> int:
-        """0 when everything that the job makes is there; else 1, and a line in the log."""
+        """0 if all outputs of the job exist and training reached its last step; else 1, with a line in the log."""
         problem = next((path for path in self.job.outputs.values() if not Path(path).exists()), None)
         text = f"the command ended well and made no {problem}"
         if problem is None and self.job.steps is not None:
@@ -242,7 +243,7 @@ class Runner:
         return 1
 
     def command(self) -> list[str]:
-        """The command's words; writes the job's config first."""
+        """The arguments of the command. Also writes the job's config."""
         chosen = self.choices()
 
         def look_up(parts: tuple[str, ...]) -> str:
@@ -260,19 +261,19 @@ class Runner:
         return [*self.spec["program"], *substitute(self.job.arguments, look_up, final=True)]
 
     def choices(self) -> dict[str, dict[str, Any]]:
-        """What the `select` jobs chose that this one needs, by name."""
+        """The choices of the `select` jobs that this job needs, by name."""
         found = {}
         for need in self.job.needs:
             spec = read_json(job_folder(self.root, need).spec) or {}
             if spec.get("kind") == "select":
                 choice = read_json(Path(outputs(self.root, need, "select")["choice"])) or {}
-                # Older choices have whole paths, below the folder's place at that time.
+                # Older versions wrote absolute paths, below the location of the folder at that time.
                 before = str(spec["outputs"]["choice"]).removesuffix(f"jobs/{need}/out/choice.json")
                 found[str(spec["name"])] = choice | {"outputs": inside(choice.get("outputs", {}), before)}
         return found
 
     def reason(self, code: int, outcome: str) -> str | None:
-        """One line on how an attempt ended."""
+        """One line about the end of an attempt; None if it is done."""
         if outcome == "done":
             return None
         if outcome == "stopped":
@@ -316,7 +317,7 @@ class Runner:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Numbers that a later job may choose by: what the command printed, or the run's last and best losses."""
+        """Numbers that `select` can use: those that the command printed, or the last and best losses of the run."""
         if self.kind.captured:
             told = read_json(self.folder.path / self.kind.captured) or {}
             return numbers({key: value for key, value in told.items() if key != "provenance"})
@@ -330,7 +331,7 @@ class Runner:
         return found | ({"val_loss": min(validation)} if validation else {})
 
     def clear(self, path: Path) -> None:
-        """Remove what an earlier attempt left."""
+        """Remove the output of an earlier attempt."""
         if path.is_dir():
             for item in path.iterdir():
                 self.clear(item) if item.is_dir() and not item.is_symlink() else item.unlink()
@@ -354,7 +355,7 @@ def numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def last_words(log: Path, reach: int = 16384) -> str | None:
-    """The line of a log that says best why the command failed: the trainer's own message, else the last one."""
+    """The line of a log that explains a failure best: the trainer's message, else the last line."""
     try:
         with log.open("rb") as file:
             file.seek(0, os.SEEK_END)

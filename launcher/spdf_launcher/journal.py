@@ -1,8 +1,8 @@
-"""The journal: one locked file of JSON lines that says what the launchers of a workflow did.
+"""The journal: one locked JSON-lines file that records the actions of a workflow's launchers.
 
-Whoever starts, submits or cancels holds its lock, so one folder has one launcher at a time. Before anything is handed
-to Slurm an `intent` line is on disk; after it a `submitted` line. A launcher that was killed between the two is made
-good by the next one, which looks the key up in the jobs' comments.
+A process that starts, submits or cancels jobs holds the lock, so a folder has one launcher at a time. An `intent` line
+is on disk before each submission to Slurm, and a `submitted` line follows it. If a launcher is killed between the two,
+the next one finds the submission by its key in the comments of Slurm's jobs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Journal:
     """The locked journal of one folder; a context manager that holds the lock."""
 
     def __init__(self, root: Path) -> None:
-        """Take the lock of ``root``; UserError when another launcher has it."""
+        """Take the lock of ``root``. Raises UserError if another launcher holds it."""
         self.path = root / FILE
         with in_one_line(str(self.path)):
             descriptor = try_lock(self.path, patience=0.5)
@@ -36,7 +36,7 @@ class Journal:
         self.write("launcher", pid=os.getpid(), host=socket.gethostname())
 
     def write(self, event: str, **content: Any) -> None:
-        """Add a line."""
+        """Append a line."""
         append_line(self.path, {"time": now(), "event": event, **content})
 
     def __enter__(self) -> Journal:
@@ -54,17 +54,17 @@ def events(root: Path, *names: str) -> list[dict[str, Any]]:
 
 
 def is_held(root: Path) -> bool:
-    """Whether a launcher is at work in the folder."""
+    """Whether a launcher holds the lock of the folder."""
     return is_locked(root / FILE)
 
 
 def holder(root: Path) -> str:
-    """Who wrote to the journal last as a launcher."""
+    """The launcher that wrote to the journal last, for messages."""
     lines = events(root, "launcher")
     return f"process {lines[-1]['pid']} on {lines[-1]['host']}" if lines else "unknown process"
 
 
 def require_workflow(root: Path) -> None:
-    """UserError unless ``root`` is a workflow's folder."""
+    """Raise UserError unless ``root`` is a workflow's folder."""
     if not (root / FILE).is_file():
         raise UserError(f"{root}: holds no workflow: start one with `spdf run WORKFLOW --dir {root}`")

@@ -1,4 +1,4 @@
-"""The kinds of jobs: which ``spdf`` command each runs, what it reads and what it makes."""
+"""The kinds of jobs: the ``spdf`` command of each, its inputs and its outputs."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from spdf_dist.workflow_folder import CHOICE, OUT, RUN
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind. Paths in ``makes`` and ``outputs`` are relative to the job's folder."""
+    """One kind of job. Paths in ``makes`` and ``outputs`` are relative to the job's folder."""
 
     command: tuple[str, ...]
-    """Words after ``spdf``; empty: the launcher itself does it."""
+    """Words after ``spdf``; empty: the launcher does the work."""
     config: type[PretrainConfig] | type[FinetuneConfig] | None = None
-    """The config that the command reads; `set` and `grid` then hold config keys, else options of the command."""
+    """The config that the command reads: `set` and `grid` hold its keys. None: they hold options of the command."""
     positional: tuple[str, ...] = ()
-    """Keys of `set` that are given by position, before the options."""
+    """Keys of `set` that are positional arguments, before the options."""
     makes: Mapping[str, str] = field(default_factory=dict)
-    """Options that say where to write, and the path each gets; an empty name is a further positional argument."""
+    """Output options and their paths; an empty name is a further positional argument."""
     outputs: Mapping[str, str] = field(default_factory=dict)
     """Names for ${jobs.NAME.OUTPUT}."""
     files: tuple[str, ...] = ()
     """Keys of `set` that name files or folders to read."""
     captured: str | None = None
-    """Where standard output is kept: the command is called with --json."""
+    """The file for standard output; the command is then called with --json."""
     witness: str | None = None
-    """A file whose presence makes exit code 1 a success with remarks: broken input lines, a metric that is null."""
+    """If this file exists, exit code 1 is a success with a remark, such as broken input lines or a null metric."""
     ranked: bool = False
-    """Whether it may run as several ranks."""
+    """Whether the job may run as several ranks."""
     joins: str = ""
-    """`cells`: takes all cells of what it needs, failed ones too. `all`: also all variants."""
+    """`cells`: one job for all cells of the jobs it needs, failed ones included. `all`: also for all variants."""
 
     @property
     def continues(self) -> bool:
-        """Whether a second start goes on from the first's checkpoint; any other job starts anew."""
+        """Whether a second start continues from a checkpoint. Other jobs start from the beginning."""
         return self.config is not None
 
 
@@ -135,7 +135,7 @@ KINDS: dict[str, Kind] = {
 
 
 def option_arguments(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as command-line options: lists as several words, true as a bare flag, false and null left out."""
+    """Settings as command-line options: a list is several words, true a flag; false and null are left out."""
     arguments: list[str] = []
     for key, value in settings.items():
         if value is False or value is None:
@@ -147,7 +147,11 @@ def option_arguments(settings: Mapping[str, Any]) -> list[str]:
 
 
 def command_arguments(kind: Kind, settings: Mapping[str, Any], folder: Path) -> list[str]:
-    """The words after ``spdf`` for a job that takes options. UserError when a positional one is missing."""
+    """The words after ``spdf`` for a job without a config.
+
+    Raises:
+        UserError: a positional argument is missing, or ``settings`` has an output option.
+    """
     for key in kind.makes:
         if key in settings:
             raise UserError(f"set.{key}: the launcher says where a job writes; refer to it as ${{jobs.NAME.OUTPUT}}")
@@ -173,7 +177,7 @@ class SpeakingParser(argparse.ArgumentParser):
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Let the command's own parser read ``arguments`` (without ``spdf``); UserError when it refuses them."""
+    """Parse ``arguments`` (without ``spdf``) with the command's own parser. Raises UserError if it refuses them."""
     name, *rest = arguments
     module = entry_points()[name].load()
     parser = SpeakingParser(prog=f"spdf {name}", allow_abbrev=False)

@@ -1,4 +1,4 @@
-"""Runs the jobs of a workflow one after the other on this machine, by subprocesses that outlive a killed launcher."""
+"""Runs the jobs of a workflow one after the other on this machine, in processes that outlive a killed launcher."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POLL_SECONDS = 0.25
 
 
 def results_first(jobs: list[Job]) -> list[Job]:
-    """The jobs, each last one right after what it needs, so that a study that is interrupted has whole results."""
+    """The jobs depth first: each final job right after the jobs it needs. An interrupted study has complete results."""
     by_id = {job.id: job for job in jobs}
     needed = {need for job in jobs for need in job.needs}
     ordered: dict[str, Job] = {}
@@ -48,7 +48,7 @@ class LocalRun:
         self.signals = ReceivedSignals((signal.SIGTERM, signal.SIGINT))
 
     def run(self) -> int:
-        """Run what is wanted; 0 when all of it is done, 75 when stopped by a signal, else 1."""
+        """Run the wanted jobs. Returns 0 if all are done, 75 if a signal stopped them, else 1."""
         with self.signals:
             for number, job in enumerate(results_first(self.jobs), 1):
                 self.display.job(number, len(self.jobs), job.id)
@@ -72,7 +72,7 @@ class LocalRun:
         return 1 if wanted_jobs(self.jobs, self.root) else 0
 
     def run_job(self, job: Job) -> int:
-        """Start one job's runner, or wait for one that an earlier launcher left; its exit code."""
+        """Start a job's runner, or first wait for the one of an earlier launcher; return the exit code."""
         folder = job_folder(self.root, job.id)
         if folder.status() == CANCELLED:
             return 1

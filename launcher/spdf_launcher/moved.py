@@ -1,4 +1,4 @@
-"""A workflow's folder that was moved: its runs name themselves and each other by the place where they began."""
+"""Updates the paths in run configs after a workflow's folder was moved."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from spdf_launcher.folder import write_text
 
 
 def follow(run_dir: Path, job_id: str) -> None:
-    """Make a run's own config name the workflow's folder where it lies now; the trainer would see another run else.
+    """Replace the old location of the workflow's folder in a run's config; otherwise the trainer sees another run.
 
-    Leaves a config alone that is not there, cannot be read, or is of a run from elsewhere: the trainer speaks of it.
+    A config that is missing, cannot be read or belongs to another run is not changed; the trainer reports it.
     """
     config = run_dir / "config.yaml"
     try:
@@ -31,7 +31,7 @@ def follow(run_dir: Path, job_id: str) -> None:
 
 
 def relocate(value: Any, old: str, new: str) -> Any:
-    """``value`` with the paths below ``old`` in it below ``new``."""
+    """``value`` with all paths below ``old`` moved to ``new``."""
     if isinstance(value, str) and value.startswith(f"{old}/"):
         return new + value.removeprefix(old)
     if isinstance(value, list):
