@@ -1,7 +1,8 @@
-"""From a workflow to its jobs: variants and grids expanded, references resolved, every input checked.
+"""Converts a workflow to jobs: expands variants and grids, resolves references, checks all inputs.
 
-Two axes multiply jobs. A `pretrain` job exists once a variant; whatever needs it does too, except `report`. A job with
-a `grid` exists once a cell; whatever needs it does too, cell by cell, except `select` and `report`.
+Two axes multiply jobs. A `pretrain` template gives one job per variant, and so do the templates that need it, except
+`report`. A template with a `grid` gives one job per cell, and so do the templates that need it, except `select` and
+`report`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ SELECT_OPTIONS = ("metric", "mode", "per")
 
 @dataclass(frozen=True)
 class Choice:
-    """One value of a grid key: its name in the cell, and what it sets."""
+    """One value of a grid key: its name in the cell's name, and the settings."""
 
     key: str
     name: str
@@ -53,26 +54,26 @@ class Choice:
 
 @dataclass(frozen=True)
 class Job:
-    """One job, ready to run. Text in ``arguments`` and ``config`` is a template for the references that only a finished
-    `select` can answer."""
+    """One job, ready to run. ``arguments`` and ``config`` may contain references that only a finished `select`
+    resolves."""
 
     id: str
     name: str
     kind: str
     variant: str | None
     cell: dict[str, str]
-    """Grid key to the name of its value."""
+    """The name of the value of each grid key."""
     values: dict[str, Any]
-    """What the cell sets."""
+    """Settings of the cell."""
     needs: tuple[str, ...]
     arguments: list[str]
     """Words after ``spdf``."""
     config: dict[str, Any] | None
     outputs: dict[str, str]
     files: dict[str, str]
-    """Files from outside the workflow, and their fingerprints."""
+    """Fingerprints of input files that no job makes, by path."""
     steps: int | None
-    """Optimizer steps, where they are known beforehand."""
+    """Optimizer steps; None if the config does not determine them."""
     select: dict[str, Any] | None
     resources: Resources
     key: str
@@ -80,30 +81,34 @@ class Job:
 
     @property
     def joins(self) -> bool:
-        """Whether it runs when some of what it needs has failed."""
+        """Whether the job runs although some of the jobs that it needs failed."""
         return KINDS[self.kind].joins == "cells"
 
     def to_json(self) -> dict[str, Any]:
-        """For job.json and plan.json."""
+        """The job as JSON for job.json and plan.json."""
         return dataclasses.asdict(self)
 
 
 def job_from_json(value: dict[str, Any]) -> Job:
-    """The job of a job.json."""
+    """The job of the content of a job.json."""
     fields = {field.name: value[field.name] for field in dataclasses.fields(Job)}
     return Job(**fields | {"needs": tuple(value["needs"]), "resources": Resources(**value["resources"])})
 
 
 def outputs(root: Path, job_id: str, kind: str) -> dict[str, str]:
-    """The paths that a job makes, by name."""
+    """The paths of a job's outputs by name."""
     return {name: str(job_folder(root, job_id).path / path) for name, path in KINDS[kind].outputs.items()}
 
 
 def plan(workflow: Workflow, root: Path, ranks_from_launcher: bool) -> list[Job]:
     """All jobs of a workflow in an order in which they can run.
 
-    ``root`` is the workflow's folder, absolute. ``ranks_from_launcher``: srun or deepspeed starts nodes x
-    ranks_per_node ranks, and the config's data parallelism follows. UserError for anything that is wrong.
+    Args:
+        root: the workflow's folder, an absolute path.
+        ranks_from_launcher: srun or deepspeed starts nodes x ranks_per_node ranks, which determines parallel.data.
+
+    Raises:
+        UserError: a mistake in the workflow, in a config or in an input file.
     """
     order = sort_templates(workflow)
     expansion = Expansion(workflow, root, ranks_from_launcher)
@@ -113,9 +118,9 @@ def plan(workflow: Workflow, root: Path, ranks_from_launcher: bool) -> list[Job]
 
 
 def template_needs(workflow: Workflow, template: Template, variants: Iterable[str] | None = None) -> list[str]:
-    """Names of the templates that a template needs: `needs`, its references, and those of its ``variants``.
+    """Names of the templates that a template needs: `needs`, its references, and the references of ``variants``.
 
-    None: all variants that it may exist in.
+    ``variants`` None stands for all variants that the template may have.
     """
     values: list[Any] = [template.set, template.grid]
     if KINDS[template.kind].config is PretrainConfig:
@@ -127,7 +132,7 @@ def template_needs(workflow: Workflow, template: Template, variants: Iterable[st
 
 
 def sort_templates(workflow: Workflow) -> list[Template]:
-    """Templates after what they need; UserError for an unknown kind or job, or a cycle."""
+    """The templates, each after those that it needs. Raises UserError for an unknown kind or job, or a cycle."""
     for template in workflow.jobs.values():
         where = f"{workflow.path}: jobs.{template.name}"
         if template.kind not in KINDS:
@@ -157,7 +162,7 @@ def sort_templates(workflow: Workflow) -> list[Template]:
 
 
 class Expansion:
-    """Expands templates one after the other, each after what it needs."""
+    """Expands templates one after the other, each after those that it needs."""
 
     def __init__(self, workflow: Workflow, root: Path, ranks_from_launcher: bool) -> None:
         self.workflow = workflow
@@ -204,7 +209,7 @@ class Expansion:
                 self.of_template[template.name].append(job)
 
     def variants_of(self, template: Template, needs: list[str]) -> list[str] | None:
-        """The variants that a template exists in; None when it exists once."""
+        """The variants that a template has jobs for; None if it has jobs without a variant."""
         kind = KINDS[template.kind]
         if kind.joins == "all":
             return None
@@ -223,7 +228,7 @@ class Expansion:
         return found
 
     def kept_axes(self, template: Template, needs: list[str], where: str) -> dict[str, list[Choice]]:
-        """The grid keys by which a `select` job chooses separately (its `per`)."""
+        """The grid keys in `per` of a `select` job, with their values: it makes one choice per value."""
         below: dict[str, list[Choice]] = {}
         for need in needs:
             below |= self.axes[need]
@@ -235,7 +240,7 @@ class Expansion:
         return {key: below[key] for key in per}
 
     def parents(self, needs: list[str], variant: str | None, cell: dict[str, str]) -> dict[str, list[Job]]:
-        """For each template that is needed, its jobs that agree with this variant and cell."""
+        """The jobs of each needed template that match this variant and cell."""
 
         def agrees(job: Job) -> bool:
             same_variant = variant is None or job.variant is None or job.variant == variant
@@ -298,7 +303,7 @@ class Expansion:
         return dataclasses.replace(unfilled, key=self.key(unfilled))
 
     def selection(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Which metric a `select` job goes by, and whether more of it is better."""
+        """The metric of a `select` job, and whether the minimum or the maximum is best."""
         for key in settings:
             if key not in SELECT_OPTIONS:
                 raise UserError(f"set: unknown key '{key}'{nearest(key, SELECT_OPTIONS)}")
@@ -355,7 +360,7 @@ class Expansion:
         samples: Resolver,
         resolver: Resolver,
     ) -> list[str]:
-        """The words after ``spdf`` of a job without a config, as a template; checked by the command's own parser."""
+        """The words after ``spdf`` of a job without a config, checked by the command's parser; may have references."""
         if kind.joins == "all":
             kind = dataclasses.replace(kind, positional=("folder",))
             settings = settings | {"folder": str(self.root)}
@@ -366,7 +371,7 @@ class Expansion:
     def fingerprint_files(
         self, kind: Kind, template: Template, settings: dict[str, Any], samples: Resolver
     ) -> dict[str, str]:
-        """Fingerprints of the files that a job reads and no job makes; UserError when one is missing."""
+        """Fingerprints of the input files that no job makes. Raises UserError if one is missing."""
         if template.config is not None:
             tree = flatten(nested(settings))
             base = self.workflow.path.parent / template.config
@@ -384,7 +389,7 @@ class Expansion:
         return found
 
     def fingerprint(self, path: Path, key: str) -> str:
-        """The fingerprint of one input; Megatron's data are named by the common prefix of two files."""
+        """The fingerprint of one input. The path of Megatron data is the common prefix of two files."""
         pair = [Path(f"{path}.bin"), Path(f"{path}.idx")]
         try:
             if not path.exists() and all(part.is_file() for part in pair):
@@ -394,10 +399,10 @@ class Expansion:
             raise UserError(f"{key}: {path}: {error.strerror or error}") from None
 
     def key(self, job: Job) -> str:
-        """The digest of a job's inputs; it does not depend on where the workflow's folder lies.
+        """The digest of a job's inputs; it does not depend on the location of the workflow's folder.
 
-        Of a config it leaves out exactly what a run may change as it continues: a job with another key starts anew,
-        and one with the same key can go on.
+        It leaves out exactly those config keys that a continued run may change. A job with another key starts from the
+        beginning; a job with the same key can continue.
         """
         config = flatten(job.config) if job.config is not None else None
         if config is not None:
@@ -412,7 +417,7 @@ class Expansion:
 
 
 class Resolver:
-    """Answers references for one job."""
+    """Resolves the references of one job."""
 
     def __init__(self, expansion: Expansion, parents: dict[str, list[Job]], samples: bool) -> None:
         self.expansion = expansion
@@ -441,7 +446,7 @@ class Resolver:
         return jobs[0].outputs[parts[2]]
 
     def chosen(self, select: Job, parts: tuple[str, ...]) -> str | None:
-        """A reference to what a `select` job chose: open, or as a sample its first candidate's."""
+        """A reference to the choice of a `select` job: None (open), or with ``samples`` that of the first candidate."""
         jobs = self.expansion.jobs
         candidates = [jobs[need] for need in select.needs]
         wanted = ".".join(parts[3:])
@@ -458,32 +463,32 @@ class Resolver:
         return ancestors[parts[2]].outputs[wanted] if self.samples else None
 
     def leaves_open(self, value: Any) -> bool:
-        """Whether ``value`` has a reference that only a finished `select` can answer."""
+        """Whether ``value`` has a reference that only a finished `select` resolves."""
         return any(self(parts) is None for parts in references(value))
 
 
 def ancestry(job: Job, jobs: dict[str, Job]) -> Iterator[Job]:
-    """A job and everything below it that exists once for it."""
+    """A job and all jobs that it needs, directly or indirectly; a job may occur several times."""
     yield job
     for need in job.needs:
         yield from ancestry(jobs[need], jobs)
 
 
 def ranks_of_tensor(value: Any) -> int:
-    """A value of parallel.tensor, which may be text from the environment."""
+    """A value of parallel.tensor as an integer; it may be text from the environment."""
     if not re.fullmatch(r"0*[1-9][0-9]*", str(value)):
         raise UserError(f"parallel.tensor: must be a whole number, 1 or more, got {value!r}")
     return int(value)
 
 
 def variant_label(name: str, variant: str | None, cell: tuple[Choice, ...]) -> str:
-    """Which job of a template an error is about."""
+    """The variant and cell of a job in parentheses, for messages."""
     parts = [part for part in (variant, cell_name(cell)) if part]
     return f" ({'/'.join(parts)})" if parts else ""
 
 
 def choices(key: str, values: list[Any], where: str) -> list[Choice]:
-    """The values of one grid key: plain ones, or ``{name, set}`` for several keys that go together."""
+    """The values of one grid key: plain values, or ``{name, set}`` for several keys that vary together."""
     found = []
     for value in values:
         if isinstance(value, dict):
@@ -498,7 +503,7 @@ def choices(key: str, values: list[Any], where: str) -> list[Choice]:
 
 
 def value_name(value: Any) -> str:
-    """A value in a file name: numbers in one spelling, other text with a short digest where it had to be changed."""
+    """A value as part of a file name: numbers in a normal form; a short digest follows text that was changed."""
     text = str(value)
     try:
         return f"{float(text.replace('_', '')):.12g}" if not isinstance(value, bool) else text
@@ -511,7 +516,7 @@ def value_name(value: Any) -> str:
 
 
 def cell_name(cell: tuple[Choice, ...]) -> str:
-    """A cell's folder: ``lr=0.0001,seed=1``; keys are cut to their last part where that is unambiguous."""
+    """A cell's folder name, such as ``lr=0.0001,seed=1``; keys are shortened to their last part if that is unique."""
     last = [choice.key.rpartition(".")[2] for choice in cell]
     return ",".join(
         f"{short if last.count(short) == 1 else choice.key}={choice.name}"
@@ -520,7 +525,7 @@ def cell_name(cell: tuple[Choice, ...]) -> str:
 
 
 def paths_in(value: Any) -> list[str]:
-    """The paths in a value of `set`: text, a list, or entries with a path."""
+    """The paths in a value of `set`: a text, a list, or entries with a path."""
     if value is None or value == "":
         return []
     if isinstance(value, dict):
@@ -531,7 +536,7 @@ def paths_in(value: Any) -> list[str]:
 
 
 def absolute(value: Any) -> Any:
-    """Paths made absolute against the folder where the command was started; references are left alone."""
+    """``value`` with paths made absolute relative to the current folder; references are not changed."""
     if isinstance(value, list):
         return [absolute(item) for item in value]
     if isinstance(value, dict):
@@ -553,7 +558,7 @@ def absolute_paths(tree: dict[str, Any], keys: tuple[str, ...]) -> None:
 
 
 def replace_text(value: Any, old: str, new: str) -> Any:
-    """``value`` with ``old`` replaced in all its text."""
+    """``value`` with ``old`` replaced by ``new`` in all texts."""
     if isinstance(value, str):
         return value.replace(old, new)
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Decides which jobs have to run, sets aside results whose inputs have changed, and writes the jobs' files."""
+"""Determines which jobs must run, moves results with changed inputs to .replaced/, and writes the jobs' files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from spdf_launcher.workflow import Workflow
 
 
 def wanted_jobs(jobs: list[Job], root: Path) -> set[str]:
-    """Ids of the jobs that are not done with these inputs and that something not yet done still needs.
+    """Ids of the jobs that are not done with these inputs, and that no job needs or a wanted job needs.
 
-    So a cell that failed is not tried again once the choice among the others has been made.
+    A failed cell is therefore not retried after `select` has chosen among the others.
     """
     children: dict[str, list[str]] = {job.id: [] for job in jobs}
     for job in jobs:
@@ -37,7 +37,7 @@ def wanted_jobs(jobs: list[Job], root: Path) -> set[str]:
 
 
 def is_changed(job: Job, root: Path) -> bool:
-    """Whether the job's folder holds something made from other inputs."""
+    """Whether the job's folder holds results of other inputs."""
     spec = read_json(job_folder(root, job.id).spec)
     return spec is not None and spec.get("key") != job.key
 
@@ -53,10 +53,17 @@ def prepare(
     journal: Journal,
     wanted: set[str],
 ) -> None:
-    """Write job.json of every job in ``wanted``, the ids of those that have to run.
+    """Write job.json of every job that must run. Running jobs with the same inputs are not changed.
 
-    ``program``: the words before ``spdf``'s own. ``ranks_tell``: whether rank 0 writes the exit code down. A job that
-    runs already and is unchanged is left as it is. UserError when one runs with other inputs.
+    Args:
+        on: name of the executor.
+        program: the words before the words of ``spdf`` in a job's command.
+        ranks_tell: whether rank 0 writes its exit code to a file.
+        environment: further environment variables of the commands.
+        wanted: ids of the jobs that must run.
+
+    Raises:
+        UserError: a job runs with other inputs.
     """
     by_id = {job.id: job for job in jobs}
     running = {job_id for job_id in wanted if is_locked(job_folder(root, job_id).lock)}
@@ -106,7 +113,7 @@ def set_aside(path: Path, root: Path, job_id: str) -> Path:
 
 
 def require_folder(root: Path) -> None:
-    """UserError when ``root`` cannot be a workflow's folder: a file, not writable, or full of something else."""
+    """Make ``root``. Raises UserError if it is a file, not writable, or holds files that are not a workflow's."""
     with in_one_line(f"--dir {root}"):
         if root.exists() and not root.is_dir():
             raise UserError(f"--dir {root}: is a file")

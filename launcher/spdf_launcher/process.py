@@ -1,4 +1,4 @@
-"""Runs one command, passes signals on to it, and finds out what it did."""
+"""Runs one command, forwards signals to it, and determines its outcome."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from spdf_launcher.rank import RANK_MODULE
 
 POLL_SECONDS = 0.1
 KILL_SECONDS = 30.0
-"""From the second signal to the end by force."""
+"""Time from the second signal to SIGKILL."""
 HEAR_SECONDS = 2.0
-"""How much later than its ranks a runner may hear what ends all of them."""
+"""Longest delay between a signal to the ranks and the same signal to their runner."""
 
 
 def run_command(
@@ -34,10 +34,14 @@ def run_command(
     keep_open: Sequence[int] = (),
     started: Callable[[int], None] = lambda pid: None,
 ) -> int:
-    """Run ``command`` and return its exit code, 128 + n when it died of signal n.
+    """Run ``command`` and return its exit code, or 128 + n if signal n ended it.
 
-    ``output`` and ``errors`` are file descriptors. ``forward`` passes a signal on to the command's process, and
-    ``started`` is called with its id.
+    Args:
+        output: file descriptor for standard output.
+        errors: file descriptor for standard error.
+        forward: forwards a signal to the command's process.
+        keep_open: file descriptors that the command inherits.
+        started: called with the command's process id.
     """
     try:
         process = subprocess.Popen(
@@ -68,7 +72,7 @@ def run_command(
 
 
 def ranks_below(session: int) -> list[int]:
-    """Process ids of the ranks of this machine in a session."""
+    """Process ids of the ranks on this machine in a session."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -81,11 +85,11 @@ def ranks_below(session: int) -> list[int]:
 
 
 def told_code(code: int, exit_file: Path) -> int:
-    """The trainer's own exit code, which rank 0 wrote down; ``code`` is what the launcher of the ranks gave."""
+    """The trainer's exit code, which rank 0 wrote to ``exit_file``; ``code`` is that of the ranks' launcher."""
     try:
         told = int(exit_file.read_text())
     except (OSError, ValueError):
-        # No word from rank 0: the ranks were ended, whatever their launcher says (srun may say 0 for a lost node).
+        # Without the file, the ranks did not end by themselves: srun may return 0 after a lost node.
         return code or 1
     return told or code
 
@@ -94,16 +98,16 @@ def outcome_of(code: int, signals: ReceivedSignals) -> str:
     """`done`, `stopped` or `failed`."""
     if code == 0:
         return "done"
-    # Commands that save nothing die of the signal that was passed on: no failure of theirs.
+    # A command without checkpoints dies of the forwarded signal. This is not a failure.
     stopped = code == EXIT_STOPPED or (signals.got and code not in (EXIT_BAD_INPUT, EXIT_NON_FINITE))
     return "stopped" if stopped else "failed"
 
 
 def goes_on(signals: ReceivedSignals) -> bool:
-    """Whether a job on Slurm that was stopped belongs back into the queue.
+    """Whether a stopped job on Slurm must be requeued.
 
-    It does after SIGUSR1, the signal before its limit, and when its ranks alone heard one, as at preemption. scancel
-    tells the runner too.
+    It must after SIGUSR1, the signal before the time limit, and if only the ranks received a signal, as at preemption.
+    scancel also signals the runner.
     """
     signals.pause(HEAR_SECONDS)
     return signal.SIGUSR1 in signals.got or not signals.got

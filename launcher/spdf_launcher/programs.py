@@ -1,4 +1,4 @@
-"""What stands before the words of ``spdf`` in a command that this Python runs."""
+"""The words before the words of ``spdf`` in a command that runs with this Python."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ import sys
 
 SPDF = (sys.executable, "-m", "spdf_dist")
 SAFE_PATH = re.compile(r"[A-Za-z0-9_./+=,:@-]+")
-"""Paths that stay one word in a shell."""
+"""Paths that need no quotes in a shell."""

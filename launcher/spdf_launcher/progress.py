@@ -1,4 +1,4 @@
-"""How far a training job is, read from the last lines of its run's metrics.jsonl."""
+"""The progress of a training job, read from the last lines of its run's metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Progress:
     eta_seconds: float | None
 
     def text(self) -> str:
-        """In one short line."""
+        """The progress in one short line."""
         parts = [f"step {self.step}" + (f"/{self.steps}" if self.steps else "")]
         if self.tokens is not None:
             parts.append(f"{short_count(self.tokens)} tokens")
@@ -41,13 +41,13 @@ def read_progress(run_dir: Path, steps: int | None) -> Progress | None:
     total = line.get("total_steps", steps)
     eta = None
     if isinstance(total, int) and steps_done:
-        # One step says little where steps differ in length or the machine has other work.
+        # A single step is not representative: steps differ in length, and the machine may have other load.
         eta = max(0, total - line["step"]) * statistics.median(step["step_ms"] for step in steps_done) / 1000
     return Progress(line["step"], total, line.get("consumed_tokens"), line.get("loss"), eta)
 
 
 def short_count(number: float) -> str:
-    """1234567 as 1.2M."""
+    """A short form of a number, such as 1.2M for 1234567."""
     for unit in ("", "K", "M", "G", "T"):
         if abs(number) < 1000:
             return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"

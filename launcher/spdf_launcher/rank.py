@@ -1,8 +1,8 @@
 """One rank of a job under srun, deepspeed or mpirun: ``python -m spdf_launcher.rank pretrain CONFIG ...``.
 
-Launchers turn exit codes into their own, and end the other ranks at the first code that is not 0. So rank 0 writes the
-trainer's exit code into the file that SPDF_EXIT_FILE or --exit-file=FILE names, a stop by a signal ends with 0, and
-other ranks that refuse their input wait for rank 0 to say why.
+Launchers replace exit codes by their own, and end the other ranks at the first nonzero code. Rank 0 therefore writes
+the trainer's exit code to the file of SPDF_EXIT_FILE or --exit-file=FILE. A stop by a signal ends with 0. The other
+ranks delay exit codes 2 and 3, so that rank 0 can report the error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXIT_FILE = "SPDF_EXIT_FILE"
 EXIT_OPTION = "--exit-file="
 SPEAK_SECONDS = 5.0
 PASS_ON_SECONDS = 1.0
-"""srun ends the step at the first code that is not 0, and loses what it has not passed on by then: the reason."""
+"""Delay of rank 0 before a nonzero exit code. srun ends the step then and loses output that it has not forwarded."""
 
 
 def run() -> int:

@@ -1,12 +1,12 @@
 """``${...}`` in a workflow: the outputs of other jobs, and environment variables.
 
-    ${jobs.NAME.OUTPUT}             a path that job NAME makes, known when the workflow is read
-    ${jobs.SELECT.NAME.OUTPUT}      the same of the cell that a `select` job chose, known when it is done
+    ${jobs.NAME.OUTPUT}             the path of an output of job NAME, known when the workflow is read
+    ${jobs.SELECT.NAME.OUTPUT}      the same for the cell that a `select` job chose, known when that job is done
     ${jobs.SELECT.grid.KEY}         the chosen cell's value of a grid key
     ${env.NAME}                     an environment variable, which must be set
     $${                             a literal ${
 
-A reference is replaced inside one value and the result is never read again: not as YAML, not by a shell.
+A reference is replaced inside one value. Neither YAML nor a shell parses the result again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def references(value: Any) -> Iterator[tuple[str, ...]]:
 
 
 def parts_of(match: re.Match[str], text: str) -> tuple[str, ...]:
-    """The dotted parts of one match; UserError for anything that is no reference."""
+    """The dotted parts of one match. Raises UserError for anything that is not a reference."""
     inner = match.group(1)
     if inner is None:
         raise UserError(f"'{text}': a reference is not closed: write ${{jobs.NAME.OUTPUT}}, or $${{ for a literal ${{")
@@ -48,10 +48,10 @@ def parts_of(match: re.Match[str], text: str) -> tuple[str, ...]:
 
 
 def substitute(value: Any, look_up: Callable[[tuple[str, ...]], str | None], final: bool) -> Any:
-    """``value`` with every reference replaced by what ``look_up`` says of its parts.
+    """``value`` with every reference replaced by the result of ``look_up`` for its parts.
 
-    A reference for which it says None stays. Unless ``final``, what remains is a value with references still, in which
-    ``$${`` stands for ``${``; so a value can be replaced in two steps.
+    A reference stays if the result is None. Unless ``final``, the result may contain references, and ``$${`` still
+    stands for ``${``. A value can therefore be substituted in two steps.
     """
     if isinstance(value, str):
 
@@ -72,7 +72,7 @@ def substitute(value: Any, look_up: Callable[[tuple[str, ...]], str | None], fin
 
 
 def escape(value: Any) -> Any:
-    """``value`` such that a final substitution gives it back."""
+    """``value`` escaped, so that a final substitution returns the original."""
     if isinstance(value, str):
         return value.replace("${", "$${")
     if isinstance(value, list | tuple):

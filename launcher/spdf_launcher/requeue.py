@@ -1,4 +1,4 @@
-"""The Slurm job that this process runs in: its id, whether it is preempted, putting it back into the queue."""
+"""The Slurm job that this process runs in: its id, whether it is preempted, and requeueing it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import time
 
 
 def slurm_job() -> str | None:
-    """The id of the Slurm job around this process, as scontrol takes it; None outside of one.
+    """The id of this process's Slurm job in the form of scontrol; None outside a job.
 
-    An array task is ARRAY_INDEX: of one task SLURM_JOB_ID is the id of the array, which means all tasks to scontrol.
+    An array task has the form ARRAY_INDEX. SLURM_JOB_ID of one of the tasks equals the id of the array, which scontrol
+    takes for all tasks.
     """
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def is_preempted() -> bool:
-    """Whether Slurm is taking this job's nodes away for another job; False when Slurm does not say."""
+    """Whether Slurm preempts this job for another one; False if squeue fails."""
     words = ["squeue", "-h", "-j", slurm_job() or "", "-O", "PreemptTime:32"]
     try:
         done = subprocess.run(words, capture_output=True, text=True)
@@ -27,7 +28,7 @@ def is_preempted() -> bool:
 
 
 def requeue_self(wait_seconds: float = 120.0) -> None:
-    """Requeue this job. Slurm then ends this process; when it does not, SystemExit says so with code 1."""
+    """Requeue this job. Slurm then ends this process. Raises SystemExit with a message if it does not."""
     job = slurm_job()
     assert job is not None
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)

@@ -1,6 +1,6 @@
 """Chooses the best cell of a grid by a validation metric in the cells' manifests.
 
-Failed cells are named and left out; the job fails only when no cell finished. Ties go to the cell that comes first.
+Failed cells are listed and left out. The job fails only if no cell finished. In a tie the first cell is chosen.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from spdf_launcher.plan import Job, ancestry, job_from_json, outputs
 
 
 def read_job(root: Path, job_id: str) -> Job:
-    """A job as the launcher wrote it, with its outputs where the workflow's folder lies now."""
+    """A job from its job.json, with outputs below the current location of the workflow's folder."""
     spec = read_json(job_folder(root, job_id).spec)
     if spec is None:
         raise FileNotFoundError(f"{job_folder(root, job_id).spec} is missing or not whole")
@@ -26,7 +26,7 @@ def read_job(root: Path, job_id: str) -> Job:
 
 
 def metric_of(manifest: dict[str, Any], metric: str) -> float | None:
-    """The value of ``metric`` in a manifest, by its full or last name; None when it is not there or not finite."""
+    """The value of ``metric`` in a manifest, by its full or last name; None if it is missing or not finite."""
     metrics = manifest.get("metrics") or {}
     for name, value in metrics.items():
         if (name == metric or name.rpartition(".")[2] == metric) and isinstance(value, int | float):
@@ -35,7 +35,7 @@ def metric_of(manifest: dict[str, Any], metric: str) -> float | None:
 
 
 def choose(root: Path, job: Job) -> tuple[dict[str, Any] | None, list[str]]:
-    """The choice among what ``job`` needs, and a line for each cell that is left out."""
+    """The choice among the jobs that ``job`` needs (None: none finished), and one line per cell that is left out."""
     assert job.select is not None
     metric, sign = job.select["metric"], -1.0 if job.select["mode"] == "max" else 1.0
     jobs = _Specs(root)
@@ -71,7 +71,7 @@ def choose(root: Path, job: Job) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def blame(job_id: str, jobs: _Specs) -> str:
-    """Why a job that left no manifest did not run: the first one below it that failed."""
+    """Why a job without a manifest did not run: the first job below it that failed."""
     for below in ancestry(jobs[job_id], jobs):
         manifest = read_json(job_folder(jobs.root, below.id).manifest) or {}
         if manifest.get("status") not in (None, DONE):
@@ -80,7 +80,7 @@ def blame(job_id: str, jobs: _Specs) -> str:
 
 
 class _Specs(dict[str, Job]):
-    """Jobs by id, read when they are asked for."""
+    """Jobs by id, read at the first access."""
 
     def __init__(self, root: Path) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class _Specs(dict[str, Job]):
 
 
 def main(root: Path, job_id: str) -> int:
-    """Choose for one `select` job; 0 when there is a choice."""
+    """Run one `select` job; return 0 if there is a choice, else 1."""
     job = read_job(root, job_id)
     choice, left_out = choose(root, job)
     for line in left_out:

@@ -41,7 +41,7 @@ class JobState:
 
 
 def read_plan(root: Path) -> list[Job]:
-    """The jobs of a workflow's folder; UserError when it holds none."""
+    """The jobs of a workflow's folder. Raises UserError if it holds no workflow."""
     require_workflow(root)
     content = read_json(root / PLAN)
     if content is None:
@@ -55,7 +55,7 @@ def read_plan(root: Path) -> list[Job]:
 
 
 def runs_on(root: Path) -> str:
-    """Where the folder's workflow was last started: local, deepspeed or slurm."""
+    """The executor of the folder's last start, such as local or slurm."""
     return str((read_json(root / PLAN) or {}).get("on"))
 
 
@@ -74,7 +74,7 @@ def gather(root: Path) -> list[JobState]:
 
 
 def job_state(job: Job, root: Path, slurm: BatchState | None, before: dict[str, JobState]) -> JobState:
-    """The state of one job; ``before`` holds those of what it needs."""
+    """The state of one job; ``before`` has the states of the jobs that it needs."""
     folder = job_folder(root, job.id)
     past = history(folder)
     manifest = read_json(folder.manifest) or {}
@@ -109,7 +109,10 @@ def job_state(job: Job, root: Path, slurm: BatchState | None, before: dict[str, 
 
 
 def exit_code(states: list[JobState], jobs: list[Job]) -> int:
-    """1 when a job failed, was cancelled or was lost, and something still lacks it; else 0."""
+    """1 if a job failed, was cancelled or lost and its result is still needed; else 0.
+
+    A result is needed if no job uses it, or if a job that uses it is not done and itself needed.
+    """
     by_id = {state.job: state for state in states}
     users: dict[str, list[str]] = {job.id: [] for job in jobs}
     for job in jobs:
@@ -124,13 +127,13 @@ def exit_code(states: list[JobState], jobs: list[Job]) -> int:
 
 
 def is_more_to_come(wanted: Collection[str], states: list[JobState], plan: list[Job], launcher: bool) -> bool:
-    """Whether one of the ``wanted`` jobs runs or may yet run without anyone doing anything about it.
+    """Whether one of the ``wanted`` jobs runs or will run without further commands.
 
-    ``launcher``: whether one was at work before the states were gathered, for it starts one job after the other.
+    ``launcher``: whether a launcher held the lock before the states were gathered; it may start further jobs.
     """
     by_id = {state.job: state for state in states}
     live: set[str] = set()
-    for job in plan:  # each after what it needs
+    for job in plan:  # each job follows those that it needs
         state = by_id[job.id]
         waits = state.state == WAITING and (state.slurm_id is not None or not live.isdisjoint(job.needs))
         if state.state in (RUNNING, QUEUED) or waits:

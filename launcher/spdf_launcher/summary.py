@@ -1,4 +1,4 @@
-"""What a workflow will cost: jobs, FLOPs and time, before anything is started."""
+"""The cost of a workflow before it starts: jobs, FLOPs and time."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from spdf_launcher.plan import Job
 from spdf_launcher.progress import duration
 
 TRAINING_SHARE = 0.4
-"""Training's FLOP/s over the matrix product's FLOP/s on a CPU: attention, optimizer and the logits take the rest."""
+"""Model FLOP/s of training as a share of the FLOP/s of matrix products, on a CPU."""
 GPU_FLOPS = 150e12
-"""Model FLOP/s assumed per GPU."""
+"""Assumed model FLOP/s per GPU."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Pre-training of a set of jobs."""
+    """Cost of the pre-training in a set of jobs."""
 
     flops: float = 0.0
     gpu_seconds: float = 0.0
-    """Of jobs that take GPUs, at ``GPU_FLOPS``."""
+    """Of the jobs with GPUs, at ``GPU_FLOPS``."""
     cpu_seconds: float = 0.0
-    """Of the others, on this machine."""
+    """Of the other jobs, on this machine."""
 
 
 def pretraining_flops(job: Job) -> float:
@@ -38,7 +38,7 @@ def pretraining_flops(job: Job) -> float:
 
 
 def known(tree: dict[str, Any]) -> dict[str, Any]:
-    """A config without the values that other jobs decide, such as a learning rate: they change no FLOPs."""
+    """A config without the values that other jobs determine, such as a learning rate. They do not change FLOPs."""
     return {
         key: known(value) if isinstance(value, dict) else value
         for key, value in tree.items()
@@ -47,7 +47,7 @@ def known(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def matrix_speed(seconds: float = 0.3) -> float:
-    """FLOP/s of fp32 matrix products of this machine, measured over about ``seconds``."""
+    """FLOP/s of fp32 matrix products on this machine, measured for about ``seconds``."""
     import numpy as np
 
     size = 768
@@ -73,7 +73,7 @@ def cost_of(jobs: Sequence[Job]) -> Cost:
 
 
 def summary(jobs: Sequence[Job], wanted: set[str]) -> list[str]:
-    """Lines that say how many jobs of each kind would run, and what their pre-training costs."""
+    """Lines with the number of jobs of each kind that would run, and the cost of their pre-training."""
     kinds = list(dict.fromkeys(job.kind for job in jobs))
     todo, done = (Counter(job.kind for job in jobs if (job.id in wanted) is want) for want in (True, False))
     lines = [f"  {kind:<14} {todo[kind]:>5} to run" + (f", {done[kind]} done" if done[kind] else "") for kind in kinds]

@@ -1,4 +1,4 @@
-"""A workflow file, read and checked: variants, job templates, clusters."""
+"""Reads and checks a workflow file: variants, job templates, clusters."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 JOB_KEYS = ("kind", "needs", "config", "set", "grid", "variants", "resources")
 MOST_RESOURCES = 1_000_000
 MOST_CELLS = 10_000
-"""Of one grid."""
+"""Largest number of cells of one grid."""
 TOP_KEYS = ("variants", "jobs", "clusters", "cluster")
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one job (one cell) takes of a cluster; `tensor` also sets the config's parallel.tensor, everywhere."""
+    """The resources of one job (one cell). `tensor` sets the config's parallel.tensor with every executor."""
 
     nodes: int = 1
     ranks_per_node: int = 1
-    """Processes a node; with GPUs, one each."""
+    """Processes per node; with GPUs, one per GPU."""
     gpus_per_node: int = 0
     cpus_per_rank: int = 1
     mem: str | None = None
-    """Memory a node, as sbatch writes it: 64G."""
+    """Memory per node in the form of sbatch: 64G."""
     time: str | None = None
-    """Time limit, as sbatch writes it: "1-00:00:00"; quote it, or YAML reads 1:00:00 as 3600."""
+    """Time limit in the form of sbatch: "1-00:00:00". It needs quotes, because YAML reads 1:00:00 as 3600."""
     tensor: int | None = None
     throttle: int | None = None
-    """Most cells of a grid at one time."""
+    """Most cells of a grid that run at the same time."""
     signal_seconds: int = 120
-    """How long before the time limit the job is told to save."""
+    """Seconds between the signal to save and the time limit."""
     max_failures: int = 3
-    """Failures in a row, without a new checkpoint in between, after which the job has failed for good."""
+    """Failures in a row, without a new checkpoint in between, after which the job is not retried."""
 
     @property
     def ranks(self) -> int:
@@ -51,7 +51,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What every job of a Slurm cluster is submitted with."""
+    """Settings of all jobs on a Slurm cluster."""
 
     partition: str | None = None
     account: str | None = None
@@ -62,16 +62,16 @@ class Cluster:
     srun: list[str] = field(default_factory=list)
     """Further srun options, such as --container-image=...; each as --name=value."""
     setup: list[str] = field(default_factory=list)
-    """Shell lines that the batch script runs first: module load ..., source .../activate."""
+    """Shell lines at the start of the batch script: module load ..., source .../activate."""
     env: dict[str, Any] = field(default_factory=dict)
     """Environment variables of every job."""
     python: str | None = None
-    """The Python that ranks run with, such as one inside a container; null: the one that runs `spdf`."""
+    """The Python of the ranks, such as one inside a container; null: the Python that runs `spdf`."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """One entry of `jobs:`; `set` and the values of `variants` are flat, keyed by dotted names."""
+    """One entry of `jobs:`. The keys of `set` are dotted names."""
 
     name: str
     kind: str
@@ -80,26 +80,26 @@ class Template:
     set: dict[str, Any]
     grid: dict[str, list[Any]]
     variants: tuple[str, ...] | None
-    """Restricts the job to these variants; empty: not once a variant; None: as its kind and its needs say."""
+    """Restricts the job to these variants; empty: one job without a variant; None: the kind and the needs decide."""
     resources: Resources
 
 
 @dataclass(frozen=True)
 class Workflow:
-    """A whole workflow file with its overrides applied."""
+    """A workflow file with its overrides applied."""
 
     path: Path
     variants: dict[str, dict[str, Any]]
     jobs: dict[str, Template]
     cluster: Cluster
     tree: dict[str, Any]
-    """The file's content after base files and overrides, for the record."""
+    """The content of the file after base files and overrides; workflow.yaml records it."""
 
 
 def load_workflow(source: str, overrides: Sequence[str] = ()) -> Workflow:
     """Read a workflow: a path or a shipped name, with ``key.sub=value`` overrides on top.
 
-    Raises UserError for whatever is not understood; nothing outside the file is looked at yet.
+    Raises UserError for a mistake in the file. Input files are not checked here.
     """
     path = find_workflow(source)
     tree = nested(read_workflow(path))
@@ -109,7 +109,7 @@ def load_workflow(source: str, overrides: Sequence[str] = ()) -> Workflow:
 
 
 def find_workflow(source: str) -> Path:
-    """The file of a workflow: a path, or one of the shipped ``workflows/``, with or without that folder's name."""
+    """The file of a workflow: a path, or the name of a shipped workflow with or without ``workflows/``."""
     name = source.removeprefix("configs/")
     if not Path(source).is_file() and "/" not in name:
         try:
@@ -120,13 +120,13 @@ def find_workflow(source: str) -> Path:
 
 
 def read_workflow(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A workflow as nested dicts, on top of its ``base:``, which is found as `spdf run` finds a workflow."""
+    """A workflow as nested dicts, merged on top of its ``base:``: a file beside it, or a shipped workflow."""
     if len(seen) > LONGEST_CHAIN:
         raise UserError(f"{path}: more than {LONGEST_CHAIN} files stand on one another by base:")
     tree = read_yaml_file(path)
     base = tree.get("base") if isinstance(tree, dict) else None
     if base is None:
-        return read_tree(path)  # which also says what is wrong with the file
+        return read_tree(path)  # it reports what is wrong with the file
     if path.resolve() in seen:
         raise UserError(f"{path}: base: goes round in a circle")
     beside = path.parent / str(base)
@@ -136,7 +136,7 @@ def read_workflow(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def nested(tree: Any) -> Any:
-    """Mappings with dotted keys as nested mappings, so that overrides meet them whatever their spelling."""
+    """Mappings with dotted keys as nested mappings, so that overrides apply to both forms."""
     if not isinstance(tree, dict):
         return [nested(item) for item in tree] if isinstance(tree, list) else tree
     result: dict[str, Any] = {}
@@ -152,7 +152,7 @@ def nested(tree: Any) -> Any:
 
 
 def mapping(value: Any, where: str) -> dict[str, Any]:
-    """``value`` as a mapping (nothing is an empty one); UserError otherwise."""
+    """``value`` as a mapping; null is an empty one. Raises UserError for anything else."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -161,14 +161,14 @@ def mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def check_keys(tree: dict[str, Any], known: Sequence[str], where: str) -> None:
-    """UserError for the first key of ``tree`` that is not ``known``."""
+    """Raise UserError for the first key of ``tree`` that is not in ``known``."""
     for key in tree:
         if key not in known:
             raise UserError(f"{where}: unknown key '{key}'{nearest(key, known)}")
 
 
 def check_name(name: str, where: str) -> None:
-    """UserError unless ``name`` can stand in a path and in a reference."""
+    """Raise UserError unless ``name`` is valid in a path and in a reference."""
     if not NAME.fullmatch(name):
         raise UserError(f"{where}: '{name}' is no name: use letters, digits, - and _")
 
@@ -179,7 +179,7 @@ def parse_workflow(path: Path, tree: dict[str, Any]) -> Workflow:
     if "jobs" not in tree:
         raise UserError(f"{where}: is no workflow: it has no `jobs:`")
     check_keys(tree, TOP_KEYS, where)
-    # A file (or an override) on top of another takes a variant or a job away by giving it nothing.
+    # A file or an override removes a variant or a job of its base by setting it to null.
     variants = {}
     for name, overrides in mapping(tree.get("variants"), f"{where}: variants").items():
         if overrides is None:
@@ -239,7 +239,7 @@ def parse_template(name: str, entry: Any, where: str) -> Template:
 
 
 def parse_grid(axes: dict[str, Any], where: str) -> dict[str, list[Any]]:
-    """Each key with its list of values, in the order of the keys' names so that cells keep theirs."""
+    """Each key with its list of values, sorted by key, so that the names of cells do not depend on the file's order."""
     for key, values in axes.items():
         for part in key.split("."):
             check_name(part, f"{where}.{key}")
@@ -252,7 +252,7 @@ def parse_grid(axes: dict[str, Any], where: str) -> dict[str, list[Any]]:
 
 
 def parse_cluster(tree: dict[str, Any], where: str) -> Cluster:
-    """The cluster that `cluster:` names, else the only one, else one without settings."""
+    """The cluster that `cluster:` names, else the only cluster, else one without settings."""
     clusters = mapping(tree.get("clusters"), f"{where}: clusters")
     chosen = None if tree.get("cluster") is None else str(tree["cluster"])
     if chosen is None and len(clusters) == 1:

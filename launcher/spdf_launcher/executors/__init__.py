@@ -1,4 +1,4 @@
-"""Where the jobs of a workflow run. Each place is one class behind the entry-point group ``spdf.executors``."""
+"""Executors: where the jobs of a workflow run. Each is one class of the entry-point group ``spdf.executors``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def find_executor(name: str) -> type[Executor]:
     """The class called ``name``.
 
     Raises:
-        UserError: no such executor, or it cannot be imported or is something else.
+        UserError: there is no such executor, it cannot be imported, or it is not a subclass of ``Executor``.
     """
     found = load_extension(extensions(GROUP, BUILT_IN), name, "executor")
     if not (isinstance(found, type) and issubclass(found, Executor)):

@@ -1,7 +1,7 @@
 """The protocol of an executor: how a workflow's jobs are started, stopped and watched.
 
-The defaults run one job after the other on this machine. An executor overrides what differs. It is used in two places:
-``spdf run`` makes one from the command line (``options``), and each running job makes one by its name.
+The defaults run one job after the other on this machine. An executor overrides the parts that differ. ``spdf run``
+creates one from the command line (``options``), and each running job creates one by its name.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class JobState(Protocol):
-    """What a batch system says of one job."""
+    """A batch system's state of one job."""
 
     @property
     def id(self) -> str:
-        """The batch system's name of the job."""
+        """The batch system's id of the job."""
 
     @property
     def is_live(self) -> bool:
@@ -44,11 +44,11 @@ class Executor:
     """A place where jobs run."""
 
     name: ClassVar[str]
-    """As in ``--on NAME``."""
+    """The name in ``--on NAME``."""
     help: ClassVar[str]
     """One line for ``spdf run --help``."""
     starts_ranks: ClassVar[bool] = False
-    """Whether it starts nodes x ranks_per_node ranks, so that the config's data parallelism follows from them."""
+    """Whether it starts nodes x ranks_per_node ranks, which determine the config's data parallelism."""
     options: ClassVar[tuple[str, ...]] = ()
     """The options of ``spdf run`` that only this executor takes, such as ``--hostfile``."""
 
@@ -59,38 +59,38 @@ class Executor:
     def add_options(cls, parser: argparse._ArgumentGroup) -> None:
         """Add ``options`` to the parser of ``spdf run``."""
 
-    # What `spdf run` asks.
+    # Used by `spdf run`.
 
     def check(self, jobs: Sequence[Job], root: Path) -> None:
-        """Raise UserError for jobs that cannot run here."""
+        """Raise UserError for jobs that this executor cannot run."""
 
     def program(self, job: Job, workflow: Workflow, root: Path) -> list[str]:
         """The words before the words of ``spdf`` in a job's command."""
         raise NotImplementedError
 
     def reports_code(self, job: Job) -> bool:
-        """Whether rank 0 writes the exit code to a file, because what starts the ranks loses it."""
+        """Whether rank 0 writes the exit code to a file, because the launcher of the ranks loses it."""
         return False
 
     def dry_check(self, workflow: Workflow, jobs: Sequence[Job], root: Path) -> str:
-        """Let the batch system check the jobs for ``--dry-run``; what came of it, in words. Raises UserError."""
+        """Let the batch system check the jobs for ``--dry-run``; return a message. Raises UserError if it refuses."""
         return ""
 
     def describe(self, workflow: Workflow, jobs: Sequence[Job], wanted: set[str], root: Path) -> None:
-        """Print what would be started, for ``--dry-run --verbose``."""
+        """Print the commands or scripts that would be started, for ``--dry-run --verbose``."""
         for job in jobs:
             if job.id in wanted and job.select is None:
                 print(f"run   {job.id}\n        {' '.join([*self.program(job, workflow, root), *job.arguments])}")
 
     def run(self, workflow: Workflow, jobs: list[Job], root: Path) -> int:
-        """Run what is not done; 0 when all of it is done (or handed over), 75 when stopped by a signal, else 1."""
+        """Run the jobs that are not done. Returns 0 if all are done or submitted, 75 after a signal, else 1."""
         from spdf_launcher.display import Display
         from spdf_launcher.journal import Journal
         from spdf_launcher.local import LocalRun
         from spdf_launcher.prepare import prepare, require_folder, wanted_jobs
 
         for job in jobs:
-            self.program(job, workflow, root)  # a mistake leaves no folder behind
+            self.program(job, workflow, root)  # report a mistake before the folder is made
         require_folder(root)
         with Journal(root) as journal:
             wanted = wanted_jobs(jobs, root)
@@ -102,44 +102,44 @@ class Executor:
         print(f"{done} of {len(jobs)} jobs done, {len(jobs) - len(wanted)} of them before; folder {root}")
         return code
 
-    # What a running job asks.
+    # Used by a running job.
 
     def holds_job(self) -> bool:
-        """Whether a batch system holds this process's job, and starts it again when it is put back."""
+        """Whether this process runs in a job of the batch system, which can be requeued."""
         return False
 
     def is_preempted(self) -> bool:
-        """Whether the batch system is taking this job's nodes away for another job."""
+        """Whether the batch system preempts this job for another one."""
         return False
 
     def requeue(self) -> None:
-        """Put this process's job back into the queue. Does not return."""
+        """Requeue this process's job. Does not return."""
         raise NotImplementedError
 
     def goes_on(self, signals: ReceivedSignals) -> bool:
-        """Whether a job of the batch system that was stopped belongs back into the queue."""
+        """Whether a stopped job of the batch system must be requeued."""
         return False
 
     def forward(self, process: subprocess.Popen[bytes], number: int) -> None:
-        """Pass a signal that the job's runner received on to its command."""
+        """Forward a signal that the job's runner received to the job's command."""
         self.stop(process.pid)
 
     def stop(self, command: int) -> None:
-        """Tell a running command, by its process id, to save and stop."""
+        """Signal a running command to save and stop; ``command`` is its process id."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(command, signal.SIGTERM)
 
-    # What `spdf status` and `spdf cancel` ask.
+    # Used by `spdf status` and `spdf cancel`.
 
     def states(self, root: Path) -> Mapping[str, JobState]:
-        """What the batch system says of a folder's jobs, by job id. Raises UserError when it does not answer."""
+        """The batch system's states of a folder's jobs, by job id. Raises UserError if it does not answer."""
         return {}
 
     @contextmanager
     def cancelling(self, root: Path) -> Iterator[Mapping[str, JobState]]:
-        """``states`` while jobs are cancelled; a batch system keeps other launchers out meanwhile."""
+        """``states`` during a cancellation; a batch system locks the folder against other launchers."""
         yield {}
 
     def cancel(self, job: Job, state: JobState) -> str:
-        """Take a job out of the batch system; training that runs is told to save first. What was done, in words."""
+        """Remove a job from the batch system; running training saves first. Returns a message."""
         raise NotImplementedError

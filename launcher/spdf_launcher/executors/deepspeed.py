@@ -1,4 +1,4 @@
-"""``--on deepspeed``: training through the deepspeed launcher, on one node or on those of a hostfile."""
+"""``--on deepspeed``: training through the deepspeed launcher, on this machine or on the hosts of a hostfile."""
 
 from __future__ import annotations
 
@@ -56,9 +56,11 @@ class DeepSpeed(Executor):
         return KINDS[job.kind].config is not None
 
     def program(self, job: Job, workflow: Workflow, root: Path) -> list[str]:
-        """The deepspeed launcher for training, the plain command for anything else.
+        """The deepspeed launcher for training; the plain command for other jobs.
 
-        Raises UserError without a deepspeed beside this Python, or for what that launcher cannot do.
+        Raises:
+            UserError: deepspeed is not installed beside this Python, the path of ``root`` needs quotes, or a job of
+                several nodes has no hostfile.
         """
         if not self.reports_code(job):
             return list(programs.SPDF)
@@ -69,16 +71,16 @@ class DeepSpeed(Executor):
             raise UserError(f"--dir {root}: deepspeed takes no spaces or quotes in paths: choose another folder")
         if self.hostfile is None and job.resources.nodes > 1:
             raise UserError(f"jobs.{job.name}: {job.resources.nodes} nodes need --hostfile FILE")
-        # deepspeed reads /job/hostfile unless told otherwise; one that is not there means this machine only.
+        # By default deepspeed reads /job/hostfile. The name of a missing file restricts it to this machine.
         program = [str(executable), "--hostfile", str(self.hostfile or root / "no_hostfile")]
         program += ["--num_nodes", str(job.resources.nodes)] if self.hostfile is not None else []
         program += ["--num_gpus", str(job.resources.ranks_per_node), "--no_local_rank", *self.flags]
         return [*program, "--module", RANK_MODULE, f"{EXIT_OPTION}{job_folder(root, job.id).exit_code}"]
 
     def stop(self, command: int) -> None:
-        """SIGTERM to the ranks of this machine, past their launcher, which would end them after 30 seconds.
+        """Send SIGTERM to the ranks on this machine, not to their launcher, which would kill them after 30 seconds.
 
-        Ranks on other hosts hear it from that launcher.
+        The launcher stops the ranks on other hosts.
         """
         for pid in ranks_below(command) or [command]:
             super().stop(pid)

@@ -1,4 +1,4 @@
-"""``--on local``: here, one job after the other. Training spawns its own ranks."""
+"""``--on local``: one job after the other on this machine. Training starts its own ranks."""
 
 from __future__ import annotations
 

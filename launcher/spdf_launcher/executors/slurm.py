@@ -1,4 +1,4 @@
-"""``--on slurm``: batch scripts in DIR/slurm, submitted as one chain with dependencies."""
+"""``--on slurm``: writes batch scripts to DIR/slurm and submits them with dependencies."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Slurm(Executor):
         return process.goes_on(signals)
 
     def forward(self, process: subprocess.Popen[bytes], number: int) -> None:
-        """SIGUSR1 only, which srun hands to the ranks; SIGTERM they get from Slurm itself."""
+        """Forward SIGUSR1 only; srun passes it to the ranks. Slurm itself sends SIGTERM to the ranks."""
         if number == signal.SIGUSR1:
             process.send_signal(number)
 

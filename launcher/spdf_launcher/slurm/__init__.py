@@ -1,1 +1,1 @@
-"""Slurm: batch scripts, submission that never doubles a job, and states with or without slurmdbd."""
+"""Slurm: batch scripts, submission of each job exactly once, and job states with or without slurmdbd."""

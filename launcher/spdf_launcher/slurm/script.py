@@ -1,4 +1,4 @@
-"""Batch scripts: files that a person can read and submit again by hand."""
+"""Batch scripts: files that a user can read and submit again by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FOLDER = "slurm"
 
 @dataclass(frozen=True)
 class Script:
-    """One batch script: a job, or the cells of one as an array."""
+    """One batch script: one job, or the cells of a job as an array."""
 
     name: str
     path: Path
@@ -29,16 +29,16 @@ class Script:
 
     @property
     def is_array(self) -> bool:
-        """Whether its jobs are the tasks of an array; a task's index is its place among the cells."""
+        """Whether its jobs are the tasks of an array; a task's index is the index of its cell."""
         return bool(self.jobs[0].cell)
 
     def index(self, job: Job) -> int | None:
-        """A job's task index; None when the script is one job."""
+        """A job's task index; None if the script is one job."""
         return [other.id for other in self.jobs].index(job.id) if self.is_array else None
 
 
 def scripts(jobs: list[Job], root: Path) -> list[Script]:
-    """The scripts of a workflow: one for each job and variant, its cells together."""
+    """The scripts of a workflow: one per job and variant, with all its cells."""
     if not SAFE_PATH.fullmatch(str(root)):
         raise UserError(f"--dir {root}: batch scripts take no spaces, quotes or % in paths: choose another folder")
     groups: dict[tuple[str, str | None], list[Job]] = {}
@@ -52,10 +52,10 @@ def scripts(jobs: list[Job], root: Path) -> list[Script]:
 
 
 def srun_program(job: Job, cluster: Cluster) -> list[str]:
-    """How a job's ranks start: one by srun for each task.
+    """The words before the words of ``spdf``: srun starts one rank per task.
 
-    A job of one process that saves nothing is the plain command, unless the cluster's ``python`` or ``srun`` say where
-    commands run: a Python in a container is to be found by srun alone.
+    A one-process job without checkpoints is the plain command, unless the cluster sets ``python`` or ``srun``: only
+    srun can start a Python inside a container.
     """
     python = cluster.python or sys.executable
     kind, resources = KINDS[job.kind], job.resources
@@ -64,7 +64,7 @@ def srun_program(job: Job, cluster: Cluster) -> list[str]:
         return [python, "-m", "spdf_dist"]
     program = ["srun", f"--nodes={resources.nodes}", f"--ntasks={resources.ranks}"]
     program += [f"--ntasks-per-node={resources.ranks_per_node}", f"--cpus-per-task={resources.cpus_per_rank}"]
-    # One rank that ends badly ends all of them; Slurm's own process start needs no MPI.
+    # A rank that fails ends all ranks. Ranks find each other through torch, so srun needs no MPI plug-in.
     program += ["--kill-on-bad-exit=1", "--mpi=none", *cluster.srun]
     return [*program, python, "-m", "spdf_dist" if alone else RANK_MODULE]
 
@@ -109,7 +109,7 @@ def render(script: Script, root: Path, cluster: Cluster) -> str:
     ]
     lines = ["#!/bin/bash", f"# Written by `spdf run`. By hand: sbatch {script.path}", "#"]
     lines += [f"#SBATCH {option}" for option in options]
-    # A script in the current folder that has the name of a module, as tokenize.py, is not to be imported for it.
+    # A script in the current folder, such as tokenize.py, must not shadow a module of the same name.
     lines += ["", "export PYTHONSAFEPATH=1", *cluster.setup]
     lines += [f"export {name}={shlex.quote(str(value))}" for name, value in cluster.env.items()]
     if resources.ranks > 1:
@@ -134,7 +134,7 @@ def render(script: Script, root: Path, cluster: Cluster) -> str:
 
 
 def write_scripts(found: Sequence[Script], root: Path, folder: Path, cluster: Cluster) -> dict[str, Path]:
-    """Write the scripts into ``folder``; their paths by name."""
+    """Write the scripts into ``folder``; return their paths by name."""
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for script in found:

@@ -1,7 +1,7 @@
-"""What Slurm says of a workflow's jobs, with or without slurmdbd.
+"""Slurm's states of a workflow's jobs, with or without slurmdbd.
 
-squeue knows jobs that wait, run, or ended a short while ago; after that sacct is asked, first the database, then the
-plain file of finished jobs. What a job made is told by its manifest alone.
+squeue lists jobs that wait, run, or ended a short time ago. For other jobs sacct reads the database, then the plain
+file of finished jobs. Whether a job is done follows from its manifest only.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ LOST = "lost"
 
 @dataclass(frozen=True)
 class SlurmState:
-    """One job (one array task) as Slurm sees it."""
+    """Slurm's record of one job (one array task)."""
 
     id: str
     state: str
-    """Slurm's own word; empty when Slurm knows the job no more."""
+    """Slurm's name of the state; empty if Slurm does not know the job."""
     reason: str | None
 
     @property
     def is_live(self) -> bool:
-        """Whether it may still run."""
+        """Whether the job may still run."""
         return self.state in LIVE and self.reason != NEVER
 
     def in_words(self) -> tuple[str, str | None]:
-        """A state of ours, and why."""
+        """A state of ``spdf status``, and the reason."""
         reason = None if self.reason in (None, "", "None") else self.reason
         if self.reason == NEVER or self.state == "CANCELLED":
             return CANCELLED, "what it depends on did not finish" if self.reason == NEVER else None
@@ -74,11 +74,11 @@ class Submission:
 
     id: str
     tasks: dict[str, int | None]
-    """Job to array index (None: no array)."""
+    """Array index of each job (None: not an array)."""
     keys: dict[str, str]
 
     def slurm_id(self, job: str) -> str:
-        """The id of one job, as scontrol and scancel take it."""
+        """The id of one job in the form of scontrol and scancel."""
         index = self.tasks[job]
         return self.id if index is None else f"{self.id}_{index}"
 
@@ -93,9 +93,9 @@ def submissions(root: Path) -> dict[str, Submission]:
 
 
 def queue() -> dict[str, tuple[str, str, str]]:
-    """This user's jobs that squeue knows: id (with array index) to (state, reason, comment).
+    """This user's jobs in squeue: (state, reason, comment) by id with array index.
 
-    Raises UserError when Slurm does not answer.
+    Raises UserError if Slurm does not answer.
     """
     done = commands.call(["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-o", "%i|%T|%r|%k"])
     if done.returncode:
@@ -109,7 +109,7 @@ def queue() -> dict[str, tuple[str, str, str]]:
 
 
 def finished(ids: list[str]) -> dict[str, str]:
-    """States of jobs that squeue has forgotten, as far as sacct knows them; the last attempt counts."""
+    """States from sacct of jobs that squeue does not list; that of the last attempt."""
     found: dict[str, str] = {}
     for more in ([], ["-c"]):
         words = ["sacct", *more, "-n", "-P", "-o", "jobid,state", "-j", ",".join(ids)]
@@ -126,7 +126,7 @@ def finished(ids: list[str]) -> dict[str, str]:
 
 
 def slurm_states(root: Path) -> dict[str, SlurmState]:
-    """The submitted jobs of a folder by their names; empty where there is no Slurm."""
+    """The submitted jobs of a folder by job id; empty without Slurm."""
     known = submissions(root)
     if not known or not commands.present():
         return {}
@@ -142,7 +142,7 @@ def slurm_states(root: Path) -> dict[str, SlurmState]:
 
 
 def recover(root: Path) -> list[dict[str, Any]]:
-    """Submissions that reached Slurm although no `submitted` line says so, found by their comments."""
+    """Submissions in Slurm without a `submitted` line in the journal, found by their comments."""
     said = {line["comment"] for line in events(root, "submitted", "refused")}
     open_intents = {line["comment"]: line for line in events(root, "intent") if line["comment"] not in said}
     if not open_intents:

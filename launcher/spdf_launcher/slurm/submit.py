@@ -1,4 +1,4 @@
-"""Submits a workflow to Slurm: every job exactly once, with its dependencies, or nothing at all."""
+"""Submits a workflow to Slurm: every job exactly once, with its dependencies; or no job if sbatch refuses one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WAIT_SECONDS = 2.0
 
 
 def run_on_slurm(executor: Executor, workflow: Workflow, jobs: list[Job], root: Path, wait: bool) -> int:
-    """Submit what is missing; with ``wait`` stay until all of it has ended. 0, or 1 when one is not done."""
+    """Submit the missing jobs; with ``wait`` also wait for their end. Returns 0, or 1 if a job is not done then."""
     commands.require()
     require_folder(root)
     with Journal(root) as journal:
@@ -37,7 +37,7 @@ def run_on_slurm(executor: Executor, workflow: Workflow, jobs: list[Job], root: 
 
 
 def say_what(workflow: Workflow, jobs: list[Job], root: Path) -> None:
-    """Print what would be submitted, and let sbatch check it where there is one."""
+    """Print the scripts that would be submitted, and let sbatch check them if this machine has Slurm."""
     wanted = wanted_jobs(jobs, root)
     found = scripts(jobs, root)
     with tempfile.TemporaryDirectory(prefix="spdf-") as folder:
@@ -53,7 +53,7 @@ def say_what(workflow: Workflow, jobs: list[Job], root: Path) -> None:
 
 
 def check_scripts(workflow: Workflow, jobs: list[Job], root: Path) -> str:
-    """Let sbatch check every script; what came of it, in words. UserError when it refuses one."""
+    """Let sbatch check every script; return the result as a message. Raises UserError if it refuses one."""
     if not commands.present():
         return "no sbatch here, so Slurm did not check them"
     with tempfile.TemporaryDirectory(prefix="spdf-") as folder:
@@ -82,7 +82,11 @@ class Submitter:
         self.new: list[str] = []
 
     def submit(self) -> None:
-        """Submit what is wanted and not in the queue. UserError when sbatch refuses; then nothing stays submitted."""
+        """Submit the wanted jobs that are not in the queue.
+
+        Raises:
+            UserError: sbatch refuses a script; the jobs of this call are then cancelled.
+        """
         for line in recover(self.root):
             self.journal.write("submitted", recovered=True, **line)
             print(f"found job {line['id']}, submitted by a launcher that was killed: {', '.join(line['tasks'])}")
@@ -117,7 +121,7 @@ class Submitter:
         self.say(wanted, queued)
 
     def queued(self, states: dict[str, SlurmState]) -> set[str]:
-        """Jobs that Slurm still has. UserError when one of them was submitted with other inputs."""
+        """Jobs in Slurm's queue. Raises UserError if one of them was submitted with other inputs."""
         known = submissions(self.root)
         found = set()
         for job in self.jobs:
@@ -125,7 +129,7 @@ class Submitter:
             if state is None or (job_folder(self.root, job.id).status() is not None and not state.is_live):
                 continue
             if state.state and not state.is_live and state.state == "PENDING":
-                commands.call(["scancel", state.id])  # it would never start, and is submitted anew
+                commands.call(["scancel", state.id])  # it cannot start, and is submitted again
             if state.is_live:
                 if known[job.id].keys[job.id] != job.key:
                     raise UserError(
@@ -136,14 +140,14 @@ class Submitter:
         return found
 
     def must_rest(self, job_id: str, queued: set[str]) -> bool:
-        """Whether a job is in the queue, or failed while jobs that need it still are."""
+        """Whether a job is not submitted: it is in the queue, or a job that needs it is."""
         if job_id in queued:
             return True
         users = [job.id for job in self.jobs if job_id in job.needs]
         return any(self.must_rest(user, queued) for user in users)
 
     def batches(self, script: Script, wanted: set[str]) -> list[Batch]:
-        """The wanted jobs of a script, those with the same dependencies together."""
+        """The wanted jobs of a script, grouped by dependencies."""
         groups: dict[tuple[str, ...], list[Job]] = {}
         for job in script.jobs:
             if job.id in wanted:
@@ -151,7 +155,7 @@ class Submitter:
         return [Batch(script, members, dependencies) for dependencies, members in groups.items()]
 
     def dependencies(self, script: Script, job: Job) -> tuple[str, ...]:
-        """What a job waits for: the submissions of those of its needs that are not done."""
+        """The dependencies of a job: submissions of the needed jobs that are not done."""
         index = script.index(job)
         found = []
         for need in job.needs:
@@ -159,7 +163,7 @@ class Submitter:
                 continue
             parent = self.live[need]
             if job.joins:
-                # A cell that fails must not take the others with it: wait for the end, the manifests tell the rest.
+                # A failed cell must not prevent the choice: wait for the end only. The job reads the manifests.
                 found.append(f"afterany:{parent.slurm_id(need)}")
             elif index is not None and parent.tasks[need] == index:
                 found.append(f"aftercorr:{parent.id}")
@@ -168,7 +172,7 @@ class Submitter:
         return tuple(dict.fromkeys(found))
 
     def submit_batch(self, batch: Batch) -> None:
-        """Submit one batch; an intent is on disk before, the id after."""
+        """Submit one batch. The journal has an `intent` line before and a `submitted` line after."""
         indices = {job.id: batch.script.index(job) for job in batch.jobs}
         comment = f"spdf {self.folder_id()} {len(events(self.root, 'intent')) + 1}"
         keys = {job.id: job.key for job in batch.jobs}
@@ -195,7 +199,7 @@ class Submitter:
         print(f"submitted {slurm_id:>8}  {batch.script.name}{cells}{after}")
 
     def folder_id(self) -> str:
-        """A name of this folder that no other has, for the comments of its jobs."""
+        """A unique name of this folder, for the comments of its jobs."""
         lines = events(self.root, "folder")
         if not lines:
             self.journal.write("folder", id=secrets.token_hex(6))
@@ -203,7 +207,7 @@ class Submitter:
         return str(lines[0]["id"])
 
     def say(self, wanted: set[str], queued: set[str]) -> None:
-        """One line on what was done."""
+        """Print one line with the number of jobs."""
         done = sum(job_folder(self.root, job.id).is_done(job.key) for job in self.jobs)
         print(
             f"{len(wanted)} jobs submitted, {len(queued)} in the queue already, {done} done and unchanged; "
@@ -212,7 +216,7 @@ class Submitter:
 
 
 def wait_for_end(jobs: list[Job], root: Path) -> int:
-    """Show the table whenever it changes, until every job has ended; 1 unless all that is wanted is done."""
+    """Print the table when it changes, until every job has ended. Returns 1 unless all wanted jobs are done."""
     shown = ""
     while True:
         states = gather(root)
