@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import os
 import socket
 import subprocess
+import tempfile
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +20,7 @@ from megatron.core import parallel_state
 from spdf_dist.base.collective import Collective
 from spdf_dist.base.extras import require_extra
 from spdf_dist.base.rank_variables import RENDEZVOUS, Ranks
-from spdf_dist.config.errors import UserError
+from spdf_dist.config.errors import SpdfError, UserError
 
 TIMEOUT_MINUTES = 30.0
 
@@ -118,12 +122,15 @@ def initialize(
         check_interface()
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed insists on it
     if not dist.is_initialized():
+        timeout = datetime.timedelta(minutes=timeout_minutes)
+        store = loopback_store(ranks, timeout) if ranks.rendezvous_file and not locks_files(ranks) else None
         dist.init_process_group(
             "nccl" if where.type == "cuda" else "gloo",
-            init_method=rendezvous(ranks),
+            init_method=None if store else rendezvous(ranks),
+            store=store,
             rank=ranks.rank,
             world_size=ranks.world_size,
-            timeout=datetime.timedelta(minutes=timeout_minutes),
+            timeout=timeout,
         )
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor)
@@ -136,6 +143,38 @@ def initialize(
         data_size=ranks.world_size // tensor,
         device=where,
     )
+
+
+def locks_files(ranks: Ranks) -> bool:
+    """Whether the folder of the rendezvous file has file locks, which torch's store in a file needs."""
+    assert ranks.rendezvous_file is not None
+    with tempfile.TemporaryFile(dir=Path(ranks.rendezvous_file).parent) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+def loopback_store(ranks: Ranks, timeout: datetime.timedelta) -> dist.Store:
+    """A store that rank 0 serves on a free loopback port; the rendezvous file tells the other ranks the port.
+
+    Raises SpdfError when rank 0 does not begin in time.
+    """
+    assert ranks.rendezvous_file is not None
+    path = Path(ranks.rendezvous_file)
+    if ranks.rank == 0:
+        store = dist.TCPStore("127.0.0.1", 0, ranks.world_size, True, timeout, wait_for_workers=False)
+        aside = path.with_suffix(".port")
+        aside.write_text(str(store.port))
+        aside.replace(path)
+        return store
+    deadline = time.monotonic() + timeout.total_seconds()
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise SpdfError("rank 0 has not started")
+        time.sleep(0.02)
+    return dist.TCPStore("127.0.0.1", int(path.read_text()), ranks.world_size, False, timeout, wait_for_workers=False)
 
 
 def rendezvous(ranks: Ranks) -> str:
