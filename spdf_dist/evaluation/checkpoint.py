@@ -1,4 +1,4 @@
-"""A decoder and its tokenizer from a checkpoint."""
+"""Loads a decoder and its tokenizer from a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from spdf_dist.evaluation.decoder import Decoder
 
 GPT2_WORDS = 50257
 GPT2_PARAGRAPH = 628
-"""GPT-2's token of two line ends; LoRA's decoding stops there too."""
+"""GPT-2's token for two line ends. LoRA's decoding also stops at it."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What generation and perplexity work with."""
+    """The model, tokenizer and step of a checkpoint, for generation and perplexity."""
 
     decoder: Decoder
     tokenizer: Tokenizer
@@ -27,7 +27,7 @@ class Loaded:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Tokens that end the answer to a task: the end of the document, and with GPT-2's vocabulary an empty line."""
+        """Tokens that end an output: the end-of-document token, and with GPT-2's vocabulary the empty line."""
         gpt2 = self.tokenizer.vocab_size == GPT2_WORDS and self.tokenizer.decode([GPT2_PARAGRAPH]) == "\n\n"
         return (self.tokenizer.eod_id, GPT2_PARAGRAPH) if gpt2 else (self.tokenizer.eod_id,)
 
@@ -36,12 +36,13 @@ def load(checkpoint: Path, tokenizer: Path | None, device: str) -> Loaded:
     """Read a checkpoint (or a run folder's newest) as a dense model.
 
     Args:
-        checkpoint: the folder.
-        tokenizer: instead of the one kept with the checkpoint.
-        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+        checkpoint: the folder of a checkpoint or a run.
+        tokenizer: a tokenizer to use instead of the checkpoint's; None: the checkpoint's.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
 
     Raises:
-        UserError: no whole checkpoint, weights that are not finite, no tokenizer, one of another vocabulary, or no GPU.
+        UserError: the checkpoint is not complete, has weights that are not finite, or has no tokenizer; the tokenizer
+            has more ids than the model; or there is no GPU.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,7 +54,7 @@ def load(checkpoint: Path, tokenizer: Path | None, device: str) -> Loaded:
     if folder is None:
         raise UserError(f"{checkpoint} keeps no tokenizer; name it with --tokenizer")
     words = load_tokenizer(folder)
-    # A model may have more, as 50,304 for GPT-2's 50,257: no text has them, and none is generated.
+    # A model may have more ids than its tokenizer, such as 50,304 for GPT-2's 50,257. They are never generated.
     if words.vocab_size > dense.model.vocab_size:
         raise UserError(
             f"the tokenizer {folder} has {words.vocab_size} words, the model of {checkpoint} {dense.model.vocab_size};"
@@ -63,9 +64,9 @@ def load(checkpoint: Path, tokenizer: Path | None, device: str) -> Loaded:
 
 
 def check_finite(dense: DenseCheckpoint, path: Path) -> None:
-    """Raise UserError when a weight is NaN or infinite: whatever it computes means nothing."""
+    """Raise UserError when a weight is NaN or infinite, because all outputs would be meaningless."""
     for name, weight in dense.weights.items():
-        least, most = torch.aminmax(weight)  # NaN when one is
+        least, most = torch.aminmax(weight)  # NaN if any value is NaN
         if not (least.isfinite() and most.isfinite()):
             wrong = int((~weight.isfinite()).sum())
             raise UserError(

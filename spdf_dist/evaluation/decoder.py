@@ -1,11 +1,11 @@
 """Inference in one process, from the dense global weights of a checkpoint of any family.
 
-The same function as the model that trains (``spdf_dist.model``), without process groups. Prompts are computed once and
-shared by all beams of an input, and beams are never copied: each step's keys and values stay where they were written,
-and a beam finds its own past among them by its ancestry.
+The model computes the same function as the training model (``spdf_dist.model``), without process groups. A prompt is
+computed once, and all beams of an input share its keys and values. Beams are never copied: the keys and values of each
+step remain where they were written, and the attention bias of a beam selects its own ancestors.
 
-Shapes: N inputs, B beams, P prompt length (padded), S generated steps, K keys, T tokens, V words, h heads, g key and
-value heads, c head size, d = h * c hidden size.
+Shapes: N inputs, B beams, P prompt length (padded), S generated steps, K keys, T tokens, V vocabulary entries, h query
+heads, g key-value heads, c head size, d = h * c hidden size.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from spdf_dist.model.architecture import family_module
 
 
 class InferenceModel(Protocol):
-    """A family's forward pass in parts. ``positions`` are [T], or [N, 1] where an input's tokens share one."""
+    """The parts of a family's forward pass. ``positions`` are [T], or [N, 1] where all tokens of an input share one."""
 
     layers: Sequence[Any]
     """The weights of each layer."""
 
     def embed(self, tokens_NT: Tensor, positions: Tensor) -> Tensor:
-        """[N, T, d]."""
+        """Embeddings [N, T, d] of tokens [N, T]."""
 
     def attention_inputs(self, layer: Any, x_NTd: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [N, h, T, c], keys and values [N, g, T, c]; h is a multiple of g."""
+        """Queries [N, h, T, c], keys and values [N, g, T, c]. h is a multiple of g."""
 
     def finish(self, layer: Any, x_NTd: Tensor, attended_NTd: Tensor) -> Tensor:
-        """The layer's output, from its input and the heads' outputs side by side."""
+        """The layer's output [N, T, d], from its input and the concatenated outputs of the heads, both [N, T, d]."""
 
     def logits(self, x: Tensor) -> Tensor:
-        """[..., V], fp32, of hidden states [..., d]."""
+        """Logits, fp32 [..., V], of hidden states [..., d]."""
 
 
 class Cache:
-    """Keys and values of N inputs: P of their prompts, then B of every generated step, in a space for S steps."""
+    """Keys and values of N inputs: P for the prompt, then B for each generated step, with space for S steps."""
 
     def __init__(
         self, lengths_N: Tensor, prompt_kv: Sequence[tuple[Tensor, Tensor]], beams: int, max_steps: int
@@ -58,9 +58,9 @@ class Cache:
         )
         """0 where the prompt has a token, -inf at its padding."""
         self.ancestry_NBS = torch.zeros((inputs, beams, max_steps), dtype=torch.int64, device=keys.device)
-        """Which slot a beam's own token has at each step."""
+        """The slot (0 to B - 1) of a beam's own token at each step."""
         self.kv: list[tuple[Tensor, Tensor]] = []
-        """A layer: keys and values [N, h, P + S * B, c], of which the first P + steps * B are filled."""
+        """Per layer: keys and values [N, g, P + S * B, c], of which the first P + steps * B are filled."""
         shape = (inputs, heads, self.prompt + max_steps * beams, head)
         for pair in prompt_kv:
             spaces = keys.new_empty(shape), keys.new_empty(shape)
@@ -70,28 +70,28 @@ class Cache:
 
     @property
     def filled(self) -> int:
-        """Keys an input has."""
+        """Number of filled keys per input."""
         return self.prompt + self.steps * self.beams
 
     def begin_step(self) -> None:
-        """Make room for one token of every beam."""
+        """Extend the cache by one token per beam. Each beam's own slot is its index."""
         self.ancestry_NBS[:, :, self.steps] = torch.arange(self.beams, device=self.ancestry_NBS.device)
         self.steps += 1
 
     def bias(self) -> Tensor:
-        """[N, 1, B, filled]: 0 where a beam sees its prompt and its own past, -inf at padding and others' tokens."""
+        """[N, 1, B, filled]: 0 at the prompt and at a beam's own tokens, -inf at padding and other beams' tokens."""
         slots = torch.arange(self.beams, device=self.ancestry_NBS.device)
         others = self.ancestry_NBS[:, :, : self.steps, None] != slots
         past = self.prompt_bias_NBP.new_zeros(others.shape).masked_fill_(others, -torch.inf)
         return torch.cat([self.prompt_bias_NBP, past.flatten(2)], dim=-1)[:, None]
 
     def reorder(self, beams_NB: Tensor) -> None:
-        """Make beam b go on from what was beam ``beams_NB[n, b]``."""
+        """Make beam b of input n the continuation of beam ``beams_NB[n, b]``."""
         index = beams_NB[:, :, None].expand(-1, -1, self.steps)
         self.ancestry_NBS[:, :, : self.steps] = self.ancestry_NBS[:, :, : self.steps].gather(1, index)
 
     def keep(self, inputs: Tensor) -> None:
-        """Drop all inputs but ``inputs`` (int64 [n])."""
+        """Keep only the inputs ``inputs`` (int64 [n])."""
         self.lengths_N = self.lengths_N[inputs]
         self.prompt_bias_NBP = self.prompt_bias_NBP[inputs]
         self.ancestry_NBS = self.ancestry_NBS[inputs]
@@ -103,10 +103,10 @@ class Decoder:
 
     Args:
         model: the architecture.
-        weights: every global tensor, dense (names in the family's ``architecture.py``).
-        device: where to compute.
-        dtype: in which precision.
-        words: how many of the model's words may be generated, from the first; None: all.
+        weights: every global tensor, dense, by its name in the family's ``architecture.py``.
+        device: device of the computation.
+        dtype: dtype of the computation.
+        words: number of token ids, from 0, that may be generated; None: all.
 
     Raises:
         KeyError: a weight is missing.
@@ -130,19 +130,22 @@ class Decoder:
 
     @torch.inference_mode()
     def logits(self, tokens_NT: Tensor) -> Tensor:
-        """Logits of the next token at every position, [N, T, V]; T is at most the context window."""
+        """Logits of the next token at every position, [N, T, V]. T is at most the context window.
+
+        Raises NonFiniteError for NaN.
+        """
         return check_logits(self.network.logits(self._read(tokens_NT, [])))
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], beams: int, max_steps: int) -> tuple[Cache, Tensor]:
-        """Read prompts of any lengths (each at least one token).
+        """Compute prompts of any lengths of at least one token.
 
         Returns:
             a cache for ``beams`` beams per input and up to ``max_steps`` steps; the logits after each prompt [N, V].
         """
         lengths_N = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         longest = int(lengths_N.max())
-        # Padding stands at the end: causal attention keeps it out of the prompt, prompt_bias out of what follows.
+        # Padding is at the end. Causal attention hides it from the prompt, and prompt_bias from generated tokens.
         tokens_NP = torch.tensor(
             [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], dtype=torch.int64, device=self.device
         )
@@ -153,8 +156,8 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, tokens_NB: Tensor, cache: Cache) -> Tensor:
-        """Append one token to every beam; the logits of the next, [N, B, V]."""
-        # An input that is done may stay in the batch past the window; what it gets there is not read.
+        """Append one token (int64 [N, B]) to every beam, and return the logits of the next token, [N, B, V]."""
+        # A finished input may remain in the batch beyond the context window. Its outputs there are not used.
         positions_N1 = (cache.lengths_N + cache.steps).clamp(max=self.model.seq_length - 1)[:, None]
         start = cache.filled
         beams = tokens_NB.shape[1]
@@ -170,7 +173,7 @@ class Decoder:
         return self._next(x_NBd)
 
     def _read(self, tokens_NT: Tensor, keys_values: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Hidden states [N, T, d] of whole sequences; every layer's keys and values are appended to the list."""
+        """Hidden states [N, T, d] of whole sequences. The keys and values of every layer are appended to the list."""
         positions_T = torch.arange(tokens_NT.shape[1], device=self.device)
         x_NTd = self.network.embed(tokens_NT, positions_T)
         for layer in self.network.layers:
@@ -187,14 +190,14 @@ class Decoder:
 
 
 def check_logits(logits: Tensor) -> Tensor:
-    """``logits`` [..., V]; raises NonFiniteError when a hidden state was NaN, which makes all of its logits NaN."""
+    """Return ``logits`` [..., V]. Raises NonFiniteError when a hidden state was NaN, which makes its logits NaN."""
     if logits[..., 0].isnan().any():
         raise NonFiniteError("the model's outputs are NaN: its weights overflow in the computation")
     return logits
 
 
 def attend(q_NhTc: Tensor, k_NgKc: Tensor, v_NgKc: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention under ``bias``, or causal where there is none; the heads' outputs side by side, [N, T, d]."""
+    """Attention with ``bias``, or causal attention without one. Returns the concatenated heads, [N, T, d]."""
     y_NhTc = F.scaled_dot_product_attention(
         q_NhTc,
         k_NgKc,

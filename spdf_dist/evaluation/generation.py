@@ -1,6 +1,6 @@
-"""Text from a decoder: greedy, sampled, or by beam search as transformers does it.
+"""Text generation: greedy, by sampling, or by beam search as in transformers.
 
-Every input's result depends on that input alone: not on its neighbours in the batch nor on the batch's size.
+The result of an input does not depend on the other inputs of its batch or on the batch size.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from spdf_dist.base.random_streams import philox
 from spdf_dist.evaluation.decoder import Decoder
 
 NEVER = -1e9
-"""A score that no sequence reaches; finite, so that differences stay numbers."""
+"""A score below that of every sequence. It is finite, so that differences are not NaN."""
 
 COMPACT_AT = 0.75
-"""Inputs that are done leave the batch when no more than this share of it is open: leaving copies the cache."""
+"""Finished inputs leave the batch only when at most this share of it is open, because removal copies the cache."""
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How to decode. The defaults are LoRA's for E2E (Hu et al., 2022)."""
+    """Settings of decoding. The defaults are those of LoRA for E2E (Hu et al., 2022)."""
 
     max_new_tokens: int = 64
     beams: int = 10
-    """1: greedy, or sampling."""
+    """1: greedy decoding or sampling."""
     length_penalty: float = 0.8
     """Beam search ranks finished sequences by log-probability / (generated tokens) ** length_penalty."""
     no_repeat_ngram: int = 4
-    """No n tokens in a row occur twice; 0 is off."""
+    """No sequence of this many tokens occurs twice; 0: off."""
     ngrams_of_prompt: bool = True
-    """Whether the prompt counts as having occurred, as in transformers; LoRA counts generated tokens only."""
+    """Whether n-grams of the prompt count too, as in transformers. LoRA counts only generated tokens."""
     sample: bool = False
-    """Draw from the distribution instead of taking the best; needs beams = 1."""
+    """Sample from the distribution instead of taking the most likely token; needs beams = 1."""
     temperature: float = 1.0
     top_k: int = 0
-    """Sample among the k likeliest; 0 is all."""
+    """Sample among the k most likely tokens; 0: all."""
     top_p: float = 1.0
-    """Sample among the likeliest that together have this probability."""
+    """Sample among the most likely tokens that together have this probability."""
     seed: int = 0
 
 
@@ -58,17 +58,18 @@ def generate(
 
     Args:
         decoder: the model.
-        prompts: token ids, at least one each, and fewer than the context window.
+        prompts: token ids. Each prompt has at least one token and fewer than the context window.
         end_ids: tokens that end a text.
-        settings: how to decode.
-        batch_size: inputs that are decoded together; prompts are sorted by length first.
-        progress: told the number of inputs after each batch.
+        settings: settings of decoding.
+        batch_size: number of inputs per batch. Prompts are sorted by length first.
+        progress: called with the number of inputs of each finished batch.
 
     Returns:
-        the generated ids of each prompt, in its order, without the ending token.
+        the generated ids of each prompt, in the order of the prompts, without the end token.
 
     Raises:
-        ValueError: an empty prompt, or one that does not fit.
+        ValueError: a prompt is empty, or does not fit the context window.
+        NonFiniteError: the outputs of the model are NaN.
     """
     window = decoder.model.seq_length
     for number, prompt in enumerate(prompts):
@@ -90,18 +91,18 @@ def generate(
 
 
 def limits(decoder: Decoder, prompts: Sequence[Sequence[int]], settings: GenerationSettings) -> list[int]:
-    """The most tokens that each prompt may get."""
+    """The maximum number of generated tokens of each prompt."""
     return [min(settings.max_new_tokens, decoder.model.seq_length - len(prompt)) for prompt in prompts]
 
 
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Prompts [N, P], padded in front with -1, which is no token."""
+    """Prompts, int64 [N, P], padded at the start with -1, which is not a token."""
     longest = max(map(len, prompts))
     return torch.tensor([[-1] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
 
 
 def ban_repeats(scores_RV: Tensor, history_RT: Tensor, size: int) -> None:
-    """Set to -inf the tokens that would make the last ``size`` tokens of a row occur a second time."""
+    """Set to -inf, in place, the tokens that would repeat an n-gram of ``size`` tokens of the row's history."""
     length = history_RT.shape[1]
     if size == 0 or length < size:
         return
@@ -117,7 +118,7 @@ def ban_repeats(scores_RV: Tensor, history_RT: Tensor, size: int) -> None:
 
 
 def history(prompts_NP: Tensor, sequences_NBT: Tensor, settings: GenerationSettings) -> Tensor:
-    """What n-grams are looked for in, [N * B, T]."""
+    """The tokens in which n-grams are counted, [N * B, T]."""
     if settings.ngrams_of_prompt:
         prompts = prompts_NP[:, None].expand(-1, sequences_NBT.shape[1], -1)
         sequences_NBT = torch.cat([prompts, sequences_NBT], dim=-1)
@@ -131,7 +132,7 @@ def continue_single(
     end_ids: Sequence[int],
     settings: GenerationSettings,
 ) -> list[list[int]]:
-    """Greedy or sampled continuations. ``numbers`` are the inputs' own, which key their random streams."""
+    """Greedy or sampled continuations. ``numbers`` are the inputs' global numbers, which key their random streams."""
     ends = torch.tensor(list(end_ids), device=decoder.device)
     prompts_NP = left_padded(prompts, decoder.device)
     most = limits(decoder, prompts, settings)
@@ -155,15 +156,15 @@ def continue_single(
 
 
 def until_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
-    """``ids`` up to the first ending token, included."""
+    """``ids`` up to and including the first end token."""
     at = next((at for at, token in enumerate(ids) if token in end_ids), len(ids))
     return ids[: at + 1]
 
 
 def uniform(seed: int, numbers: Sequence[int], steps: int) -> Tensor:
-    """One number in [0, 1) an input and step [N, S], float64; keyed by the seed and the input's number.
+    """One number in [0, 1) per input and step, float64 [N, S], keyed by the seed and the input's number.
 
-    Fewer steps give the beginning of the same numbers.
+    The numbers of a step do not depend on ``steps``.
     """
     rows = []
     for number in numbers:
@@ -172,7 +173,7 @@ def uniform(seed: int, numbers: Sequence[int], steps: int) -> Tensor:
 
 
 def draw(logits_NV: Tensor, uniform_N: Tensor, settings: GenerationSettings) -> Tensor:
-    """A token a row: temperature, then top_k, then top_p, then the inverse of the distribution at ``uniform_N``."""
+    """One token per row, int64 [N]: temperature, top_k, top_p, then inversion of the distribution at ``uniform_N``."""
     ranked_NV, tokens_NV = (logits_NV.double() / settings.temperature).sort(dim=-1, descending=True, stable=True)
     if settings.top_k:
         ranked_NV[:, settings.top_k :] = -torch.inf
@@ -182,13 +183,13 @@ def draw(logits_NV: Tensor, uniform_N: Tensor, settings: GenerationSettings) -> 
     kept_NV[:, 0] = True
     summed_NV = (probabilities_NV * kept_NV).cumsum(-1)
     chosen_N1 = torch.searchsorted(summed_NV, uniform_N[:, None] * summed_NV[:, -1:], right=True)
-    # Rounding may put the point at the very end: the last token that has a probability.
+    # Rounding may exceed the sum. Then the last token with a positive probability is taken.
     last_N1 = (kept_NV & (probabilities_NV > 0)).sum(-1, keepdim=True) - 1
     return tokens_NV.gather(1, torch.minimum(chosen_N1, last_N1))[:, 0]
 
 
 class Beams:
-    """The state of a beam search over N inputs, which may leave one by one. B beams, t tokens so far."""
+    """The state of a beam search over N inputs with B beams, after t tokens. Finished inputs can be removed."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], most: Sequence[int], beams: int, device: torch.device) -> None:
         count = len(prompts)
@@ -197,7 +198,7 @@ class Beams:
         self.open_N = torch.ones(count, dtype=torch.bool, device=device)
         self.prompts_NP = left_padded(prompts, device)
         self.sequences_NBt = torch.empty((count, beams, 0), dtype=torch.int64, device=device)
-        # All beams begin alike; only the first may be continued at first.
+        # All beams are equal at the start. Therefore only the first may continue at the first step.
         self.scores_NB = torch.full((count, beams), NEVER, device=device)
         self.scores_NB[:, 0] = 0.0
         self.finished_NBS = torch.full((count, beams, max(most)), -1, dtype=torch.int64, device=device)
@@ -205,7 +206,7 @@ class Beams:
         self.is_finished_NB = torch.zeros((count, beams), dtype=torch.bool, device=device)
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all inputs but ``rows``."""
+        """Keep only the inputs ``rows`` (int64 [n])."""
         for name, value in vars(self).items():
             setattr(self, name, value[rows])
 
@@ -213,12 +214,13 @@ class Beams:
 def beam_search(
     decoder: Decoder, prompts: Sequence[Sequence[int]], end_ids: Sequence[int], settings: GenerationSettings
 ) -> list[list[int]]:
-    """The best sequence of each prompt, its ending token included.
+    """The best sequence of each prompt, including its end token.
 
-    As transformers' ``generate`` with ``early_stopping=False``: at each step the best (1 + ends) * B continuations of
-    all beams are looked at; those among the first B that end are finished, with their length penalty, and the best B
-    that do not end go on. An input is done when B sequences are finished and the best running one, at its present
-    length, scores no better than the worst of them; at ``max_new_tokens`` whatever runs counts as finished.
+    The search equals transformers' ``generate`` with ``early_stopping=False``. Each step considers the best
+    (1 + number of end tokens) * B continuations of all beams. Continuations that end are finished, with their length
+    penalty, if they are among the first B. The best B continuations that do not end continue. An input is done when B
+    sequences are finished and the best running sequence, at its present length, does not score higher than the worst
+    finished one. At the limit of generated tokens, running sequences count as finished.
     """
     device = decoder.device
     ends = torch.tensor(list(end_ids), device=device)
@@ -249,7 +251,7 @@ def beam_search(
 def advance(
     state: Beams, logits_NBV: Tensor, ends: Tensor, candidates: int, step: int, settings: GenerationSettings
 ) -> tuple[Tensor, Tensor]:
-    """Take step ``step`` (from 1) in ``state``; the beams that go on [N, B], and the tokens they take [N, B]."""
+    """Make step ``step`` (from 1) in ``state``. Returns the continued beams [N, B] and their new tokens [N, B]."""
     count, beams, words = logits_NBV.shape
     log_probs = logits_NBV.log_softmax(-1).flatten(0, 1)
     ban_repeats(log_probs, history(state.prompts_NP, state.sequences_NBt, settings), settings.no_repeat_ngram)
@@ -268,7 +270,7 @@ def advance(
 
 
 def finish(state: Beams, sequences_NKt: Tensor, ranks_NK: Tensor, ended_NK: Tensor) -> None:
-    """Enter the sequences that ended among the first B candidates, and keep the best B of all finished ones."""
+    """Add the ended sequences among the first B candidates, and keep the best B of all finished sequences."""
     beams = state.scores_NB.shape[1]
     ended_NK = ended_NK & (torch.arange(ended_NK.shape[1], device=ended_NK.device) < beams)
     if not ended_NK.any():
@@ -284,14 +286,14 @@ def finish(state: Beams, sequences_NKt: Tensor, ranks_NK: Tensor, ended_NK: Tens
 
 
 def is_done(state: Beams, step: int, length_penalty: float) -> Tensor:
-    """Whether no running beam of an input can be expected to enter its finished ones, bool [N]."""
+    """Whether an input is done, by the rule in ``beam_search``, bool [N]."""
     best_running_N = state.scores_NB[:, 0] / step**length_penalty
     worst_finished_N = state.finished_scores_NB.amin(dim=1)
     return state.is_finished_NB.all(dim=1) & (best_running_N <= worst_finished_N)
 
 
 def collect(state: Beams, rows_N: Tensor, results: list[list[int]], end_ids: Sequence[int]) -> None:
-    """Put the best finished sequence of each of ``rows_N`` (bool [N]) in its place of ``results``."""
+    """Store the best finished sequence of each input in ``rows_N`` (bool [N]) in ``results``."""
     for row in rows_N.nonzero()[:, 0].tolist():
         best = [token for token in state.finished_NBS[row, 0].tolist() if token >= 0]
         results[int(state.inputs_N[row])] = until_end(best, end_ids)

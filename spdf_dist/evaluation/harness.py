@@ -1,7 +1,7 @@
 """Scores of a checkpoint on the tasks of EleutherAI's lm-evaluation-harness.
 
-The checkpoint is exported to a temporary Hugging Face folder and evaluated by the harness itself. The numbers are
-therefore those of the harness on an exported model.
+The checkpoint is exported to a temporary Hugging Face folder, and the harness evaluates that model. Therefore the
+scores are those of the harness.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ def evaluate_tasks(
     """Evaluate a checkpoint, dense or sparse.
 
     Args:
-        source: a ``step_N`` folder, or a run folder whose newest checkpoint is taken.
+        source: a ``step_N`` folder, or a run folder, whose newest checkpoint is used.
         tasks: names of tasks or groups of tasks.
-        task_folder: a folder with further task files in the harness's YAML form.
-        num_fewshot: examples before each question; None takes the task's own number.
-        limit: evaluate the first ``limit`` documents of each task only; None takes all.
+        task_folder: a folder with additional task files in the harness's YAML format.
+        num_fewshot: number of examples before each question; None: the task's default.
+        limit: number of documents per task; None: all.
         batch_size: sequences per forward pass.
-        device: ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
 
     Returns:
-        A JSON object: ``tasks`` has the harness's metrics by task, and the other keys say what was evaluated how.
+        A JSON object. ``tasks`` has the harness's metrics by task. The other keys record the checkpoint and settings.
 
     Raises:
-        UserError: the harness is not installed, a task is not known or its data cannot be loaded, or ``source`` is not
-            a whole checkpoint with a tokenizer.
+        UserError: the harness is not installed, a task is unknown or its data cannot be loaded, or ``source`` is not a
+            complete checkpoint with a tokenizer.
     """
     checkpoint = Checkpoint(source)
     if checkpoint.tokenizer_dir is None:
@@ -93,7 +93,7 @@ def evaluate_tasks(
 
 
 def open_harness(task_folder: Path | None) -> tuple[Any, Any]:
-    """The harness and its index of tasks."""
+    """The harness and its index of tasks. Raises UserError when it is not installed or the folder is missing."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if task_folder is not None and not task_folder.is_dir():
         raise UserError(f"--include-path: {task_folder} is not a folder")
@@ -107,7 +107,7 @@ def open_harness(task_folder: Path | None) -> tuple[Any, Any]:
 
 
 def metrics_of(row: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a task's row; the harness writes the filter behind a comma, and 'none' where there is none."""
+    """The metrics of a task's row. The harness appends the name of the filter after a comma, or 'none' without one."""
     numbers = {}
     for key, value in row.items():
         if isinstance(value, int | float) and "_stderr" not in key and key not in ("sample_len", "sample_count"):

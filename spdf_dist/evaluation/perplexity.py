@@ -1,4 +1,4 @@
-"""Perplexity of a model on text, on packed data, or on a task's targets."""
+"""Perplexity of a model on text, on packed data, or on the targets of a task."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ from spdf_dist.evaluation.checkpoint import Loaded
 from spdf_dist.evaluation.decoder import Decoder
 
 TOKENS_AT_ONCE = 2048
-"""Tokens in a forward pass, which bounds the memory of the logits."""
+"""Tokens per forward pass. The limit bounds the memory of the logits."""
 
 
 @dataclass
 class Likelihood:
-    """What a model thought of a text."""
+    """The likelihood of a text under a model."""
 
     nats: float = 0.0
     """Sum of the negative log-probabilities of all predicted tokens."""
     tokens: int = 0
-    """Predicted tokens; the end of each document is one."""
+    """Number of predicted tokens, including the end token of each document."""
     words: int = 0
-    """Words between white space."""
+    """Number of words separated by white space."""
 
     @property
     def loss(self) -> float:
-        """Nats a token."""
+        """Mean loss, nats per token."""
         return self.nats / self.tokens
 
     @property
     def per_token(self) -> float:
-        """Infinite where a token costs more nats than a float can raise e to."""
+        """Perplexity per token; infinite where it exceeds the range of floats."""
         return exp(self.loss)
 
     @property
     def per_word(self) -> float:
-        """Comparable between tokenizers; infinite without words, and as ``per_token``."""
+        """Perplexity per word, comparable between tokenizers; infinite without words or beyond the range of floats."""
         return exp(self.nats / self.words) if self.words else math.inf
 
 
 def exp(value: float) -> float:
-    """e to the ``value``; infinite where that is no float."""
+    """e to the power of ``value``; infinite beyond the range of floats."""
     try:
         return math.exp(value)
     except OverflowError:
@@ -61,13 +61,17 @@ def exp(value: float) -> float:
 
 
 Part = tuple[list[int], int]
-"""Token ids of a stretch of a stream, and the words that it ends."""
+"""Token ids of a part of a stream, and the number of words to count with it."""
 
 
 def text_stream(paths: Sequence[Path], tokenizer: Tokenizer, report: Callable[[Problem], None]) -> Iterator[Part]:
-    """The documents of text files as packing joins them, after a first end-of-document token; no empty ones."""
+    """The documents of text files as packing joins them, after an initial end-of-document token.
+
+    Empty documents are left out. Raises UserError where the tokenizer would have to encode a document in parts but
+    cannot.
+    """
     yield [tokenizer.eod_id], 0
-    inside = False  # a document whose parts came before: an empty part may end it
+    inside = False  # whether a document has begun, which an empty part may end
     for document in documents(paths, report):
         if not document.text and not inside:
             continue
@@ -79,11 +83,11 @@ def text_stream(paths: Sequence[Path], tokenizer: Tokenizer, report: Callable[[P
 
 
 def packed_stream(data: PackedDataset, tokenizer: Tokenizer) -> Iterator[Part]:
-    """The tokens of a packed folder in its order; words are counted by decoding each document."""
+    """The tokens of a packed folder in order. Words are counted by decoding each document."""
     document: list[int] = []
     for number in range(data.num_sequences):
         ids = data.read(np.array([number]))[0].tolist()
-        # A sequence's first token is the last of the one before.
+        # The first token of a sequence is the last token of the previous one.
         ids = ids if number == 0 else ids[1:]
         words = 0
         start = 0
@@ -97,9 +101,9 @@ def packed_stream(data: PackedDataset, tokenizer: Tokenizer) -> Iterator[Part]:
 
 
 def stream_likelihood(decoder: Decoder, parts: Iterable[Part], progress: Callable[[int], object]) -> Likelihood:
-    """Likelihood of a stream, cut into windows of the model's context; every token but the first is predicted once.
+    """Likelihood of a stream, cut into context windows. Every token except the first is predicted once.
 
-    ``progress`` is told the tokens of each forward pass.
+    ``progress`` is called with the number of predicted tokens of each forward pass.
     """
     window = decoder.model.seq_length
     rows = max(1, TOKENS_AT_ONCE // window)
@@ -121,7 +125,7 @@ def stream_likelihood(decoder: Decoder, parts: Iterable[Part], progress: Callabl
 def task_likelihood(
     loaded: Loaded, task: Task, examples: Sequence[Example], progress: Callable[[int], object]
 ) -> Likelihood:
-    """Likelihood of the targets, each after its context, in the form of fine-tuning."""
+    """Likelihood of the targets after their contexts, encoded as in fine-tuning."""
     window = loaded.decoder.model.seq_length
     total = Likelihood(words=sum(len(example.target.split()) for example in examples))
     encoded = task.encode(examples, loaded.tokenizer, window + 1)
@@ -143,7 +147,7 @@ def add(
     labels_NT: torch.Tensor,
     progress: Callable[[int], object],
 ) -> None:
-    """Add the likelihood of ``labels_NT`` after ``tokens_NT``; labels of ``IGNORED`` count nothing."""
+    """Add the likelihood of ``labels_NT`` given ``tokens_NT`` to ``total``. Labels of ``IGNORED`` do not count."""
     logits = decoder.logits(tokens_NT.to(decoder.device)).flatten(0, 1)
     labels = labels_NT.to(decoder.device).flatten()
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")

@@ -1,8 +1,8 @@
-"""What generated texts and scores were made from, recorded by the command that makes them.
+"""Records the provenance of generated texts and scores.
 
-``spdf generate`` writes ``FILE.provenance.json`` beside its texts. ``spdf evaluate --json`` passes the content on, and
-``spdf perplexity --json`` prints the same facts: the checkpoint with its digest and lineage, the task, the split, the
-settings, and whether the data were generated. The report reads these facts and infers none.
+``spdf generate`` writes ``FILE.provenance.json`` beside its texts. ``spdf evaluate --json`` copies the content to its
+output, and ``spdf perplexity --json`` prints the same facts: the checkpoint with its digest and lineage, the task, the
+split, the settings, and whether the data are synthetic. The report uses only these records.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ SCHEMA_VERSION = 1
 
 
 def side_file(texts: Path) -> Path:
-    """Where the provenance of a file of texts stands."""
+    """The path of the provenance record of a file of texts."""
     return texts.with_name(f"{texts.name}.provenance.json")
 
 
 def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint: where it lay, its step, its digest, and the runs that made it."""
+    """Facts of a checkpoint: path, step, digest, and the runs that made it."""
     return {
         "path": str(checkpoint.path.resolve()),
         "step": checkpoint.step,
@@ -37,7 +37,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """A data file: its path, and its sha256; null for a folder."""
+    """Facts of a data file: path and sha256 (None for a folder)."""
     digest = None
     if path.is_file():
         with path.open("rb") as file:
@@ -46,7 +46,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def write_side_file(texts: Path, facts: dict[str, Any]) -> None:
-    """Record what ``texts`` were made from; nothing for a device or a pipe."""
+    """Write the provenance record of ``texts``, unless ``texts`` is a device or a pipe."""
     if is_special(texts):
         return
     content = {"schema_version": SCHEMA_VERSION, **facts, "texts_sha256": file_facts(texts)["sha256"]}
@@ -54,12 +54,12 @@ def write_side_file(texts: Path, facts: dict[str, Any]) -> None:
 
 
 def read_side_file(texts: Path) -> dict[str, Any] | None:
-    """What ``texts`` were made from; None without a record.
+    """The provenance record of ``texts``; None without one.
 
-    A record of other texts is named on stderr and ignored: the file has changed since it was written.
+    A record of other content is ignored with a message on stderr, because the file has changed since the record.
 
     Raises:
-        UserError: the side file is not a provenance record.
+        UserError: the side file is not a provenance record, or has another schema version.
     """
     path = side_file(texts)
     if not path.is_file():

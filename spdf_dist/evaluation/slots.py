@@ -1,4 +1,4 @@
-"""Slot accuracy: how much of its input a text of the synthetic E2E data says."""
+"""Slot accuracy of texts on the synthetic E2E data: the share of input slots that the texts mention."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from spdf_dist.data.tasks.files import read_csv
 
 
 def share_said(inputs: Path, hypotheses: Sequence[str]) -> float:
-    """The share, in [0, 1], of all slots of the distinct inputs that their texts say.
+    """The share in [0, 1] of all slots of the distinct inputs that their texts mention.
 
     Raises:
-        UserError: the file cannot be read, is not the synthetic data, or has another number of inputs.
+        UserError: the file cannot be read, is not synthetic data, or has another number of inputs.
     """
     meanings = [meaning for meaning, _ in groupby(row.get("mr", "") for _, row in read_csv(inputs))]
     if any("kind" not in dict(parse_mr(meaning)) for meaning in meanings):
@@ -28,5 +28,5 @@ def share_said(inputs: Path, hypotheses: Sequence[str]) -> float:
 
 
 def joined(text: str) -> str:
-    """``text`` with the words together again that E2E's preparation cuts: family - friendly, Tinker 's."""
+    """``text`` with words rejoined that E2E's preparation splits, such as ``family - friendly`` and ``Tinker 's``."""
     return re.sub(r"\s+'", "'", re.sub(r"\s*-\s*", "-", text))

@@ -1,4 +1,4 @@
-"""Generated answers to a task's inputs: one line for each distinct input, in the file's order."""
+"""Generates one line of text for each distinct input of a task, in file order."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from spdf_dist.evaluation.generation import GenerationSettings, generate
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """What came out."""
+    """Generated texts and counts of truncations."""
 
     texts: list[str]
     cut_prompts: int
-    """Inputs whose context was too long for the model and lost its end."""
+    """Number of inputs whose context was too long for the model and lost its end."""
     unfinished: int
-    """Texts that the limit cut off."""
+    """Number of texts that reached the limit of tokens."""
 
 
 def room(window: int, max_new_tokens: int) -> int:
-    """Tokens of the context window that a prompt leaves free at least."""
+    """Minimum number of tokens of the context window that a prompt leaves for generation."""
     return min(max_new_tokens, window // 4)
 
 
@@ -35,7 +35,7 @@ def generate_task(
     batch_size: int,
     progress: Callable[[int], object],
 ) -> Hypotheses:
-    """Answer each distinct context of ``examples``; the texts end at an empty line and are finished as the task says.
+    """Generate a text for each distinct context of ``examples``. It ends at an empty line and is finished by the task.
 
     Raises:
         UserError: the context window is too short for any prompt.

@@ -1,1 +1,1 @@
-"""Tables, figures and one self-contained page from run and workflow folders. Reads files only; starts no training."""
+"""Makes tables, figures and one self-contained page from run and workflow folders. It only reads their files."""

@@ -1,6 +1,6 @@
-"""The figures, each a function from plain numbers to a matplotlib figure. Called inside ``style.drawing()``.
+"""Functions that draw figures with matplotlib from plain numbers. They must be called inside ``style.drawing()``.
 
-They are narrow, so that their text can be read on a page 400 pixels wide.
+The figures are narrow, so that their text is readable on a page of 400 pixels width.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ if TYPE_CHECKING:
     from matplotlib.ticker import MaxNLocator
 
 WIDTH = 5.4
-"""Inches."""
+"""Width of a figure in inches."""
 MAX_POINTS = 1200
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line."""
+    """One line of a figure."""
 
     label: str
-    """Lines with one label share a colour and are labelled once."""
+    """Lines with the same label share a colour and one legend entry."""
     colour: str
     x: Sequence[float]
     y: Sequence[float]
     dash: int = 0
-    """Index of its line style: 0 is solid."""
+    """Index of the line style; 0: solid."""
     whole: bool = True
-    """False for a run that has not ended; its line is thinner."""
+    """Whether the run is finished. The line of an unfinished run is thinner."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One horizontal bar, of parts from left to right."""
+    """One horizontal bar with parts from left to right."""
 
     label: str
     colour: str
     parts: Sequence[float]
     note: str
-    """Written behind the bar."""
+    """Text to the right of the bar."""
 
 
 @dataclass(frozen=True)
 class Dot:
-    """One value with its deviation."""
+    """One value with its deviation, for ``dot_figure``."""
 
     label: str
     colour: str
@@ -59,11 +59,11 @@ class Dot:
     deviation: float | None
     note: str
     hollow: bool = False
-    """For reference values of others."""
+    """Whether the marker is hollow, which denotes a printed value."""
 
 
 def count_label(value: float, _: object = None) -> str:
-    """2500000 as 2.5M."""
+    """A count as short text: 2500000 as 2.5M."""
     if value == 0:
         return "0"
     for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
@@ -73,7 +73,7 @@ def count_label(value: float, _: object = None) -> str:
 
 
 def power_label(value: float, _: object = None) -> str:
-    """Powers of ten in the form 2.5e15."""
+    """A number with a power of ten, such as 2.5e15."""
     if value == 0:
         return "0"
     mantissa, exponent = f"{value:.2e}".split("e")
@@ -81,7 +81,7 @@ def power_label(value: float, _: object = None) -> str:
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
-    """A divisor and a unit in which ``seconds`` reads well."""
+    """(divisor, unit) with which ``seconds`` has a readable size."""
     for name, scale in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 2 * scale:
             return scale, name
@@ -89,7 +89,7 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 
 def smooth(values: Sequence[float], span: int) -> list[float]:
-    """Moving average over up to ``span`` points: centred, narrower at the steep start, one-sided at the end."""
+    """Moving average over up to ``span`` points: centred, narrower at the start, one-sided at the end."""
     sums, counts = [0.0], [0]
     for value in values:
         finite = math.isfinite(value)
@@ -105,7 +105,7 @@ def smooth(values: Sequence[float], span: int) -> list[float]:
 
 
 def thin(series: Series) -> Series:
-    """Fewer points, the last one kept."""
+    """The line with fewer than twice ``MAX_POINTS`` points, including the last one."""
     stride = max(1, len(series.x) // MAX_POINTS)
     chosen = [*range(0, len(series.x) - 1, stride), len(series.x) - 1] if series.x else []
     x, y = [series.x[i] for i in chosen], [series.y[i] for i in chosen]
@@ -113,7 +113,7 @@ def thin(series: Series) -> Series:
 
 
 def visible_range(series: Sequence[Series]) -> tuple[float, float] | None:
-    """Limits that show every line without its first, steep 4%."""
+    """Limits of the y axis that show every line except the steep first 4% of its points; None without values."""
     lows, highs = [], []
     for line in series:
         finite = [y for y in line.y if math.isfinite(y)]
@@ -128,7 +128,7 @@ def visible_range(series: Sequence[Series]) -> tuple[float, float] | None:
 
 
 def legend(axes: Axes, series: Sequence[Series], location: str = "upper right") -> None:
-    """Each label once, with the line style of its first line."""
+    """Add a legend with each label once, in the style of the first line with this label."""
     from matplotlib.lines import Line2D
 
     first = {line.label: line for line in reversed(series)}
@@ -162,7 +162,10 @@ def line_figure(
     points: bool = False,
     x_format: Callable[[float, object], str] | None = None,
 ) -> Figure:
-    """Lines over a common x axis; ``smoothed`` draws the raw values faint beneath, ``points`` marks each value."""
+    """Lines over a common x axis.
+
+    ``smoothed`` draws moving averages over faint raw values. ``points`` marks each value.
+    """
     figure, axes = new_axes(title, x_label, y_label, 3.5)
     shown = []
     for line in series:
@@ -193,7 +196,7 @@ def line_figure(
 
 
 def bar_figure(title: str, x_label: str, bars: Sequence[Bar], part_names: Sequence[str] = ()) -> Figure:
-    """Horizontal bars, each with its label above and its note behind; later parts of a bar are lighter."""
+    """Horizontal bars, each with its label above and its note to the right. Later parts of a bar are lighter."""
     several = len(part_names) > 1
     figure, axes = new_axes(title, x_label, "", 1.0 + 0.55 * len(bars) + 0.25 * several)
     longest = max((sum(bar.parts) for bar in bars), default=1) or 1
@@ -222,7 +225,7 @@ def bar_figure(title: str, x_label: str, bars: Sequence[Bar], part_names: Sequen
 def beside(
     axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], side: str, colour: str = INK
 ) -> None:
-    """A text ``offset`` points from ``at``."""
+    """Write ``text`` at ``offset`` points from ``at``."""
     axes.annotate(
         text, at, xytext=offset, textcoords="offset points", va="center", ha=side, fontsize=9.5, color=colour,
         fontweight="normal" if colour == INK else "semibold",
@@ -230,14 +233,14 @@ def beside(
 
 
 def few_ticks(count: int) -> MaxNLocator:
-    """At most ``count`` intervals on an axis."""
+    """A locator with at most ``count`` intervals on an axis."""
     from matplotlib import ticker
 
     return ticker.MaxNLocator(count)
 
 
 def dot_figure(title: str, panels: Sequence[tuple[str, Sequence[Dot]]]) -> Figure:
-    """One panel per metric, one below the other; one row per variant, with its name above its value."""
+    """One panel per metric, stacked vertically. A panel has one row per variant, with its name above its value."""
     from matplotlib.figure import Figure
 
     rows = [max(1, len(dots)) for _, dots in panels] or [1]

@@ -1,4 +1,4 @@
-"""One HTML page that holds everything: no network, no scripts, light or dark as the reader's system is."""
+"""Renders one self-contained HTML page without scripts, with the light or dark theme of the reader's system."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spdf_dist.report.plots import Plot
 from spdf_dist.report.tables import Table
 
 EMPTY = ("not run", "not computed", "–")
-"""Cells that hold no value."""
+"""Texts of cells without a value."""
 
 
 @dataclass
@@ -22,11 +22,11 @@ class Section:
     plots: list[Plot] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     folded: bool = False
-    """Whether the reader has to open it."""
+    """Whether the section is collapsed at first."""
 
 
 def anchor(title: str) -> str:
-    """A heading's id."""
+    """The HTML id of a heading."""
     return "".join(c if c.isalnum() else "-" for c in title.lower())
 
 
@@ -40,13 +40,13 @@ def render_page(
     colours: Mapping[str, str],
     footer: str,
 ) -> str:
-    """The whole page.
+    """The HTML text of the page.
 
     Args:
-        cards: the headline, as (figure, what it is).
-        sections: those without content are left out.
-        figures: the SVG of each plot, by name.
-        colours: of the variants.
+        cards: headline numbers, as (number, label).
+        sections: sections without content are left out.
+        figures: SVG of each plot, by name.
+        colours: colour of each variant.
     """
     from jinja2 import Environment, FileSystemLoader
 

@@ -1,4 +1,4 @@
-"""Which figures the results have, from runs and scores."""
+"""Selects the figures of a report from its runs and scores."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ TARGET_LOSS = "loss, nats per target token"
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with its place in the report."""
+    """A figure with its section and caption."""
 
     name: str
-    """File name, without the ending."""
+    """File name without suffix."""
     section: str
     caption: str
     draw: Callable[[], Figure]
 
 
 def result_plots(results: Results) -> list[Plot]:
-    """Every figure that the results have data for."""
+    """Every figure for which the results have data."""
     return [*pretraining_plots(results), *finetuning_plots(results), *score_plots(results), *cost_plots(results)]
 
 
 def run_label(results: Results, run: Run) -> str:
-    """The variant, with the model's size where the report has several."""
+    """The variant, with the model size where the report has several sizes."""
     sizes = {other.size() for other in results.pretraining}
     return f"{run.variant}, {run.size()}" if len(sizes) > 1 else run.variant
 
@@ -67,7 +67,7 @@ def run_label(results: Results, run: Run) -> str:
 def lines(
     results: Results, runs: Sequence[Run], x: Callable[[Run], Sequence[float]], y: Callable[[Run], Sequence[float]]
 ) -> list[Series]:
-    """One line per run: its colour is the variant's, its style the size's, the largest solid."""
+    """One line per run. The variant determines the colour, and the model size the line style; the largest is solid."""
     counts = {run.size(): total_parameters(run.model) for run in results.pretraining if run.model}
     sizes = sorted(counts, key=lambda size: -counts[size])
     colours = variant_colours(results.variants)
@@ -96,7 +96,7 @@ def validation_y(run: Run) -> list[float]:
 
 
 def pretraining_plots(results: Results) -> list[Plot]:
-    """Loss over tokens and wall-clock, validation loss over tokens and FLOPs."""
+    """Figures of training loss over tokens and time, and of validation loss over tokens and FLOPs."""
     runs = [run for run in ordered(results, results.pretraining) if run.step]
     if not runs:
         return []
@@ -138,7 +138,7 @@ def pretraining_plots(results: Results) -> list[Plot]:
 
 
 def finetuning_plots(results: Results) -> list[Plot]:
-    """Loss and validation loss of fine-tuning: figures for each task, and for the control that keeps the mask."""
+    """Figures of fine-tuning losses, per task, and separately for the control that keeps the mask."""
     groups: dict[tuple[bool, str], list[Run]] = {}
     for run in ordered(results, results.finetuning):
         if run.step:
@@ -152,7 +152,7 @@ def finetuning_plots(results: Results) -> list[Plot]:
 
 
 def tuning_plots(results: Results, runs: Sequence[Run], tail: str) -> list[Plot]:
-    """The figures of fine-tuning on one task; ``tail`` ends their file names."""
+    """The figures of fine-tuning on one task. ``tail`` is the end of their file names."""
     task, steps = task_title(runs[0].task), "optimizer steps"
     section, what, control = "Dense fine-tuning", "fine-tuning", ""
     if runs[0].keep_mask:
@@ -178,7 +178,7 @@ def tuning_plots(results: Results, runs: Sequence[Run], tail: str) -> list[Plot]
 
 
 def score_plots(results: Results) -> list[Plot]:
-    """A figure per task: every metric, the variants one under the other."""
+    """A figure per task, split and size, with a panel per metric and a row per variant."""
     plots = []
     colours = variant_colours(results.variants)
     for key, group in score_groups(results).items():
@@ -201,7 +201,7 @@ def score_plots(results: Results) -> list[Plot]:
 
 
 def cost_plots(results: Results) -> list[Plot]:
-    """FLOPs and speed of each variant."""
+    """Figures of FLOPs and speed of each variant."""
     runs = [run for run in ordered(results, results.pretraining) if run.step]
     if not runs:
         return []
@@ -220,7 +220,7 @@ def cost_plots(results: Results) -> list[Plot]:
             base_after = tuned.get((size, base[0].variant), [])
             if after and base_after:
                 note += f", {sum(parts) / (mean_flops(base) + mean_flops(base_after)):.2f}x dense"
-            else:  # fine-tuning is left out where one of the two lacks it
+            else:  # a ratio with fine-tuning needs it for both variants
                 note += f", pre-training {parts[0] / mean_flops(base):.2f}x dense"
         cost.append(Bar(label, colour, parts, note))
         tokens = mean_speed(whole)
@@ -248,12 +248,12 @@ def cost_plots(results: Results) -> list[Plot]:
 
 
 def tuned_dense(results: Results) -> list[Run]:
-    """The dense fine-tuning runs that came to their end: only those say what one costs."""
+    """The finished dense fine-tuning runs. Unfinished ones do not show the cost of fine-tuning."""
     return [run for run in ordered(results, results.finetuning) if run.whole and run.flops and not run.keep_mask]
 
 
 def common_task(results: Results) -> str:
-    """The task that most variants were fine-tuned on, dense; empty without any."""
+    """The task of dense fine-tuning with the most variants; empty without any."""
     variants: dict[str, set[tuple[str, str]]] = {}
     for run in tuned_dense(results):
         variants.setdefault(run.task, set()).add((run.size(), run.variant))

@@ -1,8 +1,8 @@
-"""Everything below the folders given to the report: runs, scores, and which run made which score.
+"""Finds the runs and scores below the folders of the report, and the run of each score.
 
-A run folder is known by its content. What made a score, and what a fine-tuning run started from, is read from the
-records of the commands (``spdf_dist.evaluation.provenance``, ``spdf_dist.checkpoint.lineage``): scores without such a
-record are listed as unattributed. A workflow's folder also gives names, selections, and how each job ended.
+Run folders are recognised by their content. The commands record the checkpoint of a score and the origin of a
+fine-tuning run (``spdf_dist.evaluation.provenance``, ``spdf_dist.checkpoint.lineage``). Scores without such a record
+are listed as unattributed. A workflow's folder also provides names, selections, and the states of jobs.
 """
 
 from __future__ import annotations
@@ -25,48 +25,48 @@ from spdf_dist.workflow_folder import FINETUNE, PRETRAIN, candidates, job_of, ou
 NOT_SEARCHED = ("checkpoints", "tensorboard", "report", "logs", "tokenizer")
 LARGEST_RESULT = 16 << 20
 SYNTHETIC_METRICS = ("slot_accuracy",)
-"""Metrics of generated data, which no task has."""
+"""Metrics of synthetic data, which do not belong to a task."""
 
 
 @dataclass
 class Results:
-    """What the report is about."""
+    """The runs, scores and measurements of a report."""
 
     folders: list[Path]
     runs: list[Run] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     unattributed: list[Unattributed] = field(default_factory=list)
     workflows: list[Path] = field(default_factory=list)
-    """Workflow folders that the given folders are or lie in."""
+    """Workflow folders among the given folders or above them."""
     bench: dict[str, Any] = field(default_factory=dict)
     """Output of ``spdf bench gemm --json``."""
     damaged: dict[Path, str] = field(default_factory=dict)
-    """Run folders that could not be read and are left out, with a line that says why."""
+    """Run folders that could not be read and are left out, each with the reason."""
     outdated: dict[Path, dict[str, str]] = field(default_factory=dict)
-    """By workflow: the jobs left out because an input was made anew since, and which input."""
+    """By workflow: the jobs that are left out because an input was remade later, each with that input."""
     compared: dict[Path, set[str]] = field(default_factory=dict)
-    """By workflow: the jobs whose results a `select` job compares."""
+    """By workflow: ids of jobs whose results a `select` job compares."""
     recorded: dict[str, Run] = field(default_factory=dict)
-    """By the digest of their checkpoint: runs that are known from the records of results alone."""
+    """By digest of their checkpoint: runs that are known only from the records of results."""
 
     @property
     def pretraining(self) -> list[Run]:
-        """Pre-training runs but for those of a sweep."""
+        """Pre-training runs without rejected candidates."""
         return [run for run in self.runs if not run.is_finetuning and not run.rejected]
 
     @property
     def finetuning(self) -> list[Run]:
-        """Fine-tuning runs but for those that a selection left."""
+        """Fine-tuning runs without rejected candidates."""
         return [run for run in self.runs if run.is_finetuning and not run.rejected]
 
     @property
     def synthetic(self) -> bool:
-        """Whether any data in it is recorded as generated."""
+        """Whether any score or run is recorded as one of synthetic data."""
         return any(score.synthetic for score in self.scores) or any(run.synthetic for run in self.runs)
 
     @property
     def variants(self) -> list[str]:
-        """Variant names in the order of reading: untrained first, then by density, dense first."""
+        """Variant names in reading order: untrained, dense, then by increasing sparsity; unknown models last."""
         order: dict[str, tuple[int, float]] = {}
         for run in (*self.pretraining, *self.finetuning, *(score.run for score in self.scores)):
             level = run.sparsity.level if run.sparsity else 0.0
@@ -74,7 +74,7 @@ class Results:
         return sorted(order, key=lambda name: order[name])
 
     def is_outdated(self, path: Path) -> bool:
-        """Whether ``path`` belongs to a job whose inputs were made anew since."""
+        """Whether ``path`` belongs to a job with an input that was remade later."""
         job = job_of(path)
         if job is None:
             return False
@@ -84,7 +84,7 @@ class Results:
         return job.id in self.outdated[root]
 
     def is_candidate(self, path: Path) -> bool:
-        """Whether ``path`` belongs to a job whose results choose: they are of validation data."""
+        """Whether ``path`` belongs to a job whose results a `select` job compares. They are of validation data."""
         job = job_of(path)
         if job is None:
             return False
@@ -93,7 +93,7 @@ class Results:
         return job.id in self.compared[job.root]
 
     def run_at(self, folder: Path) -> Run | None:
-        """The run in ``folder``."""
+        """The run in ``folder``; None if it is not among the results."""
         place = folder.resolve()
         return next((run for run in self.runs if run.place == place), None)
 
@@ -103,7 +103,7 @@ def read_results(folders: Sequence[Path], names: Mapping[Path, str] | None = Non
 
     Args:
         folders: run folders, workflow folders, folders of either, and JSON files.
-        names: what a person calls the runs in a folder.
+        names: the user's names of the runs in folders.
 
     Raises:
         UserError: a folder does not exist.
@@ -125,7 +125,7 @@ def read_results(folders: Sequence[Path], names: Mapping[Path, str] | None = Non
             results.workflows.append(workflow)
     files = list(dict.fromkeys(path.resolve() for path in files))
     contents = {path: content for path in files if (content := read_result(path)) is not None}
-    for content in contents.values():  # an evaluation brings the runs behind it
+    for content in contents.values():  # the runs that an evaluation names are added too
         for entry in run_entries(checkpoint_of(content).get("lineage")):
             if entry.get("path"):
                 add_run(results, Path(entry["path"]).parent.parent)
@@ -143,16 +143,16 @@ def read_results(folders: Sequence[Path], names: Mapping[Path, str] | None = Non
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """``root`` and the folders below it, in order, without those that hold no results."""
+    """``root`` and the folders below it, in order, without those that never contain results."""
     for here, folders, _ in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in NOT_SEARCHED and not name.startswith("."))
         yield Path(here)
 
 
 def add_run(results: Results, folder: Path) -> None:
-    """Read the run in ``folder``, if there is one and it is not among the results yet.
+    """Add the run in ``folder``, if there is one and it is not among the results yet.
 
-    One that cannot be read is named in ``damaged``: the others are reported.
+    A run that cannot be read is added to ``damaged``, so that the others are still reported.
     """
     place = folder.resolve()
     if not is_run(folder) or place in results.damaged or results.run_at(folder) or results.is_outdated(folder):
@@ -174,7 +174,7 @@ def run_entries(lineage: Any) -> list[dict[str, Any]]:
 
 
 def recorded_run(results: Results, entries: Sequence[dict[str, Any]]) -> Run | None:
-    """The run that the first entry describes: that of the results with its checkpoint, else one of the record alone."""
+    """The run of the first entry: that with its checkpoint or folder, else one from the record; None without any."""
     if not entries:
         return None
     entry, *older = entries
@@ -194,13 +194,13 @@ def recorded_run(results: Results, entries: Sequence[dict[str, Any]]) -> Run | N
 
 
 def origin_of(results: Results, run: Run) -> Run | None:
-    """The pre-training run that a fine-tuning run records as its origin."""
+    """The pre-training run that a fine-tuning run records as its origin; None without one."""
     if not run.is_finetuning:
         return None
     entries = [entry for entry in run_entries(run.lineage) if entry["kind"] == PRETRAIN]
     if entries:
         return recorded_run(results, entries)
-    # Runs of versions that recorded no lineage: the config names the checkpoint, and a densified one names its source.
+    # Without a recorded lineage: the config names the checkpoint, and a densified checkpoint names its source.
     checkpoint = Path(str((run.tree.get("finetune") or {}).get("checkpoint") or ""))
     for place in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
         add_run(results, place)
@@ -212,7 +212,7 @@ def origin_of(results: Results, run: Run) -> Run | None:
 
 
 def note_workflows(results: Results, names: Mapping[Path, str]) -> None:
-    """Give runs the names of their jobs, or a person's, and leave out the candidates of selections."""
+    """Give runs the names of their jobs or those of the user, and mark rejected candidates of selections."""
     parents = {id(run.parent) for run in results.runs if run.parent is not None}
     chosen = {path: entry for root in results.workflows for path, entry in selections(root).items()}
     for run in results.runs:
@@ -228,20 +228,20 @@ def note_workflows(results: Results, names: Mapping[Path, str]) -> None:
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
-    """The content of a JSON file that says it has a schema; None for any other."""
+    """The content of a JSON file with a schema version; None for any other file."""
     content = read_json(path) if path.stat().st_size <= LARGEST_RESULT else None
     return content if content is not None and "schema_version" in content else None
 
 
 def checkpoint_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The checkpoint behind a result; empty where it records none."""
+    """The checkpoint record of a result; empty without one."""
     provenance = content.get("provenance")
     checkpoint = provenance.get("checkpoint") if isinstance(provenance, dict) else None
     return checkpoint if isinstance(checkpoint, dict) else {}
 
 
 def known_metrics(content: Mapping[str, Any]) -> dict[str, float | None]:
-    """The metrics in a result of ``spdf evaluate`` or ``spdf perplexity``, in the order of their task."""
+    """The metrics in a result of ``spdf evaluate`` or ``spdf perplexity``, in the order of the tasks' metrics."""
     names = [metric.name for task in all_tasks() for metric in task.metrics]
     names += [*SYNTHETIC_METRICS, *(name for name in LOSSES if name.startswith("perplexity"))]
     found = content.get("scores", content)
@@ -254,7 +254,7 @@ def known_metrics(content: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def add_score(results: Results, path: Path, content: dict[str, Any]) -> None:
-    """Take in a result that holds scores or kernel measurements; any other is left alone."""
+    """Add the scores or kernel measurements of a result. Any other result is ignored."""
     if is_gemm_bench(content):
         results.bench = content
         return
@@ -285,7 +285,7 @@ def add_score(results: Results, path: Path, content: dict[str, Any]) -> None:
 
 
 def name_decoding(scores: Sequence[Score]) -> None:
-    """Name what differs in the decoding of one variant's scores."""
+    """Set the suffixes of scores of one variant that differ in their decoding settings."""
     groups: dict[tuple[str, str, str, str], list[Score]] = {}
     for score in scores:
         groups.setdefault((score.task, score.split, score.run.size(), score.run.title()), []).append(score)
@@ -296,7 +296,7 @@ def name_decoding(scores: Sequence[Score]) -> None:
 
 
 def outdated_text(results: Results) -> str:
-    """Which jobs are left out because an input was made anew since; empty without any."""
+    """A sentence with the jobs that are left out because an input was remade later; empty without any."""
     named = [
         f"{job_id} ({cause} was made anew since)"
         for jobs in results.outdated.values()

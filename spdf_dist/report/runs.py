@@ -1,6 +1,7 @@
-"""A run folder as data: its config, its curves and what was recorded beside them.
+"""Reads a run folder: its config, its curves, and the records beside them.
 
-Reads ``config.yaml``, ``metrics.jsonl`` and, where present, ``execution.json``, ``finetune.json`` and ``lineage.json``.
+The files are ``config.yaml``, ``metrics.jsonl`` and, if present, ``execution.json``, ``finetune.json`` and
+``lineage.json``.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from spdf_dist.config.schema import FinetuneConfig, ModelConfig, PretrainConfig,
 from spdf_dist.config.yaml_reader import read_yaml_file
 
 SEEDS = ("seed", "sparsity.seed")
-"""Config keys that are seeds: runs that differ in nothing else are repetitions of one variant."""
+"""Config keys of seeds. Runs that differ only in them are repetitions of one variant."""
 NO_SETTINGS = ("run_dir", "checkpoint.", "validation.", "finetune.checkpoint", *SEEDS)
-"""Config keys, and beginnings of keys, that do not change what a run computes, or are seeds."""
+"""Config keys and prefixes of keys that do not identify a variant: they do not change the computation, or are seeds."""
 
 
 @dataclass
 class Run:
-    """One pre-training or fine-tuning run. Lists have an entry per training step."""
+    """A pre-training or fine-tuning run. Lists have one entry per training step, except ``validation``, ``lineage``."""
 
     path: Path
     tree: dict[str, Any]
@@ -45,31 +46,31 @@ class Run:
     """Model FLOPs spent, cumulative."""
     tokens_per_s: list[float] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
-    """(step, loss)."""
+    """(step, loss) of each validation, in nats per token."""
     execution: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
-    """What fine-tuning recorded: reactivated weights and their norm, best validation loss, epochs."""
+    """The record of fine-tuning: reactivated weights and their norm, best validation loss, epochs."""
     lineage: list[dict[str, Any]] = field(default_factory=list)
-    """What a fine-tuning run started from (see ``spdf_dist.checkpoint.lineage``)."""
+    """The origin of a fine-tuning run (see ``spdf_dist.checkpoint.lineage``)."""
     synthetic: bool = False
-    """Whether it is recorded that it trained on generated data."""
+    """Whether the run's record says that it trained on synthetic data."""
     skipped: int = 0
     parent: Run | None = None
-    """Fine-tuning: the pre-training run that it started from; None where it is not recorded."""
+    """The pre-training run from which a fine-tuning run started; None where it is not recorded."""
     label: str = ""
-    """The name that a person or a workflow gave it."""
+    """The name that the user or a workflow gave the run."""
     variant: str = ""
-    """Its name in tables and figures; runs with the same one differ in their seeds alone (see variants.py)."""
+    """Name in tables and figures. Runs of the same variant differ only in their seeds (see variants.py)."""
     rejected: bool = False
-    """Whether it is a candidate of a `select` job and not a result."""
+    """Whether the run is a rejected candidate of a `select` job."""
     selected: frozenset[str] = frozenset()
-    """Config keys that a `select` job chose for it by validation: seeds may differ in them."""
+    """Config keys that a `select` job chose by validation. Repetitions with other seeds may differ in them."""
     best_loss: float | None = None
-    """The best validation loss, where only the result's record gives it."""
+    """The best validation loss in nats per token, where only the record of a result has it."""
 
     @cached_property
     def place(self) -> Path:
-        """The folder without links."""
+        """The folder of the run, with links resolved."""
         return self.path.resolve()
 
     @property
@@ -79,17 +80,17 @@ class Run:
 
     @property
     def task(self) -> str:
-        """The task that it was fine-tuned on; empty for pre-training."""
+        """The task of fine-tuning; empty for pre-training."""
         return str((self.tree.get("finetune") or {}).get("task") or "")
 
     @property
     def keep_mask(self) -> bool:
-        """Whether it was fine-tuned sparse, as a control."""
+        """Whether fine-tuning kept the mask, as a control."""
         return bool((self.tree.get("finetune") or {}).get("keep_mask"))
 
     @property
     def pretraining(self) -> Run | None:
-        """The pre-training run behind this one: itself, or its parent."""
+        """The run itself if it pre-trains, else its parent."""
         return self.parent if self.is_finetuning else self
 
     @cached_property
@@ -99,12 +100,12 @@ class Run:
 
     @property
     def model(self) -> ModelConfig | None:
-        """The architecture; None for a fine-tuning run whose parent is not known."""
+        """The architecture; None for a fine-tuning run with an unknown parent."""
         return self.pretraining.config.model if self.pretraining else None
 
     @property
     def sparsity(self) -> SparsityConfig | None:
-        """The mask it was pre-trained with."""
+        """The sparsity of pre-training; None for a fine-tuning run with an unknown parent."""
         return self.pretraining.config.sparsity if self.pretraining else None
 
     @property
@@ -114,13 +115,13 @@ class Run:
 
     @property
     def seeds(self) -> tuple[Any, ...]:
-        """Every seed behind this run: repetitions of a variant differ here."""
+        """All seeds of this run and of its parent. Repetitions of a variant differ in them."""
         flat = flatten(self.tree)
         return (*(flat.get(key) for key in SEEDS), *(self.parent.seeds if self.parent else ()))
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The resolved config without seeds, places and what was selected; keys that it lacks have their defaults."""
+        """The resolved config, with defaults, without seeds, paths and selected keys."""
         try:
             typed = config_from_tree(FinetuneConfig, self.tree) if self.is_finetuning else self.config
             flat = flatten(to_tree(typed))
@@ -131,12 +132,12 @@ class Run:
 
     @property
     def untrained(self) -> bool:
-        """Whether the model behind it saw no pre-training: the baseline that shows what fine-tuning does alone."""
+        """Whether the model was not pre-trained. This baseline shows the effect of fine-tuning by itself."""
         return self.pretraining is not None and self.pretraining.config.training.train_tokens == 0
 
     @property
     def unfinished(self) -> str:
-        """How far a pre-training run is that has not seen all its tokens; empty for any other."""
+        """The progress of an unfinished pre-training run, as text; empty for any other run."""
         if self.is_finetuning:
             return ""
         planned, here = total_steps(self.config), self.step[-1] if self.step else 0
@@ -144,7 +145,7 @@ class Run:
 
     @property
     def whole(self) -> bool:
-        """Whether it came to its end; a fine-tuning run, which may stop early, has then recorded so."""
+        """Whether the run is finished. A fine-tuning run, which may stop early, then has a record."""
         return bool(self.finetune) if self.is_finetuning else not self.unfinished
 
     @property
@@ -160,13 +161,13 @@ class Run:
 
     @property
     def median_speed(self) -> float | None:
-        """Median tokens/s, without the first tenth of the steps (warm-up of caches and kernels)."""
+        """Median tokens/s, without the first tenth of the steps (warm-up of caches and kernels); None without steps."""
         speeds = self.tokens_per_s[len(self.tokens_per_s) // 10 :]
         return median(speeds) if speeds else None
 
     @cached_property
     def checkpoint_digests(self) -> set[str]:
-        """Digests of the checkpoints that lie in the run folder."""
+        """sha256 (hex) of the manifests of the checkpoints in the run folder."""
         manifests = self.path.glob("checkpoints/*/manifest.json")
         return {hashlib.sha256(path.read_bytes()).hexdigest() for path in manifests}
 
@@ -177,16 +178,16 @@ class Run:
         return column[min(bisect_left(self.step, step), len(column) - 1)]
 
     def size(self) -> str:
-        """The model's size in words, such as 10.4M."""
+        """The number of parameters as text, such as 10.4M; '?' when unknown."""
         return short_count(total_parameters(self.model)) if self.model else "?"
 
     def title(self) -> str:
-        """The variant; for a fine-tuning run that kept the mask this is said."""
+        """The variant, with a remark for a fine-tuning run that kept the mask."""
         return self.variant + (", fine-tuned sparse" if self.keep_mask else "")
 
 
 def describe_sparsity(sparsity: SparsityConfig) -> str:
-    """A mask in a few words: 'dense', '75% sparse', '75% block:16'."""
+    """A short text of a sparsity: 'dense', '75% sparse', '75% block:16'."""
     if sparsity.level == 0:
         return "dense"
     pattern = "sparse" if sparsity.pattern == "unstructured" else sparsity.pattern
@@ -194,7 +195,7 @@ def describe_sparsity(sparsity: SparsityConfig) -> str:
 
 
 def short_count(count: float) -> str:
-    """125226240 as 125M."""
+    """A count as short text: 125226240 as 125M."""
     for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= scale:
             return f"{count / scale:.3g}{unit}"
@@ -202,7 +203,7 @@ def short_count(count: float) -> str:
 
 
 def kept_linear_weights(run: Run) -> int | None:
-    """Non-zeros in the sparsifiable matrices of all layers of the pre-trained model."""
+    """Number of non-zeros in the prunable matrices of the pre-trained model; None when the model is unknown."""
     if run.model is None:
         return None
     return linear_parameters(run.model, run.sparsity)
@@ -220,9 +221,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(run: Run, path: Path) -> None:
-    """Fill the curves from ``metrics.jsonl``; a last line cut off by a kill is left out.
+    """Fill the curves from ``metrics.jsonl``. A truncated last line, left by a killed run, is ignored.
 
-    Raises UserError for any other line that is not one of the training loop's.
+    Raises UserError for any other line that the training loop did not write.
     """
     lines = path.read_bytes().splitlines()
     seconds = 0.0
@@ -231,7 +232,7 @@ def read_metrics(run: Run, path: Path) -> None:
             continue
         try:
             line = json.loads(text)
-        except ValueError:  # not UTF-8, either
+        except ValueError:  # includes invalid UTF-8
             if number == len(lines):
                 break
             raise UserError(f"{path}, line {number}: not JSON; the file was changed by something else") from None
@@ -242,7 +243,7 @@ def read_metrics(run: Run, path: Path) -> None:
 
 
 def read_line(run: Run, line: dict[str, Any], seconds: float) -> float:
-    """Add one line and return the seconds that its step took; ``seconds`` is the time before it."""
+    """Add one line, and return the seconds of its step. ``seconds`` is the cumulative time before it."""
     if "val_loss" in line:
         run.validation.append((int(line["step"]), number_or_nan(line["val_loss"])))
     if "loss" not in line:
@@ -264,19 +265,19 @@ def read_line(run: Run, line: dict[str, Any], seconds: float) -> float:
 
 
 def number_or_nan(value: float | None) -> float:
-    """A loss; null is one that was not finite."""
+    """A loss from JSON, in which null stands for a value that is not finite."""
     return math.nan if value is None else float(value)
 
 
 def is_run(folder: Path) -> bool:
-    """Whether ``folder`` is a run's; a run of no steps has checkpoints but no metrics."""
+    """Whether ``folder`` is a run folder. A run without steps has checkpoints but no metrics."""
     return (folder / "config.yaml").is_file() and (
         (folder / "metrics.jsonl").is_file() or (folder / "checkpoints").is_dir()
     )
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder. Raises UserError for a damaged one."""
+    """Read a run folder. Raises UserError when it is damaged."""
     path = folder / "config.yaml"
     tree = read_yaml_file(path)
     if not isinstance(tree, dict):
@@ -295,7 +296,7 @@ def read_run(folder: Path) -> Run:
 
 
 def check(run: Run) -> None:
-    """Raise UserError where the config or a file beside it is not one that this version writes."""
+    """Raise UserError when the config or a file beside it does not have the format of this version."""
     try:
         run.seed  # noqa: B018
         if not run.is_finetuning:

@@ -1,4 +1,4 @@
-"""Scores as their commands recorded them, and their mean and deviation over seeds."""
+"""Scores with their records, and means and deviations over seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spdf_dist.report.runs import Run
 
 MINUS = "−"
 TEXT = "text"
-"""The task of a perplexity that is not of a task."""
+"""Task name for the perplexity of plain text."""
 
 
 @dataclass
@@ -25,35 +25,35 @@ class Score:
     path: Path
     task: str
     metrics: dict[str, float | None]
-    """As the official script prints them; None is a metric that could not be computed."""
+    """Values on the scale of the official script; None for a metric that could not be computed."""
     run: Run
     split: str = ""
-    """As the command recorded it."""
+    """The split in the record; empty without one."""
     synthetic: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of decoding."""
+    """Settings of decoding."""
     suffix: str = ""
-    """The decoding settings in which the variant has several scores."""
+    """The decoding settings in which this score differs from other scores of the variant."""
 
     @property
     def title(self) -> str:
-        """The row of a table that this score belongs to."""
+        """The name of the table row of this score."""
         return self.run.title() + (f", {self.suffix}" if self.suffix else "")
 
     @property
     def split_title(self) -> str:
-        """The split in tables: empty for a test set as a whole."""
+        """Name of the split in tables; empty for a test set without parts."""
         return find_task(self.task).split_title(self.split) if self.task in task_names() else self.split
 
     @property
     def pretraining_seed(self) -> int | None:
-        """By which variants are paired; None where the pre-training run is not known."""
+        """The seed by which variants are paired; None where the pre-training run is unknown."""
         return self.run.pretraining.seed if self.run.pretraining else None
 
 
 @dataclass(frozen=True)
 class Unattributed:
-    """Scores in a file that does not say what was scored: they are listed and not compared."""
+    """Scores in a file without a record of their checkpoint. They are listed but not compared."""
 
     path: Path
     task: str
@@ -70,7 +70,7 @@ class Estimate:
     count: int
 
     def text(self, digits: int = 3) -> str:
-        """Such as '66.21 ± 0.40 (3)' or '66.21'."""
+        """Text such as '66.21 ± 0.40 (3)' or '66.21'."""
         if self.deviation is None:
             return f"{self.mean:.{digits}f}"
         return f"{self.mean:.{digits}f} ± {self.deviation:.{digits}f} ({self.count})"
@@ -85,7 +85,7 @@ def estimate(values: Iterable[float | None]) -> Estimate | None:
 
 
 def by_seed(values: Iterable[tuple[int | None, float | None]]) -> dict[int, float]:
-    """The mean of the finite values of each seed; values without a seed are left out."""
+    """The mean of the finite values of each seed. Values without a seed are left out."""
     groups: dict[int, list[float]] = {}
     for seed, value in values:
         if seed is not None and value is not None and math.isfinite(value):
@@ -94,12 +94,12 @@ def by_seed(values: Iterable[tuple[int | None, float | None]]) -> dict[int, floa
 
 
 def minus(ours: Mapping[int, float], base: Mapping[int, float]) -> dict[int, float]:
-    """Differences by seed, of the seeds that both have."""
+    """Differences by seed, for the seeds in both mappings."""
     return {seed: ours[seed] - base[seed] for seed in sorted(ours.keys() & base.keys())}
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """+0.012 or −0.012."""
+    """A number with its sign, such as +0.012 or −0.012."""
     text = f"{value:+.{digits}f}"
     return MINUS + text[1:] if text[0] == "-" else text
 
@@ -110,23 +110,26 @@ def task_title(task: str) -> str:
 
 
 def metric_name(metric: str) -> str:
-    """A metric's name with the arrow of the better direction."""
+    """A metric's title with an arrow in the better direction."""
     return f"{metric_title(metric)} {'↓' if lower_is_better(metric) else '↑'}"
 
 
 def published_scale(task: str, metric: str, value: float) -> float:
-    """A score on the scale of published tables: papers print some metrics in percent."""
+    """A score on the scale of published tables, because papers print some metrics in percent."""
     known = find_task(task).metric(metric)
     return value * known.published_scale if known else value
 
 
 def metrics_of(scores: Iterable[Score]) -> list[str]:
-    """The metrics that any of the scores has, in the order of the task."""
+    """The metrics of the scores, without repetitions, in order of appearance."""
     return list(dict.fromkeys(metric for score in scores for metric in score.metrics))
 
 
 def to_dense(ours: Sequence[Score], base: Sequence[Score], metric: str, digits: int) -> str:
-    """The difference to dense, paired by the pre-training seed; of means where fewer than two seeds have both."""
+    """The difference to dense, as text, paired by the pre-training seed.
+
+    With fewer than two pairs, it is the difference of the means; empty without values.
+    """
     own, dense = (by_seed((s.pretraining_seed, s.metrics.get(metric)) for s in scores) for scores in (ours, base))
     pairs = estimate(minus(own, dense).values())
     if pairs is not None and pairs.deviation is not None:

@@ -1,4 +1,4 @@
-"""Kernel measurements of ``spdf bench gemm --json``: text tables, and the lines of the paper's Figure 1."""
+"""Kernel measurements of ``spdf bench gemm --json``: text tables, and a figure like Figure 1 of the paper."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMNS = ("op", "sparsity", "theoretical", "speedup", "speedup_lower", "median_
 
 
 def is_gemm_bench(content: dict[str, Any]) -> bool:
-    """Whether a JSON object is what ``spdf bench gemm --json`` prints."""
+    """Whether a JSON object is the output of ``spdf bench gemm --json``."""
     results = content.get("results")
     needed = {"op", "speedup", "sparsity", "out", "in"}
     return (
@@ -26,7 +26,7 @@ def is_gemm_bench(content: dict[str, Any]) -> bool:
 
 
 def speedup_series(results: Sequence[dict[str, Any]]) -> list[Series]:
-    """Speed-up over the best dense back end by sparsity (%): a line per operation."""
+    """Speed-up over the best dense back end against sparsity (%), one line per operation."""
     lines = []
     for op, colour in COLOURS.items():
         rows = [row for row in results if row["op"] == op and row["speedup"] is not None]
@@ -37,14 +37,14 @@ def speedup_series(results: Sequence[dict[str, Any]]) -> list[Series]:
 
 
 def largest_square(bench: dict[str, Any]) -> list[dict[str, Any]]:
-    """The measurements of the largest square shape, with the most threads."""
+    """The measurements of the largest square shape with the most threads."""
     square = [row for row in bench.get("results", []) if row["out"] == row["in"]]
     rank = max(((row["out"], row.get("threads", 1)) for row in square), default=(0, 0))
     return [row for row in square if (row["out"], row.get("threads", 1)) == rank]
 
 
 def bench_note(bench: dict[str, Any]) -> str:
-    """Shape, machine and threads of the measurement."""
+    """A sentence with shape, machine and threads of the measurement."""
     size = max((row["out"] for row in largest_square(bench)), default=0)
     machine = bench.get("machine") or {}
     name = machine.get("cpu") if isinstance(machine, dict) else machine
@@ -52,7 +52,7 @@ def bench_note(bench: dict[str, Any]) -> str:
 
 
 def gemm_table(results: Sequence[dict[str, Any]]) -> str:
-    """Text table of measured products, one line each."""
+    """A text table of measured products, one row per product."""
     rows = []
     for r in results:
         peers = "  ".join(f"{name} {peer['speedup']:.2f}x" for name, peer in r["peers"].items())
@@ -77,14 +77,14 @@ def gemm_table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def gemm_line(r: dict[str, Any]) -> str:
-    """One measured product on a line, as soon as it is measured."""
+    """One line of text for a measured product, for output during the measurement."""
     threads = f"{r['threads']} thread" + ("s" if r["threads"] > 1 else "")
     case = f"{r['out']}x{r['in']} {100 * r['sparsity']:.0f}% {threads} {r['op']} ({r['backend']})"
     return f"{case}: {r['median_ms']:.2f} ms, {r['speedup']:.2f}x dense (>= {r['speedup_lower']:.2f})"
 
 
 def state_table(states: Sequence[dict[str, Any]]) -> str:
-    """Text table of preparation time and bytes of model state."""
+    """A text table of preparation times and sizes of model state."""
     rows = []
     for state in states:
         for label in ("compact", "generated"):
@@ -100,7 +100,7 @@ def state_table(states: Sequence[dict[str, Any]]) -> str:
 
 
 def speedup_csv(results: Sequence[dict[str, Any]]) -> str:
-    """The measured points of the speed-up figure."""
+    """The measured points of the speed-up figure, as CSV."""
     fixed = ("out", "in", "tokens", "threads", "dtype")
     lines = [",".join([*fixed, *COLUMNS])]
     for r in results:
@@ -110,7 +110,7 @@ def speedup_csv(results: Sequence[dict[str, Any]]) -> str:
 
 
 def write_speedup_figure(path: Path, results: Sequence[dict[str, Any]], title: str) -> Path:
-    """Draw measured against theoretical speed-up over sparsity, with a CSV beside the figure.
+    """Draw measured and theoretical speed-up against sparsity, and write a CSV beside the figure.
 
     Returns the path of the CSV. Raises UserError for another suffix than .png or .svg.
     """

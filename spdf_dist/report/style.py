@@ -1,6 +1,6 @@
-"""Colours and type of every figure. A variant has one colour wherever it shows.
+"""Colours and fonts of all figures. A variant has the same colour in every figure.
 
-Figures are drawn on a transparent ground with a few ink colours that the page maps to its light or dark theme.
+Figures have a transparent background and a few text colours. The page maps these colours to its light or dark theme.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ FIXED = {
 }
 LEVEL_COLOURS = {"50": "#1b9c78", "75": "#e0672b", "90": "#d04a6b"}
 CYCLE = ("#b565b8", "#c59a16", "#8a9a2e", "#4fa7b8", "#7f7bd1", *LEVEL_COLOURS.values())
-"""For all others, those of the levels last."""
+"""Colours of all other variants. Those of the levels come last."""
 SIZE = re.compile(r"^\d[\d.]*[kmb]-", re.IGNORECASE)
 PLAIN_LEVEL = re.compile(r"s?(\d{2})%?( sparse)?")
-"""A variant that is a level and nothing else: s75, 75%, 75% sparse; not b75 or 75% block:16."""
+"""Matches a variant that names only a level: s75, 75%, 75% sparse; not b75 or 75% block:16."""
 
 
 def variant_colours(variants: Sequence[str]) -> dict[str, str]:
     """A colour for each variant: dense is always blue, untrained grey, 50% green and 75% orange.
 
-    The plain level has its colour wherever it stands in the order, and in a figure without it nothing else does.
-    One variant at several sizes (1m-s75, 4m-s75) has one colour: sizes differ by line style.
+    The colour of a plain level does not depend on the order of ``variants``. A variant has the same colour at several
+    sizes (1m-s75, 4m-s75), which differ by line style.
     """
     kinds = dict.fromkeys(SIZE.sub("", name) for name in variants)
     colours: dict[str, str] = {}
@@ -90,14 +90,14 @@ SETTINGS: dict[str, Any] = {
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a $ in a folder's name is a $
+    "text.parse_math": False,  # a $ in a folder name is literal
     "savefig.dpi": 160,
 }
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """matplotlib without a display, with the settings above."""
+    """Draw with matplotlib without a display, with ``SETTINGS``."""
     import logging
 
     require_extra("report", "drawing figures")
@@ -110,14 +110,14 @@ def drawing() -> Iterator[None]:
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure on white."""
+    """The figure as PNG on a white background."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=PAPER, bbox_inches="tight", pad_inches=0.15)
     return buffer.getvalue()
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an SVG element for the page, its inks tied to the page's theme."""
+    """The figure as an SVG element for the page, with colours of the page's theme."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -128,6 +128,6 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
     for colour, variable in THEMED.items():
         svg = svg.replace(colour, variable)
-    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # names of groups repeat from figure to figure
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # ids of groups are not unique across figures
     svg = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1var(--sans)", svg)
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'role="img"', svg, count=1)

@@ -1,4 +1,4 @@
-"""The report's own tables: what each variant cost and what it scored. Every table also becomes a CSV file."""
+"""The tables of the report: costs and scores of each variant. Each table is also written as a CSV file."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ Groups = dict[tuple[str, str], list[Run]]
 
 @dataclass
 class Table:
-    """A table: text cells; a line break in a cell sets its second line smaller."""
+    """A table of text cells. After a line break in a cell, the text is smaller."""
 
     name: str
-    """File name of its CSV."""
+    """File name of the CSV, without suffix."""
     title: str
     header: list[str]
     rows: list[list[str]]
     note: str = ""
     synthetic: bool = False
     labels: int = 1
-    """Leading columns that are labels."""
+    """Number of leading columns that are labels."""
     marks: set[tuple[int, int]] = field(default_factory=set)
-    """Cells (row, column) to set apart: figures that differ from the printed ones."""
+    """Cells (row, column) to highlight: numbers that differ from the printed ones."""
 
     def csv(self) -> str:
-        """The table as CSV; the two lines of a cell are joined by a semicolon, minus signs are ASCII."""
+        """The table as CSV. A semicolon joins the lines of a cell, and minus signs are ASCII."""
         kind = ["synthetic"] if self.synthetic else []
         rows = [[cell.replace("\n", "; ").replace(MINUS, "-") for cell in row] + kind for row in self.rows]
         return csv_text([self.header + (["data"] if self.synthetic else []), *rows])
@@ -53,7 +53,7 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as '3.2 hours'."""
+    """A duration as text, such as '3.2 hours'."""
     scale, unit = time_unit(seconds)
     return f"{seconds / scale:.1f} {unit}"
 
@@ -67,26 +67,26 @@ def by_variant(runs: Sequence[Run]) -> Groups:
 
 
 def finished(runs: Sequence[Run]) -> list[Run]:
-    """The runs that are compared: those that are whole; all, where none is."""
+    """The runs to compare: the finished ones, or all runs if none is finished."""
     return [run for run in runs if not run.unfinished] or list(runs)
 
 
 def is_dense(run: Run) -> bool:
-    """Whether it is a dense baseline."""
+    """Whether ``run`` is a dense baseline."""
     return run.sparsity is not None and run.sparsity.level == 0 and not run.untrained
 
 
 def named_dense(names: Iterable[str]) -> str | None:
-    """The name that says dense, a plain one first; None without any."""
+    """The name of the dense variant, 'dense' or '...-dense' before others; None without one."""
     found = [name for name in names if name.startswith("dense") or name.endswith("-dense")]
     return min(found, key=lambda name: name != "dense" and not name.endswith("-dense"), default=None)
 
 
 def baseline_row(rows: Mapping[str, Run], name: str) -> str | None:
-    """The dense row that ``name`` is compared with; None where it is not clear which that is.
+    """The dense row to compare ``name`` with; None where it is ambiguous.
 
-    Of several dense rows (a sweep) it is the one whose other settings are those of ``name``, else the one with a plain
-    name, such as dense beside stopped.
+    Of several dense rows, it is the one whose other settings equal those of ``name``, else the one with a plain name,
+    such as ``dense`` rather than ``stopped``.
     """
     dense = [row for row, run in rows.items() if is_dense(run) and not run.keep_mask]
     if len(dense) < 2:
@@ -97,13 +97,13 @@ def baseline_row(rows: Mapping[str, Run], name: str) -> str | None:
 
 
 def other_settings(run: Run) -> dict[str, object]:
-    """The settings of a run and of its pre-training but for sparsity."""
+    """The settings of a run and of its pre-training, except those of sparsity."""
     own: dict[str, object] = {key: value for key, value in run.settings.items() if not key.startswith("sparsity.")}
     return own | ({"parent": other_settings(run.parent)} if run.parent else {})
 
 
 def dense_baseline(groups: Groups, size: str, variant: str) -> list[Run]:
-    """The finished dense runs that a variant is compared with; empty where there are none, or it is not finished."""
+    """The finished dense runs to compare a variant with; empty without any, or when the variant is not finished."""
     rows = {name: finished(members)[0] for (other, name), members in groups.items() if other == size}
     base = baseline_row(rows, variant)
     if base is None or rows[base].unfinished or rows[variant].unfinished:
@@ -112,7 +112,7 @@ def dense_baseline(groups: Groups, size: str, variant: str) -> list[Run]:
 
 
 def ordered(results: Results, runs: Sequence[Run]) -> list[Run]:
-    """Runs by size, then variant (untrained, dense, sparser and sparser), then seed."""
+    """Runs sorted by size, then variant (untrained, dense, then by increasing sparsity), then seed."""
     place = {name: k for k, name in enumerate(results.variants)}
 
     def key(run: Run) -> tuple[int, int, int]:
@@ -122,18 +122,18 @@ def ordered(results: Results, runs: Sequence[Run]) -> list[Run]:
 
 
 def mean_final(runs: Sequence[Run]) -> float | None:
-    """Mean final validation loss."""
+    """Mean final validation loss, nats per token; None without any."""
     value = estimate(run.final_validation for run in runs)
     return value.mean if value else None
 
 
 def mean_flops(runs: Sequence[Run]) -> float:
-    """Mean FLOPs spent."""
+    """Mean model FLOPs of the runs."""
     return mean([run.flops[-1] if run.flops else 0.0 for run in runs])
 
 
 def mean_speed(runs: Sequence[Run]) -> float | None:
-    """Mean over the runs of their median tokens/s."""
+    """Mean over the runs of their median tokens/s; None without any."""
     speeds = [run.median_speed for run in runs if run.median_speed]
     return mean(speeds) if speeds else None
 
@@ -192,7 +192,7 @@ def summary_row(groups: Groups, tuned: Groups, size: str, variant: str) -> list[
 
 
 def unfinished_text(runs: Sequence[Run]) -> str:
-    """Which runs of a variant are not whole, as a second line; nothing when all are."""
+    """The unfinished runs of a variant, as a second line; empty when all are finished."""
     states = [run.unfinished for run in runs if run.unfinished]
     if not states:
         return ""
@@ -200,7 +200,7 @@ def unfinished_text(runs: Sequence[Run]) -> str:
 
 
 def execution_text(run: Run) -> str:
-    """How the sparse layers ran, as a second line; nothing for a dense model."""
+    """The execution of the sparse layers, as a second line; empty for a dense model."""
     if run.sparsity is None or run.sparsity.level == 0:
         return ""
     chosen = sorted(set((run.execution.get("layers") or {}).values())) or [run.sparsity.execution]
@@ -208,7 +208,7 @@ def execution_text(run: Run) -> str:
 
 
 def finetuning_text(runs: Sequence[Run]) -> str:
-    """Best validation loss of the fine-tuning runs, task by task, and how many weights densifying reactivated."""
+    """Best validation loss of the fine-tuning runs by task, and the number of weights that densifying reactivated."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.task + (", sparse" if run.keep_mask else ""), []).append(run)
@@ -225,11 +225,11 @@ def finetuning_text(runs: Sequence[Run]) -> str:
 
 
 ScoreGroups = dict[tuple[str, str, str], dict[str, list[Score]]]
-"""Scores by (task, split in words, size), then by row."""
+"""Scores by (task, title of the split, size), then by row."""
 
 
 def score_groups(results: Results) -> ScoreGroups:
-    """The scores, the rows in reading order; of a variant that was also fine-tuned sparse the dense row comes first."""
+    """The scores in reading order. Dense fine-tuning of a variant comes before sparse fine-tuning."""
     groups: ScoreGroups = {}
     place = {name: k for k, name in enumerate(results.variants)}
     for score in sorted(results.scores, key=lambda score: (place[score.run.variant], score.run.keep_mask)):
@@ -239,7 +239,7 @@ def score_groups(results: Results) -> ScoreGroups:
 
 
 def score_baseline(group: dict[str, list[Score]], name: str) -> list[Score]:
-    """The dense scores, decoded alike, that the row ``name`` is compared with; empty without any."""
+    """The dense scores with the same decoding to compare the row ``name`` with; empty without any."""
     alike = {row: scores[0] for row, scores in group.items() if scores[0].suffix == group[name][0].suffix}
     titles = {score.run.title(): row for row, score in alike.items()}
     base = baseline_row({score.run.title(): score.run for score in alike.values()}, alike[name].run.title())
@@ -247,18 +247,18 @@ def score_baseline(group: dict[str, list[Score]], name: str) -> list[Score]:
 
 
 def group_title(task: str, split: str, size: str) -> str:
-    """A heading for a group of scores."""
+    """The heading of a group of scores."""
     parts = [task_title(task), split, f"{size} parameters" if size not in ("", "?") else ""]
     return ", ".join(part for part in parts if part)
 
 
 def file_name(task: str, split: str, size: str) -> str:
-    """The name of the files of a group of scores."""
+    """The file name of a group of scores, without suffix."""
     return "-".join(part for part in ("scores", task, split, size) if part not in ("", "?")).replace(" ", "_")
 
 
 def score_tables(results: Results) -> list[Table]:
-    """A table per task: variants by metrics, mean ± sample deviation over seeds, with the difference to dense."""
+    """A table per task, split and size: variants by metrics, mean ± sample deviation over seeds, change to dense."""
     tables = []
     for key, group in score_groups(results).items():
         metrics = metrics_of(score for scores in group.values() for score in scores)
@@ -293,7 +293,7 @@ def score_row(group: dict[str, list[Score]], name: str, metrics: Sequence[str]) 
 
 
 def unattributed_table(results: Results) -> Table:
-    """Scores whose files do not say what was scored."""
+    """Scores whose files have no record of the checkpoint, split and settings."""
     rows = [
         [str(found.path), task_title(found.task)]
         + [", ".join(f"{name} {'–' if value is None else f'{value:.4g}'}" for name, value in found.metrics.items())]
@@ -311,7 +311,7 @@ def unattributed_table(results: Results) -> Table:
 
 
 def jobs_table(root: Path, results: Results) -> Table:
-    """How each job of a workflow ended; jobs that failed say why."""
+    """The state of each job of a workflow, with the reason of a failure."""
     outdated = results.outdated.get(root.resolve(), {})
     rows = []
     for job in (job for job in all_jobs(root) if job.kind != REPORT):
@@ -326,7 +326,7 @@ def jobs_table(root: Path, results: Results) -> Table:
 
 
 def runs_table(results: Results) -> Table:
-    """Where everything came from."""
+    """All runs of the report, with their layouts and folders."""
     rows = []
     for run in results.runs:
         parallel, training = run.tree.get("parallel") or {}, run.tree.get("training") or {}
@@ -346,7 +346,7 @@ def runs_table(results: Results) -> Table:
 
 
 def curve_rows(results: Results) -> str:
-    """Every step of every run as CSV."""
+    """Every training step of every run, as CSV."""
     header = [
         "run",
         "kind",

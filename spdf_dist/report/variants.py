@@ -1,4 +1,4 @@
-"""Names of variants. Runs with the same name differ in their seeds alone; every other difference is in the name."""
+"""Names of variants. Runs of the same name differ only in their seeds. The name contains every other difference."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from spdf_dist.report.runs import Run, describe_sparsity
 
 MAX_DIFFERENCES = 4
-"""Differing keys that a name spells out."""
+"""Maximum number of differing keys in a name."""
 
 
 def difference_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each of several settings the keys and values in which they differ, such as 'lr 0.001, tensor 2'.
+    """For each settings, the keys and values in which the settings differ, such as 'lr 0.001, tensor 2'.
 
-    All are empty where the settings are equal.
+    All texts are empty when the settings are equal.
     """
     keys = [key for key in dict.fromkeys(key for one in settings for key in one) if differs(settings, key)]
     last = [key.rpartition(".")[2] for key in keys]
@@ -28,19 +28,19 @@ def difference_names(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def differs(settings: Sequence[Mapping[str, Any]], key: str) -> bool:
-    """Whether the settings have several values of ``key``."""
+    """Whether the settings have different values of ``key``."""
     return len({repr(one.get(key)) for one in settings}) > 1
 
 
 def value_text(value: Any) -> str:
-    """A config value in a name; of a path its last part."""
+    """A config value as part of a name. Of a path, it is the last part."""
     if isinstance(value, float):
         return f"{value:g}"
     return "none" if value is None else str(value).rpartition("/")[2]
 
 
 def name_variants(runs: Sequence[Run]) -> None:
-    """Set ``variant`` of every run, pre-training runs first: a fine-tuning run has its parent's name."""
+    """Set ``variant`` of every run. Pre-training runs are named first, because fine-tuning runs inherit their names."""
     for finetuning in (False, True):
         groups: dict[Hashable, list[Run]] = {}
         for run in runs:
@@ -54,7 +54,7 @@ def name_variants(runs: Sequence[Run]) -> None:
 
 
 def base_name(run: Run) -> str:
-    """The name before differences: a person's or the workflow's, the parent's, or what the config says."""
+    """The name without differences: that of the user or workflow, else that of the parent, else from the config."""
     parent = run.parent if run.is_finetuning else None
     if run.label and (parent is None or parent.label != run.label):
         return run.label
@@ -66,7 +66,7 @@ def base_name(run: Run) -> str:
 
 
 def name_repetitions(group: Sequence[Run]) -> None:
-    """Runs of one variant with equal seeds are the same run again: all but the first are named by their folder."""
+    """Add the folder to the names of repeated runs: those of one variant with equal seeds, except the first."""
     seen: set[Hashable] = set()
     for run in group:
         key = (run.variant, repr(run.seeds))

@@ -1,4 +1,4 @@
-"""Writes the report: ``index.html``, a PNG per figure, a CSV per table."""
+"""Writes the report: ``index.html``, one PNG per figure and one CSV per table."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def write_report(
     """Write the report into ``out`` and return the path of its page.
 
     Args:
-        results: what was read; runs that could not be read are named on the page.
-        out: a folder, made where it does not exist.
-        command: for the page's footer.
+        results: runs and scores. The page names runs that could not be read.
+        out: a folder, which is made if it does not exist.
+        command: the command line for the footer of the page.
         first: sections before the report's own.
         last: sections after the report's own results.
 
@@ -90,7 +90,7 @@ def write_report(
 
 
 def draw(plots: Sequence[Plot], out: Path) -> dict[str, str]:
-    """Save each figure as PNG and return its SVG by name."""
+    """Save each figure as PNG, and return the SVG texts by name."""
     svgs = {}
     with drawing():
         for plot in plots:
@@ -101,7 +101,7 @@ def draw(plots: Sequence[Plot], out: Path) -> dict[str, str]:
 
 
 def own_sections(results: Results) -> list[Section]:
-    """The sections on the runs and scores, in reading order."""
+    """The sections about runs and scores, in reading order."""
     found = {title: Section(title) for title in SECTIONS}
     found["Scores"].tables += score_tables(results)
     if results.unattributed:
@@ -119,7 +119,7 @@ def title_of(results: Results) -> str:
 
 
 def subtitle_of(results: Results) -> str:
-    """What is in the report, in one line."""
+    """The numbers of runs and scores in the report, on one line."""
     parts = []
     for count, what in (
         (len(results.pretraining), "pre-training run"),
@@ -135,9 +135,9 @@ def subtitle_of(results: Results) -> str:
 
 
 def cards(results: Results) -> list[tuple[str, str]]:
-    """The headline: for each sparse variant, largest model first, the FLOPs that it saved and its speed.
+    """The headline numbers: saved FLOPs and speed of each sparse variant, largest model first.
 
-    A difference in quality is shown only where two or more pairs of pre-training seeds support it, on real data.
+    A difference in quality is shown only for real data, and with at least two pairs of pre-training seeds.
     """
     groups = by_variant(ordered(results, results.pretraining)[::-1])
     several = len({size for size, _ in groups}) > 1
@@ -168,7 +168,7 @@ def cards(results: Results) -> list[tuple[str, str]]:
 
 
 def difference_card(pairs: dict[int, float], digits: int, label: str) -> list[tuple[str, str]]:
-    """A box with the mean of paired differences; none where there are fewer than two pairs."""
+    """A box with the mean of paired differences; empty with fewer than two pairs."""
     value = estimate(pairs.values())
     if value is None or value.deviation is None:
         return []

@@ -1,1 +1,1 @@
-"""Studies on top of the report: the evidence study, and the paper's tables beside ours."""
+"""Studies that extend the report: the evidence study, and the paper's tables beside our results."""

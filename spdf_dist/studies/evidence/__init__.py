@@ -1,1 +1,1 @@
-"""The study of the paper's hypotheses: its rows, the verdicts, and a section of the report."""
+"""The study of the paper's hypotheses: its rows, its verdicts, and its section of the report."""

@@ -1,6 +1,7 @@
-"""The paper's three hypotheses against an evidence study: paired differences, a rule, a verdict.
+"""Tests the three hypotheses of the paper on an evidence study: paired differences, a rule, and a verdict.
 
-The pre-training seed is the unit: scores of one seed are averaged first, and variants are compared seed by seed.
+The unit of the statistics is the pre-training seed. Scores of one seed are averaged first, and variants are then
+compared by seed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from spdf_dist.studies.evidence.rows import DENSE, DONE, SMALL, STOPPED, UNTRAIN
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Two-sided 95% quantiles of Student's t for 1, 2, ... degrees of freedom; beyond them the last, which is the wider."""
+"""Two-sided 95% quantiles of Student's t for 1, 2, ... degrees of freedom.
+
+The last one is also used for more degrees of freedom, for which it is conservative.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,23 +34,23 @@ class Paired:
 
     @property
     def half_width(self) -> float | None:
-        """Half the 95% interval of the mean; None for a single pair."""
+        """Half the width of the 95% confidence interval of the mean; None for a single pair."""
         if self.deviation is None:
             return None
         return T_95[min(self.count - 2, len(T_95) - 1)] * self.deviation / math.sqrt(self.count)
 
 
 def paired(differences: Mapping[int, float]) -> Paired | None:
-    """Mean and deviation over the seeds; None without any."""
+    """Mean and deviation of differences by seed; None without any."""
     value = estimate(differences.values())
     return Paired(value.mean, value.deviation, value.count) if value else None
 
 
 def judge(value: Paired | None, threshold: float) -> str:
-    """Whether ``value`` lies above ``threshold``, which is what the claim says.
+    """The verdict on the claim that ``value`` is above ``threshold``.
 
-    Supported when the whole 95% interval does, not supported when none of it does; undecided between, and with fewer
-    than two pairs.
+    It is supported when the whole 95% interval is above the threshold, and not supported when the whole interval is
+    below it. It is undecided otherwise, and with fewer than two pairs.
     """
     if value is None or value.half_width is None:
         return UNDECIDED
@@ -56,7 +60,10 @@ def judge(value: Paired | None, threshold: float) -> str:
 
 
 def overall(verdicts: Iterable[str]) -> str:
-    """One verdict over all rows of a claim: not supported where one row is not, supported only where all are."""
+    """The verdict over all rows of a claim.
+
+    It is not supported if one row is not supported, supported if all rows are, and undecided otherwise.
+    """
     seen = set(verdicts)
     if NOT_SUPPORTED in seen:
         return NOT_SUPPORTED
@@ -64,17 +71,17 @@ def overall(verdicts: Iterable[str]) -> str:
 
 
 BLEU_MARGIN = 1.0
-"""BLEU points that may be lost: the paper calls up to 0.99 (GPT-2 Small at 75% on E2E) no significant loss."""
+"""Acceptable loss in BLEU points. The paper calls up to 0.99 (GPT-2 Small at 75% on E2E) not significant."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One hypothesis and how it is tested."""
+    """A hypothesis and its test."""
 
     number: int
     title: str
     measure: str
-    """What is averaged over the seeds."""
+    """The quantity whose mean over the seeds is tested."""
     threshold: float
     rule: str
 
@@ -110,29 +117,29 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of a hypothesis."""
+    """The result of a hypothesis for one size and variant."""
 
     size: str
     variant: str
     value: Paired | None
     verdict: str
     why: str = ""
-    """Why it is undecided, where the interval is not the reason."""
+    """The reason of an undecided verdict, where it is not the interval."""
 
 
 def column(evidence: Evidence, size: str, variant: str, name: str, finetuning: str = "dense") -> dict[int, float]:
-    """The values of a column by pre-training seed; BLEU in points."""
+    """The values of a column by pre-training seed. BLEU is in points."""
     values = by_seed(evidence.values(size, variant, name, finetuning))
     return {seed: 100 * value for seed, value in values.items()} if name == "bleu" else values
 
 
 def above_dense(evidence: Evidence, size: str, variant: str, name: str, finetuning: str = "dense") -> dict[int, float]:
-    """A column minus dense's, by pre-training seed."""
+    """A column minus that of the dense variant, by pre-training seed."""
     return minus(column(evidence, size, variant, name, finetuning), column(evidence, size, DENSE, name))
 
 
 def pretraining_matters(evidence: Evidence, size: str) -> str:
-    """Empty when dense is shown to beat no pre-training in BLEU; else what is missing."""
+    """Empty if dense pre-training significantly improves BLEU over no pre-training; else the reason."""
     gain = paired(minus(column(evidence, size, DENSE, "bleu"), column(evidence, size, UNTRAINED, "bleu")))
     if gain is None:
         return f"{size}: the control without pre-training has not run"
@@ -140,7 +147,7 @@ def pretraining_matters(evidence: Evidence, size: str) -> str:
 
 
 def finding(claim: Claim, size: str, variant: str, differences: Mapping[int, float], gate: str = "") -> Finding:
-    """The verdict on one row."""
+    """The result of one row. A reason in ``gate`` makes the verdict undecided."""
     value = paired(differences)
     if value is None or value.count < 2:
         return Finding(size, variant, value, UNDECIDED, "fewer than two seeds")
@@ -148,13 +155,13 @@ def finding(claim: Claim, size: str, variant: str, differences: Mapping[int, flo
 
 
 def findings(evidence: Evidence, claim: Claim) -> list[Finding]:
-    """The rows of a hypothesis, sizes from small to large."""
+    """The results of a hypothesis, sorted by size from small to large."""
     tests: dict[int, Callable[[Evidence, Claim], list[Finding]]] = {1: accuracy, 2: tasks, 3: sizes}
     return tests[claim.number](evidence, claim)
 
 
 def accuracy(evidence: Evidence, claim: Claim) -> list[Finding]:
-    """Hypothesis 1: BLEU of each sparse variant against dense."""
+    """Hypothesis 1: BLEU of each sparse variant minus that of dense."""
     return [
         finding(claim, size, name, above_dense(evidence, size, name, "bleu"), pretraining_matters(evidence, size))
         for size in evidence.sizes
@@ -163,7 +170,7 @@ def accuracy(evidence: Evidence, claim: Claim) -> list[Finding]:
 
 
 def tasks(evidence: Evidence, claim: Claim) -> list[Finding]:
-    """Hypothesis 2: what the harder task loses beyond what the simpler one loses, where both were run."""
+    """Hypothesis 2: the added loss on WebNLG minus the added loss on E2E, where both tasks were run."""
     return [
         finding(
             claim,
@@ -180,7 +187,7 @@ def tasks(evidence: Evidence, claim: Claim) -> list[Finding]:
 
 
 def sizes(evidence: Evidence, claim: Claim) -> list[Finding]:
-    """Hypothesis 3: the largest model's difference to dense minus the smallest's."""
+    """Hypothesis 3: the difference to dense of the largest model minus that of the smallest."""
     if len(evidence.sizes) < 2:
         return []
     small, large = evidence.sizes[0], evidence.sizes[-1]
@@ -204,7 +211,7 @@ def verdict(found: list[Finding]) -> str:
 
 
 def described(evidence: Evidence, size: str, variant: str, finetuning: str) -> str:
-    """A variant in words."""
+    """The name of a variant in tables and figures."""
     row = next(
         (
             row
@@ -232,5 +239,5 @@ def mean_of(evidence: Evidence, size: str, variant: str, name: str, finetuning: 
 
 
 def finished(evidence: Evidence) -> tuple[int, int]:
-    """Cells done, and all."""
+    """(number of finished cells, number of all cells)."""
     return sum(row.state == DONE for row in evidence.rows), len(evidence.rows)

@@ -1,8 +1,8 @@
-"""The cells of an evidence study: a row for each size, variant, pre-training seed and way of fine-tuning.
+"""The cells of an evidence study: one row per size, variant, pre-training seed and mode of fine-tuning.
 
-A study is a workflow whose variants are called SIZE-WHAT, SIZE-dense among them. Its rows go to ``evidence.csv`` and
-its validation curves to ``evidence_curves.csv``. Rows that such files hold already are kept unless the study has them
-anew, so that a study can be run in parts and on several machines.
+A study is a workflow with variants named SIZE-WHAT, including SIZE-dense. Its rows are written to ``evidence.csv``, and
+its validation curves to ``evidence_curves.csv``. Existing rows of these files are kept unless the study has new results
+for them. Therefore a study can be run in parts and on several machines.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ METRICS = ("bleu", "nist", "meteor", "rouge_l", "cider")
 
 @dataclass
 class Row:
-    """One cell. Losses in nats per target token, scores as the official script prints them."""
+    """One cell. Losses are in nats per target token. Scores have the scale of the official scripts."""
 
     size: str
     variant: str
     seed: int
-    """Of pre-training."""
+    """Seed of pre-training."""
     finetuning: str = "dense"
-    """`dense` or `sparse` (the mask kept)."""
+    """`dense`, or `sparse` for fine-tuning that keeps the mask."""
     state: str = NOT_RUN
-    """`done`, `pre-trained`, `not run`, or why it failed."""
+    """`done`, `pre-trained`, `not run`, or `failed: ` and the reason."""
     sparsity: float | None = None
     pattern: str = ""
     parameters: float | None = None
     nonzeros: float | None = None
-    """Parameters that the mask leaves."""
+    """Number of parameters that the mask keeps."""
     linears_share: float | None = None
     tokens: float | None = None
     tokens_per_parameter: float | None = None
     lr: float | None = None
     pretraining_flops: float | None = None
     pretraining_seconds: float | None = None
-    """In training steps, at their median speed."""
+    """Time in training steps at their median speed."""
     pretraining_val_loss: float | None = None
     finetuning_lr: float | None = None
     finetuning_flops: float | None = None
@@ -76,7 +76,7 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, int, str]:
-        """Which cell it is."""
+        """The identity of the cell."""
         return (self.size, self.variant, self.seed, self.finetuning)
 
 
@@ -101,11 +101,11 @@ class Evidence:
     rows: list[Row] = field(default_factory=list)
     curves: list[CurvePoint] = field(default_factory=list)
     note: str = ""
-    """Which results are left out, as made from other inputs."""
+    """A sentence with the results that are left out because an input was remade; may be empty."""
 
     @property
     def sizes(self) -> list[str]:
-        """Sizes, smallest first; one of which nothing has run, and whose parameters are not known, comes last."""
+        """Sizes, smallest first. A size without any result, whose parameters are unknown, comes last."""
         largest = {row.size: 0.0 for row in self.rows}
         for row in self.rows:
             largest[row.size] = max(largest[row.size], row.parameters or 0.0)
@@ -126,7 +126,7 @@ class Evidence:
 
 
 def read_evidence(results: Results, kept: Iterable[Path]) -> Evidence:
-    """The study's rows and curves on top of those in the folders ``kept``; empty when there are none.
+    """The rows and curves of the study, merged into those in the folders ``kept``; empty without any.
 
     Raises UserError for a kept file that cannot be read.
     """
@@ -156,7 +156,7 @@ def read_evidence(results: Results, kept: Iterable[Path]) -> Evidence:
     for row in rows.values():
         fill_webnlg(results, row)
     order = {DENSE: 0, STOPPED: 2, SMALL: 3, UNTRAINED: 4}
-    level: dict[tuple[str, str], float] = {}  # a cell that has not run does not know its own
+    level: dict[tuple[str, str], float] = {}  # a cell without a result has no level of its own
     for row in rows.values():
         level[row.size, row.variant] = max(level.get((row.size, row.variant), 0.0), row.sparsity or 0.0)
     ordered = sorted(
@@ -187,18 +187,18 @@ def row_of(results: Results, job: JobRecord, size: str, what: str) -> Row:
         row.state = DONE
     else:
         reason = failure(job)
-        if reason is not None:  # also of a cell that is pre-trained: fine-tuning that diverged is a result
+        if reason is not None:  # also for a pre-trained cell, because diverged fine-tuning is a result
             row.state = f"failed: {reason}"
     return row
 
 
 def seconds_at_median_speed(run: Run, tokens: float) -> float:
-    """Seconds that ``tokens`` take at the run's median tokens/s: pauses do not count."""
+    """Seconds for ``tokens`` at the run's median tokens/s, so that pauses do not count; 0 without a speed."""
     return tokens / run.median_speed if run.median_speed else 0.0
 
 
 def fill_pretraining(row: Row, run: Run) -> None:
-    """What the pre-training run says."""
+    """Fill the columns of pre-training from its run."""
     config = run.config
     row.seed = run.seed
     row.sparsity, row.pattern = config.sparsity.level, config.sparsity.pattern if config.sparsity.level else ""
@@ -214,7 +214,7 @@ def fill_pretraining(row: Row, run: Run) -> None:
 
 
 def fill_finetuning(row: Row, run: Run) -> None:
-    """What the chosen fine-tuning run says."""
+    """Fill the columns of fine-tuning from the selected run."""
     row.finetuning_lr = float((run.tree.get("training") or {}).get("lr") or 0.0)
     row.finetuning_flops = run.flops[-1] if run.flops else None
     row.finetuning_seconds = seconds_at_median_speed(run, run.tokens[-1]) if run.tokens else None
@@ -222,7 +222,7 @@ def fill_finetuning(row: Row, run: Run) -> None:
 
 
 def fill_webnlg(results: Results, row: Row) -> None:
-    """The best validation loss of the cell's fine-tuning on WebNLG, where the study has one."""
+    """Fill the best validation loss of the cell's fine-tuning on WebNLG, if the study has it."""
     losses = [
         run.best_validation
         for run in results.finetuning
@@ -238,7 +238,7 @@ def fill_webnlg(results: Results, row: Row) -> None:
 
 
 def curve(run: Run, size: str, what: str) -> list[CurvePoint]:
-    """The validations of a run."""
+    """The validation curve of a run."""
     return [
         CurvePoint(
             size,
@@ -255,7 +255,7 @@ def curve(run: Run, size: str, what: str) -> list[CurvePoint]:
 
 
 def read_table(path: Path, kind: type[Any]) -> list[Any]:
-    """The records of a CSV that ``to_csv`` wrote; none when there is no such file. Raises UserError."""
+    """The records of a CSV from ``to_csv``; empty without the file. Raises UserError when it cannot be read."""
     if not path.is_file():
         return []
     converters = {"int": int, "float": float, "float | None": float, "str": str}
@@ -271,7 +271,7 @@ def read_table(path: Path, kind: type[Any]) -> list[Any]:
 
 
 def to_csv(records: Iterable[Any], kind: type[Any]) -> str:
-    """Records as CSV, numbers in full."""
+    """Records as CSV, with numbers in full precision."""
     names = [column.name for column in fields(kind)]
     filled = [["" if value is None else value for value in asdict(record).values()] for record in records]
     return csv_text([names, *filled])

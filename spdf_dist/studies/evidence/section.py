@@ -1,4 +1,4 @@
-"""The section of an evidence study in the report, and the same results as Markdown."""
+"""The section of an evidence study in the report, and its results as Markdown."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BEGIN, END = "<!-- evidence: begin (written by spdf report --markdown) -->", "<!
 
 
 def interval_text(value: Paired | None, digits: int) -> str:
-    """Such as '-0.41 ± 0.22 (3), 95% [-0.96, +0.14]'."""
+    """Text such as '-0.41 ± 0.22 (3), 95% [-0.96, +0.14]', with a line break for the comma."""
     if value is None:
         return NOT_RUN
     text = signed(value.mean, digits)
@@ -56,7 +56,7 @@ def cells_of(evidence: Evidence) -> list[tuple[str, str, str]]:
 
 
 def evidence_section(evidence: Evidence) -> list[Section]:
-    """The section on the paper's hypotheses; none where there is no study of them."""
+    """The section about the paper's hypotheses; empty without a study of them."""
     if not evidence.rows:
         return []
     intro = [state_text(evidence), *verdict_lines(evidence), *(f"Not done: {line}." for line in missing_text(evidence))]
@@ -64,7 +64,7 @@ def evidence_section(evidence: Evidence) -> list[Section]:
 
 
 def cost_table(evidence: Evidence) -> Table:
-    """What was trained: sizes, budgets, learning rates, FLOPs, times."""
+    """The table of pre-training: sizes, budgets, learning rates, FLOPs and times."""
     rows = []
     for size, variant, finetuning in cells_of(evidence):
         if finetuning == "sparse":
@@ -123,7 +123,7 @@ def cost_table(evidence: Evidence) -> Table:
 
 
 def score_table(evidence: Evidence) -> Table:
-    """What each variant, controls included, reached after fine-tuning, against dense by pre-training seed."""
+    """The table of results after fine-tuning, with controls, and differences to dense paired by pre-training seed."""
     rows = []
     for size, variant, finetuning in cells_of(evidence):
         cells = [size, described(evidence, size, variant, finetuning)]
@@ -147,7 +147,7 @@ def score_table(evidence: Evidence) -> Table:
 
 
 def claim_table(evidence: Evidence, claim: Claim) -> Table:
-    """The rows of one hypothesis."""
+    """The table of one hypothesis."""
     digits = 3 if claim.number == 2 else 2
     rows = [
         [
@@ -169,7 +169,7 @@ def claim_table(evidence: Evidence, claim: Claim) -> Table:
 
 
 def scale_text(evidence: Evidence) -> str:
-    """What the losses of the two tasks are for dense: their differences are compared as they are, in nats."""
+    """A note with the losses of the dense variant on both tasks, as the scale of their differences in nats."""
     parts = []
     for size in evidence.sizes:
         easy, hard = (mean_of(evidence, size, "dense", name) for name in ("e2e_val_loss", "webnlg_val_loss"))
@@ -190,7 +190,7 @@ def evidence_tables(evidence: Evidence) -> list[Table]:
 
 
 def evidence_plots(evidence: Evidence) -> list[Plot]:
-    """A figure for each hypothesis, and the validation loss against FLOPs and estimated time for each size."""
+    """A figure per hypothesis, and figures of validation loss over FLOPs and over estimated time per size."""
     plots = []
     for claim in CLAIMS:
         title, panels = f"Hypothesis {claim.number}: {claim.measure}", claim_panels(evidence, claim)
@@ -216,7 +216,7 @@ def evidence_plots(evidence: Evidence) -> list[Plot]:
 
 
 def claim_panels(evidence: Evidence, claim: Claim) -> list[tuple[str, list[Dot]]]:
-    """The rows of a hypothesis that have a value, a panel for each size."""
+    """The results of a hypothesis that have a value, with a panel per size."""
     panels: dict[str, list[Dot]] = {}
     colours = variant_colours(list(dict.fromkeys(row.variant for row in evidence.rows)))
     for row in findings(evidence, claim):
@@ -237,7 +237,7 @@ def loss_lines(evidence: Evidence, size: str, column_name: str) -> list[Series]:
         if point.size == size:
             groups.setdefault((point.variant, point.seed), []).append((getattr(point, column_name), point.val_loss))
     colours = variant_colours(list(dict.fromkeys(row.variant for row in evidence.rows)))
-    longest: dict[str, int] = {}  # validations of a whole run
+    longest: dict[str, int] = {}  # number of validations of a finished run
     for (variant, _), points in groups.items():
         longest[variant] = max(longest.get(variant, 0), len(points))
     return [
@@ -254,7 +254,7 @@ def loss_lines(evidence: Evidence, size: str, column_name: str) -> list[Series]:
 
 
 def missing_text(evidence: Evidence) -> list[str]:
-    """The cells that are not done, a line for each variant."""
+    """The unfinished cells, one line per variant and state."""
     groups: dict[tuple[str, str, str, str], list[int]] = {}
     for row in evidence.rows:
         if row.state != DONE:
@@ -267,7 +267,7 @@ def missing_text(evidence: Evidence) -> list[str]:
 
 
 def state_text(evidence: Evidence) -> str:
-    """How far the study is, in a sentence."""
+    """The progress of the study, as a sentence."""
     done, planned = finished(evidence)
     return (
         f"{done} of {planned} cells have run, of those that the plans so far name: a study that is run seed by seed "
@@ -276,7 +276,7 @@ def state_text(evidence: Evidence) -> str:
 
 
 def verdict_lines(evidence: Evidence) -> list[str]:
-    """A line for each hypothesis."""
+    """The verdict on each hypothesis, one line each."""
     return [
         f"Hypothesis {claim.number}, {claim.title[0].lower()}{claim.title[1:]}: {verdict(findings(evidence, claim))}."
         for claim in CLAIMS
@@ -284,7 +284,7 @@ def verdict_lines(evidence: Evidence) -> list[str]:
 
 
 def markdown_table(table: Table) -> str:
-    """A table for a Markdown page."""
+    """A table as Markdown."""
     lines = ["| " + " | ".join(table.header) + " |", "|" + "---|" * len(table.header)]
     for row in table.rows:
         cells = [cell.replace("|", "\\|").replace("\n", "<br>") for cell in row]
@@ -293,7 +293,10 @@ def markdown_table(table: Table) -> str:
 
 
 def write_markdown(page: Path, evidence: Evidence, out: Path, command: str) -> str:
-    """The text of ``page`` with the study's results between its marks; ``out`` holds the figures. Raises UserError."""
+    """The text of ``page`` with the study's results between its marks. ``out`` is the folder of the figures.
+
+    Raises UserError when there is no study, or when the page cannot be read or has no marks.
+    """
     if not evidence.rows:
         raise UserError("--markdown: there is no evidence study in the folders (variants called SIZE-dense, SIZE-...)")
     figures = Path(os.path.relpath(out.resolve(), page.resolve().parent)).as_posix()
@@ -301,7 +304,7 @@ def write_markdown(page: Path, evidence: Evidence, out: Path, command: str) -> s
 
 
 def markdown(evidence: Evidence, figures: str, command: str) -> str:
-    """The results as Markdown; ``figures`` is the way from the page to the figures' folder."""
+    """The results as Markdown. ``figures`` is the path of the figures, relative to the page."""
     names = {plot.name: plot.caption for plot in evidence_plots(evidence)}
     parts = [f"{state_text(evidence)} Made by `{command}`.", ""]
     if evidence.note:
@@ -324,12 +327,12 @@ def markdown(evidence: Evidence, figures: str, command: str) -> str:
 
 
 def image(name: str, captions: dict[str, str], figures: str) -> list[str]:
-    """A figure's lines, where it was drawn."""
+    """The Markdown lines of a figure; empty if it was not drawn."""
     return [f"![{captions[name]}]({figures}/{name}.png)", ""] if name in captions else []
 
 
 def page_with(page: Path, text: str) -> str:
-    """The page with ``text`` between its marks. Raises UserError when it has none."""
+    """The page with ``text`` between its marks. Raises UserError when it cannot be read or has no marks."""
     try:
         content = page.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,1 +1,1 @@
-"""The paper's tables and figures with ours beside the printed numbers, as a section of the report."""
+"""The paper's tables and figures with our results beside the printed numbers, as a section of the report."""

@@ -50,7 +50,7 @@ INTRO = (
 
 
 def paper_section(results: Results) -> Section:
-    """The section; folded where none of our results can be compared."""
+    """The section of the paper. It is collapsed when no result can be compared."""
     tables = [
         models_table(),
         flops_table("2: pre-training FLOPs", ("model", "sparsity"), TABLE_2_COLUMNS, table_2()),
@@ -63,7 +63,7 @@ def paper_section(results: Results) -> Section:
 
 
 def models_table() -> Table:
-    """Table 1: sizes and hyper-parameters, from the shipped configs."""
+    """Table 1: sizes and hyper-parameters, compared with the shipped configs."""
     rows = []
     for name, theirs in table_1().items():
         config = load_config(PretrainConfig, theirs["config"])
@@ -91,7 +91,7 @@ def models_table() -> Table:
 def flops_table(
     title: str, labels: tuple[str, str], columns: tuple[str, ...], rows: list[Row], remarks: tuple[str, ...] = ()
 ) -> Table:
-    """Table 2 or 3; a figure that differs from the printed one shows both and its reason."""
+    """Table 2 or 3. Where a number differs from the printed one, the table shows both and the note gives the reason."""
     body, marks, notes = [], set(), []
     for r, row in enumerate(rows):
         cells = list(row.labels)
@@ -107,7 +107,7 @@ def flops_table(
 
 
 def score_table(results: Results, task: str) -> Table:
-    """Table 4, 5 or 6: printed, ours and the difference, in one cell."""
+    """Table 4, 5 or 6. A cell has the printed value, our value and the difference."""
     cells = printed(task)
     metrics = list(next(iter(cells.values())))
     rows = []
@@ -129,7 +129,7 @@ def score_table(results: Results, task: str) -> Table:
 
 
 def curation_table(results: Results) -> Table:
-    """Perplexity above dense on Curation Corpus, which is all that the blog gives."""
+    """Perplexity above dense on Curation Corpus, which is the only number in the blog."""
     rows = []
     for cell in ((model, level) for model in MODELS for level in LEVELS[1:]):
         text = printed("curation").get(cell, {}).get(ABOVE_DENSE, ("", ""))[0]
@@ -142,7 +142,7 @@ def curation_table(results: Results) -> Table:
 
 
 def paper_plots(results: Results) -> list[Plot]:
-    """Figure 1 of the paper, Figures 2 and 4 of the blog."""
+    """Figure 1 of the paper, and Figures 2 and 4 of the blog."""
     missing = [f"{model} {level:.0%}" for model, level in printed("e2e") if not ours_at(results, model, level)]
     gap = f"Of the paper's models not run: {', '.join(missing)}." if missing else ""
     if len(missing) == len(printed("e2e")):
@@ -161,12 +161,12 @@ def paper_plots(results: Results) -> list[Plot]:
 
 
 def ours_at(results: Results, model: str, level: float) -> bool:
-    """Whether that model was scored on E2E."""
+    """Whether we have an E2E score for this model and level."""
     return our_estimate(results, "e2e", (model, level), "bleu") is not None
 
 
 def draw_figure_2() -> Figure:
-    """FLOPs of GPT-3 XL's pre-training and of fine-tuning on Curation Corpus after it."""
+    """FLOPs of GPT-3 XL's pre-training and of its fine-tuning on Curation Corpus."""
     colours = variant_colours(["dense", "50%", "75%"])
     bars = []
     for row in figure_2():
@@ -178,7 +178,7 @@ def draw_figure_2() -> Figure:
 
 
 def draw_figure_4(results: Results) -> Figure:
-    """E2E BLEU and the perplexity above dense on Curation Corpus, printed and ours."""
+    """E2E BLEU and perplexity above dense on Curation Corpus, printed and ours."""
     colours = variant_colours(["0%", "50%", "75%"]) | {"0%": "#2f7fc4"}
     e2e, curation = [], []
     for (model, level), values in printed("e2e").items():
@@ -201,7 +201,7 @@ def draw_figure_4(results: Results) -> Figure:
 
 
 def own_panels(results: Results) -> list[tuple[str, list[Dot]]]:
-    """The same two tasks on models of our own sizes, real data only."""
+    """Panels of the same two tasks for models that the paper does not have, on real data."""
     colours = variant_colours(results.variants)
     panels = []
     for (task, split, size), group in score_groups(results).items():
