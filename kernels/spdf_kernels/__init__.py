@@ -1,4 +1,4 @@
-"""Products with unstructured, static sparse weights that skip the work and the memory of the pruned entries."""
+"""Products with static, unstructured sparse weights. Pruned entries take neither time nor memory."""
 
 from spdf_kernels.backends import Description, available_backends, describe, set_code_budget_mb
 from spdf_kernels.choose import Comparison, choose, compare

@@ -1,7 +1,7 @@
-"""Back ends of the three products: the protocol, the list in order of preference, and which one a product runs on.
+"""Back ends of the three products: the protocol, the list in order of preference, and the choice for a product.
 
-A back end of another package is an object of the entry-point group ``spdf.backends``; it comes before those of this
-package. The environment variable SPDF_KERNELS_BACKEND forces one by name.
+A back end of another package is an object of the entry-point group ``spdf.backends``. It takes precedence over those of
+this package. The environment variable SPDF_KERNELS_BACKEND forces one by name.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from spdf_kernels.pattern import SparsityPattern
 VARIABLE = "SPDF_KERNELS_BACKEND"
 GROUP = "spdf.backends"
 _MODULES = ("spdf_kernels.triton", "spdf_kernels.cpu", "spdf_kernels.reference")
-"""Each module that exists lists its back ends in BACKENDS, the most preferred first."""
+"""Modules whose BACKENDS list their back ends, the most preferred first. A module may be missing."""
 
 
 class Routes(NamedTuple):
-    """Name of the back end that each product of a pattern runs on; one back end may hand a product to another."""
+    """The back end's name for each product of a pattern; a back end may delegate a product to another one."""
 
     forward: str
     grad_input: str
@@ -33,7 +33,7 @@ class Routes(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Bytes that a back end holds for a pattern, beside the mask's bits."""
+    """Bytes that a back end holds for a pattern, without the mask's bits."""
 
     index_bytes: int
     code_bytes: int
@@ -43,9 +43,9 @@ class Held(NamedTuple):
 class Backend(Protocol):
     """The three products of a sparse weight. Legend: T tokens, O out, I in, K kept entries.
 
-    The operators have checked shapes, devices and dtypes; operands may be non-contiguous. ``values_K`` is in row-major
-    order of the mask. A product is over kept entries only: 0 * Inf of a pruned entry is not computed. What a product
-    needs is prepared at its first call and kept in ``pattern.prepared`` under a key of the back end's own.
+    The operators check shapes, devices and dtypes before they call a back end. Operands may be non-contiguous.
+    ``values_K`` is in row-major order of the mask. A product covers kept entries only: 0 * Inf of a pruned entry is not
+    computed. The first call prepares a product and stores the result in ``pattern.prepared`` under the back end's key.
     """
 
     @property
@@ -54,20 +54,20 @@ class Backend(Protocol):
 
     @property
     def path(self) -> str:
-        """What is held for a pattern, such as "compact" (indices) or "generated" (code): a row of `spdf inspect`."""
+        """The kind of prepared state, such as "compact" (indices) or "generated" (code): a row of `spdf inspect`."""
 
     @property
     def skips_work(self) -> bool:
-        """Whether the time of a product falls with density; without it, training takes the dense product."""
+        """Whether the time of a product falls with density. If not, `compare` chooses the dense product."""
 
     def available(self) -> str | None:
-        """None where this machine has the back end, else the reason why not."""
+        """None if this machine can run the back end, else the reason."""
 
     def supports(self, device: torch.device, dtype: torch.dtype, pattern: SparsityPattern) -> str | None:
-        """None where these products run on the back end, else the reason why not. Cheap; prepares nothing."""
+        """None if the back end runs these products, else the reason. Fast; prepares nothing."""
 
     def prepare(self, pattern: SparsityPattern, dtype: torch.dtype) -> Routes:
-        """Prepares the three products for operands of ``dtype`` now, instead of at their first calls."""
+        """Prepare the three products for operands of ``dtype`` before their first calls."""
 
     def spmm(
         self, x_TI: torch.Tensor, values_K: torch.Tensor, bias_O: torch.Tensor | None, pattern: SparsityPattern
@@ -81,17 +81,17 @@ class Backend(Protocol):
         """dW: dvalues [K], dy^T x at the kept entries."""
 
     def bytes(self, pattern: SparsityPattern) -> Held:
-        """What is held for a pattern at this moment."""
+        """The bytes that are held for a pattern at present."""
 
 
 @functools.cache
 def backends() -> tuple[Backend, ...]:
-    """All back ends, the most preferred first. Raises ValueError when two have one name."""
+    """All back ends, the most preferred first. Raises ValueError if two have the same name."""
     found: list[Backend] = []
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         try:
             loaded = point.load()
-        except Exception as error:  # whatever a stranger's module raises: the other back ends go on working
+        except Exception as error:  # a faulty module of another package must not disable the other back ends
             found.append(_Broken(point.name, f"{point.value} does not load: {type(error).__name__}: {error}"))
             continue
         wrong = None if isinstance(loaded, Backend) else f"{point.value} is not a spdf_kernels.backends.Backend"
@@ -107,7 +107,7 @@ def backends() -> tuple[Backend, ...]:
 
 
 class _Broken:
-    """Stands for an entry point that gives no back end, so that `available_backends` says why."""
+    """Stands for an entry point without a valid back end, so that `available_backends` reports the reason."""
 
     path = "none"
     skips_work = False
@@ -134,7 +134,7 @@ class _Broken:
 
 
 def available_backends() -> dict[str, str | None]:
-    """Every back end, the most preferred first, with None where this machine has it and else the reason why not.
+    """Every back end, the most preferred first, with None if it is available, else the reason.
 
     triton-block: whole blocks on GPUs; triton-expand: any mask on GPUs; jit: AVX-512 code generated from the mask;
     avx512: compressed rows; jit-avx2: AVX2 code generated from the mask; portable: C++ for any CPU;
@@ -144,10 +144,13 @@ def available_backends() -> dict[str, str | None]:
 
 
 def backend_for(pattern: SparsityPattern, dtype: torch.dtype) -> Backend:
-    """The back end of a pattern's products in `dtype`: the forced one, else the first that is there and supports them.
+    """The back end of a pattern's products in `dtype`: the forced one, else the first available that supports them.
 
-    The choice is kept with the pattern. Raises ValueError when the forced back end is unknown, not available or does
-    not support the products; TypeError for a dtype that no back end supports.
+    The choice is stored in the pattern.
+
+    Raises:
+        ValueError: the forced back end is unknown, is not available or does not support the products.
+        TypeError: no back end supports the dtype.
     """
     if native.unforced() or not (forced := os.environ.get(VARIABLE)):
         chosen: Backend | None = pattern.chosen.get(dtype)
@@ -172,10 +175,10 @@ def _first(pattern: SparsityPattern, dtype: torch.dtype) -> Backend:
 
 
 def set_code_budget_mb(megabytes: float) -> None:
-    """Allows this process `megabytes` (2^20 bytes) of generated code over all patterns.
+    """Limit the generated code of all patterns in this process to `megabytes` (2^20 bytes).
 
-    Patterns beyond it run on compressed rows. Counts for patterns whose code is not yet built. Raises ValueError for
-    what is not a number or negative.
+    Patterns beyond the limit run on compressed rows. The limit applies to patterns whose code is not built yet. Raises
+    ValueError for anything but a non-negative number.
     """
     if not isinstance(megabytes, int | float) or not megabytes >= 0:
         raise ValueError(f"the code budget must be a number that is not negative, not {megabytes!r} MiB")
@@ -183,7 +186,7 @@ def set_code_budget_mb(megabytes: float) -> None:
 
 
 class Description(NamedTuple):
-    """How a pattern's products run here: the back end of each, and the bytes held for them."""
+    """The back end of each product of a pattern, and the bytes held for the products."""
 
     forward: str
     grad_input: str
@@ -193,9 +196,9 @@ class Description(NamedTuple):
 
 
 def describe(pattern: SparsityPattern, dtype: torch.dtype = torch.float32) -> Description:
-    """Prepares all products of a pattern for tensors of `dtype`; tells the back end of each, and the bytes they hold.
+    """Prepare all products of a pattern for tensors of `dtype`; return the back end of each and the bytes held.
 
-    The mask's own bits count as indices. Raises what `backend_for` raises.
+    The mask's bits count as indices. Raises the errors of `backend_for`.
     """
     backend = backend_for(pattern, dtype)
     routes = backend.prepare(pattern, dtype)

@@ -1,9 +1,9 @@
-"""Measures the sparse products against the best dense ones and other sparse libraries, on this machine, in one run.
+"""Measures the sparse products against the best dense ones and other sparse libraries in one run.
 
-All contenders of a case run in turn, round after round, so that a change of the machine's load meets all of them; a
-speed-up is the median over rounds of (best dense time / own time). The best dense is the faster of MKL and oneDNN.
-On one thread the clock is the processor time of this process, which other work on the machine does not lengthen; on
-several it is the wall.
+All contenders of a case run in turn in each round, so that a change of the machine's load affects all of them. A
+speed-up is the median over rounds of (best dense time / time of the contender). The best dense product is the faster of
+MKL and oneDNN. On one thread the clock is the processor time of this process, which does not include other load. On
+several threads it is the wall clock.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Product = Callable[[], Any]
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, instruction sets, versions, and which back ends of the kernels are there."""
+    """Processor, cores, instruction sets, versions, and the available back ends."""
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
@@ -56,7 +56,7 @@ def machine() -> dict[str, Any]:
 
 
 def fma_peak(threads: int, dtype: torch.dtype, seconds: float = 0.5) -> float | None:
-    """Highest rate of multiply-adds in registers, FLOP/s, over `threads` threads; None where it cannot be measured."""
+    """Highest rate of multiply-adds in registers, FLOP/s, on `threads` threads; None if it cannot be measured."""
     if native.missing("portable") is not None:
         return None
     peak = ctypes.CDLL(str(native.LIBRARY)).spdf_fma_peak
@@ -65,13 +65,13 @@ def fma_peak(threads: int, dtype: torch.dtype, seconds: float = 0.5) -> float | 
 
 
 FED_FROM = {"L1": 24 << 10, "L2": 512 << 10}
-"""Bytes that `fma_fed` goes through: what dW keeps in the first-level cache, and what fits the second."""
+"""Sizes in bytes for `fma_fed`: the part of x that dW keeps in L1, and a size that fits L2."""
 
 
 def fma_fed(size: int, seconds: float = 0.25) -> float | None:
-    """Rate of fp32 multiply-adds on one thread that each load 64 bytes out of `size`, FLOP/s; None without AVX-512.
+    """Rate of fp32 multiply-adds that each load 64 bytes from a buffer of `size` bytes, FLOP/s on one thread.
 
-    The roof of dW, in which every kept entry reads x anew.
+    This is the limit of dW, in which every kept entry loads x. None without AVX-512.
     """
     if native.missing("avx512") is not None:
         return None
@@ -82,7 +82,7 @@ def fma_fed(size: int, seconds: float = 0.25) -> float | None:
 
 @contextmanager
 def thread_count(threads: int) -> Iterator[None]:
-    """torch, and with it the kernels, on that many threads."""
+    """Run torch and the kernels on `threads` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -101,7 +101,7 @@ def random_mask(shape: tuple[int, int], sparsity: float, seed: int = 0) -> torch
 
 
 def interleave(contenders: Mapping[str, Product], rounds: int, threads: int) -> dict[str, dict[int, float]]:
-    """Seconds of each contender by round. The order rotates; much slower ones sit out two rounds of three."""
+    """Seconds of each contender by round. The order rotates; much slower ones run in every third round only."""
     now = clock(threads)
     warm: dict[str, float] = {}
     for name, product in contenders.items():
@@ -141,7 +141,7 @@ def ratio(over: Mapping[int, float], under: Mapping[int, float]) -> tuple[float,
 
 
 def dense_products(operation: str, x: torch.Tensor, dy: torch.Tensor, weight: torch.Tensor) -> dict[str, Product]:
-    """The dense product by library: what torch does by itself, and oneDNN asked by name."""
+    """The dense product by library: torch's default, and an explicit call of oneDNN."""
     linear = torch.nn.functional.linear
     if operation == "forward":
         left, right = x, weight
@@ -150,7 +150,7 @@ def dense_products(operation: str, x: torch.Tensor, dy: torch.Tensor, weight: to
     else:
         left, right = dy.t(), x.t()
     if x.dtype == torch.bfloat16:
-        # torch's own takes minutes where it is emulated, and dense layers do not use it there
+        # an emulated product of torch takes minutes, and `dense_linear` does not use it
         if is_emulated(x.dtype, x.device):
             return {"widened": lambda: widened_linear(left, right, None)}
         return {"torch_bf16": lambda: linear(left, right)}  # oneDNN
@@ -167,7 +167,7 @@ def dense_products(operation: str, x: torch.Tensor, dy: torch.Tensor, weight: to
 def sparse_products(
     x: torch.Tensor, dy: torch.Tensor, values: torch.Tensor, pattern: SparsityPattern
 ) -> dict[str, Product]:
-    """The kernels' products by operation, row-major in and out."""
+    """The kernels' products by operation, with row-major operands and results."""
     out_features, in_features = pattern.shape
     return {
         "forward": lambda: ops.spmm(x, values, None, pattern.handle, out_features),
@@ -179,7 +179,7 @@ def sparse_products(
 def packed_products(
     x: torch.Tensor, dy: torch.Tensor, values: torch.Tensor, pattern: SparsityPattern
 ) -> dict[str, Product]:
-    """The same on tiles of tokens in and out, by operation; the difference is packing. Empty without code."""
+    """The same products with tiles of tokens as operands and results, without packing. Empty without generated code."""
     backend = backends.describe(pattern).forward
     if x.dtype != torch.float32 or not backend.startswith("jit"):
         return {}
@@ -193,7 +193,7 @@ def packed_products(
 def peer_products(
     operation: str, x: torch.Tensor, dy: torch.Tensor, weight: torch.Tensor
 ) -> tuple[dict[str, Product], dict[str, str]]:
-    """(products of other sparse libraries, why others are missing). Each gets its operands as it likes them best."""
+    """(products of other sparse libraries, reasons for missing ones). Each gets operands in its fastest layout."""
     found: dict[str, Product] = {}
     missing: dict[str, str] = {}
     if x.dtype != torch.float32:
@@ -231,8 +231,8 @@ def peer_products(
 def forward_backward(
     x: torch.Tensor, dy: torch.Tensor, weight: torch.Tensor, pattern: SparsityPattern, values: torch.Tensor
 ) -> dict[str, Product]:
-    """Forward and backward through autograd: the kernels, dense through the faster library and as torch does it by
-    itself, and SparseProp where installed.
+    """Forward and backward through autograd: the kernels, dense through the faster library and through torch's
+    default, and SparseProp if it is installed.
     """
 
     def through(function: Callable[[torch.Tensor], torch.Tensor], parameters: Sequence[torch.Tensor]) -> Product:
@@ -255,7 +255,7 @@ def forward_backward(
             layer = SparseLinear(weight)
             found["sparseprop"] = through(layer, list(layer.parameters()))
         except ImportError:
-            pass  # named among the peers of the single products
+            pass  # the results of single products report that it is missing
     return found
 
 
@@ -270,10 +270,11 @@ def measure_gemm(
     peers: bool = True,
     operations: Sequence[str] = OPERATIONS,
 ) -> list[dict[str, Any]]:
-    """One result an operation at a shape [out, in]; beside forward and dX one on packed operands (`forward_packed`,
-    `dx_packed`), where there is generated code, and `forward_backward` when all three are asked for.
+    """One result per operation at a shape [out, in].
 
-    `peak`: FLOP/s of `fma_peak` at these threads and this dtype, for the fraction reached; None when not known.
+    With generated code, forward and dX also have a result on packed operands (`forward_packed`, `dx_packed`). If all
+    three operations are requested, there is also `forward_backward`. `peak` is the FLOP/s of `fma_peak` at these
+    threads and this dtype, for the fraction of the peak; None if it is not known.
     """
     out_features, in_features = shape
     generator = torch.Generator().manual_seed(1)
@@ -322,7 +323,7 @@ def measure_gemm(
 
 
 def _runnable(contenders: Mapping[str, Product]) -> tuple[dict[str, Product], dict[str, str]]:
-    """Those that run here, and the first line of the error of those that do not."""
+    """The contenders that run on this machine, and the first line of the error of each other one."""
     found, failed = {}, {}
     for name, product in contenders.items():
         try:
@@ -353,7 +354,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def measure_state(shape: tuple[int, int], sparsity: float, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Time to prepare a pattern for `dtype`, and bytes of model state a weight of W (dense: 16), by path."""
+    """Time to prepare a pattern for `dtype`, and bytes of model state per entry of W (dense: 16), by path."""
     measured: dict[str, Any] = {"out": shape[0], "in": shape[1], "sparsity": sparsity}
     for path, state in model_state(random_mask(shape, sparsity), dtype).items():
         if isinstance(state, str):

@@ -1,4 +1,4 @@
-"""Which execution of a layer is faster on this machine: a short interleaved measurement against the best dense one."""
+"""Chooses the faster execution of a layer by a short interleaved measurement against the best dense product."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CRITERION = (
     f"and a lower bound (95%) of at least {LEAST_BOUND:.2f}, else masked"
 )
 MOST_TOKENS, LEAST_TOKENS = 2048, 512
-MOST_FLOPS = 1e10  # of a dense forward and backward; more do not change the ratio, only the time that the choice takes
+MOST_FLOPS = 1e10  # of a dense forward and backward; more FLOPs do not change the ratio
 
 
 class Comparison(NamedTuple):
-    """An execution, and the measurement that it rests on: `pairs` is 0 and both numbers None where none was needed."""
+    """An execution and its measurement. Without a measurement `pairs` is 0, and the speed-up and its bound are None."""
 
     execution: Literal["masked", "compressed"]
     reason: str
@@ -47,13 +47,13 @@ def choose(
 
 
 def compare(pattern: SparsityPattern, tokens: int, dtype: torch.dtype = torch.float32) -> Comparison:
-    """The faster execution of forward and backward over `tokens` tokens, never one slower than dense.
+    """The faster execution of forward and backward over `tokens` tokens.
 
-    "compressed" runs `sparse_linear`, "masked" the dense product with the mask on its gradient. Compressed is chosen
-    when it is shown not to be slower (`CRITERION`).
+    "compressed" runs `sparse_linear`, "masked" the dense product with the mask on its gradient. "compressed" is chosen
+    only if the measurement shows that it is not slower (`CRITERION`). A back end that skips no work gives "masked".
 
-    Measured once for layers alike in shape, density (to 1%), tokens, dtype, threads and back end, on the pattern's
-    device: on CUDA between events, with all `tokens`. It is "masked" where the back end does not skip work.
+    Layers with the same shape, density (to 1%), tokens, dtype, threads, back end and device are measured once. On CUDA
+    the clock is a pair of events, and all `tokens` are used.
     """
     backend = backend_for(pattern, dtype)
     if pattern.nnz == 0:
@@ -74,12 +74,12 @@ def compare(pattern: SparsityPattern, tokens: int, dtype: torch.dtype = torch.fl
 
 
 def measured_tokens(shape: tuple[int, int]) -> int:
-    """Tokens beyond which a measurement at this shape [out, in] only takes longer."""
+    """The number of tokens of a measurement at this shape [out, in]; more tokens do not change the ratio."""
     return int(min(MOST_TOKENS, max(LEAST_TOKENS, MOST_FLOPS / (6 * shape[0] * shape[1]))))
 
 
 def judge(ratios: list[float], tokens: int, threads: int) -> Comparison:
-    """The execution that measured ratios of dense time over sparse time allow."""
+    """The execution by `CRITERION` for measured ratios of dense time / sparse time."""
     median, bound = median_and_bound(ratios)
     execution: Literal["masked", "compressed"] = "masked"
     if median >= LEAST_MEDIAN and bound >= LEAST_BOUND:
@@ -91,7 +91,7 @@ def judge(ratios: list[float], tokens: int, threads: int) -> Comparison:
 def paired_ratios(
     dense: Callable[[], None], sparse: Callable[[], None], seconds: Callable[[Callable[[], None]], float]
 ) -> list[float]:
-    """Time of `dense` over time of `sparse` by pair, which of the two goes first alternating; `seconds` runs one."""
+    """Time of `dense` / time of `sparse` per pair, in alternating order; `seconds` runs and times one."""
     dense()
     sparse()
     ratios = []
@@ -106,9 +106,9 @@ def paired_ratios(
 def products(
     pattern: SparsityPattern, tokens: int, dtype: torch.dtype
 ) -> tuple[Callable[[], None], Callable[[], None]]:
-    """(dense, sparse): forward and backward of a layer with this pattern, through autograd."""
+    """(dense, sparse): functions that run forward and backward of a layer with this pattern through autograd."""
     out_features, in_features = pattern.shape
-    if pattern.device.type == "cuda":  # a GPU multiplies constants faster than data
+    if pattern.device.type == "cuda":  # a GPU multiplies constants faster than random data
         x, dy, values = (
             torch.randn(shape, dtype=dtype, device=pattern.device)
             for shape in ((tokens, in_features), (tokens, out_features), (pattern.nnz,))

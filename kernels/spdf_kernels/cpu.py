@@ -10,7 +10,7 @@ from spdf_kernels.pattern import SparsityPattern
 
 
 class CpuBackend:
-    """One back end of the library; `native.BACKENDS` has its number.
+    """One back end of the shared library; `native.BACKENDS` has its number.
 
     float16 operands are widened to float32 for the product, and its result is rounded once.
     """
@@ -18,7 +18,7 @@ class CpuBackend:
     skips_work = True
 
     def __init__(self, name: str, path: str, grad_values: str) -> None:
-        """`grad_values` names the back end whose dW this one runs."""
+        """`grad_values` names the back end whose dW this one uses."""
         self.name, self.path, self.grad_values = name, path, grad_values
 
     def available(self) -> str | None:

@@ -1,11 +1,10 @@
-"""Dense linear layer through the fastest product that torch has here: what a sparse product must beat.
+"""Dense linear layer through torch's fastest product on this machine, the reference for sparse products.
 
-`torch.nn.functional.linear` hands float32 products on the CPU to MKL, which on AMD processors stays behind oneDNN, by
-up to a factor of two; oneDNN lies in the same wheel. The choice is a rule, not a measurement: a run must give the same
-bits when it is continued.
+On the CPU, `torch.nn.functional.linear` calls MKL for float32. On AMD processors MKL is slower than oneDNN, which is in
+the same wheel. The choice is a rule and not a measurement, because a continued run must give the same bits.
 
-bfloat16 on a CPU without bf16 instructions: torch emulates the products, many times slower than float32. Here operands
-are widened to float32 for the product and the result is rounded once. Legend: T tokens, O out, I in.
+On a CPU without bf16 instructions torch emulates bfloat16 products, which is many times slower than float32. This
+module widens the operands to float32 for the product and rounds the result once. Legend: T tokens, O out, I in.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from spdf_kernels import native
 
 _ONEDNN_IS_FASTER = torch.backends.mkldnn.is_available() and not native.is_intel()
 _BF16_IS_EMULATED = not (native.multiplies_bf16() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-_FEW_TOKENS = 16  # below, a product is one pass over the weight and the libraries do not differ
-# dW takes dy transposed, which torch copies for oneDNN and not for MKL: up to this many inputs that decides.
+_FEW_TOKENS = 16  # with fewer tokens a product is one pass over the weight, and the libraries are equally fast
+# dW needs dy transposed, which torch copies for oneDNN and not for MKL. With few inputs the copy makes oneDNN slower.
 _DW_BY_MKL_UP_TO = 1024
 
 
 def dense_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """y [..., out] = x [..., in] weight^T + bias for weight [out, in] and bias [out]; differentiable in all three.
 
-    float32 on a CPU that is not Intel's: the products run through oneDNN, but for dW up to 1,024 inputs. Else, for
-    less than 16 tokens, in forward mode and under autocast, torch.nn.functional.linear. bfloat16 on a CPU that lacks
-    its products is multiplied in float32. Errors are those of torch.nn.functional.linear.
+    float32 on a CPU that is not Intel's runs through oneDNN, except dW with up to 1,024 inputs. bfloat16 on a CPU
+    without bf16 instructions is multiplied in float32. All other cases call torch.nn.functional.linear: fewer than 16
+    tokens in float32, forward mode, autocast. Errors are those of torch.nn.functional.linear.
     """
     tokens = x.shape[:-1].numel()
     if is_emulated(x.dtype, x.device) and _plain_mode() and tokens > 0 and _fits(x, weight, bias):
@@ -43,7 +42,7 @@ def dense_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 
 def _fits(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
-    """Whether the shapes are the plain ones; empty weights, broadcast biases and errors are left to torch."""
+    """Whether the shapes are regular; torch handles empty weights, broadcast biases and errors."""
     return (
         weight.dtype == x.dtype
         and weight.device == x.device
@@ -55,24 +54,24 @@ def _fits(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> b
 
 
 def takes_onednn(x: torch.Tensor) -> bool:
-    """Whether `dense_linear` hands this operand's products to oneDNN: float32 in the memory of a CPU not Intel's."""
+    """Whether `dense_linear` uses oneDNN for this operand: float32 on a CPU that is not Intel's."""
     return _ONEDNN_IS_FASTER and x.dtype == torch.float32 and x.device.type == "cpu" and _plain_mode()
 
 
 def _plain_mode() -> bool:
-    """Whether the operators of this module may run: they have neither a forward mode nor an autocast rule."""
+    """Whether neither forward mode nor autocast is active; the operators of this module support neither."""
     return forward_ad._current_level < 0 and not torch.is_autocast_enabled("cpu")
 
 
 def is_emulated(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether torch's own products of `dtype` run without instructions for it: bfloat16 on a CPU that lacks them."""
+    """Whether torch emulates products of `dtype`: bfloat16 on a CPU without bf16 instructions."""
     return _BF16_IS_EMULATED and dtype == torch.bfloat16 and device.type == "cpu"
 
 
 def slow_precision(dtype: torch.dtype) -> str | None:
-    """Why training in `dtype` is slow on this machine's CPU, and what to set instead; None where it is not.
+    """Why training in `dtype` is slow on this CPU, and what to set instead; None if it is not slow.
 
-    Linear layers run at the speed of float32; attention, which torch emulates, is several times slower.
+    Linear layers run at the speed of float32. torch emulates attention, which is several times slower.
     """
     if not is_emulated(dtype, torch.device("cpu")):
         return None
@@ -86,7 +85,7 @@ def slow_precision(dtype: torch.dtype) -> str | None:
 def onednn_linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
     """y [T, O] = x weight^T + bias, float32, through oneDNN; operands may be transposed views."""
     if bias_O is not None:
-        bias_O = bias_O.contiguous()  # oneDNN reads it as dense whatever its strides are
+        bias_O = bias_O.contiguous()  # oneDNN ignores its strides
     return torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
 
 
@@ -123,7 +122,7 @@ onednn_linear.register_autograd(_backward, setup_context=_keep)
 def widened_linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
     """y [T, O] = x weight^T + bias of bfloat16 operands, multiplied and summed in float32, rounded once.
 
-    The backward pass keeps the narrow operands, not their wide copies.
+    The backward pass saves the bfloat16 operands, not their float32 copies.
     """
     x_TI, weight_OI = x_TI.float(), weight_OI.float()
     bias_O = None if bias_O is None else bias_O.float()

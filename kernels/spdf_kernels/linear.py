@@ -1,4 +1,4 @@
-"""`sparse_linear`: the linear layer over kept entries alone."""
+"""`sparse_linear`: the linear layer over kept entries only."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def sparse_linear(
 ) -> torch.Tensor:
     """y [..., out] = x [..., in] W^T + bias, where W [out, in] keeps `values` [nnz] at the pattern's entries.
 
-    A product over kept entries only: a non-finite x[j] reaches exactly the rows that keep column j. Differentiable in
-    x, values and bias [out], in reverse and in forward mode, to any order. They share a dtype: float32, bfloat16 or
-    float16 (both summed in float32), or float64 (without a kernel: the back end torch). Under torch.autocast they are
-    cast to its dtype, as for torch.nn.functional.linear. A non-contiguous tensor costs one copy.
+    The product covers kept entries only: a non-finite x[j] reaches exactly the rows that keep column j. It is
+    differentiable in x, values and bias [out], in reverse and forward mode, to any order. The operands share a dtype:
+    float32, bfloat16 or float16 (both summed in float32), or float64 (without a kernel, by the back end torch).
+    torch.autocast casts them to its dtype, as for torch.nn.functional.linear. A non-contiguous tensor costs one copy.
 
     Raises TypeError for a wrong type or dtype, ValueError for a wrong shape or device.
     """

@@ -14,14 +14,13 @@ from spdf_kernels.pattern import SparsityPattern
 
 
 class SparseLinear(nn.Module):
-    """y [..., out] = x [..., in] W^T + bias, where W [out, in] is zero outside of a pattern.
+    """y [..., out] = x [..., in] W^T + bias, where W [out, in] is zero at the pruned entries.
 
     Attributes: ``values`` [nnz] (Parameter, row-major order of the mask), ``bias`` [out] or None, ``pattern``.
 
-    ``state_dict`` holds ``values``, ``bias`` and ``mask_bits``, uint8 [ceil(out * in / 8)]: the mask in row-major
-    order, its first entry in the highest bit. ``load_state_dict`` refuses values of another mask. Optimizer state,
-    gradients and what DDP and FSDP2 send have the length of ``values``. All ranks of a process group need the same
-    pattern.
+    ``state_dict`` has ``values``, ``bias`` and ``mask_bits``, uint8 [ceil(out * in / 8)]: the mask in row-major order,
+    the first entry in the highest bit. ``load_state_dict`` refuses values of another mask. Optimizer state, gradients
+    and the messages of DDP and FSDP2 have the length of ``values``. All ranks of a process group need the same pattern.
 
     Raises ValueError for a pattern of another shape than [out_features, in_features].
     """
@@ -57,7 +56,7 @@ class SparseLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, pattern: SparsityPattern) -> SparseLinear:
-        """The layer with the kept entries of ``linear.weight`` and its bias, copied; device and dtype are its own."""
+        """A layer with copies of the kept entries of ``linear.weight`` and of its bias, on its device, in its dtype."""
         weight = linear.weight.detach()
         layer = cls(
             linear.in_features,
@@ -87,11 +86,11 @@ class SparseLinear(nn.Module):
 
     @property
     def mask_bits(self) -> torch.Tensor:
-        """A copy of the mask's bits: what is loaded in place into a state_dict must not reach the pattern."""
+        """A copy of the mask's bits, because loading in place into a state_dict must not change the pattern."""
         return self.pattern.bits.clone()
 
     def reset_parameters(self) -> None:
-        """The initialization of torch.nn.Linear, at the kept entries: uniform within 1 / sqrt(in_features)."""
+        """Initialize as torch.nn.Linear does: uniform within +-1 / sqrt(in_features)."""
         bound = 1 / math.sqrt(self.in_features) if self.in_features else 0.0
         nn.init.uniform_(self.values, -bound, bound)
         if self.bias is not None:
@@ -108,7 +107,7 @@ class SparseLinear(nn.Module):
         )
 
     def _move_pattern(self) -> None:
-        if self.values.device.type != "meta":  # parameters without data: the pattern waits where it is
+        if self.values.device.type != "meta":  # meta parameters have no data; the pattern stays on its device
             self.pattern = self.pattern.to(self.values.device)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> SparseLinear:

@@ -1,6 +1,6 @@
 """The shared library of the kernels, through ctypes.
 
-torch is imported first, so that the library finds torch's OpenMP runtime loaded and shares its threads.
+torch is imported first, so that the library uses torch's OpenMP runtime and its threads.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SIGNATURES = {
 
 
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """The library, or why there is none."""
+    """(library, None), or (None, the reason why it cannot be loaded)."""
     if not LIBRARY.exists():
         return None, f"{LIBRARY.name} was not built: install the package with a C++ compiler at hand (pip install .)"
     try:
@@ -57,7 +57,7 @@ _library, missing_library = _load()
 
 
 def missing(backend: str) -> str | None:
-    """Why this machine cannot run a native back end; None when it can."""
+    """Why this machine cannot run a native back end; None if it can."""
     if _library is None:
         return missing_library
     reason = _library.spdf_backend_missing(BACKENDS[backend])
@@ -65,20 +65,20 @@ def missing(backend: str) -> str | None:
 
 
 def unforced() -> bool:
-    """Whether the library is there and SPDF_KERNELS_BACKEND empty.
+    """Whether the library is loaded and SPDF_KERNELS_BACKEND is empty.
 
-    In caches that a product has emptied, os.environ takes 30 us longer to say so.
+    The library reads the variable, because os.environ is slow after a product has evicted the caches.
     """
     return _library is not None and not _library.spdf_backend_forced()
 
 
 def multiplies_bf16() -> bool:
-    """Whether the CPU has instructions that multiply bf16. True where the library, which would know, is missing."""
+    """Whether the CPU has instructions that multiply bf16; True without the library, which detects them."""
     return _library is None or bool(_library.spdf_cpu_multiplies_bf16())
 
 
 def is_intel() -> bool:
-    """Whether the CPU is Intel's, so that MKL runs its best code. False where the library is missing."""
+    """Whether the CPU is Intel's, on which MKL runs its fastest code; False without the library."""
     return _library is not None and bool(_library.spdf_cpu_is_intel())
 
 
@@ -90,7 +90,7 @@ def spmm(
     backend: str,
     transposed: bool,
 ) -> torch.Tensor:
-    """operand [T, I] W^T + bias -> [T, O]; transposed: operand [T, O] W -> [T, I]. float32 or bfloat16, on the CPU."""
+    """operand [T, I] W^T + bias -> [T, O]; transposed: operand [T, O] W -> [T, I]. float32 or bfloat16 on the CPU."""
     operand, values = operand.contiguous(), values.contiguous()
     if bias is not None:
         bias = bias.contiguous()
@@ -113,7 +113,7 @@ def spmm(
 
 
 def pack(x: torch.Tensor) -> torch.Tensor:
-    """Tiles of x [T, F]: [ceil(T / 16), F | 1, 16], 16 tokens of a feature side by side, zero past the last token."""
+    """Tiles [ceil(T / 16), F | 1, 16] of x [T, F]: 16 adjacent tokens per feature, zeros after the last token."""
     tokens, features = x.shape
     count = (tokens + 15) // 16
     rows = torch.cat([x, x.new_zeros(16 * count - tokens, features)])
@@ -130,7 +130,7 @@ def unpack(tiles: torch.Tensor, tokens: int, features: int) -> torch.Tensor:
 def spmm_packed(
     tiles: torch.Tensor, values: torch.Tensor, pattern: SparsityPattern, backend: str, transposed: bool
 ) -> torch.Tensor | None:
-    """`spmm` on packed operands, by generated code: tiles in and out, float32. None where there is no code."""
+    """`spmm` from tiles to tiles by generated code, float32. None if there is no code."""
     result = tiles.new_empty(tiles.shape[0], pattern.shape[1 if transposed else 0] | 1, 16)
     status = _loaded().spdf_spmm_packed(
         _structure(pattern),
@@ -167,7 +167,7 @@ def sddmm(dy: torch.Tensor, x: torch.Tensor, pattern: SparsityPattern, backend: 
 
 
 def prepare(pattern: SparsityPattern, backend: str, transposed: bool, dtype: torch.dtype) -> str:
-    """Prepares a direction now instead of at its first product. Returns the back end that its products will run on."""
+    """Prepare a direction before its first product; return the back end that its products will run on."""
     bf16 = dtype == torch.bfloat16
     prepared = _loaded().spdf_prepare(_structure(pattern), BACKENDS[backend], transposed, bf16, torch.get_num_threads())
     if prepared < 0:
@@ -176,13 +176,13 @@ def prepare(pattern: SparsityPattern, backend: str, transposed: bool, dtype: tor
 
 
 def prepare_sddmm(pattern: SparsityPattern) -> None:
-    """Prepares the gradient of the values now instead of at its first product."""
+    """Prepare the gradient of the values before its first product."""
     if _loaded().spdf_prepare_grad_values(_structure(pattern)) != 0:
         raise MemoryError(f"no memory for the structure of {pattern!r}")
 
 
 def held_bytes(pattern: SparsityPattern) -> tuple[int, int]:
-    """(bytes of indices, bytes of generated code) that the library holds for a pattern at this moment."""
+    """(bytes of indices, bytes of generated code) that the library holds for a pattern at present."""
     structure = pattern.prepared.get("native")
     if structure is None:
         return 0, 0
@@ -190,7 +190,7 @@ def held_bytes(pattern: SparsityPattern) -> tuple[int, int]:
 
 
 def set_code_budget(size: int) -> None:
-    """Bytes of generated code allowed in this process, over all patterns."""
+    """Limit the generated code of all patterns in this process to `size` bytes."""
     if _library is not None:
         _library.spdf_set_code_budget(size)
 
@@ -201,11 +201,11 @@ def _loaded() -> ctypes.CDLL:
     return _library
 
 
-_making = threading.Lock()  # ctypes lets other threads run while the library builds a structure
+_making = threading.Lock()  # ctypes releases the GIL while the library builds a structure
 
 
 def _structure(pattern: SparsityPattern) -> int:
-    """The library's own structure of a pattern; made at the first call, freed with the pattern."""
+    """The library's structure of a pattern; built at the first call, freed with the pattern."""
     structure = pattern.prepared.get("native")
     return _made_structure(pattern) if structure is None else structure
 

@@ -1,14 +1,14 @@
-"""The custom operators: tensors and the integer handle of a pattern in, tensors out.
+"""The custom operators: functions of tensors and the integer handle of a pattern.
 
-`spdf::spmm`, `spdf::spmm_transposed` and `spdf::sddmm` are bilinear and each other's derivatives, so autograd of any
-order stays within the three. Legend: T tokens, O out, I in, K kept entries.
+`spdf::spmm`, `spdf::spmm_transposed` and `spdf::sddmm` are bilinear, and each is a derivative of the others, so
+autograd of any order needs these three only. Legend: T tokens, O out, I in, K kept entries.
 
-The size of a result is an argument of its own: torch.compile caches graphs on disk, and a handle stands for
-another pattern in another process.
+The size of a result is a separate argument: torch.compile caches graphs on disk, and in another process a handle
+identifies another pattern.
 
-They are registered through torch.library.Library: torch.library.custom_op wraps each call in three more Python layers,
-which take 50 us when the product before has emptied the caches; a whole product may take two milliseconds. The
-derivatives are registered here, too: torch.library.register_autograd knows reverse mode only and drops tangents.
+The operators are registered through torch.library.Library. torch.library.custom_op would add three Python layers per
+call, which are slow compared with a small product. The derivatives are registered here too, because
+torch.library.register_autograd supports reverse mode only and drops tangents.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _library = torch.library.Library("spdf", "DEF")
 
 
 def _operator(function: Callable[..., torch.Tensor]) -> torch._ops.OpOverload:
-    """Registers `function` for every device, with the schema that its annotations give."""
+    """Register `function` for every device, with the schema of its annotations."""
     name = function.__name__
     _library.define(name + torch.library.infer_schema(function, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
     _library.impl(name, function, "CompositeExplicitAutograd")
@@ -43,7 +43,7 @@ def _check(
     right: torch.Tensor,
     bias: torch.Tensor | None = None,
 ) -> None:
-    """Native kernels read as far as the pattern says, and anyone may call an operator: ValueError or TypeError."""
+    """Raise ValueError or TypeError for operands that do not fit the pattern: the kernels do not check bounds."""
     if sizes != expected:
         raise ValueError(f"operands of sizes {sizes} do not fit {pattern!r}: they must be {expected}")
     dtype = left.dtype
@@ -156,7 +156,7 @@ def _sddmm_backward(ctx: Any, grad_K: torch.Tensor) -> tuple[torch.Tensor | None
 
 
 def _tangent(op: torch._ops.OpOverload, arguments: tuple[Any, ...]) -> torch.Tensor | None:
-    """Tangent of the result; None where no argument has one. Each operator is linear in each of its first tensors."""
+    """Tangent of the result; None if no argument has one. Each operator is bilinear in its first two tensors."""
     duals = [forward_ad.unpack_dual(a) if isinstance(a, torch.Tensor) else (a, None) for a in arguments]
     (left, left_tangent), (right, right_tangent), (_, bias_tangent) = duals[:3]
     rest = (None, *arguments[3:]) if op is spmm else arguments[2:]
@@ -171,24 +171,24 @@ def _tangent(op: torch._ops.OpOverload, arguments: tuple[Any, ...]) -> torch.Ten
 def _differentiable(
     op: torch._ops.OpOverload, backward: Callable[..., Any], keep: Callable[[Any, tuple[Any, ...]], None]
 ) -> None:
-    """Registers derivatives: `backward` in reverse mode, the product rule in forward mode.
+    """Register derivatives: `backward` in reverse mode, the product rule in forward mode.
 
-    `apply` of torch.autograd.Function refuses the transforms of torch.func; that of its base class is what they need
-    inside an operator, where each of their levels is taken by itself.
+    `apply` of torch.autograd.Function rejects the transforms of torch.func. Inside an operator, which handles one level
+    of the transforms at a time, `apply` of its base class is correct.
     """
 
     def below_autograd(keyset: torch._C.DispatchKeySet, arguments: tuple[Any, ...]) -> torch.Tensor:
         with torch._C._AutoDispatchBelowAutograd():
             if not torch._C._are_functorch_transforms_active():
                 return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
-            with forward_ad._set_fwd_grad_enabled(True):  # ended for this level only
+            with forward_ad._set_fwd_grad_enabled(True):  # it is off for this level only
                 return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
     def forward(ctx: Any, keyset: torch._C.DispatchKeySet, *arguments: Any) -> torch.Tensor:
         keep(ctx, arguments)
         if not torch._C._are_functorch_transforms_active():
             return below_autograd(keyset, arguments)
-        with torch.enable_grad():  # `apply` has ended it for this level only
+        with torch.enable_grad():  # `apply` turned it off for this level only
             return below_autograd(keyset, arguments)
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
@@ -219,7 +219,7 @@ _differentiable(sddmm, _sddmm_backward, _keep_for_sddmm)
 
 
 def _autocast(op: torch._ops.OpOverload, device_type: str, key: str) -> None:
-    """Under torch.autocast an operator takes its dtype, as torch.nn.functional.linear does; float64 stays float64."""
+    """Cast operands under torch.autocast, as torch.nn.functional.linear does; float64 stays float64."""
     excluded = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def kernel(*arguments: Any) -> torch.Tensor:
@@ -240,12 +240,12 @@ for _op in (spmm, spmm_transposed, sddmm):
 
 
 def _fold(batch: torch.Tensor, dim: int) -> torch.Tensor:
-    """The batches of an operand [T, F] one after another: [batches * T, F]."""
+    """Concatenate the batches of an operand [T, F]: [batches * T, F]."""
     return batch.movedim(dim, 0).flatten(0, 1)
 
 
 def _each(op: torch._ops.OpOverload, size: int, in_dims: tuple[int | None, ...], arguments: tuple[Any, ...]) -> Any:
-    """One call per element of the batch, for values that differ between its elements."""
+    """Call the operator once per element of the batch, for values that differ between elements."""
     calls = [[a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims, strict=True)] for i in range(size)]
     return torch.stack([op(*call) for call in calls]), 0
 
@@ -273,7 +273,7 @@ def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[torc
     return _each(sddmm, info.batch_size, in_dims, arguments)
 
 
-# Two operations per token and kept entry: what the products execute, for torch's FLOP counter.
+# For torch's FLOP counter: two operations per token and kept entry.
 @register_flop_formula([torch.ops.spdf.spmm, torch.ops.spdf.spmm_transposed])
 def _spmm_flops(tokens_shape: torch.Size, values_shape: torch.Size, *args: Any, **kwargs: Any) -> int:
     return 2 * tokens_shape[0] * values_shape[0]
