@@ -1,3 +1,3 @@
-"""SPDF: sparse pre-training and dense fine-tuning of GPT models (Thangarasa et al., 2023)."""
+"""SPDF: sparse pre-training and dense fine-tuning of language models (Thangarasa et al., 2023)."""
 
 __version__ = "0.1.0"

@@ -1,8 +1,8 @@
-"""What users can add without editing the packages: entry points by group.
+"""Extensions that users can add without editing this package: entry points by group.
 
 A distribution that declares ``[project.entry-points."spdf.tasks"] captions = "my_module:TASK"`` adds a task. The
-extensions that come with the project are listed beside the code that uses them, so they need no installed metadata.
-Nothing is imported before an extension is loaded.
+built-in extensions are listed in the code, so they need no installed metadata. A module is imported only when its
+extension is loaded.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ TASKS = {
 
 @functools.cache
 def installed(group: str) -> tuple[EntryPoint, ...]:
-    """The entry points of a group in all installed distributions, looked up once per process: that takes 15 ms."""
+    """The entry points of a group in all installed distributions. The look-up is slow, so it is cached."""
     return tuple(importlib.metadata.entry_points(group=group))
 
 
 def extensions(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]:
-    """The built-in extensions of a group, then those of installed distributions; a built-in name cannot be replaced."""
+    """The extensions of a group by name: the built-in ones, which cannot be replaced, then the installed ones."""
     found = {name: EntryPoint(name, value, group) for name, value in built_in.items()}
     for point in installed(group):
         found.setdefault(point.name, point)
@@ -41,15 +41,15 @@ def extensions(group: str, built_in: Mapping[str, str]) -> dict[str, EntryPoint]
 
 
 def load_extension(points: Mapping[str, EntryPoint], name: str, what: str) -> Any:
-    """The object behind ``name``.
+    """The object of an extension.
 
     Args:
-        points: what ``extensions`` found.
-        name: which one.
-        what: what it is, for messages, such as "task".
+        points: the result of ``extensions``.
+        name: name of the extension.
+        what: kind of the extension for messages, such as "task".
 
     Raises:
-        UserError: no such extension, or its module cannot be imported.
+        UserError: there is no such extension, or its module cannot be imported.
     """
     if name not in points:
         raise UserError(f"unknown {what} '{name}'{nearest(name, points)}")
@@ -60,5 +60,5 @@ def load_extension(points: Mapping[str, EntryPoint], name: str, what: str) -> An
 
 
 def task_names() -> list[str]:
-    """Names of all tasks, built-in ones first."""
+    """Names of all tasks, the built-in ones first."""
     return list(extensions(TASKS_GROUP, TASKS))

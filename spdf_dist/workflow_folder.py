@@ -1,18 +1,18 @@
-"""The format of a workflow's folder: where things lie, and what its records say. This is the only module that knows it.
+"""The format of a workflow's folder: its files and its records. No other module knows the format.
 
 The launcher writes the records and the report reads them.
 
     workflow.yaml  plan.json    the workflow as it was read, and its jobs
-    journal.jsonl               what the launchers did
+    journal.jsonl               actions of the launchers
     jobs/NAME[/VARIANT][/CELL]/
-        job.json                what the job runs
-        attempts.jsonl          a line when an attempt starts and one when it ends
-        manifest.json           how the job ended and what it made
+        job.json                the command of the job
+        attempts.jsonl          one line when an attempt starts and one when it ends
+        manifest.json           status and results of the job
         job.log                 output of all attempts
-        lock                    held while the job runs
-        run/ or out/            what it makes
+        lock                    locked while the job runs
+        run/ or out/            files that the job writes
     slurm/                      batch scripts and their logs
-    .replaced/N/                results whose inputs have changed since
+    .replaced/N/                results whose inputs have changed
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from spdf_dist.config.errors import UserError
 
 JOBS = "jobs"
 RUN, OUT = "run", "out"
-"""In a job's folder: where training keeps its run, and where any other job writes."""
+"""Sub-folders of a job's folder: the run of a training job, and the output of any other job."""
 PLAN = "plan.json"
 SPEC = "job.json"
 CHOICE = f"{OUT}/choice.json"
-"""What a `select` job chose."""
+"""File with the choice of a `select` job."""
 DONE, FAILED, CANCELLED = "done", "failed", "cancelled"
-"""How a manifest says that a job ended."""
+"""Values of ``status`` in a job's manifest."""
 PRETRAIN, FINETUNE, EVALUATE, SELECT, REPORT = "pretrain", "finetune", "evaluate", "select", "report"
-"""Kinds of jobs with a meaning beyond their own folder."""
+"""Kinds of jobs that this module treats specially."""
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None when there is none or it is not whole."""
+    """The object in a JSON file; None if the file is missing, incomplete or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -75,32 +75,32 @@ class JobFolder:
 
     @property
     def exit_code(self) -> Path:
-        """Where rank 0 writes the trainer's exit code."""
+        """File to which rank 0 writes the trainer's exit code."""
         return self.path / "exit_code"
 
     @property
     def run_dir(self) -> Path:
-        """Where a training job keeps its run."""
+        """The run folder of a training job."""
         return self.path / RUN
 
     @property
     def out(self) -> Path:
-        """Where any other job writes."""
+        """The output folder of any other job."""
         return self.path / OUT
 
     def status(self) -> str | None:
-        """How the job ended: done, failed, cancelled; None while it has not."""
+        """How the job ended: done, failed or cancelled; None if it has not ended."""
         manifest = read_json(self.manifest)
         return None if manifest is None else str(manifest.get("status"))
 
     def is_done(self, key: str) -> bool:
-        """Whether the job is done with exactly the inputs that ``key`` stands for."""
+        """Whether the job is done with exactly the inputs that ``key`` identifies."""
         manifest = read_json(self.manifest) or {}
         return manifest.get("status") == DONE and manifest.get("key") == key
 
 
 def job_folder(root: Path, job_id: str) -> JobFolder:
-    """The folder of job ``job_id`` in the workflow's folder ``root``; UserError when it would lie outside of that."""
+    """The folder of job ``job_id`` in the workflow's folder ``root``. Raises UserError if it would lie outside."""
     if not job_id or Path(job_id).is_absolute() or ".." in Path(job_id).parts:
         raise UserError(f"'{job_id}' is not a job's name: its folder would lie outside of {root / JOBS}")
     return JobFolder(root / JOBS / job_id)
@@ -108,7 +108,7 @@ def job_folder(root: Path, job_id: str) -> JobFolder:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job as its job.json describes it."""
+    """A job, as described by its job.json."""
 
     root: Path
     """The workflow's folder."""
@@ -116,7 +116,7 @@ class JobRecord:
     name: str
     kind: str
     variant: str
-    """Empty when the job exists once for all variants."""
+    """Empty if one job serves all variants."""
     cell: dict[str, str]
     needs: tuple[str, ...]
     spec: dict[str, Any]
@@ -128,20 +128,20 @@ class JobRecord:
 
     @property
     def trains(self) -> bool:
-        """Whether it makes a run."""
+        """Whether the job trains and so has a run folder."""
         return self.kind in (PRETRAIN, FINETUNE)
 
     def manifest(self) -> dict[str, Any]:
-        """How it ended; empty while it has not."""
+        """The job's manifest; empty if it has not ended."""
         return read_json(self.folder.manifest) or {}
 
     def parents(self) -> list[JobRecord]:
-        """The jobs that it needs itself, as far as the launcher has written them."""
+        """The jobs that it needs directly and that the launcher has written."""
         return [job for job_id in self.needs if (job := read_job(self.root, job_id)) is not None]
 
 
 def read_job(root: Path, job_id: str) -> JobRecord | None:
-    """A job by its id; None when the launcher has not written it."""
+    """A job by its id; None if the launcher has not written it."""
     spec = read_json(root / JOBS / job_id / SPEC)
     if spec is None or "kind" not in spec:
         return None
@@ -158,7 +158,7 @@ def read_job(root: Path, job_id: str) -> JobRecord | None:
 
 
 def job_of(path: Path) -> JobRecord | None:
-    """The job whose folder holds ``path`` or is it; None outside of a workflow's folder."""
+    """The job whose folder is or contains ``path``; None if there is none."""
     place = path.resolve()
     for folder in (place, *place.parents):
         if (folder / SPEC).is_file():
@@ -169,7 +169,7 @@ def job_of(path: Path) -> JobRecord | None:
 
 
 def all_jobs(root: Path) -> list[JobRecord]:
-    """Every job of a workflow's folder, in the order of the plan; then those of earlier plans."""
+    """All jobs in a workflow's folder: those of the plan in its order, then those of earlier plans."""
     plan = read_json(root / PLAN) or {}
     listed = [entry["id"] for entry in plan.get("jobs") or [] if isinstance(entry, dict) and "id" in entry]
     found = [str(path.parent.relative_to(root / JOBS)) for path in sorted((root / JOBS).rglob(SPEC))]
@@ -178,13 +178,13 @@ def all_jobs(root: Path) -> list[JobRecord]:
 
 
 def chosen_by(select: JobRecord) -> str | None:
-    """The id of the job that a `select` job chose; None while it has not."""
+    """The id of the job that a `select` job chose; None if it has not chosen."""
     choice = (read_json(select.folder.path / CHOICE) or {}).get("job")
     return None if choice is None else str(choice)
 
 
 def ancestors(job: JobRecord) -> Iterator[JobRecord]:
-    """What a job depends on, nearest first; of a `select` job only what it chose."""
+    """The jobs that ``job`` depends on, nearest first. Behind a `select` job only the chosen job counts."""
     seen = {job.id}
     queue = list(job.needs)
     while queue:
@@ -201,14 +201,15 @@ def ancestors(job: JobRecord) -> Iterator[JobRecord]:
 
 
 def training_behind(job: JobRecord) -> JobRecord | None:
-    """The job itself where it trains, else the nearest training job that it depends on."""
+    """The job itself if it trains, otherwise the nearest training job that it depends on, or None."""
     return next((below for below in (job, *ancestors(job)) if below.trains), None)
 
 
 def failure(job: JobRecord, above: tuple[str, ...] = ()) -> str | None:
-    """Why a job cannot be done: the reason of the first failed job below it; None where no failure is in its way.
+    """The reason why a job cannot be done: that of the first failed job it depends on, or its own.
 
-    A `select` job fails only when all of its candidates do.
+    None if no failure prevents it. A `select` job fails only if all of its candidates fail. ``above`` holds the ids of
+    the jobs that led here.
     """
     manifest = job.manifest()
     if manifest.get("status") == DONE or job.id in above:
@@ -222,18 +223,18 @@ def failure(job: JobRecord, above: tuple[str, ...] = ()) -> str | None:
 
 @dataclass
 class Selection:
-    """What `select` jobs say of a training run."""
+    """Facts about a training run from `select` jobs."""
 
     rejected: bool = False
-    """Whether the run is a candidate and not a result."""
+    """Whether the run is only a candidate and not a result."""
     keys: set[str] = field(default_factory=set)
-    """The grid keys over which they chose it, or its settings."""
+    """The grid keys over which the `select` jobs chose."""
 
 
 def selections(root: Path) -> dict[Path, Selection]:
     """The training runs that finished `select` jobs compared, and those with the chosen settings, by run folder.
 
-    The chosen candidate is a result, unless only new training went on from the choice: then the new runs are.
+    The chosen candidate is a result, unless all jobs after the choice are new training runs: then these are.
     """
     jobs = all_jobs(root)
     found: dict[Path, Selection] = {}
@@ -259,15 +260,15 @@ def selections(root: Path) -> dict[Path, Selection]:
 
 
 def candidates(root: Path) -> set[str]:
-    """Ids of the jobs whose results a `select` job compares: they are of validation data, not results."""
+    """Ids of the jobs whose scores a `select` job compares. These scores are on validation data and are not results."""
     return {need for job in all_jobs(root) if job.kind == SELECT for need in job.needs}
 
 
 def outdated(root: Path) -> dict[str, str]:
-    """Jobs whose inputs are no longer those they were made from, each with the job that was made anew since.
+    """Jobs whose inputs have changed, each with the id of the job that was run or prepared again.
 
-    A manifest names the key of each job that it depends on; a job that was prepared or done again with other inputs has
-    another key. Jobs that the present plan does not name count too: a study may be run one part at a time.
+    A manifest records the key of each job that it depends on. A job that is prepared or done again with other inputs
+    has another key. Jobs outside the current plan count too, because a study may be run one part at a time.
     """
     jobs = {job.id: job for job in all_jobs(root)}
     keys: dict[str, object] = {}
@@ -278,11 +279,11 @@ def outdated(root: Path) -> dict[str, str]:
         inputs = manifest.get("inputs")
         found = inputs.get("parents") if isinstance(inputs, dict) else job.spec.get("parents")
         recorded[job.id] = found if isinstance(found, dict) else {}
-    causes: dict[str, str] = {}  # an empty text: the inputs have not changed
+    causes: dict[str, str] = {}  # "" stands for unchanged inputs
 
     def cause(job_id: str) -> str:
         if job_id not in causes:
-            causes[job_id] = ""  # ends the recursion where jobs need each other in a circle
+            causes[job_id] = ""  # ends the recursion if jobs need each other in a circle
             changed = (need for need, key in recorded[job_id].items() if keys.get(need) not in (None, key))
             below = (cause(need) for need in jobs[job_id].needs if need in jobs)
             causes[job_id] = next(changed, "") or next((text for text in below if text), "")

@@ -1,7 +1,7 @@
-"""Writes a file or a folder so that readers see all of it or nothing.
+"""Writes a file or a folder atomically: readers see all of it or nothing.
 
-The content goes to a new entry beside the target, is forced to the disk, and is renamed. The entry has an unguessable
-name and is created exclusively, so that two writers never share one and no link that waits there is followed.
+The content is written to a temporary entry beside the target, forced to the disk, and renamed. The entry has an
+unguessable name and is created exclusively, so that two writers never share one and no prepared link is followed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def temporary_beside(path: Path) -> Path:
-    """An unguessable name in the folder of ``path`` for what is to become ``path``."""
+    """An unguessable name in the folder of ``path``, for content that will be renamed to ``path``."""
     return path.with_name(f".{path.name[:48]}.{secrets.token_hex(8)}.tmp")
 
 
@@ -34,7 +34,7 @@ def is_temporary(path: Path) -> bool:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what killed writers left in ``folder``. Only one process may write there at the time."""
+    """Delete the temporary entries that killed writers left in ``folder``. No other process may write there."""
     for path in folder.iterdir():
         if is_temporary(path):
             if path.is_dir() and not path.is_symlink():
@@ -56,7 +56,7 @@ def sync(path: Path) -> None:
 
 
 def open_new(path: Path, mode: str = "w", **how: Any) -> IO[Any]:
-    """Create ``path`` and open it; ``how`` are arguments of ``open``. Raises FileExistsError for anything there."""
+    """Create ``path`` and open it; ``how`` are arguments of ``open``. Raises FileExistsError if it exists."""
 
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -67,16 +67,17 @@ def open_new(path: Path, mode: str = "w", **how: Any) -> IO[Any]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, mode: str = "w", *, replace: bool = True, **how: Any) -> Iterator[IO[Any]]:
-    """A new file that becomes ``path`` when the block ends without an exception; otherwise nothing is left.
+    """A new file that becomes ``path`` if the block ends without an exception; otherwise it is deleted.
 
     Args:
+        path: the file to write.
         mode: ``w`` (UTF-8) or ``wb``.
-        replace: whether an existing file is replaced; where not, it is an error.
+        replace: whether an existing file is replaced; if not, it is an error.
         how: arguments of ``open``, such as ``newline`` or ``errors``.
 
     Raises:
         FileExistsError: ``path`` exists and may not be replaced.
-        OSError: the file system does not take the file.
+        OSError: the file cannot be written.
     """
     aside = temporary_beside(path)
     try:
@@ -90,17 +91,17 @@ def atomic_file(path: Path, mode: str = "w", *, replace: bool = True, **how: Any
             rename_new(aside, path)
         sync(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # after a success it is not there
+        with contextlib.suppress(OSError):  # after a success it does not exist
             aside.unlink(missing_ok=True)
 
 
 def rename_new(aside: Path, path: Path) -> None:
-    """Rename a file to a name that nothing has. Raises FileExistsError when something has it."""
+    """Rename a file to ``path`` without replacing anything. Raises FileExistsError if ``path`` exists."""
     try:
         os.link(aside, path, follow_symlinks=False)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links: a check and a rename are the best that it offers
+    except OSError:  # without hard links, a check followed by a rename is the best that is possible
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
         aside.rename(path)
@@ -110,11 +111,11 @@ def rename_new(aside: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder that becomes ``path`` when the block ends without an exception; otherwise nothing is left.
+    """A new folder that becomes ``path`` if the block ends without an exception; otherwise it is deleted.
 
-    The block forces its files to the disk. ``path`` must be absent or an empty folder: of two writers one wins.
+    The block must force its files to the disk. ``path`` must be absent or an empty folder. Of two writers one succeeds.
 
-    Raises OSError (ENOTEMPTY or EEXIST when ``path`` was taken in the meantime).
+    Raises OSError (ENOTEMPTY or EEXIST if ``path`` was taken in the meantime).
     """
     aside = temporary_beside(path)
     aside.mkdir()
@@ -124,21 +125,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         aside.rename(path)
         sync(path.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)  # after a success it is not there
+        shutil.rmtree(aside, ignore_errors=True)  # after a success it does not exist
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all. Raises OSError."""
+    """Write a file atomically. Raises OSError."""
     with atomic_file(path, "wb") as file:
         file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file, whole or not at all, with line ends as given. Raises OSError."""
+    """Write a UTF-8 file atomically, without converting line ends. Raises OSError."""
     with atomic_file(path, newline="") as file:
         file.write(text)
 
 
 def write_json(path: Path, value: Any, indent: int = 1) -> None:
-    """Write a value as readable JSON, whole or not at all. Raises OSError."""
+    """Write a value as indented JSON atomically. Raises OSError."""
     write_text(path, json.dumps(value, indent=indent) + "\n")

@@ -1,4 +1,4 @@
-"""A file or folder that a command makes belongs to one process until it is whole."""
+"""Claims: only one process at a time makes a given file or folder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LOCK_NAME_CHARACTERS = 100
 
 @contextmanager
 def claimed(target: Path) -> Iterator[None]:
-    """No other process makes ``target`` while the block runs.
+    """Ensure that no other process makes ``target`` while the block runs.
 
-    The claim is a lock on a file beside ``target``, which goes with the process however that ends. The folder of
-    ``target`` is made, and removed again when the block fails and leaves nothing in it. There is no claim on devices
-    and pipes, nor where no file can be written: the command says in its own words what is wrong there.
+    The claim is a lock on a file beside ``target``; it ends with the process. The folder of ``target`` is created, and
+    removed again if the block fails and leaves it empty. Devices and pipes are not claimed. Where no lock file can be
+    written there is no claim either, and the command itself reports the error.
 
     Raises:
-        UserError: another process is making it, or a link lies in the place of the lock.
+        UserError: another process is making ``target``, or a link has the name of the lock file.
     """
     try:
         real = target.resolve()
@@ -61,7 +61,7 @@ def claimed(target: Path) -> Iterator[None]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Signals that stop a command wait until the block is left: what it makes is known then, and can be removed."""
+    """Block stop signals until the end of the block, so that what the block creates is known and can be removed."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -70,14 +70,14 @@ def held_back() -> Iterator[None]:
 
 
 def give_back(path: Path, descriptor: int | None) -> None:
-    """End a claim. The file goes first: whoever takes the lock then sees that it is gone."""
+    """End a claim. The file is deleted before the unlock, so that the next holder notices that it is gone."""
     if descriptor is not None:
         path.unlink(missing_ok=True)
         unlock(descriptor)
 
 
 def take(path: Path) -> int | None:
-    """A descriptor that holds the lock on the file that lies at ``path``; None when another process has it."""
+    """A descriptor that holds the lock on the file at ``path``; None if another process holds it."""
     while True:
         descriptor = try_lock(path)
         if descriptor is None:
@@ -87,4 +87,4 @@ def take(path: Path) -> int | None:
                 return descriptor
         except FileNotFoundError:
             pass
-        unlock(descriptor)  # its holder has removed the file in between
+        unlock(descriptor)  # the previous holder has deleted this file in the meantime

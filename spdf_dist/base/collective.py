@@ -1,7 +1,7 @@
-"""What a process can do with the other ranks of its job: one interface, whatever carries it.
+"""Collective operations among the ranks of a job: one interface over several transports.
 
-``allgather`` is the only operation that a carrier must have. Values are JSON types. All ranks call the same operations
-in the same order. ``spdf_dist.parallel.groups.Groups`` carries it over torch.distributed.
+``allgather`` is the only operation that an implementation must have. Values are of JSON types. All ranks call the same
+operations in the same order. ``spdf_dist.parallel.groups.Groups`` implements it with torch.distributed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ POLL_SECONDS = 0.2
 
 
 class Collective(ABC):
-    """``world_size`` processes, this one being number ``rank``."""
+    """A group of ``world_size`` processes, of which this one is number ``rank``."""
 
     rank: int
     world_size: int
@@ -35,7 +35,7 @@ class Collective(ABC):
         """Every rank's value, by rank."""
 
     def gather(self, value: Any) -> list[Any] | None:
-        """Every rank's value, by rank, on rank 0; None elsewhere."""
+        """Every rank's value, by rank, on rank 0; None on other ranks."""
         values = self.allgather(value)
         return values if self.rank == 0 else None
 
@@ -48,11 +48,11 @@ class Collective(ABC):
         self.allgather(None)
 
     def largest(self, value: float) -> float:
-        """The largest of every rank's number; how ranks agree on a stop or an error."""
+        """The maximum over the ranks. Ranks use it to agree on a stop or an error."""
         return float(max(self.allgather(value)))
 
     def on_rank_zero(self, action: Callable[[], Any]) -> Any:
-        """What ``action`` returns on rank 0, on every rank; its SpdfError is raised on every rank too."""
+        """Call ``action`` on rank 0 and return its result on every rank. If it raises SpdfError, every rank does."""
         answer = message = None
         mistake = False
         if self.rank == 0:
@@ -66,11 +66,11 @@ class Collective(ABC):
         return answer
 
     def close(self) -> None:  # noqa: B027
-        """Leave, after the last operation; most carriers have nothing to do."""
+        """Release resources after the last operation."""
 
 
 class SingleProcess(Collective):
-    """One process alone."""
+    """A single process."""
 
     rank, world_size = 0, 1
 
@@ -79,7 +79,7 @@ class SingleProcess(Collective):
 
 
 class MpiProcesses(Collective):
-    """The ranks of MPI's world."""
+    """The ranks of MPI's world communicator."""
 
     def __init__(self, world: Any) -> None:
         self._world = world
@@ -90,7 +90,7 @@ class MpiProcesses(Collective):
 
 
 class FileProcesses(Collective):
-    """Tasks that see one file system: for each operation a folder in which each task leaves a file."""
+    """Tasks with a shared file system. Each operation has a folder, to which each task writes one file."""
 
     def __init__(self, rank: int, world_size: int, folder: Path) -> None:
         self.rank, self.world_size = rank, world_size
@@ -117,12 +117,13 @@ class FileProcesses(Collective):
 
 
 def find_processes(out: Path) -> Collective:
-    """The processes of a job without torch, which write the folder ``out``: under mpirun, under srun, or one alone.
+    """The processes of a job that writes the folder ``out`` without torch: under mpirun, under srun, or a single one.
 
-    Under srun without PMIx each task believes that it is alone in MPI; such tasks meet through files beside ``out``.
+    Under srun without PMIx, MPI shows each task a world of one rank. Such tasks communicate through files beside
+    ``out``.
 
     Raises:
-        UserError: started by a launcher that is neither mpirun nor srun.
+        UserError: the launcher is neither mpirun nor srun, mpi4py is missing, or it does not see mpirun's ranks.
     """
     ranks = discover()
     if ranks is None or ranks.world_size <= 1:

@@ -1,4 +1,4 @@
-"""What the optional extras of the distribution bring, and the one error that says that one is missing."""
+"""The optional extras of the distribution, and the error for a missing one."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ EXTRAS = {
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
 }
-"""Modules that each extra of pyproject.toml makes importable."""
+"""Modules that each extra in pyproject.toml installs."""
 
 
 def missing_modules(extra: str) -> list[str]:
-    """Modules of an extra that cannot be imported here."""
+    """Modules of an extra that are not installed."""
     return [module for module in EXTRAS[extra] if find_spec(module) is None]
 
 
 def require_extra(extra: str, purpose: str) -> None:
-    """Returns where an extra is installed. Raises UserError where a module of it is missing.
+    """Raise UserError unless all modules of an extra are installed.
 
     ``purpose`` begins the message, such as "reading parquet".
     """

@@ -1,8 +1,7 @@
-"""Locks on files that end with the process that holds them, also on file systems that have none.
+"""File locks that end with the process that holds them, also on file systems without locks.
 
-``flock`` is the lock. Where the file system refuses it (NFS without lockd, Lustre mounted without ``flock``) a file
-beside the locked one names the holder: processes of one machine see each other, those of different machines do not, and
-whoever takes such a lock is told so in a warning.
+The lock is ``flock``. If the file system does not support it (NFS without lockd, Lustre mounted without ``flock``), a
+file beside the locked one names the holder. This excludes only processes of the same machine, and a warning says so.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from contextlib import suppress
 from pathlib import Path
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""What ``flock`` gives where the file system has no locks."""
+"""Errors of ``flock`` on a file system without locks."""
 
 WRITING_SECONDS = 10.0
-"""How long a holder's file may be empty."""
+"""How long a holder file may be empty before its writer counts as dead."""
 
 _holder_files: dict[int, Path] = {}
-"""By open file descriptor: the file that stands for a lock which the file system refused."""
+"""Holder files of this process, by the file descriptor of the lock that they replace."""
 
 
 def try_lock(path: Path, patience: float = 0.0) -> int | None:
-    """An open file descriptor that holds the lock on ``path`` (made when missing).
+    """An open file descriptor that holds the lock on ``path``, which is created if it is missing.
 
-    None when another process still has it after ``patience`` seconds; a look at the lock takes it for an instant.
-    Raises OSError when the file cannot be opened for writing.
+    None if another process still holds the lock after ``patience`` seconds. A short patience is useful because
+    ``is_locked`` takes the lock for an instant. Raises OSError if the file cannot be opened for writing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -49,7 +48,7 @@ def try_lock(path: Path, patience: float = 0.0) -> int | None:
 
 
 def unlock(descriptor: int) -> None:
-    """Give a lock back, also when a process that inherited the descriptor lives on."""
+    """Release a lock, also while another process has inherited the descriptor."""
     holder_file = _holder_files.pop(descriptor, None)
     if holder_file is not None:
         holder_file.unlink(missing_ok=True)
@@ -59,7 +58,7 @@ def unlock(descriptor: int) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether some process holds the lock on ``path``, which this one need not be allowed to write."""
+    """Whether any process holds the lock on ``path``. This needs no write permission. Raises OSError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -78,7 +77,10 @@ def is_locked(path: Path) -> bool:
 
 
 def birth(pid: int) -> int | None:
-    """When a process of this machine started, in clock ticks since boot: ids are used again. None: it does not run."""
+    """The start time of a process of this machine, in clock ticks since boot; None if it does not run.
+
+    It distinguishes processes whose id the system has reused.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -87,7 +89,7 @@ def birth(pid: int) -> int | None:
 
 
 def _taken(descriptor: int, path: Path) -> bool:
-    """Whether this process now holds the lock."""
+    """Try to take the lock; returns whether this process holds it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -100,7 +102,10 @@ def _taken(descriptor: int, path: Path) -> bool:
 
 
 def _taken_by_name(descriptor: int, path: Path, refused: OSError) -> bool:
-    """The lock without ``flock``: a file that one process alone can create; that of a dead process gives way."""
+    """Try to take the lock without ``flock``: remove the holder file of a dead process, then create it exclusively.
+
+    Returns whether this process holds the lock. ``refused`` is the error of ``flock``, for the warning.
+    """
     holder_file = _holder_file(path)
     if _lives(holder_file):
         return False
@@ -121,15 +126,15 @@ def _taken_by_name(descriptor: int, path: Path, refused: OSError) -> bool:
 
 
 def _holder_file(path: Path) -> Path:
-    """Where the holder of the lock on ``path`` is named when the file system has no locks."""
+    """The file that names the holder of the lock on ``path``, on a file system without locks."""
     return path.with_name(f".{path.name.lstrip('.')}.holder")
 
 
 def _lives(holder_file: Path) -> bool:
-    """Whether the process that a holder file names runs on this machine."""
+    """Whether the process that a holder file names is running on this machine."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         content = holder_file.read_text(encoding="utf-8")
-        if not content:  # it is being written, unless its writer died in between
+        if not content:  # it is being written, or its writer died before that
             return time.time() - holder_file.stat().st_mtime < WRITING_SECONDS
         holder = json.loads(content)
         if holder["host"] == socket.gethostname():

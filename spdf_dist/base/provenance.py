@@ -1,4 +1,4 @@
-"""What made a result: versions of the packages that matter, and the commit of the checkout that the code runs from."""
+"""Provenance of a result: versions of the packages that affect it, and the commit of the checkout that is running."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("spdf-dist", "spdf", "torch", "numpy", "deepspeed", "megatron-core", "safetensors", "sentencepiece")
-"""Distributions that decide results; ``spdf`` is the trainer's former name."""
+"""Distributions that affect results. ``spdf`` is an older name of the trainer."""
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions by package name, read without importing the packages; one that is not installed is left out."""
+    """Versions by package name, read without importing the packages. Packages that are not installed are omitted."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -27,9 +27,9 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of the checkout, followed by ``+`` when tracked files have changed; None for an installed wheel."""
+    """The commit of the checkout, followed by ``+`` if tracked files have changed; None for an installed wheel."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # a folder above may be a checkout of something else
+    if not (root / ".git").exists():  # a parent folder may be another checkout
         return None
     try:
         commit, changes = (
@@ -44,5 +44,5 @@ def git_commit() -> str | None:
 
 
 def made_with() -> dict[str, Any]:
-    """``versions`` and ``git_commit``, as results record them."""
+    """``versions`` and ``git_commit``, as a result records them."""
     return {"versions": versions(), "git_commit": git_commit()}

@@ -1,7 +1,7 @@
 """Independent random streams from one seed.
 
-Masks, initialisation, data order and dropout each draw from a domain of their own: streams that are keyed alike can
-correlate, and then a mask would select weights by their value.
+Masks, initialisation, data order and dropout draw from separate domains. Streams with the same key may correlate, so
+that, for example, a mask would select weights by their value.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ SPLITMIX_INCREMENT = 0x9E3779B97F4A7C15
 
 
 def derive_seed(domain: str, seed: int, name: str = "") -> int:
-    """A 64-bit seed that depends on all three, by SHA-256."""
+    """A 64-bit seed from the SHA-256 of domain, seed and name."""
     digest = hashlib.sha256(f"spdf/v1\0{domain}\0{seed}\0{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser, a bijection that spreads every bit over all others. ``x`` (uint64, any shape) is changed
-    in place and returned.
+    """SplitMix64's finaliser, a bijection in which every input bit affects all output bits.
 
-    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
+    ``x`` (uint64, any shape) is changed in place and returned. Source: Steele, Lea and Flood, "Fast splittable
+    pseudorandom number generators", 2014.
     """
     import numpy as np
 
@@ -41,9 +41,9 @@ def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def splitmix64(key: int, count: int) -> NDArray[np.uint64]:
-    """[count] 64-bit integers: SplitMix64 at the counters 1 ... count from ``key``.
+    """Random uint64 [count]: SplitMix64 at the counters 1 ... count from ``key``.
 
-    For one key the map from counter to number is a bijection, so the numbers never tie.
+    For one key the map from counter to number is a bijection, so no two numbers are equal.
     """
     import numpy as np
 
@@ -55,9 +55,9 @@ def splitmix64(key: int, count: int) -> NDArray[np.uint64]:
 
 
 def philox(key: str, count: int) -> NDArray[np.uint64]:
-    """[count] 64-bit integers of numpy's Philox, keyed by a text; numpy keeps this stream across its versions.
+    """Random uint64 [count] from numpy's Philox, keyed by a text. The stream is the same in all versions of numpy.
 
-    Fewer numbers are the beginning of the same stream.
+    A smaller ``count`` gives the beginning of the same stream.
     """
     import numpy as np
 

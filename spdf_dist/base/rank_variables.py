@@ -1,4 +1,4 @@
-"""Which rank this process is, by the variables of its launcher. The only module that reads them."""
+"""Reads the rank of this process from the environment variables of its launcher. No other module reads them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from spdf_dist.config.errors import UserError
 
 RENDEZVOUS = "SPDF_RENDEZVOUS_FILE"
-"""Set for ranks that this program started: the file through which they meet."""
+"""Variable of ranks that this program started: the rendezvous file of torch.distributed."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among its peers, and who said so."""
+    """The rank of this process, and where it comes from."""
 
     rank: int
     world_size: int
     local_rank: int
     source: str
-    """`the launcher`, `spdf`, `MPI` or `Slurm`."""
+    """`the launcher`, `spdf`, `MPI`, `Slurm` or `this process alone`."""
     rendezvous_file: str | None = None
 
 
@@ -28,12 +28,12 @@ ALONE = Ranks(0, 1, 0, "this process alone")
 
 
 def discover(env: Mapping[str, str] = os.environ) -> Ranks | None:
-    """The rank that a launcher gave this process; None when no launcher started it.
+    """The rank that a launcher gave this process; None if no launcher started it.
 
-    torchrun, deepspeed and our own spawning set RANK and WORLD_SIZE; mpirun OMPI_COMM_WORLD_*; a Slurm step
-    SLURM_STEP_ID and SLURM_PROCID (a batch shell has no step: there the program spawns its own ranks).
+    torchrun, deepspeed and ``parallel.ranks`` set RANK and WORLD_SIZE, mpirun sets OMPI_COMM_WORLD_*, and a Slurm step
+    sets SLURM_STEP_ID and SLURM_PROCID. A Slurm batch shell is not a step, so there the program spawns its own ranks.
 
-    Raises UserError for variables that are no numbers.
+    Raises UserError for variables that are not numbers.
     """
     try:
         if "RANK" in env and "WORLD_SIZE" in env:
@@ -52,7 +52,7 @@ def discover(env: Mapping[str, str] = os.environ) -> Ranks | None:
 
 
 def is_rank_zero() -> bool:
-    """Whether this process speaks for the job: rank 0 of whatever launcher started it, or the only process."""
+    """Whether this process is rank 0 or the only process, and so prints the job's messages."""
     try:
         return (discover() or ALONE).rank == 0
     except UserError:

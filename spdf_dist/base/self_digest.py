@@ -1,4 +1,4 @@
-"""JSON files that name the SHA-256 of their own bytes, so that no bit of them changes unnoticed."""
+"""JSON files that contain the SHA-256 of their own bytes, so that any change of a bit is detected."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ BEGIN = re.compile(rb'\{\n "digest": "([0-9a-f]{64})"')
 
 
 def sealed(tree: dict[str, Any]) -> bytes:
-    """``tree`` as readable JSON; its first key, ``digest``, is the SHA-256 of the text with zeros in its place.
+    """``tree`` as indented JSON. Its first key, ``digest``, is the SHA-256 of the text with 64 zeros as the digest.
 
-    Surrogates, as in names of files that are no UTF-8, are written as JSON's own escapes. Raises ValueError for numbers
-    that are not finite.
+    Surrogates, as in file names that are not UTF-8, are written as JSON escapes. Raises ValueError for numbers that are
+    not finite.
     """
     text = json.dumps({"digest": ZEROS, **tree}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     content = text.encode("utf-8", errors="backslashreplace")
@@ -23,9 +23,9 @@ def sealed(tree: dict[str, Any]) -> bytes:
 
 
 def check_seal(content: bytes, tree: dict[str, Any], first: str) -> None:
-    """Raise ValueError unless ``content``, which was parsed to ``tree``, is what was written.
+    """Raise ValueError unless ``content``, whose JSON value is ``tree``, has the digest that it names.
 
-    Older files, which have no digest and begin with the key ``first``, pass.
+    Older files, which have no digest and begin with the key ``first``, are accepted.
     """
     match = BEGIN.match(content)
     if match is None:

@@ -1,4 +1,4 @@
-"""Signals that end or stop a command: handlers that are put back, and what commands do when one comes."""
+"""Handling of the signals that stop a command: temporary handlers, stop requests and immediate exits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from spdf_dist.base.rank_variables import is_rank_zero
 from spdf_dist.config.errors import EXIT_STOPPED, Stopped
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""What a scheduler, a time limit and Ctrl-C send to end a command."""
+"""Signals by which schedulers, time limits and Ctrl-C stop a command."""
 
 Handler = Callable[[int, FrameType | None], object] | int
 
 
 @contextlib.contextmanager
 def handled(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
-    """Handle the signals in the block with ``handler``, and as before after it. Main thread only."""
+    """Install ``handler`` for the signals during the block, then restore the earlier handlers. Main thread only."""
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
@@ -31,7 +31,7 @@ def handled(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
 
 
 class ReceivedSignals:
-    """Collects signals, which end nothing: ``got`` lists them as they come. ``with received: ...``"""
+    """Collects signals in ``got``, in order, instead of letting them end the process. A context manager."""
 
     def __init__(self, numbers: Iterable[int] = STOP_SIGNALS) -> None:
         self.numbers = tuple(numbers)
@@ -46,16 +46,17 @@ class ReceivedSignals:
         self._stack.close()
 
     def pause(self, seconds: float, poll: float = 0.1) -> None:
-        """Wait until a signal has come, or ``seconds`` have passed."""
+        """Wait until a signal has been received or ``seconds`` have passed."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.got:
             time.sleep(poll)
 
 
 class Watch:
-    """Answers stop signals from a thread while the main thread is in native code, where no handler of Python's runs.
+    """Reacts to stop signals in a thread, because Python runs no handlers while the main thread is in native code.
 
-    The first is acknowledged on standard error by rank 0, a second one ends the process at once. Main thread only.
+    Rank 0 acknowledges the first signal on standard error. A second one ends the process at once. A context manager for
+    the main thread only.
     """
 
     ACKNOWLEDGED = b"stopping at the end of this step, then saving; a second signal ends at once\n"
@@ -70,10 +71,10 @@ class Watch:
 
     def __exit__(self, *error: object) -> None:
         signal.set_wakeup_fd(self._before)
-        os.close(self._write)  # the thread reads the end and goes
+        os.close(self._write)  # the thread reads end-of-file and ends
 
     def _forget(self) -> None:
-        """In a forked child: its signals are not this process's."""
+        """In a forked child: detach it from the parent's pipe, because its signals are not the parent's."""
         with contextlib.suppress(ValueError, OSError):
             if signal.set_wakeup_fd(-1) != self._write:
                 return
@@ -95,12 +96,12 @@ class Watch:
 
 
 def second_code(number: int) -> int:
-    """The exit code of a process that a second signal ends."""
+    """The exit code of a process that a second stop signal ends."""
     return EXIT_STOPPED if number == signal.SIGINT else 128 + number
 
 
 class StopRequest:
-    """Remembers a first stop signal in ``requested``; a second one ends the process at once. ``with stop: ...``"""
+    """Sets ``requested`` at the first stop signal; a second one ends the process at once. A context manager."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -108,7 +109,7 @@ class StopRequest:
         self._stack = contextlib.ExitStack()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._owner:  # a forked worker: its parent decides
+        if os.getpid() != self._owner:  # in a forked worker, the parent decides
             return
         if self.requested:
             os._exit(second_code(number))
@@ -127,7 +128,7 @@ class StopRequest:
 def stop_on_signal() -> Iterator[None]:
     """Raise ``Stopped`` in the block at the first stop signal; a second one ends the process at once.
 
-    For commands that have nothing to save.
+    It is for commands that have no state to save.
     """
     seen = False
 

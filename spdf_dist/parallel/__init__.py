@@ -1,6 +1,6 @@
-"""Process groups, where each logical tensor lies on the ranks, and the sparse column- and row-parallel linears.
+"""Process groups, the division of global tensors among the ranks, and the sparse column- and row-parallel linears.
 
-Importing the package silences what megatron-core and DeepSpeed print when they are imported.
+Importing the package silences the messages that megatron-core and DeepSpeed print on import.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Who this process is among the ranks, and the process groups of tensor and data parallelism (megatron-core's)."""
+"""The position of this process among the ranks, and megatron-core's groups for tensor and data parallelism."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TIMEOUT_MINUTES = 30.0
 
 @dataclass(frozen=True)
 class Groups(Collective):
-    """This process's place. Tensor ranks are neighbours: rank = data_rank * tensor_size + tensor_rank."""
+    """The position of this process. Tensor ranks are consecutive: rank = data_rank * tensor_size + tensor_rank."""
 
     rank: int
     world_size: int
@@ -39,7 +39,7 @@ class Groups(Collective):
 
     @property
     def tensor_group(self) -> dist.ProcessGroup:
-        """The ranks that share this rank's batch and divide its matrices."""
+        """The ranks that process the same batch and divide the matrices."""
         return parallel_state.get_tensor_model_parallel_group()
 
     @property
@@ -81,13 +81,16 @@ class Groups(Collective):
 
 
 def choose_device(device: str, local_rank: int) -> torch.device:
-    """The device of the ``device`` config key on this rank. Raises UserError when CUDA is asked for and absent."""
+    """The device that the config key ``device`` means on this rank.
+
+    Raises UserError if CUDA is requested but not available, or if the node has fewer GPUs than ranks.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda is asked for, but torch sees no CUDA device (see `spdf doctor`)")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    if count == 1 and RENDEZVOUS not in os.environ:  # as under srun --gpus-per-task=1: each rank sees its own
+    if count == 1 and RENDEZVOUS not in os.environ:  # srun --gpus-per-task=1 shows each rank only its own GPU
         return torch.device("cuda", 0)
     if local_rank >= count:
         raise UserError(f"device: rank {local_rank} of this node has no GPU: it has {count}")
@@ -95,7 +98,7 @@ def choose_device(device: str, local_rank: int) -> torch.device:
 
 
 def check_interface() -> None:
-    """Raise UserError when GLOO_SOCKET_IFNAME names an interface that this machine does not have."""
+    """Raise UserError if GLOO_SOCKET_IFNAME names an interface that this machine does not have."""
     wanted = os.environ.get("GLOO_SOCKET_IFNAME", "")
     present = [name for _, name in socket.if_nameindex()]
     missing = [name for name in wanted.split(",") if name and name not in present]
@@ -108,9 +111,9 @@ def check_interface() -> None:
 def initialize(
     ranks: Ranks, tensor: int, data: int | None, device: str, timeout_minutes: float = TIMEOUT_MINUTES
 ) -> Groups:
-    """Start torch.distributed and megatron's groups; a collective that takes longer than the timeout fails.
+    """Start torch.distributed and megatron-core's groups. A collective that takes longer than the timeout fails.
 
-    Raises UserError when the world size does not match, or there is no such device or network interface.
+    Raises UserError if the world size does not match, or if the device or network interface does not exist.
     """
     if ranks.world_size % tensor or (data is not None and data * tensor != ranks.world_size):
         wanted = f"parallel.tensor {tensor}" + (f" x parallel.data {data}" if data is not None else "")
@@ -120,7 +123,7 @@ def initialize(
         torch.cuda.set_device(where)
     else:
         check_interface()
-    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed insists on it
+    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed needs it
     if not dist.is_initialized():
         timeout = datetime.timedelta(minutes=timeout_minutes)
         store = loopback_store(ranks, timeout) if ranks.rendezvous_file and not locks_files(ranks) else None
@@ -178,7 +181,10 @@ def loopback_store(ranks: Ranks, timeout: datetime.timedelta) -> dist.Store:
 
 
 def rendezvous(ranks: Ranks) -> str:
-    """Where the ranks meet: a file for ranks that this program spawned, else MASTER_ADDR and MASTER_PORT."""
+    """The init_method of torch.distributed: a file for ranks that this program spawned, otherwise an address.
+
+    The address is MASTER_ADDR and MASTER_PORT. If they are not set, ``meeting_point`` gives them. Raises UserError.
+    """
     if ranks.rendezvous_file:
         return f"file://{ranks.rendezvous_file}"
     if ranks.world_size == 1 and "MASTER_ADDR" not in os.environ:
@@ -192,9 +198,9 @@ def rendezvous(ranks: Ranks) -> str:
 
 
 def meeting_point(ranks: Ranks) -> tuple[str, int]:
-    """Address and port of rank 0 where the launcher sets none: from MPI's rank 0, or from Slurm's node list.
+    """Address and port of rank 0 if the launcher sets none: from MPI's rank 0, or from Slurm's node list.
 
-    Raises UserError when there is neither.
+    Raises UserError under other launchers, and if the node list cannot be read.
     """
     if ranks.source == "MPI":
         require_extra("mpi", "training under mpirun")
@@ -221,7 +227,7 @@ def meeting_point(ranks: Ranks) -> tuple[str, int]:
 
 
 class Mpu:
-    """megatron-core's groups under the names that DeepSpeed asks for (``mpu=parallel_state`` itself lacks some)."""
+    """megatron-core's groups under the names that DeepSpeed needs. The module ``parallel_state`` lacks some of them."""
 
     @staticmethod
     def get_model_parallel_rank() -> int:

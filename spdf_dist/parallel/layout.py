@@ -1,7 +1,7 @@
-"""Which part of which global tensor a local parameter holds.
+"""The parts of global tensors that a local parameter holds.
 
-The global tensors of a model are listed in its family's ``architecture.py``. A parameter of the model carries
-``pieces``, the parts that are stacked in it along its first dimension: the fused QKV weight has three. The kept values
+The global tensors of a model are listed in its family's ``architecture.py``. A parameter of the model has the attribute
+``pieces``: the parts that are stacked in it along its first dimension. The fused QKV weight has three. The kept values
 of a sparse piece are in row-major order of this rank's slice of the global mask.
 """
 
@@ -16,25 +16,25 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Piece:
-    """A slice of one global tensor and its place in a local parameter."""
+    """A slice of one global tensor and its position in a local parameter."""
 
     name: str
-    """Global name."""
+    """Name of the global tensor."""
     shape: tuple[int, ...]
     """Global shape, without vocabulary padding."""
     dim: int | None
-    """Dimension that tensor parallelism divides; None: every tensor rank holds the whole."""
+    """Dimension that tensor parallelism divides; None: every tensor rank holds the whole tensor."""
     start: int
-    """First index along ``dim`` that this rank holds (0 when ``dim`` is None)."""
+    """First index along ``dim`` that this rank holds; 0 if ``dim`` is None."""
     stop: int
-    """One past the last; padding rows are outside."""
+    """One past the last index that this rank holds, without padding rows."""
     offset: int
-    """Where the piece begins in the stored parameter: a row, or an element when values are stored."""
+    """Start of the piece in the stored parameter: a row, or an element if kept values are stored."""
     length: int
-    """Rows, or elements, that it takes there."""
+    """Number of rows, or of elements, of the piece in the stored parameter."""
     mask_source: Tensor | Callable[[], Tensor] | None = None
-    """What ``mask`` returns, or a function that makes it. A compressed layer gives a function: it holds one bit per
-    weight, and a byte more would be a quarter of its state at 75%."""
+    """The mask, or a function that makes it. A compressed layer passes a function, because it stores one bit per weight
+    and a bool mask would take one byte per weight."""
 
     @property
     def mask(self) -> Tensor | None:
@@ -44,7 +44,7 @@ class Piece:
 
     @property
     def sparse(self) -> bool:
-        """Whether there is a mask, without making it."""
+        """Whether the piece has a mask; this does not make the mask."""
         return self.mask_source is not None
 
     @property
@@ -57,9 +57,10 @@ class Piece:
 
 
 def split_pieces(pieces: tuple[Piece, ...], stored: Tensor) -> Iterator[tuple[Piece, Tensor]]:
-    """Each piece with its content: the dense slice, or the kept values where ``stored`` is a vector of values.
+    """Each piece with its content in ``stored``, which is the local parameter or a tensor of its shape (a moment).
 
-    ``stored`` is the local parameter or anything of its shape (a moment, a gradient).
+    The content of a dense piece has its ``local_shape``. That of a sparse piece is a slice of ``stored``: rows of a
+    masked weight, or kept values [nnz] of a compressed one.
     """
     for piece in pieces:
         part = stored.narrow(0, piece.offset, piece.length)
@@ -67,9 +68,10 @@ def split_pieces(pieces: tuple[Piece, ...], stored: Tensor) -> Iterator[tuple[Pi
 
 
 def join_pieces(pieces: tuple[Piece, ...], contents: dict[str, Tensor], stored: Tensor) -> None:
-    """Put contents, by global name, into ``stored`` in place: dense slices, of sparse pieces the kept values.
+    """Copy the contents of the pieces into ``stored``, in place.
 
-    Pruned entries and padding become zero.
+    ``contents`` maps global names to dense slices or, for sparse pieces, to the kept values [nnz]. Pruned entries and
+    padding become zero.
     """
     stored.zero_()
     for piece in pieces:
@@ -82,6 +84,6 @@ def join_pieces(pieces: tuple[Piece, ...], contents: dict[str, Tensor], stored: 
 
 
 def pieces_of(parameter: torch.nn.Parameter) -> tuple[Piece, ...]:
-    """The pieces of a model's parameter, set where the parameter is made."""
+    """The pieces of a model's parameter, which are set where the parameter is created."""
     pieces: tuple[Piece, ...] = parameter.pieces  # type: ignore[attr-defined]
     return pieces

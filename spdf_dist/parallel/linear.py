@@ -2,11 +2,12 @@
 
 Shapes: T tokens of a sequence, B sequences, I inputs, O outputs of this rank.
 
-Column-parallel linears divide outputs over the tensor ranks and take several logical weights stacked (Q, K and V share
-their input); row-parallel ones divide inputs and sum over the ranks. `masked` holds a dense weight whose pruned entries
-stay zero; `compressed` holds the 1-D vector of kept values, so that gradient, moments and traffic shrink with density.
+A column-parallel linear divides its outputs among the tensor ranks. It may stack several logical weights that share
+their input (Q, K and V). A row-parallel linear divides its inputs and sums its outputs over the ranks. With `masked` it
+stores a dense weight whose pruned entries stay zero. With `compressed` it stores the 1-D vector of kept values, so that
+gradient, moments and communication are proportional to density.
 
-They take the place of megatron-core's ColumnParallelLinear and RowParallelLinear, which always hold a dense weight.
+They replace megatron-core's ColumnParallelLinear and RowParallelLinear, which always store a dense weight.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from spdf_dist.sparsity.masks import BoolArray
 
 
 class MaskGradient(torch.autograd.Function):
-    """A masked weight: itself in the forward pass, its gradient zero at pruned entries.
+    """The identity on a masked weight. Its backward pass sets the gradient of pruned entries to zero.
 
-    Inside autograd, because a hook after accumulation comes too late for ZeRO's reduction; by selection, because a
-    product with the mask would keep a NaN.
+    It is part of autograd because a hook after accumulation runs too late for ZeRO's reduction. It selects entries
+    instead of multiplying by the mask, because a product would keep a NaN.
     """
 
     @staticmethod
@@ -51,7 +52,7 @@ class MaskGradient(torch.autograd.Function):
 
 
 class DenseGradient(torch.autograd.Function):
-    """The output of a linear itself; its backward pass adds dY^T X, the gradient of all entries, to a buffer."""
+    """The identity on a linear's output. Its backward pass adds dY^T X, the gradient of all entries, to a buffer."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, sum_OI: Tensor) -> Tensor:
@@ -67,11 +68,12 @@ class DenseGradient(torch.autograd.Function):
 
 
 class ParallelLinear(nn.Module):
-    """This rank's slice of stacked logical linears.
+    """This rank's slice of one or more stacked logical linears.
 
-    Attributes: ``weight`` is [O, I] (dense and masked) or [nnz] (compressed). ``bias`` is [O], the whole output's where
-    inputs are divided, or None. Both carry ``pieces`` (see layout.py). ``execution`` is `dense`, `masked` or
-    `compressed`.
+    Attributes:
+        weight: [O, I] (dense or masked) or [nnz] (compressed), with the attribute ``pieces`` (see layout.py).
+        bias: [O] or None, with ``pieces``. If the inputs are divided, it is the bias of the whole output.
+        execution: `dense`, `masked` or `compressed`.
     """
 
     def __init__(
@@ -87,13 +89,20 @@ class ParallelLinear(nn.Module):
         sequence: bool = False,
         **_megatron: Any,
     ) -> None:
-        """``weights`` share their inputs and are divided along the same dimension; ``biases`` is empty or as long.
+        """Create the parameters, uninitialised.
 
-        With ``sequence``, the tensor ranks divide the tokens of a column-parallel linear's input and of a row-parallel
-        one's output.
+        Args:
+            weights: the logical weights, which share their inputs and are divided along the same dimension.
+            biases: one per weight, or empty.
+            tensor_rank: of this process.
+            tensor_size: number of tensor ranks.
+            masks: global masks by weight name. A linear without any is `dense`.
+            execution: `masked` or `compressed`, for a linear with masks.
+            dtype: of the parameters.
+            sequence: whether the tensor ranks divide the tokens of a column-parallel linear's input and of a
+                row-parallel linear's output.
 
-        megatron-core's modules build their linears with sizes and options of their own, which the tensors' specs
-        already say; they are ignored.
+        megatron-core passes sizes and options of its own, which are ignored because the specs hold them.
         """
         super().__init__()
         dim = weights[0].shard_dim or 0
@@ -148,18 +157,18 @@ class ParallelLinear(nn.Module):
             self.bias.pieces = tuple(bias_pieces)  # type: ignore[attr-defined]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParallelLinear:
-        """Moves (``to``, ``cuda``): the pattern is not a tensor of the module, so it follows the weight here."""
+        """Move the pattern along with the weight (``to``, ``cuda``), because it is not a tensor of the module."""
         super()._apply(fn, recurse)
         if self.pattern is not None and self.pattern.device != self.weight.device:
             self.pattern = SparsityPattern.from_mask(self.pattern.mask().to(self.weight.device))
         return self
 
     def mask_rows(self, row: int, count: int) -> Tensor:
-        """The mask, bool, of ``count`` stored rows from ``row`` on."""
+        """The mask, bool [count, I], of ``count`` rows from ``row`` on."""
         return self.full_mask()[row : row + count]
 
     def local(self, x_TBI: Tensor, bias: Tensor | None) -> Tensor:
-        """The product on this rank, through the layer's execution, before any sum over the ranks."""
+        """The product on this rank, [T, B, O], before any sum over the ranks."""
         if self.pattern is not None:
             y_TBO = sparse_linear(x_TBI, self.weight, self.pattern, bias)
         else:
@@ -170,11 +179,11 @@ class ParallelLinear(nn.Module):
         return y_TBO
 
     def collect_gradient(self) -> None:
-        """Sum the gradient of all entries, fp32, over the backward passes until ``take_gradient``."""
+        """Start to sum the gradient of all entries, fp32, over the backward passes until ``take_gradient``."""
         self.dense_gradient_OI = torch.zeros(self.full_mask().shape, device=self.weight.device)
 
     def take_gradient(self) -> Tensor | None:
-        """The collected gradient [O, I], or None."""
+        """The collected gradient, fp32 [O, I], or None if none was collected. Ends the collection."""
         gradient, self.dense_gradient_OI = self.dense_gradient_OI, None
         return gradient
 
@@ -183,15 +192,15 @@ class ParallelLinear(nn.Module):
         return self.get_buffer("mask") if self.pattern is None else self.pattern.mask()
 
     def set_mask(self, mask_OI: Tensor) -> None:
-        """Replace the mask by one that keeps as many entries; the values are the caller's to move."""
+        """Replace the mask by one with the same number of kept entries. The caller must move the values."""
         if self.pattern is None:
             self.get_buffer("mask").copy_(mask_OI)
         else:
-            self.pattern = None  # its generated code goes before the next one's is made
+            self.pattern = None  # frees its generated code before new code is made
             self.pattern = SparsityPattern.from_mask(mask_OI)
 
     def expand(self, stored: Tensor) -> Tensor:
-        """A copy of the parameter, or anything of its shape, as [O, I], zero where pruned."""
+        """A copy of the parameter, or of a tensor of its shape, as [O, I] with zeros at pruned entries."""
         if stored.dim() > 1:
             return stored.clone()
         mask_OI = self.full_mask()
@@ -200,11 +209,14 @@ class ParallelLinear(nn.Module):
         return dense
 
     def compress(self, dense_OI: Tensor) -> Tensor:
-        """[O, I] as this execution stores it."""
+        """A tensor [O, I] in the stored form of the parameter: [O, I], or [nnz] if compressed."""
         return dense_OI if self.pattern is None else dense_OI[self.full_mask()]
 
     def forward(self, x_TBI: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Output [T, B, O] and, where inputs are divided, the bias that the caller adds (fused with its residual)."""
+        """The output [T, B, O] and, if the inputs are divided, the bias that the caller must add.
+
+        With ``sequence``, T counts this rank's tokens in a column-parallel input and in a row-parallel output.
+        """
         if self.column_parallel:
             enter = gather_from_sequence_parallel_region if self.sequence else copy_to_tensor_model_parallel_region
             return self.local(enter(x_TBI), self.bias), None

@@ -1,4 +1,4 @@
-"""Starts ranks when no launcher did, and decides which rank reports a failure. Imports no torch."""
+"""Starts ranks if no launcher did, and decides which rank reports a failure. It imports no torch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from spdf_dist.config.errors import UserError
 
 PARENT = "SPDF_PARENT_PID"
 FAILURE = ".failure"
-"""Suffix of the file beside the rendezvous in which the first rank that fails says why."""
+"""Suffix of the file beside the rendezvous file. The first rank that fails writes its error there."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""Signals that go on to spawned ranks."""
+"""Signals that are forwarded to spawned ranks."""
 GRACE_SECONDS = 30.0
 """How long the other ranks may take to end after one has failed."""
 PR_SET_PDEATHSIG = 1
@@ -30,7 +30,7 @@ LOOPBACK = "lo"
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
+    """A TCP port on which no process listens at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -53,11 +53,12 @@ def spawn(arguments: Sequence[str], count: int, log_dir: Path) -> int:
 def run_ranks(command: Sequence[str], count: int, log_dir: Path) -> int:
     """Run ``command`` as ``count`` ranks on this machine and return the job's exit code.
 
-    Cores are divided among the ranks. Rank 0 keeps the terminal; the others write to ``log_dir/rank_N.log``, and what
-    they fail of is said here when rank 0 says nothing. SIGTERM, SIGUSR1, Ctrl-C and SIGHUP go on to every rank; ranks
-    that call ``follow_parent`` get SIGTERM when this process dies. When one rank fails the others are ended.
+    Cores are divided among the ranks. Rank 0 keeps the terminal; the others write to ``log_dir/rank_N.log``. This
+    process prints the error of another rank if that failed first. SIGTERM, SIGUSR1, Ctrl-C and SIGHUP are forwarded to
+    every rank. Ranks that call ``follow_parent`` get SIGTERM when this process dies. If one rank fails, the others are
+    ended.
 
-    Raises UserError when the logs cannot be written.
+    Raises UserError if the logs cannot be written.
     """
     processes: list[subprocess.Popen[bytes]] = []
     with (
@@ -73,19 +74,19 @@ def run_ranks(command: Sequence[str], count: int, log_dir: Path) -> int:
             PARENT: str(os.getpid()),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count))),
         }
-        # Ranks on one machine talk over loopback, whatever a profile says of a cluster's interfaces.
+        # Ranks on one machine use loopback, also where a shell profile sets the interface of a cluster.
         environment |= {"GLOO_SOCKET_IFNAME": LOOPBACK, "NCCL_SOCKET_IFNAME": LOOPBACK}
         try:
             log_dir.mkdir(parents=True, exist_ok=True)
             outputs = [logs.enter_context(log_of(log_dir, rank).open("ab")) for rank in range(1, count)]
         except OSError as error:
             raise UserError(f"cannot write to {log_dir}: {error.strerror}") from None
-        # Ranks inherit the blocked signals: one that comes before they can handle it waits for them.
+        # Ranks inherit the blocked signals, so that a signal stays pending until they can handle it.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             for rank, log in enumerate([None, *outputs]):
                 environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                # A session of its own: Ctrl-C reaches this process alone, which passes it on exactly once.
+                # In a new session, Ctrl-C reaches only this process, which forwards it exactly once.
                 processes.append(
                     subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
                 )
@@ -100,17 +101,17 @@ def run_ranks(command: Sequence[str], count: int, log_dir: Path) -> int:
 
 
 def log_of(log_dir: Path, rank: int) -> Path:
-    """Where a rank other than 0 writes."""
+    """The log file of a rank other than 0."""
     return log_dir / f"rank_{rank}.log"
 
 
 def forwarded_signals() -> list[int]:
-    """``SIGNALS``, without SIGHUP where it is ignored, as under nohup."""
+    """``SIGNALS``, without SIGHUP if it is ignored, as under nohup."""
     return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def wait_all(processes: list[subprocess.Popen[bytes]], pending: list[int], failure_file: Path, log_dir: Path) -> int:
-    """Wait for every rank, passing signals on; the first failure decides the exit code and ends the others."""
+    """Wait for every rank and forward signals. The first failure sets the exit code and ends the other ranks."""
     failure: int | None = None
     deadline: float | None = None
     while any(process.poll() is None for process in processes):
@@ -135,16 +136,16 @@ def wait_all(processes: list[subprocess.Popen[bytes]], pending: list[int], failu
 
 
 def first_failure(processes: list[subprocess.Popen[bytes]], failure_file: Path, log_dir: Path) -> int | None:
-    """The exit code of a rank that has failed, None when none has; says why, unless rank 0 has said it itself."""
+    """The exit code of a rank that has failed, or None. Prints the reason unless rank 0 has printed it."""
     codes = {rank: process.returncode for rank, process in enumerate(processes) if process.poll()}
     if not codes:
         return None
-    failed, code = min(codes.items(), key=lambda item: (item[1] > 0, item[0]))  # what was killed did not end by itself
+    failed, code = min(codes.items(), key=lambda item: (item[1] > 0, item[0]))  # killed ranks first: they are the cause
     try:
         first, told, line = failure_file.read_text(encoding="utf-8").split(" ", 2)
         failed, code = int(first), int(told)
     except (OSError, ValueError):
-        # Nothing was told. What rank 0 ends with of itself, a traceback, stands on the terminal.
+        # No rank has written an error. A traceback of rank 0 is on the terminal already.
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         log = f", see {log_of(log_dir, failed)}" if failed else ""
         line = f"rank {failed} {how}{log}" if failed or code < 0 else ""
@@ -155,9 +156,9 @@ def first_failure(processes: list[subprocess.Popen[bytes]], failure_file: Path, 
 
 
 def follow_parent() -> None:
-    """In a rank that ``run_ranks`` started: hear signals from now on, and SIGTERM when that process dies.
+    """In a rank that ``run_ranks`` started: unblock signals, and get SIGTERM when the parent process dies.
 
-    However it dies: with SIGKILL it cannot pass anything on. Call it once handlers are in place.
+    The kernel sends SIGTERM, because a parent killed by SIGKILL cannot. Call this after handlers are installed.
     """
     parent = os.environ.pop(PARENT, None)
     if parent is None:
@@ -170,11 +171,11 @@ def follow_parent() -> None:
 
 
 def may_speak(line: str, code: int) -> bool:
-    """Whether this rank is to print ``line``: why it ends with exit code ``code``. One of a job's ranks speaks.
+    """Whether this rank should print ``line``, the reason why it ends with exit code ``code``.
 
-    Of ranks that ``run_ranks`` started the first one does; what it says into its log is repeated on the terminal by the
-    process that started it, and the others may write into their logs too. Under another launcher ranks share a
-    terminal: see ``first_told``.
+    Ranks that ``run_ranks`` started: the first one to fail writes the reason to a file, and the starting process prints
+    it if that rank has only a log. Other ranks may write to their logs too. Under another launcher the ranks share a
+    terminal, and only one prints; see ``first_told``.
     """
     try:
         ranks = discover() or ALONE
@@ -189,10 +190,10 @@ def may_speak(line: str, code: int) -> bool:
 
 
 def first_told(rank: int, code: int) -> tuple[int, int]:
-    """The rank that told of a failure first, and its exit code: this rank, with ``code``, when none has.
+    """The rank that reported a failure first, and its exit code: this rank and ``code`` if none has.
 
-    Ranks learn it from each other once torch.distributed is there. Before, they read the same arguments and files and
-    fail alike: it is rank 0.
+    The ranks agree through torch.distributed's store. Before it is initialised they read the same arguments and files
+    and fail alike, so the result is rank 0.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_initialized():
@@ -200,12 +201,12 @@ def first_told(rank: int, code: int) -> tuple[int, int]:
     try:
         store = distributed.distributed_c10d._get_default_store()
         first, told = store.compare_set("spdf/failure", "", f"{rank} {code}").split()
-    except RuntimeError:  # the store went with the rank that kept it
+    except RuntimeError:  # the rank that hosted the store has ended
         return 0, code
     return int(first), int(told)
 
 
 def lost_peer(error: RuntimeError) -> bool:
-    """Whether a collective failed for want of another rank, whose own words matter more than this rank's."""
+    """Whether a collective failed because another rank ended. That rank's error is the one to report."""
     text = str(error)
     return "gloo" in text and any(way in text for way in ("closed by peer", "reset by peer", "Broken pipe"))

@@ -1,8 +1,9 @@
-"""Sequence parallelism: outside the linears each tensor rank holds its share of a sequence's tokens.
+"""Sequence parallelism: outside the linears, each tensor rank holds a share of a sequence's tokens.
 
-The tensor ranks gather the tokens before a column-parallel linear and scatter the sums after a row-parallel one. Norms,
-residual branches and their activations are divided. Their parameters are on every rank, so the gradients that the ranks
-compute from their own tokens are summed. Source: Korthikanti et al. (2022), section 4.2.2.
+The tensor ranks gather the tokens before a column-parallel linear, and reduce-scatter the sums after a row-parallel
+one. Norms, residual branches and their activations are divided. Their parameters are replicated, so the gradients that
+the ranks compute from their own tokens are summed. Shapes: T tokens of this rank, B sequences, D hidden size. Source:
+Korthikanti et al. (2022), section 4.2.2.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 
 
 def summed_gradient(parameter: Tensor) -> Tensor:
-    """The parameter, whose gradient is summed over the tensor ranks: each sees its own tokens only.
+    """The identity on a replicated parameter. Its backward pass sums the gradient over the tensor ranks.
 
-    Inside autograd, so that every ZeRO stage reduces the sum.
+    It is part of autograd, so that every ZeRO stage reduces the sum.
     """
     result: Tensor = copy_to_tensor_model_parallel_region(parameter)
     return result
@@ -31,7 +32,7 @@ class ScatteredLayerNorm(nn.LayerNorm):
     """A layer norm over this rank's tokens."""
 
     def forward(self, x_TBD: Tensor) -> Tensor:
-        """[T, B, D], of this rank's T."""
+        """Normalise [T, B, D] over D."""
         weight, bias = summed_gradient(self.weight), summed_gradient(self.bias)
         return F.layer_norm(x_TBD, self.normalized_shape, weight, bias, self.eps)
 
@@ -40,12 +41,12 @@ class ScatteredRMSNorm(nn.RMSNorm):
     """An RMS norm over this rank's tokens."""
 
     def forward(self, x_TBD: Tensor) -> Tensor:
-        """[T, B, D], of this rank's T."""
+        """Normalise [T, B, D] over D."""
         return F.rms_norm(x_TBD, self.normalized_shape, summed_gradient(self.weight), self.eps)
 
 
 class ScatteredNorm:
-    """The norm of a TransformerConfig; megatron-core's wrapper of torch's norms refuses sequence parallelism."""
+    """Creates the norm of a TransformerConfig. megatron-core's own wrapper rejects sequence parallelism."""
 
     def __new__(cls, config: Any, hidden_size: int, eps: float) -> nn.Module:  # type: ignore[misc]
         kind = ScatteredRMSNorm if config.normalization == "RMSNorm" else ScatteredLayerNorm
@@ -53,9 +54,9 @@ class ScatteredNorm:
 
 
 def scatter_inputs(decoder: nn.Module, device: torch.device) -> None:
-    """Make the decoder take this rank's tokens of its [T, B, D] inputs; positions are added before, to all of them."""
+    """Make the decoder divide its input of all tokens, which includes positions, among the tensor ranks."""
     if device.type == "cpu":
-        # megatron-core's mappings allocate on the current CUDA device, also where there is none.
+        # megatron-core's mappings allocate on the current CUDA device, even if there is none.
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
 
     def scatter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
