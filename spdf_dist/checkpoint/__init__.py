@@ -1,1 +1,1 @@
-"""Checkpoints that know no topology: save, load at any layout, densify, inspect, Hugging Face export and import."""
+"""Topology-independent checkpoints: save, load at any layout, densify, inspect, and Hugging Face export and import."""

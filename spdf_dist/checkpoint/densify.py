@@ -1,4 +1,4 @@
-"""Drops the masks of a checkpoint: the dense model that fine-tuning starts from (paper, section 3, step two)."""
+"""Drops the masks of a checkpoint, which gives the dense model for fine-tuning (paper, section 3, step two)."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ from spdf_dist.parallel.layout import Piece
 
 @dataclass(frozen=True)
 class Densified:
-    """What ``densify`` did."""
+    """The result of ``densify``."""
 
     path: Path
+    """The dense checkpoint."""
     reactivated: int
-    """Weights that were pruned and are trainable from now on; they start at zero."""
+    """Number of weights that were pruned and become trainable; they start at zero."""
     weights: int
-    """Entries of the tensors that had masks."""
+    """Number of entries of the tensors that had masks."""
     already_done: bool
+    """Whether ``path`` was this densification already, so that nothing was written."""
 
 
 def reactivated_count(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Pruned entries of a checkpoint, and all entries of its sparse tensors."""
+    """The number of pruned entries of a checkpoint, and the number of all entries of its sparse tensors."""
     masks = [checkpoint.manifest.masks[t.name] for t in checkpoint.manifest.tensors.values() if t.sparse]
     entries = sum(mask.shape[0] * mask.shape[1] for mask in masks)
     return entries - sum(mask.kept for mask in masks), entries
 
 
 def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a checkpoint made from another records of it."""
+    """The record of a checkpoint in the manifest of one that is made from it."""
     reactivated, _ = reactivated_count(checkpoint)
     return {
         "manifest_sha256": checkpoint.manifest.sha256,
@@ -56,10 +58,10 @@ def source_of(checkpoint: Checkpoint) -> dict[str, Any]:
 def densify(source: Path | str, out: Path) -> Densified:
     """Write the weights of ``source`` to the checkpoint folder ``out``, dense, without moments, at step 0.
 
-    Nothing is written when ``out`` is the densification of the same checkpoint already.
+    Nothing is written if ``out`` is the densification of the same checkpoint already.
 
     Raises:
-        UserError: ``source`` is no whole checkpoint; ``out`` exists and is something else.
+        UserError: ``source`` is not a complete checkpoint; ``out`` exists and is something else.
     """
     checkpoint = Checkpoint(source)
     reactivated, entries = reactivated_count(checkpoint)
@@ -79,7 +81,7 @@ def densify(source: Path | str, out: Path) -> Densified:
 
     single_writer(real, 0).write(
         pieces(),
-        masks=checkpoint.masks,  # of origin: fine-tuning tells from them what it reactivates
+        masks=checkpoint.masks,  # the record of the pruned entries, which fine-tuning reports on
         config_yaml=checkpoint.config_yaml,
         tokenizer=checkpoint.tokenizer_dir,
         manifest={

@@ -1,4 +1,4 @@
-"""Finds whole checkpoints by their content."""
+"""Finds complete checkpoints by their content."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from spdf_dist.checkpoint.manifest import MANIFEST, is_manifest, problem, read_m
 from spdf_dist.config.errors import UserError
 
 ASIDE = ".tmp"
-"""Suffix of folders that are being written or deleted; they are never looked into."""
+"""Suffix of folders that are being written or deleted. They are never read."""
 
 
 def is_whole(path: Path) -> bool:
-    """Whether ``path`` is a checkpoint with a valid manifest and all its files at their sizes."""
+    """Whether ``path`` is a complete checkpoint: its manifest is valid, and all files have their recorded sizes."""
     return problem(path) is None
 
 
 def whole_checkpoints(root: Path) -> list[Path]:
-    """The whole checkpoints directly under ``root``, oldest step first; empty when there is no such folder."""
+    """The complete checkpoints directly under ``root``, lowest step first; empty if the folder does not exist."""
     if not root.is_dir():
         return []
     found = []
@@ -29,16 +29,16 @@ def whole_checkpoints(root: Path) -> list[Path]:
 
 
 def latest(root: Path) -> Path | None:
-    """The whole checkpoint under ``root`` with the highest step in its manifest; None when there is none."""
+    """The complete checkpoint under ``root`` with the highest step in its manifest; None if there is none."""
     found = whole_checkpoints(root)
     return found[-1] if found else None
 
 
 def damaged(root: Path) -> list[str]:
-    """What is wrong with each folder under ``root`` that has a manifest and is no whole checkpoint, oldest first.
+    """The error of each folder under ``root`` that has a manifest but is not a complete checkpoint, oldest first.
 
-    Saving renames a complete folder into place, so such a folder was whole once and lost something since. ``latest``
-    passes it over; a run that goes on should say so, or stop when nothing else is left.
+    A save renames a complete folder into place, so such a folder has been damaged later. ``latest`` skips it. A run
+    that continues should report it, or stop if there is no other checkpoint.
     """
     if not root.is_dir():
         return []
@@ -48,10 +48,10 @@ def damaged(root: Path) -> list[str]:
 
 
 def resolve(path: Path | str) -> Path:
-    """The checkpoint that ``path`` means: itself, or the newest of a run folder or of its ``checkpoints``.
+    """The checkpoint for ``path``: itself, or the newest of a run folder or of its ``checkpoints``.
 
     Raises:
-        UserError: there is none; or ``path`` is one and is not whole (the message says what is wrong).
+        UserError: there is none, or ``path`` is an incomplete one; the message says what is wrong.
     """
     path = Path(path)
     if not path.exists():

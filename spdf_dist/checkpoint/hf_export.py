@@ -1,4 +1,4 @@
-"""Writes a checkpoint as a Hugging Face model folder; needs no transformers."""
+"""Writes a checkpoint as a Hugging Face model folder, without the package transformers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ METADATA = {"format": "pt"}
 CARD = "README.md"
 SHARD = "model-{:05d}-of-{:05d}.safetensors"
 SHARD_BYTES = 5 * 10**9
-"""Largest file by default, as transformers has it."""
+"""Default size of the largest file in bytes, the same as that of transformers."""
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -42,17 +42,17 @@ def export_hf(
 
     Args:
         source: a checkpoint, or a run folder.
-        out: the folder.
+        out: the folder to write.
         dtype: `float32`, or `bfloat16` (rounded to nearest).
-        shard_bytes: the weights are divided into files of about this size, with an index, when they are more.
-        license_name: the identifier of the model's licence for the model card, such as ``apache-2.0``.
+        shard_bytes: larger models are divided into files of at most this size (unless one tensor is larger).
+        license_name: identifier of the model's licence for the model card, such as ``apache-2.0``.
 
     Returns:
-        the class that transformers loads the folder as, and the number of parameters written.
+        The name of the transformers class for the folder, and the number of parameters written.
 
     Raises:
-        UserError: ``source`` is not a whole checkpoint; ``out`` exists and is not empty; the dtype is not known.
-        SpdfError: the disk is full, or does not take it.
+        UserError: ``source`` is not a complete checkpoint; ``out`` exists and is not empty; an argument is not valid.
+        SpdfError: the folder cannot be written, for example on a full disk.
     """
     one_of("dtype", dtype, tuple(ITEM_BYTES))
     require(shard_bytes > 0, f"the size of a shard must be positive, got {shard_bytes} bytes")
@@ -85,7 +85,10 @@ def export_hf(
 
 
 def write_weights(checkpoint: Checkpoint, folder: Path, dtype: str, shard_bytes: int) -> int:
-    """``model.safetensors``, or shards of about ``shard_bytes`` and their index; one tensor in memory at a time."""
+    """Write ``model.safetensors``, or shards and their index, with one tensor in memory at a time.
+
+    Returns the number of parameters written.
+    """
     tensors = hf_tensors(architecture_of(checkpoint.model))
     sizes = {name: sum(part.numel for part in parts) for name, parts in tensors.items()}
     shards = divide({name: size * ITEM_BYTES[dtype] for name, size in sizes.items()}, shard_bytes)
@@ -108,7 +111,7 @@ def write_weights(checkpoint: Checkpoint, folder: Path, dtype: str, shard_bytes:
 
 
 def divide(sizes: dict[str, int], most: int) -> list[list[str]]:
-    """The names in order, in runs of at most ``most`` bytes each; a larger tensor is a run of its own."""
+    """Divide the names, in order, into groups of at most ``most`` bytes. A larger tensor has a group of its own."""
     shards: list[list[str]] = [[]]
     room = most
     for name, size in sizes.items():
@@ -121,5 +124,5 @@ def divide(sizes: dict[str, int], most: int) -> list[list[str]]:
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:
-    """A JSON file for people and programs."""
+    """Write an indented JSON file."""
     path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")

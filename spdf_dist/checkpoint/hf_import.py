@@ -1,4 +1,4 @@
-"""Imports a dense Hugging Face model as a checkpoint, whole or through a mask. Reads safetensors, never pickle."""
+"""Imports a Hugging Face model as a checkpoint, dense or pruned by a mask. It reads safetensors, never pickle."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MaskSource = Literal["random", "magnitude", "zeros"]
 
 
 class HfFolder:
-    """The config and tensors of a model folder. Raises UserError for anything that cannot be imported as it is."""
+    """The config and tensors of a model folder. Raises UserError if the model cannot be imported without changes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,9 +57,9 @@ class HfFolder:
             )
 
     def check_head(self) -> None:
-        """Where the output layer is tied to the word embedding, take whichever of the two is stored.
+        """If the output layer is tied to the word embedding, use the one of the two that is stored.
 
-        Raises UserError when both are and differ.
+        Raises UserError if both are stored and differ.
         """
         if HEAD in self.stored or HEAD not in self.keys:
             return
@@ -74,7 +74,7 @@ class HfFolder:
             )
 
     def weight_files(self) -> list[Path]:
-        """``model.safetensors``, or the shards that its index names."""
+        """``model.safetensors``, or the shards in its index. Raises UserError."""
         if (self.folder / WEIGHTS).is_file():
             return [self.folder / WEIGHTS]
         if not (self.folder / WEIGHTS_INDEX).is_file():
@@ -90,14 +90,14 @@ class HfFolder:
         return [self.folder / name for name in names]
 
     def read(self, path: Path, key: str) -> Tensor:
-        """One stored tensor, float32."""
+        """One stored tensor, converted to float32. Raises UserError if it is damaged."""
         try:
             return self.files[path.name].get_tensor(key).to(torch.float32)
         except SafetensorError as error:
             raise UserError(f"{path} is damaged: {key}: {error}") from None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Each global tensor by name, float32, in our layout."""
+        """Each global tensor with its name, float32, in this project's layout. Raises UserError for a wrong shape."""
         for name, parts in self.stored.items():
             if name not in self.keys:
                 raise UserError(f"{self.folder}: no tensor {name}")
@@ -114,7 +114,7 @@ class HfFolder:
 
 
 def model_of(config: dict[str, Any], path: Path) -> ModelConfig:
-    """The architecture in a ``config.json``. Raises UserError when it is not one that we compute."""
+    """The architecture in a ``config.json``. Raises UserError if it is not supported."""
     family = config.get("model_type", "gpt2")
     if family not in FAMILIES:
         raise UserError(f"{path}: model_type is {family!r}; only {' and '.join(FAMILIES)} can be imported")
@@ -129,9 +129,9 @@ def model_of(config: dict[str, Any], path: Path) -> ModelConfig:
 
 
 def masks_by(source: HfFolder, mask: MaskSource, sparsity: SparsityConfig) -> Mapping[str, BoolArray]:
-    """The masks of the logical weights: random, of the largest magnitudes, or of what is not zero in the folder.
+    """Masks that keep random entries, the entries of largest magnitude, or (`zeros`) all that are not zero.
 
-    Raises UserError where `zeros` finds none.
+    `zeros` gives masks only to matrices that hold zeros. Raises UserError if none does.
     """
     random = RandomMasks(source.model, sparsity)
     if mask == "random":
@@ -160,16 +160,20 @@ def import_hf(
 ) -> int:
     """Write a Hugging Face model as the checkpoint folder ``out``, weights only, at step 0.
 
-    With ``level`` above 0 the matrices of each layer are pruned to it: by the random mask that pre-training with
-    ``sparsity.seed`` = ``seed`` has, or by keeping the largest magnitudes of each. ``mask`` `zeros` prunes what
-    is exactly zero in the model's matrices.
+    Args:
+        folder: the model folder.
+        out: the checkpoint folder to write.
+        level: sparsity to which the matrices of each layer are pruned; 0: the model stays dense.
+        mask: `random` (the mask of a pre-training run with ``sparsity.seed`` = ``seed``), `magnitude` (the largest
+            magnitudes of each matrix are kept) or `zeros` (entries that are exactly zero are pruned; ``level`` is 0).
+        seed: seed of the random mask.
+        seq_length: another context window in tokens, for models with rotary positions.
 
-    ``seq_length`` sets another context window, tokens, where positions are rotary.
-
-    Returns the number of weights pruned.
+    Returns:
+        The number of pruned weights.
 
     Raises:
-        UserError: ``folder`` holds no such model; ``out`` exists and is not empty.
+        UserError: ``folder`` does not hold a supported model; ``out`` exists and is not empty.
     """
     real = new_folder(out)
     source = HfFolder(folder)

@@ -1,9 +1,8 @@
-"""Tokenizers in the form of a Hugging Face model folder, and back.
+"""Converts tokenizers to the form of a Hugging Face model folder, and back.
 
 GPT-2's two files are the same under other names. A ``tokenizer.json`` is copied with its ``tokenizer_config.json``. A
-SentencePiece model is copied too. For programs that load ``tokenizer.json``, the
-byte-pair models that `spdf data tokenizer train` makes are also written in that form, when it gives the same ids on a
-set of probes.
+SentencePiece model is copied. If a ``tokenizer.json`` made from it gives the same ids on a set of probe texts, as for
+the byte-pair models of `spdf data tokenizer train`, that file is written too, for programs that need it.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 RENAMED = {GPT2_FILES[0]: VOCABULARY, GPT2_FILES[1]: MERGES, SENTENCEPIECE_FILE: SENTENCEPIECE}
-"""Our file names and theirs."""
+"""File names of this project and those of Hugging Face."""
 
 PROBES = (
     "The quick brown fox jumps over the lazy dog, 1234 times; isn't it?",
@@ -44,7 +43,7 @@ PROBES = (
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int, out: Path) -> None:
-    """Write the tokenizer that lies in ``folder`` to the model folder ``out``; ``max_length`` is in tokens."""
+    """Write the tokenizer, whose files are in ``folder``, to the model folder ``out``; ``max_length`` is in tokens."""
     if isinstance(tokenizer, JsonTokenizer):
         tokenizer.save(out)
         if not (out / CONFIG_FILE).is_file():
@@ -75,9 +74,10 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int, out: Pa
 
 
 def read_tokenizer(folder: Path, out: Path, vocab_size: int) -> bool:
-    """Copy a model folder's tokenizer to ``out``, empty before, in our form; False, and why on stderr, when none fits.
+    """Copy a model folder's tokenizer, in this project's form, to the empty folder ``out``.
 
-    One fits when it loads and has no more ids than the model's ``vocab_size``.
+    A tokenizer fits if it can be loaded and has at most ``vocab_size`` ids. Returns whether one fits; if not, the
+    reason is printed on stderr.
     """
     reasons = []
     for names in (GPT2_FILES, (SENTENCEPIECE_FILE,)):
@@ -102,7 +102,10 @@ def read_tokenizer(folder: Path, out: Path, vocab_size: int) -> bool:
 
 
 def misfit(out: Path, vocab_size: int) -> str | None:
-    """Why the tokenizer in ``out`` is none for a model of ``vocab_size`` words, its files then removed; or None."""
+    """The reason why the tokenizer in ``out`` does not fit a model with ``vocab_size`` ids, or None if it fits.
+
+    The files of a tokenizer that does not fit are deleted.
+    """
     require_extra("hf", "a tokenizer of Hugging Face")
     try:
         found = load_tokenizer(out).vocab_size
@@ -128,7 +131,7 @@ def convert_sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Token
     processor = tokenizer.processor
     ids = range(processor.vocab_size())
     vocabulary = {processor.id_to_piece(i): i for i in ids}
-    # SentencePiece merges the pair whose joint piece has the best score. Each way to split a piece is a merge.
+    # SentencePiece merges the pair whose joined piece has the best score, so each way to split a piece is a merge.
     merges = []
     for i in ids:
         if processor.is_control(i) or processor.is_unknown(i) or processor.is_byte(i):

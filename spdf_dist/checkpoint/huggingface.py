@@ -1,4 +1,4 @@
-"""File names of a Hugging Face model folder. The tensors that it holds are in each family's table."""
+"""File names of a Hugging Face model folder. The family's ``architecture.py`` lists its tensors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ CONFIG = "config.json"
 VOCABULARY, MERGES, SENTENCEPIECE = "vocab.json", "merges.txt", "tokenizer.model"
 TOKENIZER = "tokenizer.json"
 HEAD = "lm_head.weight"
-"""The output layer. Where it is tied to the word embedding, folders hold both, or either."""
+"""The output layer. If it is tied to the word embedding, folders hold both tensors, or either."""
 
 
 def hf_tensors(architecture: Architecture) -> dict[str, list[TensorSpec]]:
-    """The global tensors in each stored tensor, by its name, side by side along the output dimension."""
+    """The global tensors that each stored tensor holds, by its name, concatenated along the output dimension."""
     found: dict[str, list[TensorSpec]] = {}
     for tensor in architecture.tensors.values():
         found.setdefault(tensor.hf_name, []).append(tensor)
@@ -27,7 +27,7 @@ def hf_tensors(architecture: Architecture) -> dict[str, list[TensorSpec]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
+    """The JSON object in a file. Raises UserError."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,6 +1,6 @@
-"""What a checkpoint holds: counts, sparsity, mask digests, and whether anything pruned is not zero.
+"""Inspects a checkpoint: counts, sparsity, mask digests, and whether any pruned entry is not zero.
 
-Needs no torch. Reads (and checks) every file.
+It reads and checks every file, and needs no torch.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from spdf_dist.sparsity.masks import logical_weights
 
 
 def inspect(path: Path | str) -> dict[str, Any]:
-    """Facts of a checkpoint, as JSON.
+    """Facts about a checkpoint, as JSON.
 
-    ``weights`` lists the logical weights: ``nnz`` is the number of entries that the mask keeps (all of them when the
-    weight is dense), ``nonzero`` of those the ones that are not exactly zero, ``pruned_nonzero`` the entries outside
-    the mask that are not zero, in weights and moments together.
+    ``weights`` lists the logical weights. ``nnz`` is the number of entries that the mask keeps (all entries of a dense
+    weight). ``nonzero`` is the number of these that are not exactly zero. ``pruned_nonzero`` is the number of entries
+    outside the mask that are not zero, in weights and moments together.
 
-    A sparse tensor is stored as its kept values, so a pruned non-zero can only be found while saving: the writer
-    counts them where the run holds a dense weight, and the count in the manifest is reported. Here each slice is
-    checked to hold exactly the values that its mask keeps.
+    A sparse tensor is stored as its kept values, so pruned non-zeros are only visible while saving. The writer counts
+    them if the run holds a dense weight, and the count in the manifest is reported here. This function checks that each
+    slice holds exactly as many values as its mask keeps.
 
     Raises:
-        UserError: no whole checkpoint, or damaged files.
+        UserError: the checkpoint is not complete, or its files are damaged.
     """
     checkpoint = Checkpoint(path)
     checkpoint.verify()
@@ -70,7 +70,8 @@ def inspect(path: Path | str) -> dict[str, Any]:
 
 
 def mask_history(checkpoint: Checkpoint) -> dict[str, float]:
-    """How far dynamic masks have moved: the share of the first mask that is kept, and of entries that ever were."""
+    """How far dynamic masks have moved: the share of kept entries that the first mask keeps too, and the share of all
+    entries that any mask has kept."""
     if checkpoint.sparsity is None or checkpoint.sparsity.algorithm == "static":
         return {}
     kept = overlap = ever = numel = 0
@@ -86,7 +87,7 @@ def mask_history(checkpoint: Checkpoint) -> dict[str, float]:
 
 
 def describe(checkpoint: Checkpoint, tensor: StoredTensor, nonzero: int) -> dict[str, Any]:
-    """The entry of one logical weight."""
+    """The facts about one logical weight."""
     numel = math.prod(tensor.shape)
     mask = checkpoint.manifest.masks.get(tensor.name)
     facts: dict[str, Any] = {
@@ -101,7 +102,7 @@ def describe(checkpoint: Checkpoint, tensor: StoredTensor, nonzero: int) -> dict
     if tensor.sparse and mask is not None:
         facts |= {"sparsity": 1 - mask.kept / numel, "nnz": mask.kept, "mask_sha256": mask.sha256}
     elif mask is not None:
-        # Dense by now, sparse once: what became of the entries that were pruned then.
+        # A dense weight that was sparse: count the formerly pruned entries that are no longer zero.
         reactivated = checkpoint.read_array(tensor.name)[~checkpoint.masks[tensor.name]]
         facts["reactivated"] = {
             "count": numel - mask.kept,
@@ -113,7 +114,7 @@ def describe(checkpoint: Checkpoint, tensor: StoredTensor, nonzero: int) -> dict
 
 
 def table(facts: dict[str, Any]) -> str:
-    """``inspect``'s result for people."""
+    """The result of ``inspect`` as text."""
     model = facts["model"]
     stored = facts["stored_bytes"]
     lines = [
@@ -145,5 +146,5 @@ def table(facts: dict[str, Any]) -> str:
 
 
 def mib(count: int) -> str:
-    """Bytes in MiB."""
+    """A number of bytes as text, in MiB."""
     return f"{count / 2**20:,.2f} MiB"

@@ -1,8 +1,8 @@
-"""The runs that made a checkpoint, newest first, so that a result says what it was made from.
+"""The lineage of a checkpoint: it and the checkpoints that it was made from, newest first.
 
 Each entry holds ``kind`` (pretrain, finetune, densified, ...), ``step``, ``manifest_sha256`` (the checkpoint's digest),
 ``path`` (of the checkpoint at that time), ``config`` (the run's resolved config), ``best_val_loss`` and ``synthetic``
-(whether the training data were generated). What is not known, or does not exist, is null.
+(whether the training data were generated). Unknown or missing values are null.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RUN_KINDS = ("pretrain", "finetune")
 
 
 def lineage(checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """What made ``checkpoint``, and what made that, down to the first pre-training run."""
+    """The entries of ``checkpoint`` and of its ancestors, down to the first pre-training run."""
     manifest = checkpoint.manifest
     source = manifest.source or {}
     config = yaml.safe_load(checkpoint.config_yaml) or None
@@ -32,7 +32,7 @@ def lineage(checkpoint: Checkpoint) -> list[dict[str, Any]]:
         "synthetic": source.get("synthetic"),
     }
     older = list(source.get("lineage") or [])
-    if manifest.kind == "densified" and not older:  # written before lineages: its config is that of its source
+    if manifest.kind == "densified" and not older:  # an older format without lineage; its config is that of its source
         older = [
             {
                 "kind": source.get("kind"),

@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: what is in the folder, and where each slice of each global tensor lies.
+"""The manifest of a checkpoint: the content of the folder, and the file of each slice of each global tensor.
 
-``manifest.json`` is written last and names its own digest. A folder is a whole checkpoint when its manifest parses and
-every file that it lists is there with its size; nothing is read from names. docs/checkpoint_format.md describes the
+``manifest.json`` is written last and contains its own digest. A folder is a complete checkpoint if its manifest is
+valid and every listed file exists with its size; folder names have no meaning. docs/checkpoint_format.md describes the
 format.
 """
 
@@ -49,9 +49,9 @@ KEYS = (
     "versions",
     "git_commit",
 )
-"""The keys of a manifest beside its digest. All must be there, and no other but those of OPTIONAL_KEYS."""
+"""The keys of a manifest beside its digest. All are required, and only those of OPTIONAL_KEYS may be added."""
 OPTIONAL_KEYS = ("parameterization",)
-"""`parameterization`: how the weights are to be multiplied, where that is not the standard way."""
+"""`parameterization` is present if it is not the standard one."""
 
 Kind = Literal["model", "exp_avg", "exp_avg_sq"]
 KINDS: tuple[Kind, ...] = ("model", "exp_avg", "exp_avg_sq")
@@ -60,31 +60,31 @@ KINDS: tuple[Kind, ...] = ("model", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Slice:
-    """A stretch of one global tensor, and the file that stores it."""
+    """A range [start, stop) of one global tensor, and the file that stores it."""
 
     file: str
     dim: int | None
-    """Dimension that is cut; None: the whole tensor."""
+    """The divided dimension; None: the slice is the whole tensor."""
     start: int
     stop: int
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A global tensor: its shape, without vocabulary padding, and its slices by kind, in rising order."""
+    """A global tensor: its shape, without vocabulary padding, and its slices by kind, in ascending order."""
 
     name: str
     shape: tuple[int, ...]
     sparse: bool
-    """Stored as the kept values of the mask of the same name."""
+    """Whether only the kept values of the mask of the same name are stored."""
     slices: dict[Kind, tuple[Slice, ...]]
     pruned_nonzero: dict[Kind, int]
-    """Pruned entries that were not zero when the tensor was saved; they are not stored."""
+    """Number of pruned entries that were not zero when the tensor was saved; they are not stored."""
 
 
 @dataclass(frozen=True)
 class StoredMask:
-    """A mask: its [out, in] shape, kept entries and digest (``spdf_dist.sparsity.masks.mask_digest``)."""
+    """A mask: its shape [out, in], number of kept entries and digest (``spdf_dist.sparsity.masks.mask_digest``)."""
 
     shape: tuple[int, int]
     kept: int
@@ -93,7 +93,7 @@ class StoredMask:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """Size in bytes and SHA-256, in hex, of a file."""
+    """Size in bytes and SHA-256 (hex) of a file."""
 
     bytes: int
     sha256: str
@@ -101,7 +101,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A parsed ``manifest.json``; ``tree`` is the JSON itself."""
+    """A parsed ``manifest.json``. ``tree`` is its JSON value."""
 
     step: int
     consumed_tokens: int
@@ -117,7 +117,7 @@ class Manifest:
     rank_state: list[Any]
     source: dict[str, Any] | None
     sha256: str
-    """Of the manifest file: it lists the digests of all others, so it names this checkpoint's content."""
+    """SHA-256 of the manifest file. It identifies the checkpoint's content, because the manifest lists all digests."""
     tree: dict[str, Any]
 
 
@@ -127,12 +127,12 @@ def key_of(name: str, kind: Kind) -> str:
 
 
 def global_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every global tensor of a model and its shape, in the order of the architecture's table."""
+    """The shape of every global tensor of a model by name, in the order of the architecture's table."""
     return {name: tensor.shape for name, tensor in architecture_of(model).tensors.items()}
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether ``path`` is a file that claims to be a checkpoint's manifest (a run folder may hold others)."""
+    """Whether ``path`` is a JSON file in the format of a checkpoint's manifest. Other files may have the same name."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -144,7 +144,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Parse ``folder/manifest.json``.
 
     Raises:
-        UserError: missing, no JSON, of another format or version, or damaged.
+        UserError: the file is missing, is not JSON, has another format or version, or is damaged.
     """
     path = folder / MANIFEST
     try:
@@ -172,13 +172,13 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse(tree: dict[str, Any], sha256: str) -> Manifest:
-    """A manifest's JSON as typed data. Raises UserError or an exception of Python's own for anything else."""
+    """A manifest's JSON as typed data. Raises UserError or a built-in exception if it is not valid."""
     check_keys(
         "the manifest", {key: value for key, value in tree.items() if key not in ("digest", *OPTIONAL_KEYS)}, KEYS
     )
     sparsity = tree["sparsity"]
     model = build(ModelConfig, tree["model"], "model")
-    if model.num_layers > len(tree["tensors"]):  # before anything is made that is as large as the model
+    if model.num_layers > len(tree["tensors"]):  # checked before the table of all tensors is built
         raise ValueError(f"{len(tree['tensors'])} tensors are too few for {model.num_layers} layers")
     manifest = Manifest(
         step=count(tree["step"]),
@@ -202,7 +202,7 @@ def parse(tree: dict[str, Any], sha256: str) -> Manifest:
 
 
 def check(manifest: Manifest) -> None:
-    """Raise UserError or ValueError unless the parts of a manifest fit each other."""
+    """Raise UserError, ValueError or KeyError unless the parts of a manifest are consistent."""
     validate_model(manifest.model)
     for key in ("optimizer", "state", "source"):
         if not isinstance(manifest.tree[key], dict if key == "state" else dict | None):
@@ -223,7 +223,7 @@ def check(manifest: Manifest) -> None:
 
 
 def parse_tensor(name: str, tree: dict[str, Any]) -> StoredTensor:
-    """One entry of ``tensors``."""
+    """Parse one entry of ``tensors``."""
     check_keys(name, tree, ("shape", "sparse", "slices", "pruned_nonzero"))
     check_keys(f"slices of {name}", tree["slices"], tuple(tree["pruned_nonzero"]))
     for kind in tree["slices"]:
@@ -237,14 +237,14 @@ def parse_tensor(name: str, tree: dict[str, Any]) -> StoredTensor:
 
 
 def parse_slice(tree: dict[str, Any]) -> Slice:
-    """One entry of a tensor's ``slices``."""
+    """Parse one entry of a tensor's ``slices``."""
     check_keys("a slice", tree, ("file", "dim", "start", "stop"))
     dim = None if tree["dim"] is None else count(tree["dim"])
     return Slice(text(tree["file"]), dim, count(tree["start"]), count(tree["stop"]))
 
 
 def parse_mask(name: str, tree: dict[str, Any]) -> StoredMask:
-    """One entry of ``masks``."""
+    """Parse one entry of ``masks``."""
     check_keys(f"the mask of {name}", tree, ("shape", "kept", "sha256"))
     rows, columns = map(count, tree["shape"])
     if count(tree["kept"]) > rows * columns:
@@ -253,7 +253,7 @@ def parse_mask(name: str, tree: dict[str, Any]) -> StoredMask:
 
 
 def parse_file(name: str, tree: dict[str, Any]) -> StoredFile:
-    """One entry of ``files``."""
+    """Parse one entry of ``files``."""
     check_keys(name, tree, ("bytes", "sha256"))
     return StoredFile(count(tree["bytes"]), sha256_text(tree["sha256"]))
 
@@ -271,28 +271,28 @@ def check_keys(what: str, tree: Any, keys: Sequence[str]) -> None:
 
 
 def text(value: Any) -> str:
-    """``value``, when it is text."""
+    """``value`` if it is text; otherwise raises ValueError."""
     if not isinstance(value, str):
         raise ValueError(f"{value!r:.40} stands where a text belongs")
     return value
 
 
 def sha256_text(value: Any) -> str:
-    """``value``, when it is a SHA-256 in hex."""
+    """``value`` if it is a SHA-256 in hex; otherwise raises ValueError."""
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
         raise ValueError(f"{value!r:.80} stands where a SHA-256 belongs")
     return value
 
 
 def count(value: Any) -> int:
-    """``value``, when it is an integer and not negative."""
+    """``value`` if it is an integer that is not negative; otherwise raises ValueError."""
     if type(value) is not int or value < 0:
         raise ValueError(f"{value!r} stands where a count belongs")
     return value
 
 
 def check_cover(what: str, shape: tuple[int, ...], parts: Sequence[Slice]) -> None:
-    """Raise ValueError unless the slices, in rising order, are the whole tensor, once."""
+    """Raise ValueError unless the slices, in ascending order, cover the whole tensor exactly once."""
     dims = {part.dim for part in parts}
     if len(dims) > 1:
         raise ValueError(f"{what} is cut along different dimensions")
@@ -313,7 +313,7 @@ def check_cover(what: str, shape: tuple[int, ...], parts: Sequence[Slice]) -> No
 
 
 def safe_name(name: str) -> str:
-    """``name``, when it stays inside the folder that it is relative to."""
+    """``name`` if the relative path stays inside its folder; otherwise raises ValueError."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
         raise ValueError(f"file name {name!r} leaves the checkpoint")
@@ -321,7 +321,7 @@ def safe_name(name: str) -> str:
 
 
 def problem(folder: Path) -> str | None:
-    """Why ``folder`` is no whole checkpoint, or None when it is one (sizes are looked at, digests are not)."""
+    """The reason why ``folder`` is not a complete checkpoint, or None if it is one. Checks sizes but not digests."""
     try:
         manifest = read_manifest(folder)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The README of an exported model: what it is, how sparse it is, and what it was trained on."""
+"""The model card (README) of an exported model: origin, architecture, sparsity and training data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS = {
 
 
 def model_card(checkpoint: Checkpoint, license_name: str | None) -> str:
-    """Markdown with the front matter that model hubs read. ``license_name`` is an identifier such as ``apache-2.0``."""
+    """The card as Markdown with front matter for model hubs. ``license_name`` is an identifier, as ``apache-2.0``."""
     manifest, model = checkpoint.manifest, checkpoint.model
     config = yaml.safe_load(checkpoint.config_yaml) or {}
     head: dict[str, Any] = {"library_name": "transformers", "tags": ["sparsity", "spdf"]}
@@ -53,7 +53,7 @@ def model_card(checkpoint: Checkpoint, license_name: str | None) -> str:
 
 
 def sparsity_text(manifest: Manifest, kept: int, entries: int) -> str:
-    """How many of the maskable weights are pruned, or were."""
+    """The share of the maskable weights that is pruned, or was pruned in pre-training, as text."""
     if not entries:
         return "none: all weights are dense"
     share = f"{1 - kept / entries:.4%} of {entries:,} weights in {len(manifest.masks)} matrices"
@@ -63,13 +63,13 @@ def sparsity_text(manifest: Manifest, kept: int, entries: int) -> str:
 
 
 def masks_digest(manifest: Manifest) -> str:
-    """One digest of all masks: over a line with name and digest of each, in the order of the names."""
+    """One SHA-256 of all masks: over one line per mask with its name and digest, in the order of the names."""
     lines = "".join(f"{name} {mask.sha256}\n" for name, mask in sorted(manifest.masks.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def data_text(config: dict[str, Any]) -> str | None:
-    """The training data that the run's config names."""
+    """The training data in the run's config, as text; None if it has none."""
     data, task = config.get("data"), config.get("finetune")
     if isinstance(task, dict) and task.get("task"):
         return f"task {task['task']}: {task.get('train', '')}"

@@ -1,4 +1,4 @@
-"""Model state that the sparse weights of a checkpoint take in training, against dense: for ``spdf inspect``."""
+"""Memory of a checkpoint's sparse weights in training, compared with dense weights, for ``spdf inspect``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from spdf_dist.sparsity.masks import logical_weights
 
 
 def add_model_state(facts: dict[str, Any], checkpoint: Checkpoint) -> None:
-    """Put ``state`` into ``facts`` of inspection, and into each of its sparse weights.
+    """Add ``state`` to the result of ``inspect``, and ``state`` and ``gpu`` to each of its sparse weights.
 
-    Bytes of parameters, gradients, moments, indices and generated code on each path of the kernels (`compact`,
-    `generated`), or why this machine lacks it, beside those of dense weights; in the whole also the seconds that
-    preparing the patterns took. Needs torch: without it ``state`` says so.
+    ``state`` holds the bytes of parameters, gradients, moments, indices and generated code on each path of the kernels
+    (`compact`, `generated`), or the reason why this machine lacks the path, beside the bytes of dense weights. The
+    total also holds the seconds that preparing the patterns took. Without torch, ``state`` says that torch is missing.
     """
     sparse = [name for name in logical_weights(checkpoint.model) if checkpoint.manifest.tensors[name].sparse]
     if not sparse:
@@ -51,7 +51,10 @@ def add_model_state(facts: dict[str, Any], checkpoint: Checkpoint) -> None:
 
 
 def gpu_path(pattern: Any) -> str:
-    """How a GPU multiplies this mask in bf16, undivided: `blocks of 128` or `blocks of 64` skipped, or `expanded`."""
+    """How a GPU multiplies by this mask in bf16, without tensor parallelism.
+
+    `blocks of N`: pruned blocks of that size are skipped; `expanded`: the weight is expanded to dense.
+    """
     from spdf_kernels.triton.blocks import blocks_of
 
     blocks = blocks_of(pattern)
@@ -59,7 +62,7 @@ def gpu_path(pattern: Any) -> str:
 
 
 def state_table(facts: dict[str, Any]) -> str:
-    """The added facts for people; empty for a dense checkpoint."""
+    """The added facts as text; empty for a dense checkpoint."""
     total = facts["state"]
     if "missing" in total:
         return f"model state: {total['missing']}"

@@ -1,4 +1,4 @@
-"""Masks as packed bits, eight entries a byte, as checkpoints carry them."""
+"""Masks as packed bits, eight entries per byte, in the form that checkpoints store."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from spdf_dist.sparsity.masks import BoolArray, mask_digest
 
 
 class PackedMasks(Mapping[str, BoolArray]):
-    """Masks by logical weight name, kept as bits (an eighth of their size) with their digests.
+    """Masks by logical weight name, stored as packed bits with their digests.
 
-    A run whose masks never change packs them once and hands the same object to every save: making 24 layers of masks
-    takes longer than writing them.
+    A run with constant masks packs them once and passes the same object to every save, because computing masks takes
+    longer than writing them.
     """
 
     def __init__(self, bits: dict[str, NDArray[np.uint8]], facts: dict[str, StoredMask]) -> None:
@@ -25,7 +25,7 @@ class PackedMasks(Mapping[str, BoolArray]):
 
     @classmethod
     def pack(cls, masks: Mapping[str, BoolArray]) -> PackedMasks:
-        """Pack bool [out, in] arrays; returns ``masks`` itself when it is packed already."""
+        """Pack bool [out, in] arrays; returns ``masks`` itself if it is packed already."""
         if isinstance(masks, PackedMasks):
             return masks
         bits, facts = {}, {}
@@ -49,6 +49,6 @@ class PackedMasks(Mapping[str, BoolArray]):
 
 
 def unpack(bits: NDArray[np.uint8], shape: tuple[int, int]) -> BoolArray:
-    """The bool [out, in] mask of its row-major bits, high bit first."""
+    """The mask, bool [out, in], from its packed row-major bits, the highest bit first."""
     flat = np.unpackbits(bits, count=shape[0] * shape[1], bitorder="big")
     return flat.view(np.bool_).reshape(shape)

@@ -1,7 +1,7 @@
-"""Reads checkpoints: whole tensors, or the slice that a rank of any topology holds, one tensor at a time.
+"""Reads checkpoints: whole tensors, or the slice that a rank of any topology needs, one tensor at a time.
 
-Files are mapped, and a file's digest is checked when it is first needed, so a rank reads (and checks) only the files
-that hold its slices. torch is imported when a tensor is asked for: `spdf inspect` works without it.
+Files are memory-mapped, and a file's digest is checked when it is first used. A rank therefore reads and checks only
+the files that hold its slices. torch is imported only where a tensor is returned, so `spdf inspect` works without it.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ FloatArray = NDArray[np.float32]
 
 
 class Checkpoint:
-    """A whole checkpoint, opened for reading.
+    """A complete checkpoint, opened for reading.
 
     Args:
-        path: a ``step_N`` folder, a run folder or its ``checkpoints`` (the newest whole one is taken).
+        path: a ``step_N`` folder, or a run folder or its ``checkpoints``, of which the newest complete one is used.
 
     Raises:
-        UserError: there is none, it is not whole, of an unknown version, or sparse without its masks.
+        UserError: there is none, it is incomplete or of an unknown version, or it is sparse without its masks.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -75,29 +75,29 @@ class Checkpoint:
 
     @functools.cached_property
     def tokenizer_dir(self) -> Path | None:
-        """The folder with the tokenizer's files (``spdf_dist.data.tokenizer.load_tokenizer`` takes it), or None.
+        """The tokenizer's folder, for ``spdf_dist.data.tokenizer.load_tokenizer``; None if the checkpoint has none.
 
-        Raises UserError when one of them is damaged, or a file that was put beside them would be taken instead.
+        Raises UserError if a file is damaged, or if a file that was added later would be loaded instead.
         """
         folder = self.path / TOKENIZER
         listed = [name for name in self.manifest.files if name.startswith(f"{TOKENIZER}/")]
         for name in listed:
             self.files.check(name)
-        # A folder is taken for SentencePiece's when it holds this file, whatever else lies there.
+        # `load_tokenizer` uses this file whenever the folder holds it.
         if listed and f"{TOKENIZER}/{SENTENCEPIECE_FILE}" not in listed and (folder / SENTENCEPIECE_FILE).exists():
             raise UserError(f"{folder / SENTENCEPIECE_FILE} is no part of the checkpoint: remove it")
         return folder if listed else None
 
     @property
     def config_yaml(self) -> str:
-        """The resolved config of the run that saved it; empty when it has none. Raises UserError when it is damaged."""
+        """The resolved config of the run that saved the checkpoint, or empty. Raises UserError if it is damaged."""
         if CONFIG not in self.manifest.files:
             return ""
         self.files.check(CONFIG)
         return (self.path / CONFIG).read_text(encoding="utf-8")
 
     def verify(self) -> None:
-        """Read every file and raise UserError naming the first that is damaged."""
+        """Read every file and raise UserError for the first that is damaged."""
         reason = problem(self.path)
         if reason is not None:
             raise UserError(reason)
@@ -105,17 +105,17 @@ class Checkpoint:
             self.files.check(name)
 
     def has(self, kind: Kind) -> bool:
-        """Whether the weights, or the moments of this kind, are stored."""
+        """Whether weights (`model`) or moments of this kind are stored."""
         return all(kind in tensor.slices for tensor in self.manifest.tensors.values())
 
     def check_model(self, model: ModelConfig) -> None:
-        """Raise UserError, naming the keys that differ, unless ``model`` has this checkpoint's architecture."""
+        """Raise UserError, with the keys that differ, unless ``model`` has this checkpoint's architecture."""
         ours, theirs = (
             asdict(m) | {"ffn_hidden_size": m.ffn, "num_key_value_heads": m.key_value_heads}
             for m in (self.model, model)
         )
         ignored = {"dropout"}
-        if "embedding.position" not in architecture_of(self.model).tensors:  # then no weight depends on the context
+        if "embedding.position" not in architecture_of(self.model).tensors:  # then no weight's shape depends on it
             ignored.add("seq_length")
         differing = [
             f"model.{key} is {ours[key]} in the checkpoint and {theirs[key]} in the config"
@@ -128,44 +128,46 @@ class Checkpoint:
     def read_array(self, name: str, kind: Kind = "model") -> FloatArray:
         """A global tensor, dense, float32; pruned entries are zero.
 
-        Raises UserError when it is not stored or its files are damaged.
+        Raises UserError if it is not stored or its files are damaged.
         """
         tensor = self._tensor(name, kind)
         return self._assemble(tensor, kind, None, 0, 0)
 
     def read_folded(self, name: str) -> FloatArray:
-        """``read_array`` of weights that compute the same function without the parameterization's multipliers.
+        """``read_array`` of weights into which the parameterization's multipliers are folded.
 
-        For programs that know none, such as generation and Hugging Face's. Raises UserError as ``read_array`` does.
+        They compute the same function in programs without multipliers, such as generation and transformers. Raises
+        UserError as ``read_array`` does.
         """
         array, factor = self.read_array(name), self.folding.get(name)
         return array if factor is None else array * np.float32(factor)
 
     @functools.cached_property
     def folding(self) -> dict[str, float]:
-        """Factors of ``read_folded`` by tensor; empty for a standard parameterization."""
+        """The factors of ``read_folded`` by tensor; empty for the standard parameterization."""
         return self.parameterization.folding(architecture_of(self.model))
 
     def read_values(self, name: str, kind: Kind = "model") -> Iterator[FloatArray]:
-        """What is stored of a tensor, slice by slice: [kept] of a sparse one, counted against the mask."""
+        """The stored slices of a tensor, float32. Those of a sparse tensor are [nnz]; the mask must keep as many."""
         tensor = self._tensor(name, kind)
         for part in tensor.slices[kind]:
             yield self._values(tensor, kind, part) if tensor.sparse else self._dense(tensor, kind, part)
 
     def read(self, name: str, kind: Kind = "model") -> Tensor:
-        """``read_array`` as a tensor on the CPU."""
+        """The result of ``read_array`` as a tensor on the CPU."""
         import torch
 
         return torch.from_numpy(self.read_array(name, kind))
 
     def read_piece(self, piece: Piece, kind: Kind = "model") -> Tensor:
-        """What a rank keeps of a global tensor: float32 on the CPU.
+        """A rank's slice of a global tensor, float32 on the CPU.
 
-        The slice of ``piece``, dense, of ``piece.local_shape``; or, when the piece has a mask, its kept values [nnz].
-        A sparse tensor is expanded for a piece without a mask: that is how a model is densified on load.
+        The result is dense, of ``piece.local_shape``, or, if the piece has a mask, its kept values [nnz]. For a piece
+        without a mask, a sparse tensor is expanded to dense; this densifies a model on load.
 
         Raises:
-            UserError: another shape, a mask that is not the checkpoint's, a mask for a dense tensor, no such moments.
+            UserError: the shape or the mask is not that of the checkpoint, a piece of a dense tensor has a mask, or the
+                moments are not stored.
         """
         import torch
 
@@ -187,7 +189,7 @@ class Checkpoint:
         return dense if mask is None else dense[mask.cpu()]
 
     def _tensor(self, name: str, kind: Kind) -> StoredTensor:
-        """The entry of a tensor, known to be stored in this kind."""
+        """The manifest's entry of a tensor. Raises UserError unless this kind of it is stored."""
         tensor = self.manifest.tensors.get(name)
         if tensor is None:
             raise UserError(f"{self.path} holds no tensor {name}: it is of another architecture")
@@ -209,7 +211,7 @@ class Checkpoint:
             )
 
     def _values(self, tensor: StoredTensor, kind: Kind, part: Slice) -> FloatArray:
-        """The kept values of one slice of a sparse tensor, whose count is checked against the mask."""
+        """The kept values [nnz] of one slice of a sparse tensor. Raises UserError unless the mask keeps as many."""
         values = self.files.read(part.file, key_of(tensor.name, kind))
         mask = self.masks[tensor.name]
         kept = int((mask if part.dim is None else mask[cut(mask.ndim, part.dim, part.start, part.stop)]).sum())
@@ -220,14 +222,14 @@ class Checkpoint:
     def _dense(
         self, tensor: StoredTensor, kind: Kind, part: Slice, take: tuple[slice, ...] | None = None
     ) -> FloatArray:
-        """One slice of a dense tensor, or a part of it; its shape in the file is checked against the manifest."""
+        """One slice of a dense tensor, or the part ``take`` of it. Raises UserError if the file has another shape."""
         shape = list(tensor.shape)
         if part.dim is not None:
             shape[part.dim] = part.stop - part.start
         return self.files.read(part.file, key_of(tensor.name, kind), take, shape)
 
     def _assemble(self, tensor: StoredTensor, kind: Kind, dim: int | None, start: int, stop: int) -> FloatArray:
-        """Entries [start, stop) along ``dim`` (None: all) of a tensor, from the slices that meet them."""
+        """Entries [start, stop) along ``dim`` (None: all) of a tensor, dense, from the slices that hold them."""
         shape = list(tensor.shape)
         wanted = [(0, n) for n in shape]
         if dim is not None:
@@ -254,12 +256,12 @@ class Checkpoint:
 
 
 def cut(dims: int, dim: int, start: int, stop: int) -> tuple[slice, ...]:
-    """The index of [start, stop) along one of ``dims`` dimensions."""
+    """An index that selects [start, stop) along dimension ``dim`` of ``dims``."""
     return tuple(slice(start, stop) if d == dim else slice(None) for d in range(dims))
 
 
 class StoredFiles:
-    """The safetensors files of a checkpoint, mapped when first needed and checked against their digests then."""
+    """The files of a checkpoint. A safetensors file is mapped, and its digest is checked, when it is first read."""
 
     def __init__(self, folder: Path, digests: dict[str, str]) -> None:
         self.folder = folder
@@ -267,7 +269,7 @@ class StoredFiles:
         self.mapped: dict[str, Any] = {}
 
     def check(self, name: str) -> None:
-        """Raise UserError unless the file has the digest of the manifest."""
+        """Raise UserError unless the file has its digest in the manifest."""
         path = self.folder / name
         try:
             found = file_digest(path)
@@ -279,7 +281,7 @@ class StoredFiles:
     def read(
         self, name: str, key: str, index: tuple[slice, ...] | None = None, shape: list[int] | None = None
     ) -> NDArray[Any]:
-        """An array of a file, or a part of it; ``shape`` is what the whole of it must have."""
+        """An array of a file, or the part ``index`` of it. Raises UserError unless the whole array has ``shape``."""
         try:
             if name not in self.mapped:
                 self.check(name)
@@ -293,7 +295,7 @@ class StoredFiles:
 
 
 class StoredMasks(Mapping[str, BoolArray]):
-    """A checkpoint's masks, each read when asked for and checked against its digest; the last one is kept."""
+    """A checkpoint's masks by name. Each is read on access and checked against its digest; the last one is cached."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.path = checkpoint.path
@@ -327,7 +329,7 @@ class StoredMasks(Mapping[str, BoolArray]):
 
 @dataclass(frozen=True)
 class DenseCheckpoint:
-    """The weights of a checkpoint, every global tensor dense, float32, on the CPU, without multipliers (folded)."""
+    """The weights of a checkpoint: every global tensor, dense, float32, on the CPU, with multipliers folded in."""
 
     model: ModelConfig
     weights: dict[str, Tensor]
@@ -336,7 +338,7 @@ class DenseCheckpoint:
 
 
 def read_dense(path: Path | str) -> DenseCheckpoint:
-    """All weights of a checkpoint, for generation, perplexity and export. Raises UserError as ``Checkpoint`` does."""
+    """All weights of a checkpoint, for generation and perplexity. Raises UserError as ``Checkpoint`` does."""
     checkpoint = Checkpoint(path)
     import torch
 

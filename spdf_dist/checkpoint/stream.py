@@ -1,8 +1,8 @@
 """Writes a safetensors file one tensor at a time.
 
-The header of a safetensors file comes first and lists every tensor. The library's own writer therefore wants all of
-them in memory at once; here room for the header is kept free, the tensors follow as they come, and the header is
-filled in at the end, padded with spaces as the format allows.
+The header of a safetensors file comes first and lists every tensor. The library's own writer therefore needs all of
+them in memory at once. This writer reserves space for the header, writes the tensors one by one, and fills in the
+header at the end, padded with spaces as the format allows.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.uint8): "U8"}
 
 
 def to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The bits of a float32 array in bfloat16, rounded to nearest, ties to even. numpy has no such type."""
+    """A float32 array rounded to bfloat16 (to nearest, ties to even), as uint16 bits, because numpy has no bfloat16."""
     bits = np.ascontiguousarray(array).view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     return np.where(np.isnan(array), (bits >> 16) | 0x40, rounded).astype(np.uint16)
 
 
 def header_room(keys: Iterable[str], metadata: dict[str, str] | None = None) -> int:
-    """Bytes that the header of a file with these keys, of at most two dimensions each, can take."""
+    """An upper bound of the header's size in bytes, for tensors with these keys and at most two dimensions each."""
     extra = len(json.dumps({"__metadata__": metadata}))
     entry = len(json.dumps({"": {"dtype": "BF16", "shape": [1 << 63] * 2, "data_offsets": [1 << 63] * 2}}))
     return -(-(2 + extra + sum(len(key) + entry for key in keys)) // 8) * 8
 
 
 class SafetensorsStream:
-    """A safetensors file that is being written. Leaving the context completes it and forces it to the disk.
+    """A safetensors file that is being written. On exit the context completes it and forces it to the disk.
 
-    ``room`` bytes are kept for the header (see ``header_room``). Raises OSError when the disk is full.
+    ``room`` bytes are reserved for the header (see ``header_room``). Raises OSError, for example on a full disk.
     """
 
     def __init__(self, path: Path, room: int, metadata: dict[str, str] | None = None) -> None:
@@ -48,7 +48,7 @@ class SafetensorsStream:
         self.file.write(room.to_bytes(8, "little") + b" " * room)
 
     def add(self, key: str, array: NDArray[Any], dtype: str = "float32") -> None:
-        """Append an array of float32 or uint8; a float32 one is rounded where ``dtype`` is `bfloat16`."""
+        """Append a float32 or uint8 array. With ``dtype`` `bfloat16`, a float32 array is rounded to it."""
         if key in self.header:
             raise ValueError(f"{key} is written twice")
         array = to_bfloat16(array) if dtype == "bfloat16" else np.ascontiguousarray(array)

@@ -1,7 +1,7 @@
-"""Writes checkpoints: every rank its own slices, rank 0 the masks and, last, the manifest.
+"""Writes checkpoints: every rank writes its own slices, and rank 0 writes the masks and, last, the manifest.
 
-Everything goes to ``step_N.tmp``, is forced to the disk and renamed, so a folder named ``step_N`` is whole. When any
-rank fails, all of them raise, the aside folder is removed and the checkpoints before stay as they are.
+Everything is written to ``step_N.tmp``, forced to the disk and renamed, so a folder named ``step_N`` is complete. If
+any rank fails, all ranks raise, the temporary folder is removed, and the earlier checkpoints stay intact.
 """
 
 from __future__ import annotations
@@ -54,19 +54,20 @@ STEMS: dict[Kind, str] = {"model": "model", "exp_avg": "optim", "exp_avg_sq": "o
 
 @dataclass(frozen=True)
 class Report:
-    """What one rank wrote, or why it could not."""
+    """The slices and files that one rank wrote, or the reason why it failed."""
 
     own: dict[str, Any]
     failure: Exception | None
 
 
 class CheckpointWriter:
-    """One checkpoint of a job; every rank makes one and calls ``write`` once.
+    """Writes one checkpoint of a job. Every rank has one and calls ``write`` once.
 
     Args:
-        root: the folder that holds the run's checkpoints; on a file system that all ranks see.
-        step: optimizer steps done; names the folder ``step_N`` unless ``name`` is given.
-        ranks: of the job; rank 0 writes what they share.
+        root: the folder of the run's checkpoints, on a file system that all ranks share.
+        step: optimizer steps done; the folder's name is ``step_N`` unless ``name`` is given.
+        ranks: the ranks of the job. Rank 0 writes what all ranks share.
+        name: the name of the checkpoint's folder.
     """
 
     def __init__(self, root: Path, step: int, ranks: Collective, name: str | None = None) -> None:
@@ -76,7 +77,7 @@ class CheckpointWriter:
         self.rank = ranks.rank
         self.final = self.root / (name or f"step_{step}")
         self.among_others = name is None
-        """Whether other checkpoints under ``root`` are this run's."""
+        """Whether other checkpoints under ``root`` belong to the same run."""
         self.aside = self.final.with_name(self.final.name + ASIDE)
         self.old = self.final.with_name(f"{self.final.name}.old{ASIDE}")
 
@@ -94,23 +95,25 @@ class CheckpointWriter:
         """Write the checkpoint; collective.
 
         Args:
-            pieces: what this rank is responsible for, each slice of a global tensor on one rank only, float32 on any
-                device. It is consumed one by one, to its end even when this rank has failed, so a generator may hold
-                collectives. A sparse piece comes as its kept values [nnz], or as the dense slice, whose pruned entries
-                are then counted if they are not zero.
-            masks: global masks by logical weight name (rank 0's are written), bool [out, in]; pass ``PackedMasks``
-                when saving more than once. Masks of dense tensors may be among them: those a model was densified from.
-            config_yaml: the run's resolved config (rank 0's is written; empty: none).
-            tokenizer: a tokenizer's file or folder to copy (rank 0's).
+            pieces: the slices that this rank must write, float32 on any device. Each slice of a global tensor is on one
+                rank only. The iterable is consumed one by one, and to its end even if this rank has failed, so a
+                generator may call collectives. A sparse piece comes as its kept values [nnz], or as the dense slice;
+                then pruned entries that are not zero are counted.
+            masks: global masks by logical weight name, bool [out, in]; those of rank 0 are written. Pass
+                ``PackedMasks`` when saving more than once. They may include masks of dense tensors, as a record of the
+                masks before densification.
+            config_yaml: the run's resolved config; that of rank 0 is written. Empty: none.
+            tokenizer: a tokenizer's file or folder; rank 0 copies it.
             manifest: ``kind`` and ``model`` (ModelConfig as a dict), on every rank; on rank 0 also ``sparsity`` (or
-                None), ``consumed_tokens``, and, when there are any, ``optimizer``, ``state``, ``source``.
-            mask_records: further packed bits for the file of masks, by key (rank 0's are written).
-            rank_state: JSON of this rank alone (its random generator); read back by rank from ``rank_state``.
+                None), ``consumed_tokens`` and, if there are any, ``parameterization``, ``optimizer``, ``state`` and
+                ``source``.
+            mask_records: further packed bits for the file of masks, by key; those of rank 0 are written.
+            rank_state: JSON of this rank, which is stored by rank in the manifest's ``rank_state``.
 
         Returns: the checkpoint's folder.
 
         Raises:
-            SpdfError: on every rank, when any of them failed, as on a full disk.
+            SpdfError: on every rank, if any of them failed, as on a full disk.
         """
         failure = self.begin()
         report = self.write_slices(pieces, manifest, failure)
@@ -125,7 +128,7 @@ class CheckpointWriter:
         )
 
     def begin(self) -> Exception | None:
-        """Make the folder aside; collective. Returns why it could not be made, on rank 0."""
+        """Create the temporary folder; collective. Returns the error on rank 0, if that fails."""
         failure: Exception | None = None
         if self.rank == 0:
             try:
@@ -142,11 +145,11 @@ class CheckpointWriter:
         manifest: Mapping[str, Any],
         failure: Exception | None = None,
     ) -> Report:
-        """Write this rank's files; a thread may do it when ``pieces`` holds no collectives. Raises nothing."""
+        """Write this rank's files. A thread may call it if ``pieces`` calls no collectives. It raises nothing."""
         own: dict[str, Any] = {}
         try:
             own = self._write_slices(pieces, manifest)
-        except Exception as error:  # every rank must learn of it, whatever it is
+        except Exception as error:  # `complete` tells every rank of it
             failure = failure or error
         return Report(own, failure)
 
@@ -161,7 +164,7 @@ class CheckpointWriter:
         rank_state: object = None,
         mask_records: Mapping[str, NDArray[np.uint8]] | None = None,
     ) -> Path:
-        """Make the checkpoint whole once every rank has written its files; collective. See ``write``."""
+        """Complete the checkpoint after every rank has written its files; collective. See ``write``."""
         failure = report.failure
         reports = self.ranks.gather({**report.own, "failure": describe(failure), "state": rank_state})
         verdict = None
@@ -182,14 +185,14 @@ class CheckpointWriter:
         verdict = self.ranks.broadcast(verdict)
         if verdict is not None:
             if isinstance(failure, SpdfError):
-                raise failure  # a mistake in what the pieces were made from: it says so itself
+                raise failure  # an error from the source of the pieces, which has its own message
             raise SpdfError(f"checkpoint {self.final} was not saved: {verdict}") from failure
         return self.final
 
     def _write_slices(
         self, pieces: Iterable[tuple[Kind, Piece, Tensor]], manifest: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """This rank's files; returns what they hold."""
+        """Write this rank's files; returns the descriptions of their slices, sizes and digests."""
         names = list(global_shapes(build(ModelConfig, manifest["model"], "model")))
         room = {
             stem: header_room(key_of(n, k) for n in names for k in KINDS if STEMS[k] == stem) for stem in STEMS.values()
@@ -200,7 +203,7 @@ class CheckpointWriter:
         try:
             for kind, piece, tensor in remaining:
                 if min(piece.local_shape) <= 0:
-                    continue  # a rank that holds nothing but vocabulary padding
+                    continue  # this rank holds only vocabulary padding
                 stem = STEMS[kind]
                 file = f"{stem}-{self.rank:05d}.safetensors"
                 if file not in streams:
@@ -221,7 +224,7 @@ class CheckpointWriter:
                 stream.complete()
         finally:
             for stream in streams.values():
-                with contextlib.suppress(OSError):  # what is complete is on the disk; what is not has failed already
+                with contextlib.suppress(OSError):  # complete files are on the disk; for others an error is raised
                     stream.file.close()
             for _ in remaining:
                 pass
@@ -237,7 +240,7 @@ class CheckpointWriter:
         given: Mapping[str, Any],
         mask_records: Mapping[str, NDArray[np.uint8]],
     ) -> None:
-        """What rank 0 adds: masks, config, tokenizer, the manifest; then the rename."""
+        """On rank 0: write masks, config, tokenizer and manifest, and rename the folder."""
         packed = PackedMasks.pack(masks or {})
         parameterization: Parameterization = given.get("parameterization", STANDARD)
         tensors = collect_tensors(reports, build(ModelConfig, given["model"], "model"), packed)
@@ -284,7 +287,7 @@ class CheckpointWriter:
         (self.aside / MANIFEST).write_bytes(content)
         sync(self.aside / MANIFEST)
         sync(self.aside)
-        # A folder of this name is a damaged one, or the same step saved before; it goes once the new one is whole.
+        # An existing folder of this name is damaged or an earlier save of the same step. It is replaced only now.
         remove(self.old)
         if self.final.exists():
             self.final.rename(self.old)
@@ -295,14 +298,15 @@ class CheckpointWriter:
                 self.old.rename(self.final)
             raise
         sync(self.root)
-        with contextlib.suppress(OSError):  # it is saved, whatever becomes of the old one
+        with contextlib.suppress(OSError):  # the new checkpoint is saved, even if the old one cannot be deleted
             remove(self.old)
 
 
 def new_folder(out: Path) -> Path:
-    """The real path, past symbolic links, of a folder that is to be made: ``out``, which must be absent or empty.
+    """The real path, with symbolic links resolved, of the folder ``out`` that will be created.
 
-    Raises UserError when it is taken, is the current folder, which would be replaced, or lies below a file.
+    ``out`` must be absent or empty. Raises UserError if it is taken, is the current folder (which the rename would
+    replace), or lies below a file.
     """
     real = out.resolve()
     if real == Path.cwd():
@@ -316,14 +320,14 @@ def new_folder(out: Path) -> Path:
 
 
 def is_taken(path: Path) -> bool:
-    """Whether something is there that is no empty folder."""
+    """Whether ``path`` exists and is not an empty folder."""
     return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
 def single_writer(folder: Path, step: int) -> CheckpointWriter:
-    """A writer for one process, to a folder of any name.
+    """A writer for a single process, to a folder of any name.
 
-    Raises UserError when what lies where it writes aside is no broken-off save: it is not ours to delete.
+    Raises UserError if the name of its temporary folder is taken by something other than an interrupted save.
     """
     writer = CheckpointWriter(folder.parent, step, SingleProcess(), name=folder.name)
     for aside in (writer.aside, writer.old):
@@ -333,20 +337,20 @@ def single_writer(folder: Path, step: int) -> CheckpointWriter:
 
 
 def is_part(path: Path) -> bool:
-    """Whether a checkpoint may have an entry of this name."""
+    """Whether a checkpoint's folder may contain an entry of this name."""
     return path.name in (MANIFEST, MASKS, CONFIG, TOKENIZER) or path.suffix == ".safetensors"
 
 
 def whole(name: str, tensor: Tensor, mask: Tensor | None = None) -> Piece:
-    """The piece of one process that holds all of a tensor."""
+    """A piece that covers a whole tensor."""
     shape = tuple(tensor.shape)
     return Piece(name, shape, None, 0, shape[0], 0, shape[0], mask)
 
 
 def stored_form(piece: Piece, tensor: Tensor) -> tuple[Tensor, int]:
-    """What the file holds of a piece, and the pruned entries that were not zero.
+    """The stored form of a piece (dense slice or kept values [nnz]), and the number of its non-zero pruned entries.
 
-    Raises ValueError for another dtype than float32 or another size than the piece's.
+    Raises ValueError if the dtype is not float32 or the shape is not that of the piece.
     """
     if tensor.dtype != torch.float32:
         raise ValueError(f"{piece.name} is {tensor.dtype}: checkpoints hold float32 (masters, not their bf16 copies)")
@@ -370,7 +374,7 @@ def stored_form(piece: Piece, tensor: Tensor) -> tuple[Tensor, int]:
 def collect_tensors(reports: list[Any], model: ModelConfig, masks: PackedMasks) -> dict[str, Any]:
     """The manifest's ``tensors``, from every rank's slices.
 
-    Raises ValueError unless each tensor of the model is covered exactly once, in weights and in what moments there are.
+    Raises ValueError unless the slices cover each tensor of the model exactly once, in weights and in any moments.
     """
     shapes = global_shapes(model)
     tensors: dict[str, Any] = {
@@ -404,7 +408,7 @@ def collect_tensors(reports: list[Any], model: ModelConfig, masks: PackedMasks) 
 
 
 def describe(error: Exception | None) -> str | None:
-    """An exception in one line."""
+    """An exception as one line of text; None for None."""
     if error is None:
         return None
     if isinstance(error, OSError) and error.strerror:
@@ -413,12 +417,12 @@ def describe(error: Exception | None) -> str | None:
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Size and digest of a file, as the manifest lists them."""
+    """Size and digest of a file, for the manifest."""
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def remove(path: Path) -> None:
-    """Delete a folder, or a link, if it is there."""
+    """Delete a folder, a file or a link, if it exists."""
     if path.is_symlink() or path.is_file():
         path.unlink()
     elif path.exists():
@@ -426,9 +430,11 @@ def remove(path: Path) -> None:
 
 
 def prune(root: Path, keep: int, protect: int | None = None) -> None:
-    """Keep the newest ``keep`` whole checkpoints under ``root``, and that of step ``protect``; delete the others, and
-    what is left of broken-off saves. Folders that are no whole checkpoint are left alone. One rank calls it, while none
-    is saving."""
+    """Delete complete checkpoints under ``root``, except the newest ``keep`` and that of step ``protect``.
+
+    The remains of interrupted saves are deleted too. Incomplete checkpoints are kept. Only one rank calls it, while no
+    rank is saving.
+    """
     for folder in root.glob(f"step_*{ASIDE}"):
         remove(folder)
     for folder in whole_checkpoints(root)[: -keep or None]:
@@ -437,5 +443,5 @@ def prune(root: Path, keep: int, protect: int | None = None) -> None:
 
 
 def delete(checkpoint: Path) -> None:
-    """Remove a checkpoint; renamed first: a deletion that is broken off must not leave what looks like one."""
+    """Delete a checkpoint. It is renamed first, so that an interrupted deletion leaves nothing like a checkpoint."""
     remove(checkpoint.rename(checkpoint.with_name(f"step_old_{checkpoint.name}{ASIDE}")))

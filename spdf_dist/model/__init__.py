@@ -1,1 +1,1 @@
-"""GPT as a megatron-core GPTModel whose linears may be sparse; no training code."""
+"""Language models as megatron-core GPTModels whose linears may be sparse. It holds no training code."""

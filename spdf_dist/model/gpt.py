@@ -1,4 +1,4 @@
-"""Builds a model of any family: megatron-core's GPTModel with our sparse linears and our loss.
+"""Builds a model of any family: megatron-core's GPTModel with this project's sparse linears and loss.
 
 Shapes: T tokens, B sequences, D hidden size.
 """
@@ -30,11 +30,11 @@ from spdf_dist.parallel.sequence import ScatteredNorm, scatter_inputs
 from spdf_dist.sparsity.masks import BoolArray
 
 Execution = Mapping[str, str]
-"""Execution, `masked` or `compressed`, of each linear of a layer by its name (``Architecture.linears``)."""
+"""The execution, `masked` or `compressed`, of each linear of a layer, by its name (``Architecture.linears``)."""
 
 
 class GPT(GPTModel):
-    """Token ids and labels to the summed token loss."""
+    """A language model that returns the summed token loss of token ids and labels."""
 
     architecture: Architecture
     groups: Groups
@@ -42,11 +42,11 @@ class GPT(GPTModel):
     sequence = False
     parameterization: Parameterization
     rules: dict[str, Rule]
-    """By the name of each tensor."""
+    """The rule of each tensor, by its global name."""
     multipliers = Multipliers()
 
     def _postprocess(self, hidden_states: Tensor, labels: Tensor, **_: Any) -> Tensor:
-        """The sum of token losses of [T, B, D] hidden states and [B, T] labels, in place of megatron-core's loss."""
+        """The sum of the token losses of hidden states [T, B, D] and labels [B, T]. Replaces megatron-core's loss."""
         tied = self.architecture.model.tie_embeddings
         if self.sequence:
             hidden_states = gather_from_sequence_parallel_region(hidden_states)
@@ -64,14 +64,17 @@ class GPT(GPTModel):
         )
 
     def loss(self, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
-        """The sum of token losses, fp32; labels of -100 do not count. Smoothed in training mode only."""
+        """The sum of the token losses, fp32. Labels equal to ``IGNORED`` do not count.
+
+        Label smoothing applies only in training mode.
+        """
         positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
         total: Tensor = self(tokens_BT, positions, None, labels=labels_BT)
         return total
 
 
 def transformer_config(model: ModelConfig, tensor_size: int, dtype: torch.dtype) -> TransformerConfig:
-    """megatron-core's config of the same model."""
+    """megatron-core's config for the model."""
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -105,12 +108,21 @@ def build_gpt(
     sequence: bool = False,
     parameterization: Parameterization = STANDARD,
 ) -> GPT:
-    """This rank's slice of the model, parameters not yet filled (see initialize.py), on the CPU.
+    """This rank's slice of the model, on the CPU, with uninitialised parameters (see initialize.py).
 
-    With ``sequence``, the tensor ranks also divide the tokens outside the linears (see parallel/sequence.py).
+    Args:
+        model: the architecture.
+        groups: the position of this rank.
+        masks: global masks of the sparse weights by name, bool [out, in].
+        execution: of each linear with masks; the default is `masked`.
+        dtype: of parameters and activations.
+        activation_checkpointing: whether each layer is recomputed in the backward pass.
+        label_smoothing: of the loss in training mode.
+        sequence: whether the tensor ranks also divide the tokens outside the linears (see parallel/sequence.py).
+        parameterization: sets the multipliers of the forward pass and the rules of the tensors.
 
-    Every parameter carries ``pieces`` and DeepSpeed's ``tensor_model_parallel`` mark: without the mark the clipped
-    gradient norm would be silently wrong.
+    Every parameter has the attributes ``pieces`` and, for DeepSpeed, ``tensor_model_parallel``. Without the latter the
+    clipped gradient norm would be silently wrong.
     """
     architecture = architecture_of(model)
     family = family_module(model.family, "layers")
@@ -161,7 +173,7 @@ def build_gpt(
 
 
 def apply_multipliers(gpt: GPT, multipliers: Multipliers) -> None:
-    """Put the constant factors of a parameterization into the forward pass."""
+    """Add the constant factors of a parameterization to the forward pass."""
     gpt.multipliers = multipliers
     if multipliers.embedding != 1:
         gpt.embedding.register_forward_hook(lambda _module, _inputs, output: output * multipliers.embedding)
@@ -174,26 +186,26 @@ def apply_multipliers(gpt: GPT, multipliers: Multipliers) -> None:
 
 
 def scale_branch(factor: float, _module: Any, _inputs: Any, output: tuple[Tensor, Tensor | None]) -> Any:
-    """A forward hook: output and bias of a row-parallel linear, multiplied."""
+    """A forward hook that multiplies the output and the bias of a row-parallel linear by ``factor``."""
     y, bias = output
     return y * factor, None if bias is None else bias * factor
 
 
 def name_pieces(gpt: GPT) -> None:
-    """Give the parameters outside the sparse linears, which have them already, their pieces."""
+    """Set ``pieces`` of the parameters outside ``ParallelLinear``, which sets its own."""
     rank = gpt.groups.tensor_rank
     for path, (tensor, *_) in gpt.architecture.by_parameter().items():
         if tensor.stack is not None:
             continue
         parameter = gpt.get_parameter(path)
         start, stop = 0, parameter.shape[0]
-        if tensor.shard_dim is not None:  # a rank may hold vocabulary padding only
+        if tensor.shard_dim is not None:  # a rank may hold only vocabulary padding
             start, stop = (min(at * parameter.shape[0], tensor.shape[0]) for at in (rank, rank + 1))
         parameter.pieces = (Piece(tensor.name, tensor.shape, tensor.shard_dim, start, stop, 0, stop - start),)
 
 
 def sparse_linears(gpt: GPT) -> list[tuple[str, ParallelLinear]]:
-    """Each sparse linear of the model with its name, in the order of the layers."""
+    """Each sparse linear with its name, such as `layers.0.qkv`, in the order of the layers."""
     found = []
     for index in range(gpt.architecture.model.num_layers):
         for name in gpt.architecture.linears:

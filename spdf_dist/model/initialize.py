@@ -1,6 +1,7 @@
-"""Initial weights: each a function of (seed, global name, shape), the same at any tensor parallelism.
+"""Initial weights. Each is a function of (seed, global name, shape), so it does not depend on tensor parallelism.
 
-The dense global weight is drawn first and masked after, so that all variants of a model share their kept entries.
+The dense global weight is drawn first and masked afterwards, so that all variants of a model agree on entries that they
+keep.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from spdf_dist.sparsity.masks import logical_weights
 
 
 def initial_tensor(tensor: TensorSpec, seed: int) -> Tensor:
-    """The dense initial value, fp32, of a global tensor: N(initial_mean, initial_std^2)."""
+    """The dense initial value of a global tensor, fp32, with entries from N(initial_mean, initial_std^2)."""
     if tensor.initial_std == 0:
         return torch.full(tensor.shape, tensor.initial_mean)
     generator = torch.Generator().manual_seed(derive_seed("init", seed, tensor.name) >> 1)
@@ -32,7 +33,10 @@ def initial_tensor(tensor: TensorSpec, seed: int) -> Tensor:
 
 @torch.no_grad()
 def initialize_parameters(module: nn.Module, model: ModelConfig, sparsity: SparsityConfig, seed: int) -> None:
-    """Fill this rank's parameters in place."""
+    """Initialise this rank's parameters in place.
+
+    If the module has ``rules``, these set the standard deviations; otherwise the architecture's table does.
+    """
     weights = sparse_weights(logical_weights(model), sparsity)
     densities = {name: weight.kept / weight.numel for name, weight in weights.items()}
     tensors = architecture_of(model).tensors

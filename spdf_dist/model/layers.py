@@ -1,4 +1,4 @@
-"""The layer that all families share: megatron-core's, with our sparse linears in the place of its own.
+"""The layer that all families share: megatron-core's layer with this project's sparse linears.
 
 Shapes: T tokens, B sequences, h attention heads and g key and value heads of this rank, c head size.
 """
@@ -23,9 +23,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class Layer(TransformerLayer):
-    """megatron-core's layer, recomputed in the backward pass on request.
+    """megatron-core's layer, which is recomputed in the backward pass if ``recompute`` is set.
 
-    torch's checkpointing replaces megatron-core's, which needs CUDA's random-number tracker.
+    It uses torch's activation checkpointing, because megatron-core's needs CUDA's random number tracker.
     """
 
     recompute = False
@@ -38,14 +38,14 @@ class Layer(TransformerLayer):
 
 
 class StackedSelfAttention(SelfAttention):
-    """megatron-core's self-attention over a parameter that stacks Q, K and V one after the other.
+    """megatron-core's self-attention with a parameter that stacks Q, K and V one after the other.
 
-    megatron-core interleaves them by key and value head. Stacked, the values of each logical weight are contiguous.
+    megatron-core interleaves them by key and value head. Stacking keeps the values of each logical weight contiguous.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # The order of the parameters, and so of sums over them, is that of the forward pass.
+        # The order of the parameters, which sums over them follow, should be that of the forward pass.
         self._modules["linear_proj"] = self._modules.pop("linear_proj")
 
     def get_query_key_value_tensors(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +65,7 @@ class StackedSelfAttention(SelfAttention):
 class CausalAttention(nn.Module):
     """Causal attention through torch's fused kernel.
 
-    megatron-core's DotProductAttention needs CUDA's random-number tracker and holds all scores.
+    megatron-core's DotProductAttention needs CUDA's random number tracker and stores all scores.
     """
 
     def __init__(self, *, config: Any, pg_collection: Any, softmax_scale: float | None = None, **_: Any) -> None:
@@ -76,7 +76,7 @@ class CausalAttention(nn.Module):
         self.tensor_rank = pg_collection.tp.rank()
 
     def forward(self, q_TBhc: Tensor, k_TBgc: Tensor, v_TBgc: Tensor, *_: Any, **__: Any) -> Tensor:
-        """[T, B, h * c]; the mask is always causal."""
+        """The attention output, [T, B, h * c]. The attention mask is always causal."""
 
         def attend(dropout: float) -> Tensor:
             q, k, v = (part.permute(1, 2, 0, 3) for part in (q_TBhc, k_TBgc, v_TBgc))
@@ -86,8 +86,8 @@ class CausalAttention(nn.Module):
                 )
 
         if self.training and self.dropout > 0:
-            # Heads differ between tensor ranks, so their dropout must too. Drawing a seed and restoring the stream
-            # keeps the ranks' common stream in step; it drops activations that all of them hold.
+            # Tensor ranks hold different heads and must drop different weights. The activations that all ranks hold are
+            # dropped from a common stream. Drawing one seed from it and forking keeps it the same on all ranks.
             seed = int(torch.randint(2**62, ()).item()) + self.tensor_rank
             with torch.random.fork_rng(devices=[q_TBhc.device] if q_TBhc.is_cuda else []):
                 torch.manual_seed(seed)
@@ -98,10 +98,10 @@ class CausalAttention(nn.Module):
 
 
 def preferred_kernels(device: torch.device) -> AbstractContextManager[None]:
-    """The order in which torch tries its attention kernels on a GPU; nothing on a CPU.
+    """A context that sets the order in which torch tries its attention kernels on a GPU; it does nothing on a CPU.
 
-    On compute capability 9.0 and newer cuDNN's comes first: torch's flash attention is of the generation before and
-    takes about twice as long there.
+    On compute capability 9.0 and newer, cuDNN's kernel comes first, because torch's flash attention is made for older
+    GPUs and is slower there.
     """
     if device.type != "cuda":
         return nullcontext()
@@ -113,7 +113,7 @@ def preferred_kernels(device: torch.device) -> AbstractContextManager[None]:
 
 
 def pre_norm_layer(linear: Callable[[str], ModuleSpec], norm: type, ffn_hidden_size: int) -> ModuleSpec:
-    """A layer of attention and MLP, each behind a norm; ``linear`` gives the linear of a name."""
+    """The spec of a layer with attention and MLP, each after a norm. ``linear`` gives the spec of a linear by name."""
     return ModuleSpec(
         module=Layer,
         submodules=TransformerLayerSubmodules(

@@ -1,10 +1,10 @@
-"""Cross-entropy of vocabulary-parallel logits, without ever holding all logits.
+"""Cross-entropy of vocabulary-parallel logits that never holds all logits at once.
 
-Shapes: N tokens, C tokens of a chunk, D hidden size, V words of this rank (padding included).
+Shapes: N tokens, C tokens of a chunk, D hidden size, V vocabulary rows of this rank (with padding).
 
-megatron-core's own vocabulary-parallel loss is not used because it averages label smoothing over padding logits (-inf)
-and keeps three copies of the logits. Here each chunk's logits become their own gradient in place; on a
-GPU one kernel does that in two passes over them.
+megatron-core's own vocabulary-parallel loss is not used, because it averages label smoothing over padding logits (-inf)
+and keeps three copies of the logits. Here the gradient of each chunk's logits replaces the logits in place. On a GPU
+one kernel computes it in two passes over the logits.
 """
 
 from __future__ import annotations
@@ -33,12 +33,17 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     sum_gradient: bool = True,
 ) -> Tensor:
-    """The sum of token losses, fp32 scalar, differentiable in ``hidden_ND`` and ``weight_VD``.
+    """The sum of the token losses, an fp32 scalar that is differentiable once in ``hidden_ND`` and ``weight_VD``.
 
-    ``labels_N`` are global word ids or IGNORED. This rank holds rows ``vocab_start``... of the output layer; rows from
-    global ``vocab_size`` on are padding, whose logits are -inf. ``group`` holds the ranks that divide the vocabulary
-    (None: one); the gradient of ``hidden_ND`` is summed over it, unless ``sum_gradient`` says that the caller does.
-    Smoothing e gives (1 - e) * nll + e * mean over the vocabulary, as in LoRA's loss and torch's.
+    Args:
+        hidden_ND: hidden states after the last norm.
+        weight_VD: this rank's rows of the output layer.
+        labels_N: global token ids, or IGNORED for tokens that do not count.
+        vocab_start: global index of this rank's first row.
+        vocab_size: size of the vocabulary. Rows from this global index on are padding, whose logits are -inf.
+        group: the ranks that divide the vocabulary; None for a single rank.
+        label_smoothing: e in the loss (1 - e) * nll + e * (mean nll over the vocabulary), as in LoRA's code and torch.
+        sum_gradient: whether the gradient of ``hidden_ND`` is summed over ``group``; if not, the caller must do it.
     """
     if group is not None and sum_gradient:
         hidden_ND = copy_to_tensor_model_parallel_region(hidden_ND)
@@ -50,7 +55,7 @@ def linear_cross_entropy(
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Computes both gradients in the forward pass, chunk by chunk; backward scales them."""
+    """Computes both gradients in the forward pass, chunk by chunk. The backward pass only scales them."""
 
     @staticmethod
     def forward(
@@ -106,18 +111,19 @@ class LinearCrossEntropy(torch.autograd.Function):
             loss_C = log_sum_C - (1 - smoothing) * sums_3C[0] - smoothing / vocab_size * sums_3C[1]
             total += torch.where(counted_C, loss_C, 0).sum()
             if not with_gradients:
-                del logits_CV, probability_CV  # or they would be held beside the next chunk's
+                del logits_CV, probability_CV  # otherwise they would be held together with the next chunk's
                 continue
             probability_CV /= sums_3C[2][:, None]
             if smoothing:
                 probability_CV[:, :real] -= smoothing / vocab_size
             probability_CV[row_C, column_C] -= 1 - smoothing
-            # Selection, not a product: an ignored token must not pass on a NaN.
+            # Rows are overwritten and not multiplied by 0, because a product would keep a NaN of an ignored token.
             probability_CV.index_fill_(0, (~counted_C).nonzero().squeeze(1), 0)
             d_logits_CV = probability_CV.to(hidden_ND.dtype)
             d_hidden_ND[begin : begin + chunk] = dense_linear(d_logits_CV, weight_VD.t())
             if d_logits_CV.dtype == d_weight_VD.dtype:
-                # Straight into the sum; oneDNN would copy the transposed logits, into a product as large as the sum.
+                # `addmm_` adds into the sum directly. A product would be as large as the sum, and oneDNN would copy
+                # the transposed logits for it.
                 d_weight_VD.addmm_(d_logits_CV.t(), hidden_CD)
             else:
                 d_weight_VD += d_logits_CV.t() @ hidden_CD
@@ -129,7 +135,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph: the gradients are numbers by now, and would count as constants
+        if torch.is_grad_enabled():  # with create_graph, autograd would treat the stored gradients as constants
             raise RuntimeError("linear_cross_entropy has no second derivative")
         d_hidden_ND, d_weight_VD = ctx.saved_tensors
         scale = gradients[0]

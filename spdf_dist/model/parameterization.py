@@ -1,17 +1,19 @@
 """How initial weights, learning rates and multipliers depend on width, density and depth. Needs no torch.
 
-`standard` is GPT-2's: one standard deviation and one learning rate. `supar` keeps the best learning rate and standard
-deviation of a base model over width and density. For a hidden matrix of fan-in m times the base's and density rho:
+`standard` is GPT-2's: one standard deviation and one learning rate for all widths. With `supar`, the best learning rate
+and standard deviation of a base model stay the best at other widths and densities. For a hidden matrix whose fan-in is
+m times the base's, with density rho, sigma the base's standard deviation, eta its learning rate, lambda its decay, L
+the number of layers and m_d the width over the base's:
 
     initial variance         sigma^2 / (m rho)     residual outputs also / 2L, as in the family's table
     AdamW's learning rate    eta / (m rho)
-    weight decay             lambda, or with weight_decay_scaling `product` lambda m rho: eta lambda is the base's
-    logits                   output_multiplier / m_d
-    attention                attention_multiplier / head size, in place of 1 / sqrt(head size)
-    embeddings' output       embedding_multiplier
+    weight decay             lambda, or lambda m rho with weight_decay_scaling `product` (eta lambda is the base's)
+    logits                   times output_multiplier / m_d
+    attention scores         times attention_multiplier / head size, instead of 1 / sqrt(head size)
+    embeddings' output       times embedding_multiplier
 
-Embeddings, norms and biases have the base's deviation and rate. ``base_num_layers`` adds CompleteP's depth rule: the
-branches are multiplied by base_num_layers / L and residual outputs are not divided by sqrt(2L).
+Embeddings, norms and biases have the base's standard deviation and learning rate. ``base_num_layers`` adds CompleteP's
+depth rule: the branches are multiplied by base_num_layers / L, and residual outputs are not divided by sqrt(2L).
 
 Sources: Dey, Bergsma and Hestness, SuPar (NeurIPS 2024, arXiv 2405.15743), Table 1; Dey et al., CompleteP (2025, arXiv
 2505.01618); the product rule: Wang and Aitchison (arXiv 2405.13698).
@@ -32,33 +34,33 @@ HIDDEN = ("hidden", "residual_output")
 
 @dataclass(frozen=True)
 class Rule:
-    """What a parameterization says of one tensor."""
+    """The rule of a parameterization for one tensor."""
 
     std: float
     """Standard deviation of the initial entries."""
     lr: float
-    """Multiplies the learning rate."""
+    """Factor of the learning rate."""
     decay: float
-    """Multiplies the weight decay of a tensor that decays."""
+    """Factor of the weight decay, for a tensor that decays."""
 
 
 @dataclass(frozen=True)
 class Multipliers:
-    """Constant factors in the forward pass; they are part of the function that the weights compute."""
+    """Constant factors in the forward pass. They are part of the function that the weights compute."""
 
     embedding: float = 1.0
-    """Of the embeddings' output."""
+    """Factor of the embeddings' output."""
     output: float = 1.0
-    """Of the hidden states before the output layer."""
+    """Factor of the hidden states before the output layer."""
     attention: float | None = None
-    """Scale of the scores; None: 1 / sqrt(head size)."""
+    """Scale of the attention scores; None: 1 / sqrt(head size)."""
     branch: float = 1.0
-    """Of what attention and MLP add to the residual stream."""
+    """Factor of the outputs of attention and MLP, before they are added to the residual stream."""
 
 
 @dataclass(frozen=True)
 class Parameterization:
-    """A parameterization with its base sizes, as checkpoints record it. The fields are keys of ``training``."""
+    """A parameterization with its base sizes, as recorded in checkpoints. The fields are keys of ``training``."""
 
     parameterization: str = "standard"
     base_hidden_size: int | None = None
@@ -72,21 +74,21 @@ class Parameterization:
 
     @property
     def is_standard(self) -> bool:
-        """Whether weights mean what they mean in every other program."""
+        """Whether the parameterization is `standard`, so that other programs compute the same from the weights."""
         return self.parameterization == "standard"
 
     def width(self, model: ModelConfig) -> float:
-        """m_d: the width over the base's."""
+        """m_d: the hidden size divided by that of the base model; 1 for `standard`."""
         return 1.0 if self.is_standard else model.hidden_size / (self.base_hidden_size or model.hidden_size)
 
     def fan_in(self, model: ModelConfig, tensor: TensorSpec) -> float:
-        """The fan-in of a hidden matrix over the base's; W_O reads the MLP's hidden layer."""
+        """The fan-in of a hidden matrix divided by that of the base model. The inputs of W_O are the MLP's."""
         if tensor.part == "W_O" and self.base_ffn_hidden_size:
             return model.ffn / self.base_ffn_hidden_size
         return self.width(model)
 
     def multipliers(self, model: ModelConfig) -> Multipliers:
-        """The factors of the forward pass."""
+        """The constant factors of the forward pass."""
         if self.is_standard:
             return Multipliers()
         return Multipliers(
@@ -97,7 +99,7 @@ class Parameterization:
         )
 
     def rules(self, architecture: Architecture, densities: Mapping[str, float]) -> dict[str, Rule]:
-        """The rule of every tensor; ``densities`` holds those of the sparse ones."""
+        """The rule of every tensor by name. ``densities`` holds the densities of the sparse tensors."""
         table = architecture.tensors
         sigma = table["embedding.word"].initial_std
         scale = 1.0 if self.init_std is None else self.init_std / sigma
@@ -115,10 +117,11 @@ class Parameterization:
         return rules
 
     def folding(self, architecture: Architecture) -> dict[str, float]:
-        """Factors by tensor after which the weights compute the same function without multipliers; 1 where absent.
+        """Factors by tensor name with which the weights compute the same function without multipliers.
 
-        Attention's goes into the queries, the branches' into residual outputs, the embeddings' into the embeddings,
-        the output's into the last norm, which also undoes the embeddings' where the output layer is tied to them.
+        Tensors with a factor of 1 are absent. The attention factor is folded into the queries, the branch factor into
+        residual outputs, the embedding factor into the embeddings, and the output factor into the last norm. If the
+        output layer is tied to the word embedding, the last norm also cancels the embedding factor.
         """
         model, factors = architecture.model, self.multipliers(architecture.model)
         if factors == Multipliers():

@@ -1,12 +1,12 @@
-"""The tensors of GPT-2. Shapes: d hidden size, f MLP width, V words, T context.
+"""The tensors of GPT-2. Shapes: d hidden size, f MLP width, V vocabulary size, T context window.
 
     embedding.word [V, d]          embedding.position [T, d]
     layers.{i}.ln_1.weight|bias    layers.{i}.W_Q|W_K|W_V|W_D [d, d]    layers.{i}.b_Q|b_K|b_V|b_D [d]
     layers.{i}.ln_2.weight|bias    layers.{i}.W_I [f, d] b_I [f]        layers.{i}.W_O [d, f] b_O [d]
     ln_f.weight|bias
 
-Hugging Face keeps linears as ``Conv1D``: weights lie as [in, out], ours as [out, in]. Its ``c_attn`` is W_Q, W_K, W_V
-side by side. The output layer is tied to the word embedding and is not stored.
+Hugging Face stores linears as ``Conv1D`` with weights [in, out]; here weights are [out, in]. Its ``c_attn`` is the
+concatenation of W_Q, W_K and W_V. The output layer is tied to the word embedding and is not stored.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from spdf_dist.config.schema import ModelConfig
 from spdf_dist.model.architecture import Activations, TensorSpec
 
 STANDARD_DEVIATION = 0.02
-"""Of the initial weights (Radford et al., 2019); that of residual outputs is divided by sqrt(2 L)."""
+"""Standard deviation of the initial weights (Radford et al., 2019). Residual outputs have it divided by sqrt(2 L), with
+L layers."""
 
 
 def validate(model: ModelConfig) -> None:
-    """Raise UserError for a key that GPT-2 does not have."""
+    """Raise UserError if a key that GPT-2 does not have is set."""
     absent = {"num_key_value_heads": None, "rope_theta": None, "rope_scaling": None, "tie_embeddings": True}
     for key, value in absent.items():
         if getattr(model, key) != value:
@@ -48,7 +49,7 @@ def norm(ours: str, path: str, theirs: str, width: int) -> list[TensorSpec]:
 def linear(
     layer: int, letter: str, shape: tuple[int, int], stack: str, path: str, theirs: str, std: float
 ) -> list[TensorSpec]:
-    """Weight and bias of one logical linear; residual outputs divide their inputs over the tensor ranks."""
+    """Weight and bias of one logical linear. Tensor ranks divide the inputs of residual outputs, otherwise outputs."""
     row_parallel = letter in "DO"
     return [
         TensorSpec(
@@ -79,7 +80,7 @@ def linear(
 
 
 def tensors(model: ModelConfig) -> list[TensorSpec]:
-    """Every tensor, in the order of checkpoints."""
+    """All tensors of the model, in the order of checkpoints."""
     d, f = model.hidden_size, model.ffn
     residual_std = STANDARD_DEVIATION / math.sqrt(2 * model.num_layers)
     table = [
@@ -120,11 +121,11 @@ def tensors(model: ModelConfig) -> list[TensorSpec]:
 
 
 def activations(model: ModelConfig) -> Activations:
-    """What the backward pass needs per token."""
+    """The activations that the backward pass needs, per token."""
     return Activations(
-        norm_values=model.hidden_size,  # the input
-        norm_fp32=2,  # mean and deviation
-        # Q, K, V, the attention's output; the hidden layer before and after GELU.
+        norm_values=model.hidden_size,  # the norm's input
+        norm_fp32=2,  # mean and reciprocal standard deviation
+        # Q, K, V and the attention's output; the hidden layer before and after GELU.
         divided_values=4 * model.hidden_size + 2 * model.ffn,
-        divided_fp32=model.num_attention_heads,  # the attention's log-sums
+        divided_fp32=model.num_attention_heads,  # log-sum-exp of the attention scores
     )

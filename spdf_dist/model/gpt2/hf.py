@@ -1,4 +1,4 @@
-"""GPT-2 at Hugging Face: ``GPT2LMHeadModel`` and its ``config.json``. The names of its tensors are in the table."""
+"""GPT-2 in transformers: ``GPT2LMHeadModel`` and its ``config.json``. architecture.py has the names of its tensors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from spdf_dist.config.schema import ModelConfig
 
 CLASS_NAME = "GPT2LMHeadModel"
 PREFIX = "transformer."
-"""Of every tensor but the head's. Folders of the model without a head lack it."""
+"""Prefix of every tensor name but that of the output layer. Folders of a model without output layer lack it."""
 BUFFERS = r"h\.\d+\.attn\.(bias|masked_bias)"
-"""Stored tensors that are not weights: the causal mask."""
+"""Stored tensors that are not weights: causal masks."""
 ACTIVATION = "gelu_new"
-"""Their name of GELU's tanh approximation."""
+"""The name of GELU's tanh approximation in transformers."""
 TANH_GELU = (ACTIVATION, "gelu_pytorch_tanh")
 REQUIRED = {
     "scale_attn_weights": True,
@@ -22,7 +22,7 @@ REQUIRED = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
-"""What our model computes; a folder that says otherwise is another model."""
+"""The values of a config that this project supports."""
 
 
 def hf_config(model: ModelConfig) -> dict[str, Any]:
@@ -47,9 +47,9 @@ def hf_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def model_config(config: dict[str, Any], path: Path) -> ModelConfig:
-    """The architecture in a ``config.json``; KeyError for a key that is missing.
+    """The architecture in a ``config.json``.
 
-    Raises UserError when it is not the GPT-2 that we compute.
+    Raises UserError for a variant of GPT-2 that is not supported, and KeyError for a missing key.
     """
     for key, expected in REQUIRED.items():
         if config.get(key, expected) != expected:

@@ -1,6 +1,6 @@
-"""GPT-2 for inference, from dense global weights, in the parts that ``spdf_dist.evaluation.decoder`` puts together.
+"""GPT-2 for inference from dense global weights: the parts of which ``spdf_dist.evaluation.decoder`` consists.
 
-Shapes: N inputs, T tokens, V words, h heads, c head size, d hidden size.
+Shapes: N inputs, T tokens, V vocabulary size, h heads, c head size, d hidden size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Affine = tuple[Tensor, Tensor]
 
 @dataclass
 class Layer:
-    """The weights of one layer; Q, K and V stacked."""
+    """The weights of one layer, with Q, K and V stacked."""
 
     norm_1: Affine
     qkv: Affine
@@ -31,7 +31,7 @@ class Layer:
 
 
 class InferenceModel:
-    """The parts of a forward pass; ``get`` returns a global tensor by name."""
+    """The parts of a forward pass. ``get`` returns a dense global tensor by name."""
 
     def __init__(self, model: ModelConfig, get: Callable[[str], Tensor]) -> None:
         self.heads = model.num_attention_heads
@@ -57,23 +57,23 @@ class InferenceModel:
             )
 
     def embed(self, tokens_NT: Tensor, positions: Tensor) -> Tensor:
-        """[N, T, d]; ``positions`` are [T], or [N, 1] where all tokens of an input have the same."""
+        """The inputs of the first layer, [N, T, d]. ``positions`` are [T], or [N, 1]: one per input."""
         return self.words_Vd[tokens_NT] + self.positions_Td[positions]
 
     def attention_inputs(self, layer: Layer, x_NTd: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, [N, h, T, c]."""
+        """Queries, keys and values, each [N, h, T, c]."""
         qkv = F.linear(self._normalize(x_NTd, layer.norm_1), *layer.qkv)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
     def finish(self, layer: Layer, x_NTd: Tensor, attended_NTd: Tensor) -> Tensor:
-        """The layer's output, from its input and the heads' outputs side by side."""
+        """The layer's output [N, T, d], from its input and the concatenated outputs of the heads."""
         x_NTd = x_NTd + F.linear(attended_NTd, *layer.projection)
         hidden = F.gelu(F.linear(self._normalize(x_NTd, layer.norm_2), *layer.expand), approximate="tanh")
         return x_NTd + F.linear(hidden, *layer.contract)
 
     def logits(self, x: Tensor) -> Tensor:
-        """[..., V], fp32, of hidden states [..., d]."""
+        """The logits [..., V], fp32, of hidden states [..., d]."""
         return F.linear(self._normalize(x, self.norm), self.words_Vd).float()
 
     def _normalize(self, x: Tensor, norm: Affine) -> Tensor:

@@ -1,4 +1,4 @@
-"""GPT-2's choices in megatron-core's GPTModel."""
+"""Options of megatron-core's GPTModel for GPT-2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spdf_dist.config.schema import ModelConfig
 
 
 def transformer_options(model: ModelConfig) -> dict[str, Any]:
-    """Options of megatron-core's TransformerConfig. The GELU is the tanh approximation, `gelu_new`."""
+    """Options of megatron-core's TransformerConfig. GELU is its tanh approximation (`gelu_new` in transformers)."""
     return {"activation_func": functools.partial(F.gelu, approximate="tanh")}
 
 
@@ -21,4 +21,4 @@ def gpt_options(model: ModelConfig) -> dict[str, Any]:
 
 
 def finish(gpt: Any, model: ModelConfig) -> None:
-    """Change the built model, where an option does not say it."""
+    """Change the built model where options do not suffice; GPT-2 needs no change."""

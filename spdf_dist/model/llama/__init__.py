@@ -1,1 +1,1 @@
-"""Llama: rotary positions, RMS norm before each block, SwiGLU, grouped-query attention, no biases."""
+"""Llama: rotary positions, RMSNorm before each block, SwiGLU, grouped-query attention, no biases."""

@@ -1,9 +1,9 @@
-"""The tensors of Llama. Shapes: d hidden size, f MLP width, V words, k = key and value heads x head size.
+"""The tensors of Llama. Shapes: d hidden size, f MLP width, V vocabulary size, k key and value heads x head size.
 
     embedding.word [V, d]
     layers.{i}.ln_1.weight [d]    layers.{i}.W_Q|W_D [d, d]    layers.{i}.W_K|W_V [k, d]
     layers.{i}.ln_2.weight [d]    layers.{i}.W_G|W_I [f, d]    layers.{i}.W_O [d, f]
-    ln_f.weight [d]               head.weight [V, d] where it is not tied to the word embedding
+    ln_f.weight [d]               head.weight [V, d] if it is not tied to the word embedding
 
 The MLP is W_O (silu(W_G x) * W_I x). Source: Touvron et al. (2023); Llama 3 (Dubey et al., 2024).
 """
@@ -17,10 +17,11 @@ from spdf_dist.config.schema import ModelConfig
 from spdf_dist.model.architecture import Activations, TensorSpec
 
 STANDARD_DEVIATION = 0.02
-"""Of the initial weights; that of residual outputs is divided by sqrt(2 L), as in GPT-2."""
+"""Standard deviation of the initial weights. Residual outputs have it divided by sqrt(2 L), with L layers, as in
+GPT-2."""
 
 ROPE_THETA = 10_000.0
-"""Base of the rotary positions' wavelengths where the config names none (Su et al., 2021)."""
+"""Default base of the rotary positions' wavelengths (Su et al., 2021)."""
 
 LINEARS = {
     "W_Q": ("qkv", "self_attention.linear_qkv", "self_attn.q_proj"),
@@ -31,11 +32,11 @@ LINEARS = {
     "W_I": ("expand", "mlp.linear_fc1", "mlp.up_proj"),
     "W_O": ("contract", "mlp.linear_fc2", "mlp.down_proj"),
 }
-"""Of each matrix: the linear that it is stacked in, its module in the training model, its name at Hugging Face."""
+"""For each matrix: the linear that it is stacked in, its module in the training model, its module in transformers."""
 
 
 def validate(model: ModelConfig) -> None:
-    """Raise UserError for values that make no rotary positions."""
+    """Raise UserError for values with which rotary positions are not defined."""
     if model.head_size % 2:
         raise UserError(
             f"model.num_attention_heads: rotary positions need heads of even size, not {model.head_size} "
@@ -70,7 +71,7 @@ def norm(ours: str, path: str, theirs: str, width: int) -> TensorSpec:
 
 
 def linear(layer: int, name: str, shape: tuple[int, int], residual_std: float) -> TensorSpec:
-    """One matrix; residual outputs divide their inputs over the tensor ranks."""
+    """One matrix. Tensor ranks divide the inputs of residual outputs, otherwise the outputs."""
     stack, path, theirs = LINEARS[name]
     row_parallel = name in ("W_D", "W_O")
     return TensorSpec(
@@ -89,7 +90,7 @@ def linear(layer: int, name: str, shape: tuple[int, int], residual_std: float) -
 
 
 def vocabulary(name: str, path: str, theirs: str, model: ModelConfig, *, multiplied: bool) -> TensorSpec:
-    """A table with a row for each word: a look-up, or the output layer, or both (``multiplied``)."""
+    """The word embedding or the output layer, [V, d]. ``multiplied``: whether logits are computed with it."""
     return TensorSpec(
         name=name,
         shape=(model.vocab_size, model.hidden_size),
@@ -105,7 +106,7 @@ def vocabulary(name: str, path: str, theirs: str, model: ModelConfig, *, multipl
 
 
 def tensors(model: ModelConfig) -> list[TensorSpec]:
-    """Every tensor, in the order of checkpoints."""
+    """All tensors of the model, in the order of checkpoints."""
     d, f, k = model.hidden_size, model.ffn, model.key_value_heads * model.head_size
     shapes = {"W_Q": (d, d), "W_K": (k, d), "W_V": (k, d), "W_D": (d, d), "W_G": (f, d), "W_I": (f, d), "W_O": (d, f)}
     residual_std = STANDARD_DEVIATION / math.sqrt(2 * model.num_layers)
@@ -126,16 +127,16 @@ def tensors(model: ModelConfig) -> list[TensorSpec]:
 
 
 def activations(model: ModelConfig) -> Activations:
-    """What the backward pass needs per token.
+    """The activations that the backward pass needs, per token.
 
-    An RMS norm keeps its input and the normalised input in fp32, as torch computes it on a CPU. A fused kernel on a GPU
-    keeps less, so there this is an upper bound. The tables of the rotary positions are not counted.
+    On a CPU, torch's RMS norm keeps its input and the normalised input in fp32. A fused kernel on a GPU keeps less, so
+    this is an upper bound there. The tables of the rotary positions are not counted.
     """
     d, k = model.hidden_size, model.key_value_heads * model.head_size
     return Activations(
         norm_values=0,
         norm_fp32=2 * d + 1,
-        # Q, K, V; Q and K rotated; the attention's output; the gate, the rest, the activated gate and their product.
+        # Q, K, V; rotated Q and K; the attention's output; the gate, W_I x, the activated gate and their product.
         divided_values=3 * d + 3 * k + 4 * model.ffn,
-        divided_fp32=model.num_attention_heads,  # the attention's log-sums
+        divided_fp32=model.num_attention_heads,  # log-sum-exp of the attention scores
     )

@@ -1,4 +1,4 @@
-"""Llama at Hugging Face: ``LlamaForCausalLM`` and its ``config.json``. The names of its tensors are in the table."""
+"""Llama in transformers: ``LlamaForCausalLM`` and its ``config.json``. architecture.py has the names of its tensors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from spdf_dist.model.llama.architecture import ROPE_THETA
 
 CLASS_NAME = "LlamaForCausalLM"
 PREFIX = "model."
-"""Of every tensor but the head's. Folders of the model without a head lack it."""
+"""Prefix of every tensor name but that of the output layer. Folders of a model without output layer lack it."""
 BUFFERS = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq"
 """Stored tensors that are not weights."""
 REQUIRED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-"""What our model computes; a folder that says otherwise is another model."""
+"""The values of a config that this project supports."""
 
 
 def hf_config(model: ModelConfig) -> dict[str, Any]:
-    """``config.json`` without dtype and special tokens. Rotary positions are written as transformers 4 has them, which
-    transformers 5 reads too."""
+    """``config.json`` without dtype and special tokens.
+
+    Rotary positions are in the form of transformers 4, which transformers 5 can read too.
+    """
     scaling = None if model.rope_scaling is None else {"rope_type": "llama3", **asdict(model.rope_scaling)}
     return {
         "vocab_size": model.vocab_size,
@@ -46,9 +48,9 @@ def hf_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def model_config(config: dict[str, Any], path: Path) -> ModelConfig:
-    """The architecture in a ``config.json``; KeyError for a key that is missing.
+    """The architecture in a ``config.json``.
 
-    Raises UserError when it is not the Llama that we compute.
+    Raises UserError for a variant of Llama that is not supported, and KeyError for a missing key.
     """
     for key, expected in REQUIRED.items():
         if config.get(key, expected) != expected:
@@ -76,7 +78,10 @@ def model_config(config: dict[str, Any], path: Path) -> ModelConfig:
 
 
 def rotary_config(config: dict[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
-    """Base and scaling of the rotary positions, as transformers 4 (two keys) or 5 (one) writes them."""
+    """Base and scaling of the rotary positions, from the keys of transformers 4 (two keys) or 5 (one key).
+
+    Raises UserError for a kind of scaling that is not supported.
+    """
     found: dict[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
     theta = float(found.get("rope_theta", config.get("rope_theta", ROPE_THETA)))
     kind = found.get("rope_type", found.get("type", "default"))

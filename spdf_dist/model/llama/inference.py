@@ -1,6 +1,6 @@
-"""Llama for inference, from dense global weights, in the parts that ``spdf_dist.evaluation.decoder`` puts together.
+"""Llama for inference from dense global weights: the parts of which ``spdf_dist.evaluation.decoder`` consists.
 
-Shapes: N inputs, T tokens, V words, h heads, g key and value heads, c head size, d hidden size.
+Shapes: N inputs, T tokens, V vocabulary size, h heads, g key and value heads, c head size, d hidden size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spdf_dist.model.llama.rotary import inverse_frequencies, rotate
 
 @dataclass
 class Layer:
-    """The weights of one layer; Q, K and V stacked, and gate and input of the MLP."""
+    """The weights of one layer. Q, K and V are stacked, and so are gate (W_G) and input (W_I) of the MLP."""
 
     norm_1: Tensor
     qkv: Tensor
@@ -29,7 +29,7 @@ class Layer:
 
 
 class InferenceModel:
-    """The parts of a forward pass; ``get`` returns a global tensor by name."""
+    """The parts of a forward pass. ``get`` returns a dense global tensor by name."""
 
     def __init__(self, model: ModelConfig, get: Callable[[str], Tensor]) -> None:
         self.heads, self.groups, self.head_size = model.num_attention_heads, model.key_value_heads, model.head_size
@@ -53,11 +53,11 @@ class InferenceModel:
             )
 
     def embed(self, tokens_NT: Tensor, positions: Tensor) -> Tensor:
-        """[N, T, d]; positions come in with the attention."""
+        """The inputs of the first layer, [N, T, d]. ``attention_inputs`` applies the positions."""
         return self.words_Vd[tokens_NT]
 
     def attention_inputs(self, layer: Layer, x_NTd: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [N, h, T, c], keys and values [N, g, T, c]; ``positions`` are [T], or [N, 1]."""
+        """Queries [N, h, T, c], keys and values [N, g, T, c]. ``positions`` are [T], or [N, 1]: one per input."""
         qkv = F.linear(self._normalize(x_NTd, layer.norm_1), layer.qkv)
         q, k, v = (
             part.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
@@ -69,13 +69,13 @@ class InferenceModel:
         return rotate(q, angles), rotate(k, angles), v
 
     def finish(self, layer: Layer, x_NTd: Tensor, attended_NTd: Tensor) -> Tensor:
-        """The layer's output, from its input and the heads' outputs side by side."""
+        """The layer's output [N, T, d], from its input and the concatenated outputs of the heads."""
         x_NTd = x_NTd + F.linear(attended_NTd, layer.projection)
         gate, hidden = F.linear(self._normalize(x_NTd, layer.norm_2), layer.expand).chunk(2, dim=-1)
         return x_NTd + F.linear(F.silu(gate) * hidden, layer.contract)
 
     def logits(self, x: Tensor) -> Tensor:
-        """[..., V], fp32, of hidden states [..., d]."""
+        """The logits [..., V], fp32, of hidden states [..., d]."""
         return F.linear(self._normalize(x, self.norm), self.head_Vd).float()
 
     def _normalize(self, x: Tensor, weight: Tensor) -> Tensor:
