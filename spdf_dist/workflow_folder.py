@@ -120,7 +120,7 @@ class JobRecord:
     cell: dict[str, str]
     needs: tuple[str, ...]
     spec: dict[str, Any]
-    """The whole job.json."""
+    """The content of job.json."""
 
     @property
     def folder(self) -> JobFolder:

@@ -1,1 +1,1 @@
-"""Small services below every other package: files, locks, signals, random streams, provenance. Imports no torch."""
+"""Small services that all packages use: files, locks, signals, random streams, provenance. It imports no torch."""

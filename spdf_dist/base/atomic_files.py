@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import IO, Any
 
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)
-"""Names that `temporary_beside` makes."""
+"""Pattern of the names that `temporary_beside` makes."""
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""Errors of a file system that does not offer fsync for folders; the files themselves were forced to the disk."""
+"""Errors of file systems without fsync for folders. They are ignored, because the files have been synced."""
 
 
 def temporary_beside(path: Path) -> Path:
@@ -29,7 +29,7 @@ def temporary_beside(path: Path) -> Path:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether ``temporary_beside`` made the name."""
+    """Whether the name has the form of ``temporary_beside``."""
     return TEMPORARY.fullmatch(path.name) is not None
 
 

@@ -51,7 +51,7 @@ def claimed(target: Path) -> Iterator[None]:
         yield
     except BaseException:
         give_back(path, descriptor)
-        with suppress(OSError):  # not empty
+        with suppress(OSError):  # a folder is not empty
             for folder in above:
                 folder.rmdir()
         raise

@@ -55,7 +55,7 @@ OPTIONAL_KEYS = ("parameterization",)
 
 Kind = Literal["model", "exp_avg", "exp_avg_sq"]
 KINDS: tuple[Kind, ...] = ("model", "exp_avg", "exp_avg_sq")
-"""Weights, and AdamW's first and second moments."""
+"""Kinds of content: weights, and AdamW's first and second moments."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Errors that end a command with a message instead of a traceback, and their exit codes."""
+"""Errors that end a command with a one-line message instead of a traceback, and their exit codes."""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ def numbers(value: Any) -> Any:
 
 
 def describe(hint: Any) -> str:
-    """A type in words."""
+    """A type in words, for messages."""
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
 
 
@@ -294,7 +294,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def is_below(key: str, sections: Sequence[str]) -> bool:
-    """Whether a dotted key is one of ``sections`` or lies in one."""
+    """Whether a dotted key is one of ``sections`` or below one."""
     return any(key == section or key.startswith(section + ".") for section in sections)
 
 

@@ -1,4 +1,4 @@
-"""Paths as people write them in configs and on the command line."""
+"""Paths in configs and on the command line, which may start with ``~``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names the closest known word to a misspelt one."""
+"""Suggests the closest known word for a misspelt one."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class TensorSpec:
     """One global tensor."""
 
     name: str
-    """Global name."""
+    """Name of the global tensor."""
     shape: tuple[int, ...]
     """Global shape, without vocabulary padding."""
     role: Role

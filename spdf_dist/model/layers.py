@@ -63,7 +63,7 @@ class StackedSelfAttention(SelfAttention):
 
 
 class CausalAttention(nn.Module):
-    """Causal attention through torch's fused kernel.
+    """Causal attention with torch's fused kernels.
 
     megatron-core's DotProductAttention needs CUDA's random number tracker and stores all scores.
     """

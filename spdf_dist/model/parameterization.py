@@ -1,11 +1,11 @@
-"""How initial weights, learning rates and multipliers depend on width, density and depth. Needs no torch.
+"""How initial weights, learning rates and multipliers depend on width, density and depth. It needs no torch.
 
 `standard` is GPT-2's: one standard deviation and one learning rate for all widths. With `supar`, the best learning rate
 and standard deviation of a base model stay the best at other widths and densities. For a hidden matrix whose fan-in is
 m times the base's, with density rho, sigma the base's standard deviation, eta its learning rate, lambda its decay, L
 the number of layers and m_d the width over the base's:
 
-    initial variance         sigma^2 / (m rho)     residual outputs also / 2L, as in the family's table
+    initial variance         sigma^2 / (m rho); for residual outputs also divided by 2L, as in the family's table
     AdamW's learning rate    eta / (m rho)
     weight decay             lambda, or lambda m rho with weight_decay_scaling `product` (eta lambda is the base's)
     logits                   times output_multiplier / m_d

@@ -24,7 +24,7 @@ FAILURE = ".failure"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Signals that are forwarded to spawned ranks."""
 GRACE_SECONDS = 30.0
-"""How long the other ranks may take to end after one has failed."""
+"""Time for the other ranks to end after one has failed; then they are killed."""
 PR_SET_PDEATHSIG = 1
 LOOPBACK = "lo"
 
@@ -46,7 +46,7 @@ def spawn(arguments: Sequence[str], count: int, log_dir: Path) -> int:
 
     See ``run_ranks``.
     """
-    # -P: a file in the current folder must not take the place of a module.
+    # -P: a file in the current folder must not replace a module.
     return run_ranks([sys.executable, "-P", "-m", "spdf_dist", *arguments], count, log_dir)
 
 
@@ -165,7 +165,7 @@ def follow_parent() -> None:
         return
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() != int(parent):  # it has died already
+    if os.getppid() != int(parent):  # the parent has died already
         os.kill(os.getpid(), signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 

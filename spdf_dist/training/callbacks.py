@@ -28,7 +28,7 @@ OWN = {
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One line of metrics.jsonl."""
+    """The metrics of one step: a line of metrics.jsonl."""
 
     step: int
     """Number of the step, from 1."""

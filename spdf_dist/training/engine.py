@@ -1,4 +1,4 @@
-"""DeepSpeed around a model: ZeRO, gradient accumulation, clipping and AdamW, one optimizer step at a time."""
+"""Runs a model with DeepSpeed: ZeRO, gradient accumulation, clipping and AdamW, one optimizer step at a time."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ others."""
 BUCKET_UNIT = 512
 """Elements. DeepSpeed needs bucket sizes that divide into aligned parts."""
 NORM_ROW = 1024
-"""Elements whose squares are summed in fp32; see `sum_of_squares`."""
+"""Number of elements whose squares are summed in fp32; see `sum_of_squares`."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class StepResult:
     """The result of one optimizer step, the same on every rank."""
 
     loss: float
-    """Mean over the global batch's target tokens."""
+    """Mean over the global batch's target tokens, in nats per token."""
     grad_norm: float
     """L2 norm before clipping; NaN if the loss was above its limit, so that no norm was computed."""
     stop: bool
@@ -188,7 +188,7 @@ class Engine:
         for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
             settings["zero_optimization"].setdefault(bucket, max(BUCKET_UNIT, min(REDUCE_BUCKET, elements)))
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory reports
+            with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed's bf16 optimizer prints memory reports
                 self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=Mpu())
         except Exception as error:  # DeepSpeed raises many kinds for settings that are unknown or do not fit together
             if not config.deepspeed:
@@ -404,7 +404,7 @@ class Engine:
         return moment
 
     def updates_done(self) -> int:
-        """AdamW's step count."""
+        """The step count of AdamW: the number of updates made."""
         counts = {int(state["step"]) for state in self.adamw.state.values()}
         return max(counts, default=0)
 

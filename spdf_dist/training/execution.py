@@ -95,7 +95,7 @@ def on_device(pattern: SparsityPattern, device: torch.device) -> SparsityPattern
 def recorded(folder: RunFolder, places: Collection[str], device: str) -> dict[str, str] | None:
     """The executions in ``execution.json``; None if it has none for these linears on this kind of device.
 
-    Raises UserError for a file that ``decide`` did not write.
+    Raises UserError if the file does not have the form that ``decide`` writes.
     """
     known = folder.read_json(folder.execution.name)
     if known is None:

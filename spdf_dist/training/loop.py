@@ -29,7 +29,7 @@ class Spikes:
 
 
 class DynamicSparsity(Protocol):
-    """A method that changes the masks while a model trains."""
+    """A method that changes the masks during training."""
 
     def before_step(self, step: int) -> None:
         """Called on every rank before the forward pass of ``step``."""

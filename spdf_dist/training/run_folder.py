@@ -64,7 +64,7 @@ def listed(differences: Sequence[str]) -> str:
 
 
 class RunFolder:
-    """One run on disk."""
+    """The files of one run."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

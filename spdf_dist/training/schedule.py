@@ -30,7 +30,7 @@ class Constant:
     total: int
     """Units of the whole run."""
     min_ratio: float = 0.0
-    """The rate at the end, as a fraction of the peak, where the schedule decays."""
+    """Learning rate at the end of a schedule that decays, as a fraction of the peak."""
 
     def lr(self, consumed: int) -> float:
         """The learning rate of the step after which ``consumed`` units are done."""

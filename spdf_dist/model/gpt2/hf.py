@@ -26,7 +26,7 @@ REQUIRED = {
 
 
 def hf_config(model: ModelConfig) -> dict[str, Any]:
-    """``config.json`` without dtype and special tokens."""
+    """The content of ``config.json``, without dtype and special tokens."""
     return {
         "vocab_size": model.vocab_size,
         "n_positions": model.seq_length,

@@ -15,7 +15,7 @@ from torch import Tensor
 from spdf_dist.config.schema import ModelConfig
 
 Affine = tuple[Tensor, Tensor]
-"""Weight and bias."""
+"""Weight and bias of a linear or a norm."""
 
 
 @dataclass

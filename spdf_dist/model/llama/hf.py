@@ -20,7 +20,7 @@ REQUIRED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 
 
 def hf_config(model: ModelConfig) -> dict[str, Any]:
-    """``config.json`` without dtype and special tokens.
+    """The content of ``config.json``, without dtype and special tokens.
 
     Rotary positions are in the form of transformers 4, which transformers 5 can read too.
     """
