@@ -72,7 +72,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
 def mask_history(checkpoint: Checkpoint) -> dict[str, float]:
     """How far dynamic masks have moved: the share of kept entries that the first mask keeps too, and the share of all
     entries that any mask has kept."""
-    if checkpoint.sparsity is None or checkpoint.sparsity.algorithm == "static":
+    if checkpoint.sparsity is None or checkpoint.sparsity.algorithm not in ("set", "rigl"):
         return {}
     kept = overlap = ever = numel = 0
     for name, fact in checkpoint.manifest.masks.items():

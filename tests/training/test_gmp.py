@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,9 @@ def test_each_level_keeps_the_largest_weights_of_the_one_before(alone):
         assert not (mask & ~before.masks[name]).any() and abs(mask.mean() - 0.25) < 1e-3
         assert np.abs(weight[mask]).min() >= np.abs(weight[before.masks[name] & ~mask]).max()
     assert after.manifest.optimizer == {"updates": 12}
+    inspected = run_spdf("inspect", alone, "--json")
+    assert inspected.returncode == 0, inspected.stderr
+    assert abs(json.loads(inspected.stdout)["linear_sparsity"] - 0.75) < 1e-3
 
 
 @pytest.mark.parametrize("step", [5, 6, 9])
