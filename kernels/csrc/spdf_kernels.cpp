@@ -25,25 +25,25 @@ std::atomic<int64_t> code_in_use{0};
 
 #if defined(__x86_64__)
 
-// Takes `bytes` from the budget; false when they are not there.
+// Takes `bytes` from the code budget; false if it has fewer left.
 bool take_code_bytes(int64_t bytes) {
     if (code_in_use.fetch_add(bytes) + bytes <= code_budget.load()) return true;
     code_in_use.fetch_sub(bytes);
     return false;
 }
 
-// Below this density next to no row keeps two inputs of a pair, and bf16 is widened to float while it is packed, which
-// takes as long.
+// Below this density almost no row keeps both inputs of a pair. Pairs gain nothing then, so packing widens bf16 to
+// float.
 constexpr double kPairsFromDensity = 0.01;
 
 #endif
 
-// Multiply-adds that are worth a thread: waking one costs some microseconds. The bits do not depend on it.
+// Minimum multiply-adds per thread, because waking a thread takes microseconds. The bits do not depend on it.
 constexpr int64_t kWorkOfThread = 500'000;
 
 [[maybe_unused]] bool is_generated(int backend) { return backend == SPDF_JIT || backend == SPDF_JIT_AVX2; }
 
-// What a product of a back end runs on where it has no code.
+// The back end for products of `backend` without generated code.
 int compressed_rows_of(int backend) {
     if (backend == SPDF_JIT) return SPDF_AVX512;
     return backend == SPDF_JIT_AVX2 ? SPDF_PORTABLE : backend;
@@ -94,7 +94,7 @@ struct spdf_pattern {
         return pairs ? spdf::jit::Kind::avx512_pairs : spdf::jit::Kind::avx512;
     }
 
-    // Null when the code does not fit the budget: asked once, so that a layer does not change its path in mid-training.
+    // Null if the code does not fit the budget. The answer is kept, so that a layer's path does not change in training.
     const spdf::jit::Generated* generated(int backend, bool transposed, bool bf16, int threads) {
         const spdf::jit::Kind kind = kind_of(backend, bf16);
         const int slot = transposed + 2 * static_cast<int>(kind);

@@ -1,4 +1,4 @@
-// What the encoders of AVX-512 and AVX2 code have in common: instructions on general registers.
+// The common part of the encoders of AVX-512 and AVX2 code: instructions on general registers.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@ namespace spdf::jit {
 // General registers, numbered as in ModRM. rsp (4), rbp (5), r12, r13 need other address forms and are not offered.
 enum class Reg : uint8_t { rax = 0, rcx = 1, rdx = 2, rsi = 6, rdi = 7, r8 = 8, r9 = 9, r10 = 10, r11 = 11 };
 
-// Writes at `out`; with out == nullptr it only counts, so one piece of code both measures and writes.
+// Writes at `out`. With out == nullptr it only counts, so the same code measures and writes.
 class Assembler {
 public:
     explicit Assembler(uint8_t* out) : out_(out) {}
@@ -23,17 +23,17 @@ public:
         word(constant);
     }
     void decrement(Reg r) { bytes({rex_w(Reg::rax, r), 0xff, static_cast<uint8_t>(modrm_registers(Reg::rax, r) | 1 << 3)}); }
-    // Back to `target`, a former size(), unless the last result was zero.
+    // Jumps back to `target`, an earlier size(), unless the last result was zero.
     void jump_if_not_zero(size_t target) {
         bytes({0x0f, 0x85});
         word(static_cast<int32_t>(static_cast<int64_t>(target) - static_cast<int64_t>(size_ + 4)));
     }
-    // to = address of the byte at `target`, a position counted like size(); it may lie outside the code written here.
+    // to = address of the byte at position `target`, counted like size(). It may be outside the code written here.
     void address(Reg to, int64_t target) {
         bytes({rex_w(to, Reg::rax), 0x8d, static_cast<uint8_t>((static_cast<int>(to) & 7) << 3 | 5)});
         word(static_cast<int32_t>(target - static_cast<int64_t>(size_ + 4)));
     }
-    // Prefetches the line at [base + disp] into the second-level cache; an address without memory behind it does no harm.
+    // Prefetches the line at [base + disp] into L2; an invalid address has no effect.
     void prefetch(Reg base, int32_t disp) {
         bytes({static_cast<uint8_t>(0x40 | static_cast<int>(base) >> 3), 0x0f, 0x18,
                static_cast<uint8_t>(0x80 | 2 << 3 | (static_cast<int>(base) & 7))});

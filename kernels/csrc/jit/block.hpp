@@ -1,7 +1,7 @@
 // The machine code of one block of a mask, for each instruction set.
 //
-// Both are called as f(x, values, y, tiles, x_stride, y_stride), strides in bytes: for each of `tiles` tiles of 16 tokens,
-// y[row][16] += sum over the block's entries of value * x[input][16].
+// Both are called as f(x, values, y, tiles, x_stride, y_stride), strides in bytes: for each of `tiles` tiles of 16
+// tokens, y[row][16] += sum over the block's entries of value * x[input][16].
 #pragma once
 
 #include <cstddef>
@@ -10,14 +10,14 @@
 namespace spdf::jit {
 
 struct Block {
-    const uint32_t* words;    // per input: which of the rows keep it
-    const uint16_t* partner;  // of pairs: where the second half of each input lies; null for single inputs
+    const uint32_t* words;    // per input: the rows that keep it, one bit per row
+    const uint16_t* partner;  // of pairs: index of the second half of each input; null for single inputs
     int64_t inputs;
     int rows;
-    bool first;         // of its rows: starts the sums at zero instead of at y
+    bool first;         // the first block of its rows: sums start at zero, not at y
     int64_t entries;    // of the block
-    int64_t passes;     // over tiles in which the next block's code is prefetched
-    int64_t next_code;  // where the code that runs after this block begins, counted from this block's code
+    int64_t passes;     // passes over tiles that prefetch the next block's code
+    int64_t next_code;  // offset of the code that runs next, from this block's code
 };
 
 using BlockCode = void (*)(const float* x, const float* values, float* y, int64_t tiles, int64_t x_stride,

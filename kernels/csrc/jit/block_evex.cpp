@@ -1,4 +1,5 @@
-// The code of a block for AVX-512: per input one load of x, then one multiply-add with a broadcast value per kept entry.
+// The code of a block for AVX-512: per input one load of x, then one multiply-add with a broadcast value per kept
+// entry.
 #if defined(__x86_64__)
 
 #include "jit/block.hpp"
@@ -10,7 +11,7 @@ namespace {
 
 constexpr int kXRegister = 31;
 
-// A pointer that walks through memory by displacements of one signed byte.
+// A moving pointer with displacements of one signed byte.
 class Window {
 public:
     Window(Assembler& assembler, Reg base, int64_t unit) : assembler_(assembler), base_(base), unit_(unit) {

@@ -1,8 +1,9 @@
-// The code of a block for AVX2. An FMA cannot broadcast an operand from memory here, so a value is broadcast into a register
-// once and serves two vectors of 8 tokens. Groups of 6 rows go through the block's inputs one after the other: 12
-// accumulators. An input that one row of a group keeps is an operand in memory; one that several keep is loaded first.
+// The code of a block for AVX2. An FMA of AVX2 cannot broadcast an operand from memory, so each value is broadcast into
+// a register once, for two vectors of 8 tokens. Groups of 6 rows process the block's inputs one group after the other,
+// with 12 accumulators. An input that only one row of a group keeps is a memory operand. Any other input is loaded
+// first.
 //
-// Values lie input by input over all rows of the block, as in the code for AVX-512; a group picks those of its rows.
+// Values are ordered by input over all rows of the block, as in the code for AVX-512. A group uses those of its rows.
 #if defined(__x86_64__)
 
 #include "jit/block.hpp"
@@ -16,11 +17,12 @@ constexpr int kGroupRows = 6;
 constexpr int kXRegister = 2 * kGroupRows, kValueRegister = kXRegister + 2;
 constexpr int32_t kTileBytes = 64, kVectorBytes = 32;
 
-// A pointer that walks through memory; displacements take one signed byte, or the pointer moves on.
+// A moving pointer: if a displacement does not fit a signed byte, the pointer is advanced.
 class Window {
 public:
     Window(Assembler& assembler, Reg base) : assembler_(assembler), base_(base) {}
-    // Displacement of `offset`, which does not fall from call to call, with `length` more bytes in reach of a byte.
+    // The displacement of `offset`, with `length` further bytes within a signed byte. `offset` must not decrease from
+    // call to call.
     int32_t reach(int64_t offset, int64_t length) {
         if (offset + length - center_ > 128) {
             assembler_.add(base_, static_cast<int32_t>(offset + 128 - center_));
@@ -40,7 +42,7 @@ private:
 size_t assemble_avx2(uint8_t* out, const Block& block) {
     VexAssembler a(out);
     const int groups = (block.rows + kGroupRows - 1) / kGroupRows;
-    constexpr int64_t kEntryBytes = 20, kLine = 64;  // code of an entry with its share of the loads of x
+    constexpr int64_t kEntryBytes = 20, kLine = 64;  // of code per entry, including its share of the loads of x
     const int64_t lines = block.entries * kEntryBytes / (kLine * block.passes) + 1;
     const int64_t interval = block.entries / lines + 1;
     int32_t prefetched = 0;

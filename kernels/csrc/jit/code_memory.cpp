@@ -38,7 +38,7 @@ uint8_t* CodeMemory::reserve(size_t size) {
         bytes_ = 0;
         return nullptr;
     }
-    madvise(memory, bytes_, MADV_HUGEPAGE);  // fewer instruction TLB misses; only a wish
+    madvise(memory, bytes_, MADV_HUGEPAGE);  // fewer instruction TLB misses; may fail
     write_ = static_cast<uint8_t*>(memory);
     return write_;
 }
@@ -48,8 +48,9 @@ bool CodeMemory::seal() {
         run_ = write_;
         return true;
     }
-    // Some hosts never let written anonymous memory run: copy it to a file in memory, mapped for running alone. The mapping
-    // keeps the file; an open descriptor a direction would soon reach the limit of a process.
+    // Some hosts forbid execution of anonymous memory that was written. Copy the code to a file in memory and map that
+    // as executable only. The mapping keeps the file alive; one open descriptor per direction would exceed a process's
+    // limit.
     const int file = memfd_create("spdf_kernels_code", MFD_CLOEXEC);
     if (file < 0) return false;
     const bool written = write_all(file, write_, bytes_);

@@ -13,9 +13,9 @@ public:
     CodeMemory& operator=(const CodeMemory&) = delete;
     ~CodeMemory();
 
-    // Writable memory for `size` bytes of code, or nullptr when the host gives none.
+    // Writable memory for `size` bytes of code, or nullptr if the allocation fails.
     uint8_t* reserve(size_t size);
-    // Takes away the right to write and gives the right to run. False when the host forbids generated code.
+    // Makes the memory executable and read-only. False if the host forbids generated code.
     bool seal();
 
     const uint8_t* code() const { return run_; }
@@ -29,7 +29,7 @@ private:
     size_t bytes_ = 0;
 };
 
-// Whether this host lets a process run code that it wrote; tried once.
+// Whether this host allows a process to run generated code; tested once.
 bool code_allowed();
 
 }  // namespace spdf::jit

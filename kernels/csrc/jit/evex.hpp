@@ -1,8 +1,8 @@
 // Encoder for the few AVX-512 instructions of generated products.
 //
-// EVEX layout: 62 P0 P1 P2 opcode ModRM [disp8], where disp8 counts in units of the memory operand: 64 bytes for a whole
-// vector, 4 for one broadcast float. Intel SDM volume 2, section 2.7. Every vector instruction with memory here uses
-// base + disp8 addressing, so it is seven bytes long.
+// EVEX layout: 62 P0 P1 P2 opcode ModRM [disp8], where disp8 counts in units of the memory operand: 64 bytes for a
+// whole vector, 4 for one broadcast float. Intel SDM volume 2, section 2.7. Every vector instruction with memory here
+// uses base + disp8 addressing, so it is seven bytes long.
 #pragma once
 
 #include <cstddef>

@@ -20,20 +20,20 @@ namespace spdf::jit {
 
 namespace {
 
-constexpr int64_t kMaxBlockInputs = 768;  // a block's code stays in the second-level cache beside x
-constexpr int64_t kMaxBlockPairs = 512;   // at 90% in the first-level instruction cache
-// Each pass of a block over one tile prefetches this share of the next block's code into the second-level cache: code that
-// streams from the third level runs at half speed.
+constexpr int64_t kMaxBlockInputs = 768;  // a block's code and x fit L2
+constexpr int64_t kMaxBlockPairs = 512;   // at 90% a block's code fits the first-level instruction cache
+// Each pass of a block over one tile prefetches 1 / kPassesPerPrefetch of the next block's code into L2. Code from L3
+// runs slower.
 constexpr int64_t kPassesPerPrefetch = 6;
-// Each group of tiles reads all code and values once, from the third level, which other cores share. So the rows are cut
-// into parts of this many to twice as many bytes, and all groups go through one part before the next.
+// Each group of tiles reads all code and values once from L3, which other cores share. The rows are therefore divided
+// into parts of this many to twice as many bytes, and all groups process one part before the next.
 constexpr int64_t kBytesOfPart = int64_t{4} << 20;
 constexpr int64_t kBytesOfEntry = 8 + 4;  // code and value
 constexpr int64_t kCodeBytesOfEntryAvx2 = 17;
-// Each part packs x once more: the least multiply-adds per packed element of x that justify it.
+// Each part packs x once more. This is the minimum of multiply-adds per packed element of x for a part.
 constexpr int64_t kWorkOfPackedElement = 320;
 
-// Which rows of a row block keep a feature, one bit a row: [row_blocks * features].
+// The rows of a row block that keep a feature, one bit per row: [row_blocks * features].
 template <class Column>
 std::vector<uint32_t> row_bits(const Pattern& pattern, const Column* columns, const Generated& g) {
     std::vector<uint32_t> words(static_cast<size_t>(g.row_blocks * g.features));
@@ -47,7 +47,7 @@ std::vector<uint32_t> row_bits(const Pattern& pattern, const Column* columns, co
     return words;
 }
 
-// Chooses the pairs of each block; which rows keep either of a pair: [row_blocks * inputs].
+// Chooses the pairs of each block. Returns the rows that keep either input of a pair: [row_blocks * inputs].
 std::vector<uint32_t> match(Generated& g, int threads) {
     std::vector<uint32_t> words(static_cast<size_t>(g.row_blocks * g.inputs));
     std::vector<uint32_t> memory(static_cast<size_t>(2 * g.inputs * threads));
@@ -81,7 +81,7 @@ std::vector<uint8_t> entries_of_inputs(const std::vector<uint32_t>& words, const
     return counts;
 }
 
-// Place of each input's first value in its block: [row_blocks * inputs].
+// Index of each input's first value in its block: [row_blocks * inputs].
 std::vector<uint16_t> starts_of_inputs(const std::vector<uint32_t>& words, const Generated& g) {
     static_assert(kMostRowsAvx512 * kMaxBlockInputs <= 65536, "places take 16 bits");
     std::vector<uint16_t> starts(words.size());
@@ -96,10 +96,10 @@ std::vector<uint16_t> starts_of_inputs(const std::vector<uint32_t>& words, const
     return starts;
 }
 
-// Inputs of a block for AVX2, a multiple of 16: as many as leave its code in a first-level instruction cache of 32 KiB and
-// its x in half of a first-level data cache of as much.
+// Inputs of a block for AVX2, a multiple of 16: its code fits a first-level instruction cache of 32 KiB, and its x half
+// of a first-level data cache of the same size.
 int64_t inputs_of_avx2_block(const Generated& g, double density) {
-    constexpr double kCodeBytes = 20 << 10, kBytesOfInput = 50;  // of the loads of x in five groups of rows
+    constexpr double kCodeBytes = 20 << 10, kBytesOfInput = 50;  // kBytesOfInput: loads of x in five groups of rows
     constexpr int64_t kMostInputs = 256;
     const double bytes = kMostRowsAvx2 * density * kCodeBytesOfEntryAvx2 + kBytesOfInput;
     const int64_t most = std::clamp<int64_t>(static_cast<int64_t>(kCodeBytes / bytes), 48, kMostInputs);
@@ -107,11 +107,10 @@ int64_t inputs_of_avx2_block(const Generated& g, double density) {
     return ((g.inputs + blocks - 1) / blocks + 15) / 16 * 16;
 }
 
-// Tiles that share one pass through the code: as many as leave their inputs in the second-level cache with room for the
-// code. With fewer entries per input, x gets a larger share of the cache. Pairs halve x, but neither the sums nor the code
-// beside it, so they take no more tiles than whole blocks of single inputs.
-// AVX2: a block's x is small, and its code must come into the first-level cache once per group. More code per input takes
-// more tiles to amortize; the sums of many tiles leave the second-level cache.
+// Tiles of a group, which shares one pass through the code: the largest number whose inputs fit L2 beside the code.
+// With few entries per input, x gets a smaller share of the cache. Pairs halve x, but not the sums and the code, so
+// they take as many tiles as a full block of single inputs. AVX2: a block's x is small, and its code is loaded into L1
+// once per group. More code per input needs more tiles to amortize the load, but the sums of many tiles do not fit L2.
 int64_t tiles_of_group(const Generated& g) {
     if (g.avx2) {
         return std::clamp<int64_t>(128 * g.entries / (g.rows * g.inputs), 16, 64);
@@ -199,8 +198,8 @@ bool generate(const Pattern& pattern, bool transposed, Kind kind, int64_t limit,
 
 namespace {
 
-// One tile of a block of inputs, packed from x, which points at the tile's first token. False when pairs hold a value
-// that is not finite.
+// Packs one tile of a block of inputs from x, which points to the tile's first token. False if pairs have a value that
+// is not finite.
 template <class T>
 bool pack_tile(const Generated& g, const Packing& packing, const T* x, int tokens, int64_t first, int64_t inputs,
                float* tile) {
@@ -217,7 +216,7 @@ bool pack_tile(const Generated& g, const Packing& packing, const Bf16* x, int to
     return true;
 }
 
-// Tiles that a task takes through the code: at most as many as wished, and tasks in a multiple of the threads.
+// Tiles of a task: at most tiles_of_group, and such that the number of tasks is a multiple of the threads.
 int64_t tiles_of_task(const Generated& g, int64_t tiles, int threads) {
     const int64_t wish = tiles_of_group(g);
     int64_t groups = (tiles + wish - 1) / wish;
@@ -225,7 +224,7 @@ int64_t tiles_of_task(const Generated& g, int64_t tiles, int threads) {
     return (tiles + groups - 1) / groups;
 }
 
-// Parts of the rows, each taken through by all groups of tiles before the next.
+// Number of parts of the rows. All groups of tiles process one part before the next.
 int64_t parts_of_rows(const Generated& g) {
     const int64_t worth = g.entries / (g.inputs * kWorkOfPackedElement);
     return std::clamp<int64_t>(std::min(g.entries * (g.avx2 ? kCodeBytesOfEntryAvx2 + 4 : kBytesOfEntry) / kBytesOfPart, worth), 1, g.row_blocks);
@@ -261,7 +260,7 @@ template <class T>
 bool spmm_generated(const Generated& g, const Packing& packing, const T* x, int64_t tokens, const float* ordered,
                     const float* bias, T* y, int threads, Scratch& scratch) {
     const int64_t tiles = (tokens + 15) / 16;
-    // Enough groups for every thread; with few tokens the rows are shared out instead, and each part packs x for itself.
+    // With few tokens the rows are divided among the threads instead of the groups, and each part packs x.
     const bool by_tokens = tiles >= 4 * threads;
     const int64_t group = tiles_of_task(g, tiles, by_tokens ? threads : 1);
     const int64_t groups = (tiles + group - 1) / group;

@@ -1,5 +1,5 @@
-// Values from row-major order to the order in which generated code uses them. Memory is taken before a parallel region:
-// an exception that leaves one ends the process.
+// Values from row-major order to the order in which generated code uses them. Memory is allocated before a parallel
+// region, because an exception that leaves it ends the process.
 #if defined(__x86_64__)
 
 #include <algorithm>
@@ -11,8 +11,8 @@ namespace spdf::jit {
 
 namespace {
 
-// Forward: a block takes its values input by input, so this is the transposition of each row block. `next` holds, for
-// each input, the place of its next value, anew for each part.
+// Forward: a block uses its values input by input, so each row block is transposed. `next` has the index of the next
+// value of each input; each part has its own.
 template <class T, class Column>
 void order_forward(const Pattern& pattern, const Column* columns, const Generated& g, const T* values, float* ordered,
                    int threads) {
@@ -35,9 +35,9 @@ void order_forward(const Pattern& pattern, const Column* columns, const Generate
     }
 }
 
-// For each b: the next counts[b] (0..31) values of `from` go to to[b], which moves on behind them. Without masks: a copy
-// takes 16 or 32 values at once where there is room for what lies behind them, which later rows overwrite; near the end of a
-// block (end[b]) or of the values (`last`) it takes exactly the segment.
+// For each b: copies the next counts[b] (0..31) values of `from` to to[b] and advances to[b]. AVX2 has no masks for
+// this: a copy writes 16 or 32 values, and later rows overwrite the excess. Near the end of a block (end[b]) or of the
+// values (`last`) it writes exactly counts[b].
 template <class T>
 void copy_segments_avx2(const T* from, const T* last, const uint8_t* counts, int64_t blocks, float** to, float* const* end) {
     constexpr int64_t kAtOnce = 16, kMost = 32;
@@ -57,8 +57,8 @@ void copy_segments_avx2(const T* from, const T* last, const uint8_t* counts, int
     }
 }
 
-// Transposed: a block takes its values row by row of the pattern, and a row's entries in a range of columns lie side by
-// side: only short copies.
+// Transposed: a block uses its values row by row of the pattern, and the entries of a row in a range of columns are
+// adjacent. Short copies suffice.
 template <class T>
 void order_transposed(const Pattern& pattern, const Generated& g, const T* values, float* ordered, int threads) {
     std::vector<float*> to(static_cast<size_t>(g.row_blocks)), ends(static_cast<size_t>(g.row_blocks));

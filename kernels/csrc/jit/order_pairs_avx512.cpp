@@ -1,5 +1,6 @@
-// Pairs of values in the order in which generated code uses them: one a row that keeps either input of a pair, zero in
-// the place of a pruned one. Memory is taken before a parallel region: an exception that leaves one ends the process.
+// Pairs of values in the order in which generated code uses them: one pair per row that keeps either input, with zero
+// for a pruned entry. Memory is allocated before a parallel region, because an exception that leaves it ends the
+// process.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -12,14 +13,15 @@ namespace spdf::jit {
 
 namespace {
 
-// Rows of the block that keep each feature of a block of inputs; none for the missing half of a last pair.
+// Copies the rows of the block that keep each feature of a block of inputs; none for the missing half of a last pair.
 void copy_rows(const Generated& g, int64_t row_block, int64_t first, int64_t inputs, uint32_t* rows) {
     const int64_t features = std::min(2 * inputs, g.features - 2 * first);
     std::copy_n(g.kept.data() + row_block * g.features + 2 * first, features, rows);
     std::fill(rows + features, rows + 2 * inputs, 0);
 }
 
-// Where the value of a feature goes: at `place`, in halves of pairs, behind those of the earlier rows that keep its pair.
+// The target of a feature's values: index `place`, counted in halves of pairs, after the pairs of earlier rows in
+// `rows`.
 struct Target {
     uint32_t rows;
     uint32_t place;
@@ -64,14 +66,14 @@ void order_forward(const Pattern& pattern, const Column* columns, const Generate
     }
 }
 
-// 16 values of 16 bits, one a set bit of `lanes`, spread to 32-bit lanes.
+// 16-bit values, one per set bit of `lanes`, spread to 32-bit lanes.
 inline __m512i spread(const Bf16* from, __mmask16 lanes) {
     const uint32_t count = (1u << __builtin_popcount(lanes)) - 1;
     const __m256i values = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(count), from);
     return _mm512_maskz_expand_epi32(lanes, _mm512_cvtepu16_epi32(values));
 }
 
-// The values of two inputs for one row block, merged; returns what comes behind them.
+// Merges the values of two inputs for one row block; returns the position after them.
 inline Bf16* merge(const Bf16* low, const Bf16* high, uint32_t rows_low, uint32_t rows_high, Bf16* to) {
     for (int half = 0; half < 2; ++half) {  // 16 rows of the block at a time
         const __mmask16 lanes_low = static_cast<__mmask16>(rows_low >> (16 * half));
@@ -87,7 +89,7 @@ inline Bf16* merge(const Bf16* low, const Bf16* high, uint32_t rows_low, uint32_
     return to;
 }
 
-// A row of the pattern is an input here, and its values lie in the order of the row blocks.
+// Transposed: a row of the pattern is an input, and its values are in the order of the row blocks.
 void order_transposed(const Pattern& pattern, const Generated& g, const Bf16* values, Bf16* ordered, int threads) {
     const int64_t features = 2 * g.block_inputs;
     std::vector<const Bf16*> pointers(static_cast<size_t>(features * threads));

@@ -13,8 +13,7 @@ namespace spdf::jit {
 
 namespace {
 
-// Pairs are chosen within so many neighbours: their x, read in another order than it lies in, stays in the first-level
-// cache.
+// Pairs are chosen within a window of this many pairs, whose x fits L1 although it is not read in order.
 constexpr int64_t kWindow = 384;
 
 // Set bits of each 32-bit lane.
@@ -27,7 +26,7 @@ inline __m512i popcount(__m512i words) {
     return _mm512_madd_epi16(_mm512_maddubs_epi16(of_bytes, _mm512_set1_epi8(1)), _mm512_set1_epi16(1));
 }
 
-// Greedy, by common rows from the most to none: within 2% of the best matching of random masks.
+// Greedy choice by the number of common rows, from the largest to zero.
 void match_window(const uint32_t* rows, int64_t pairs, int64_t first, uint16_t* partner) {
     alignas(64) uint32_t odd[kWindow] = {};
     alignas(64) uint8_t common[kWindow][kWindow];  // rows that keep both: even input, odd input

@@ -1,8 +1,8 @@
 // Encoder for the few AVX2 and FMA instructions of generated products.
 //
-// VEX layout: C4 P0 P1 opcode ModRM disp, or C5 P opcode ModRM disp where the map is 0F and no operand but `reg` is a high
-// register. A displacement takes one byte where it fits, else four; unlike in EVEX it counts bytes. Intel SDM volume 2,
-// section 2.3.
+// VEX layout: C4 P0 P1 opcode ModRM disp, or C5 P opcode ModRM disp where the map is 0F and no operand but `reg` is a
+// high register. A displacement takes one byte where it fits, else four; unlike in EVEX it counts bytes. Intel SDM
+// volume 2, section 2.3.
 #pragma once
 
 #include <cstddef>
@@ -54,7 +54,8 @@ private:
 
     static uint8_t registers(int reg, int rm) { return static_cast<uint8_t>(0xc0 | (reg & 7) << 3 | (rm & 7)); }
 
-    // Extension bits R (of `reg`) and B (of `rm`) and the number `second` are stored inverted; X is not used; L = 256 bits.
+    // Extension bits R (of `reg`) and B (of `rm`) and the number `second` are stored inverted; X is not used; L = 256
+    // bits.
     void prefix(Map map, Prefix pp, int reg, int second, int rm) {
         const uint8_t not_r = static_cast<uint8_t>((~reg >> 3 & 1) << 7);
         const uint8_t rest = static_cast<uint8_t>((~second & 15) << 3 | 1 << 2 | pp);

@@ -1,6 +1,6 @@
-// Row-major activations <-> feature-major tiles of 16 tokens, the layout that the products run on.
+// Row-major activations <-> feature-major tiles of 16 tokens, the layout of the products.
 //
-// A tile holds 16 tokens of each feature side by side: tile[f * stride + t]. Lanes past the last token are zero.
+// A tile holds 16 adjacent tokens per feature: tile[f * stride + t]. Lanes past the last token are zero.
 // Element type T: float or Bf16; tiles are always float.
 #pragma once
 
@@ -33,15 +33,15 @@ static inline void store(Bf16* to, float value) { *to = to_bf16(value); }
 // tile[f * stride + t] = x[t * row_length + f] for t < tokens (1..16), f < features.
 using PackF32 = void (*)(const float* x, int64_t row_length, int tokens, int64_t features, float* tile, int64_t stride);
 using PackBf16 = void (*)(const Bf16* x, int64_t row_length, int tokens, int64_t features, float* tile, int64_t stride);
-// y[t * row_length + f] = tile[f * stride + t] + bias[f] for t < tokens, f < features; bias may be null. `stream`: with
-// non-temporal stores, where the code can and rows are whole lines apart.
+// y[t * row_length + f] = tile[f * stride + t] + bias[f] for t < tokens, f < features; bias may be null. `stream`: use
+// non-temporal stores, if the back end has them and row_length is a multiple of a cache line.
 using UnpackF32 = void (*)(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, float* y,
                            int64_t row_length, bool stream);
 using UnpackBf16 = void (*)(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, Bf16* y,
                             int64_t row_length, bool stream);
 
-// Whether y is written with non-temporal stores: when a thread's output is at least half a MiB. It would not stay in the
-// second-level cache anyway, and regular stores evict packed operands and code.
+// Whether y is written with non-temporal stores: if a thread's output is at least half a MiB. It would not stay in L2,
+// and regular stores would evict packed operands and code.
 template <class T>
 bool streamed(const T*, int64_t tokens, int64_t features, int threads) {
     return tokens * features * static_cast<int64_t>(sizeof(T)) >= (int64_t{512} << 10) * threads;

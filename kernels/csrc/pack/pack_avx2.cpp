@@ -36,7 +36,7 @@ inline void transpose(__m256* r) {
     }
 }
 
-// 16 features at a time: each line of x is read once, whole. What is left of the features goes one by one.
+// 16 features at a time: each line of x is read once, whole. The remaining features are packed one by one.
 template <class T>
 void pack(const T* x, int64_t row_length, int tokens, int64_t features, float* tile, int64_t stride) {
     constexpr int64_t kDistance = kAhead * static_cast<int64_t>(sizeof(float) / sizeof(T));
@@ -88,7 +88,8 @@ inline void save(Bf16* to, __m256 low, __m256 high) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_permute4x64_epi64(mixed, 0xd8));
 }
 
-// With kStream rows are whole lines apart; the rest of the first line is written alone, then lines are written whole.
+// With kStream the distance of rows is a multiple of a line. The rest of the first line is written first, then whole
+// lines.
 template <bool kStream, class T>
 void unpack_rows(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, T* y,
                  int64_t row_length) {

@@ -41,7 +41,8 @@ inline int64_t to_end_of_line(const T* y) {
     return static_cast<int64_t>((64 - reinterpret_cast<uintptr_t>(y) % 64) / sizeof(T));
 }
 
-// With kStream rows are whole lines apart; what is left of the first line goes alone, then lines are written whole.
+// With kStream the distance of rows is a multiple of a line. The rest of the first line is written first, then whole
+// lines.
 template <bool kStream>
 void unpack_rows_f32(const float* tile, int64_t stride, int tokens, int64_t features, const float* bias, float* y,
                      int64_t row_length) {

@@ -1,4 +1,5 @@
-// Static structure of one sparse weight [rows = out, cols = in]: compressed sparse rows, prepared once, read-only after.
+// Static structure of one sparse weight [rows = out, cols = in]: compressed sparse rows, prepared once, read-only
+// after.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +7,7 @@
 
 namespace spdf {
 
-// Values live outside, one per kept entry, in row-major order: entry i of row r stands at row_start[r] + i.
+// The caller holds the values, one per kept entry, in row-major order: entry i of row r has index row_start[r] + i.
 // Column numbers take 16 bits when cols <= 65536 (col16), else 32 (col32); exactly one of the two is filled.
 struct Pattern {
     int64_t rows = 0;
@@ -18,7 +19,7 @@ struct Pattern {
 
     bool wide() const { return cols > 65536; }
 
-    // f(columns), the column of each entry in the type that holds them.
+    // Calls f(columns) with col16 or col32, the column of each entry.
     template <class F>
     auto with_columns(F&& f) const {
         return wide() ? f(col32.data()) : f(col16.data());

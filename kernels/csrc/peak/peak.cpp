@@ -12,7 +12,7 @@ double seconds_now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Best rate of `run`, operations a second, over threads and several runs that take about `seconds` together.
+// Best rate of `run` in operations per second over all threads, of several runs that take about `seconds` together.
 template <class Run>
 double best_rate(int threads, double seconds, Run run) {
     constexpr int kRuns = 20;

@@ -3,7 +3,7 @@
 namespace spdf::peak {
 
 double run_portable(int64_t iterations, float seed) {
-    constexpr int kLanes = 64;  // independent chains enough to hide the latency
+    constexpr int kLanes = 64;  // enough independent chains to hide the latency
     float sums[kLanes];
     for (int l = 0; l < kLanes; ++l) sums[l] = seed * static_cast<float>(l + 1);
     for (int64_t i = 0; i < iterations; ++i) {

@@ -1,4 +1,4 @@
-// Loops of multiply-adds; each returns the operations that it did.
+// Loops of multiply-adds; each returns the number of its operations.
 #pragma once
 
 #include <cstdint>

@@ -8,8 +8,8 @@ namespace spdf::peak {
 
 namespace {
 
-// 12 independent sums hide the latency of `step`, which gets a sum and its number; named variables, so that they stay in registers, and of different
-// values, so that the compiler does not see one sum in all of them.
+// 12 independent sums hide the latency of `step`, which gets a sum and its number. They are named variables, so that
+// they stay in registers, with different values, so that the compiler does not merge them.
 template <class Step>
 inline void twelve_chains(int64_t iterations, float seed, Step step) {
     const auto start = [seed](float n) { return _mm512_set1_ps(seed * n); };

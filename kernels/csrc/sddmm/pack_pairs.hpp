@@ -6,8 +6,8 @@
 namespace spdf::sddmm {
 
 #if defined(__x86_64__)
-// Chunk f * stride .. + 63 (bytes) of the panel holds feature f at 32 tokens, token t beside token t + 16: any order does
-// that both operands share. tokens 1 .. 32, the rest is zero; stride in floats, row_length in elements.
+// The 64-byte chunk at panel + f * stride holds feature f at 32 tokens, token t beside token t + 16. Any order is
+// correct if both operands share it. tokens: 1 to 32; the rest is zero. stride is in floats, row_length in elements.
 void pack_pairs_avx512(const Bf16* x, int64_t row_length, int tokens, int64_t features, float* panel, int64_t stride);
 #endif
 

@@ -11,8 +11,8 @@ namespace spdf::sddmm {
 
 namespace {
 
-// Up to 32 features of up to 32 rows: each line is read whole, and first the features of even number are packed, then those of odd.
-// `whole`: all 32 of both, so that the compiler knows every count.
+// Up to 32 features of up to 32 rows. Each line is read whole; the even features are packed first, then the odd ones.
+// `whole`: 32 features and 32 rows, so that the compiler knows every count.
 template <bool whole>
 void pack_tile(const Bf16* x, int64_t row_length, int tokens, int64_t features, float* panel, int64_t stride) {
     constexpr __mmask32 kHigh = 0xaaaaaaaa;

@@ -1,7 +1,7 @@
 // The products of one block, for each instruction set.
 //
-// Packed operands are panels: for each row of W (dy) or column (x) a run of `vectors` chunks of 64 bytes, a chunk holding
-// its values at 16 successive tokens in fp32, or at 32 tokens in bf16. Tokens past the end are zero.
+// Packed operands are panels: for each row of W (dy) or column (x) a run of `vectors` chunks of 64 bytes. A chunk holds
+// the values at 16 successive tokens in fp32, or at 32 tokens in bf16. Tokens past the end are zero.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace spdf::sddmm {
 
 constexpr int kChunkFloats = 16;  // 64 bytes, also when they hold bf16
 
-// Panels have 8, 4, 2 or 1 chunks a feature: long runs first, the last tokens in shorter ones.
+// Panels have 8, 4, 2 or 1 chunks per feature: long runs first, the last tokens in shorter ones.
 constexpr int kVectorCounts[] = {8, 4, 2, 1};
 
 // Adds the products of one block to `sums`, in the order of its `columns`.
@@ -25,29 +25,29 @@ struct Products {
 
 extern const Products kPortableProducts;
 #if defined(__x86_64__)
-extern const Products kAvx2Products;  // the portable ones, compiled for AVX2
+extern const Products kAvx2Products;  // products_avx2.cpp
 extern const Products kAvx512Products;
 extern const Products kAvx512Bf16Products;  // panels hold bf16
 #endif
 
-// A Kernel's Row is one row of packed dy, kept where its groups use it. Internal linkage: each instruction set compiles its
-// own.
+// Kernel::Row is one row of packed dy, in registers or in memory as the kernel needs it. Internal linkage: each
+// instruction set compiles its own functions.
 namespace {
 
-// What a bucket goes on with: its rows, their columns and sums, and the packed x that the next block needs.
+// The position of a bucket: its rows, their columns and sums, and the packed x of the next block, for prefetches.
 struct Cursor {
     const uint16_t* rows;
     const uint8_t* columns;
     float* sums;
     const float* next_x;
-    int lines;  // of it that each row asks for
+    int lines;  // of next_x that each row prefetches
 };
 
 // Rows of one bucket. Kernel::group<size> adds the products of `size` entries of one row; a row's entries are cut into
 // `large` groups of `size` and `small` ones of one less.
 template <class Kernel, int size>
 void run_bucket(const Bucket& bucket, int large, int small, const float* y, const float* x, Cursor& at) {
-    // Copies, which the compiler may keep in registers across the stores of sums.
+    // Copies, so that the compiler can keep them in registers across the stores of sums.
     const uint8_t* columns = at.columns;
     const uint16_t* rows = at.rows;
     float* sums = at.sums;
@@ -55,8 +55,7 @@ void run_bucket(const Bucket& bucket, int large, int small, const float* y, cons
     const int count = bucket.rows, lines = at.lines;
     for (int i = 0; i < count; ++i) {
         const typename Kernel::Row y_row(y + int64_t{rows[i]} * (Kernel::kVectors * kChunkFloats));
-        // Each row asks for its share of the next block's x, which comes from the second or third level and takes the place of
-        // this block's in the first.
+        // Each row prefetches its share of the next block's x from L2 or L3 into L1.
         for (int line = 0; line < lines; ++line, next_x += kChunkFloats) __builtin_prefetch(next_x);
         for (int g = 0; g < large; ++g, columns += size, sums += size) {
             Kernel::template group<size>(columns, y_row, x, sums);

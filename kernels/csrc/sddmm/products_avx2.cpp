@@ -1,5 +1,5 @@
-// Products with AVX2 intrinsics. Sixteen registers do not hold a row of dy beside the sums, so each vector of dy is loaded
-// once for all entries of a group; each multiply-add takes x from memory.
+// Products with AVX2 intrinsics. Sixteen registers do not hold a row of dy and the sums, so each vector of dy is loaded
+// once for all entries of a group. Each multiply-add reads x from memory.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kLanes = 8;
 
-// Lanes of a and b folded in half and put side by side, at three distances.
+// Folds the lanes of a and b in half and concatenates the results, at three distances.
 inline __m256 fold_128(__m256 a, __m256 b) {
     return _mm256_add_ps(_mm256_blend_ps(a, b, 0xf0), _mm256_permute2f128_ps(a, b, 0x21));
 }
@@ -32,7 +32,7 @@ inline __m256 lane_sums(const __m256* s) {
     return _mm256_permute_ps(quads, 0xd8);
 }
 
-// to[i] += sums[i] for i < size; nothing else is written, for it may be another thread's.
+// to[i] += sums[i] for i < size. Nothing else is written, because the memory after it may belong to another thread.
 template <int size>
 inline void add(float* to, __m256 sums) {
     if constexpr (size == 8) {
@@ -60,8 +60,8 @@ struct Kernel {
 
     template <int size>
     [[gnu::always_inline]] static inline void group(const uint8_t* columns, const Row& row, const float* x, float* to) {
-        // Chains of additions in flight: two per entry where the registers allow it, for an addition takes four cycles or
-        // five and two begin in each.
+        // Two chains of additions per entry if the registers allow it, because an addition takes four or five cycles
+        // and two can start per cycle.
         constexpr int chains = size <= 6 ? 2 : 1;
         __m256 sum[size][chains];
         const float* from[size];

@@ -1,5 +1,6 @@
-// Products with AVX-512 intrinsics, for an Arithmetic that multiplies and adds chunks of 64 bytes. With kSumsAbreast the sums
-// of a group grow side by side: where an addition takes long, one sum after the other would wait and fill the scheduler.
+// Products with AVX-512 intrinsics, for an Arithmetic that multiplies and adds chunks of 64 bytes. With kSumsAbreast
+// the sums of a group are accumulated in turn: with a long latency, one sum after the other would fill the scheduler
+// with waiting instructions.
 #pragma once
 
 #include <immintrin.h>
@@ -10,7 +11,7 @@ namespace spdf::sddmm {
 
 namespace {
 
-// Lanes of a and b folded in half and put side by side, at three distances.
+// Folds the lanes of a and b in half and concatenates the results, at three distances.
 inline __m512 fold_256(__m512 a, __m512 b) {
     return _mm512_add_ps(_mm512_mask_blend_ps(0xff00, a, b), _mm512_shuffle_f32x4(a, b, 0x4e));
 }

@@ -1,4 +1,4 @@
-// Products in plain C++, which the compiler maps to the vectors of whatever it targets.
+// Products in plain C++, which the compiler maps to the vectors of its target.
 #pragma once
 
 #include "sddmm/products.hpp"
@@ -7,7 +7,7 @@ namespace spdf::sddmm {
 
 namespace {
 
-// GCC's and Clang's vector type: one AVX2 register, or as many narrower ones as it takes.
+// The vector type of GCC and Clang: one AVX2 register, or several narrower ones.
 typedef float Lanes __attribute__((vector_size(32), may_alias));
 
 template <int vectors>
@@ -20,7 +20,7 @@ struct Kernel {
         explicit Row(const float* row) : y(row) {}
     };
 
-    // Sums of `size` entries in lanes side by side, folded at the end in a fixed order.
+    // Sums of `size` entries in separate lanes, folded at the end in a fixed order.
     template <int size>
     static void group(const uint8_t* columns, const Row& row, const float* x, float* to) {
         Lanes sums[size];

@@ -1,8 +1,8 @@
-// Order in which a product visits the kept entries, prepared once a pattern.
+// The order in which a product visits the kept entries, prepared once per pattern.
 //
-// The weight is cut into row blocks and column blocks; packed x of a column block stays in L1. Inside a block, rows come by
-// falling number of entries, so that a kernel runs the same straight-line code for many rows in a row and its branches are
-// predicted. An entry takes one byte.
+// The weight is divided into row blocks and column blocks. Packed x of a column block stays in L1. Inside a block, rows
+// are sorted by falling number of entries, so that a kernel runs the same straight-line code for many successive rows
+// and its branches are predicted. An entry takes one byte.
 #pragma once
 
 #include <cstdint>
@@ -13,11 +13,11 @@
 namespace spdf::sddmm {
 
 constexpr int kColumnsPerBlock = 48;  // x 8 vectors of 64 bytes: 24 KiB of a 32 KiB L1
-// Where rows have few entries in a block, coming to a row costs as much as its products: wider blocks halve the visits,
-// though a third of x then comes from the second-level cache.
+// With few entries per row and block, starting a row costs as much as its products. Wider blocks halve the number of
+// starts, although a third of x is then read from L2.
 constexpr int kColumnsPerSparseBlock = 96;
 constexpr double kSparseDensity = 0.22;
-constexpr int kLargestGroup = 8;      // entries of one row that a kernel sums side by side
+constexpr int kLargestGroup = 8;      // entries of one row that a kernel sums at once
 
 struct Bucket {
     uint16_t rows;     // rows in it
@@ -58,7 +58,7 @@ struct spdf_sddmm {
 
     int64_t nnz() const { return row_start.back(); }
 
-    // Of a block in `columns`; the last row block ends where the block after it would start.
+    // Index of a block's first entry in `columns`; also defined for the block after the last.
     int64_t first_entry(int64_t row_block, int64_t column_block) const {
         return static_cast<int64_t>(blocks[row_block * column_blocks + column_block].first_entry);
     }

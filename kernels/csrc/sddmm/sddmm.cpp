@@ -1,4 +1,4 @@
-// The product: shares the weight out to threads, packs for each what it reads of both operands, runs its products.
+// The driver: divides the weight among the threads, packs the operands of each share, and runs its products.
 #include "sddmm/sddmm.h"
 
 #include <algorithm>
@@ -17,20 +17,20 @@ namespace spdf::sddmm {
 
 namespace {
 
-// Packed x of all shares together; more tokens go in several passes.
+// Limit of packed x of all shares together; more tokens take several passes.
 constexpr int64_t kPackedFloats = int64_t{16} << 20;
 // Sums of a task. Each run of tokens revisits them, so most of them must fit the second-level cache.
 constexpr int64_t kTaskSums = int64_t{200} << 10;
 constexpr int64_t kMostTaskColumns = 3072;
-// Each pass goes through all sums, so it packs this many floats per sum; more would not stay in cache.
+// Each pass reads and writes all sums, so it packs this many floats per sum. More would not stay in the cache.
 constexpr int64_t kPackedFloatsOfSum = 2;
-// Packing a feature takes as long as the products of so many entries.
+// Cost of packing a feature, in products of entries.
 constexpr int64_t kEntriesOfFeature = 10;
 
 template <class T>
 struct Path {
     const Products& products;
-    // Chunk of feature f at panel + f * stride (floats), from `tokens` rows of x; tokens past the end are zero.
+    // Packs feature f to panel + f * stride (floats) from `tokens` rows of x; tokens past the end are zero.
     void (*pack)(const T* x, int64_t row_length, int tokens, int64_t features, float* panel, int64_t stride);
     int tokens_per_chunk;
 };
@@ -49,7 +49,7 @@ std::vector<Run> cut(const Path<T>& path, int64_t tokens) {
     int64_t first = 0;
     for (int i = 0; i < 4; ++i) {
         const int64_t length = int64_t{kVectorCounts[i]} * path.tokens_per_chunk;
-        // The shortest run takes what is left, padded with zeros.
+        // The shortest run takes the remaining tokens, padded with zeros.
         while (tokens - first >= length || (kVectorCounts[i] == 1 && first < tokens)) {
             runs.push_back({first, std::min(length, tokens - first), kVectorCounts[i], path.products.by_vectors[i]});
             first += length;
@@ -75,7 +75,7 @@ struct Blocks {
     int64_t first, last;
 };
 
-// The weight cut into rows x columns of shares, one a thread.
+// The weight as a grid of rows x columns of shares, one per thread.
 struct Grid {
     int64_t rows = 1, columns = 1;
 
@@ -83,8 +83,8 @@ struct Grid {
     static Blocks part(int64_t blocks, int64_t parts, int64_t i) { return {blocks * i / parts, blocks * (i + 1) / parts}; }
 };
 
-// The grid whose largest share takes the least time. A share packs what it reads, so that no thread waits for lines that
-// another one has written: between cores without a common cache such a line takes longer to arrive than to pack.
+// The grid whose largest share takes the least time. A share packs its own operands: between cores without a common
+// cache, moving a packed line takes longer than packing it again.
 Grid grid_of(const spdf_sddmm& s, int threads) {
     const int64_t entries_of_block = s.nnz() / (s.row_blocks * s.column_blocks);
     Grid best;
@@ -106,14 +106,15 @@ Grid grid_of(const spdf_sddmm& s, int threads) {
 struct Plan {
     std::vector<Run> runs;
     Grid grid;
-    int64_t runs_at_once;  // of a pass
+    int64_t runs_at_once;  // runs per pass
     int64_t task_blocks;   // column blocks of a task
-    int64_t x_floats;      // packed, of a run of a share
-    int64_t y_floats;      // of a run of a row block
-    int64_t share_floats;  // all that a share packs
-    // With one pass a task's sums are done when it ends: a share has those of one task, else all have theirs in common.
+    int64_t x_floats;      // packed x of one run of a share
+    int64_t y_floats;      // packed dy of one run of a row block
+    int64_t share_floats;  // all packed operands of a share
+    // With one pass the sums of a task are final when it ends, and each share holds those of one task. Else all sums
+    // are held.
     bool one_pass;
-    int64_t sum_floats;  // of a share with one pass, else of all
+    int64_t sum_floats;  // per share with one pass, else in total
 };
 
 int64_t most_sums_of_task(const spdf_sddmm& s, int64_t task_blocks) {
@@ -128,7 +129,7 @@ int64_t most_sums_of_task(const spdf_sddmm& s, int64_t task_blocks) {
 }
 
 Plan plan_of(const spdf_sddmm& s, std::vector<Run> runs, int threads) {
-    constexpr int64_t kFeatureFloats = kVectorCounts[0] * kChunkFloats;  // of a feature in the longest run
+    constexpr int64_t kFeatureFloats = kVectorCounts[0] * kChunkFloats;  // per feature in the longest run
     const Grid grid = grid_of(s, threads);
     const int64_t width = divide_up(s.column_blocks, grid.columns) * s.columns_per_block;
     const int64_t height = divide_up(s.row_blocks, grid.rows) * s.rows_per_block;
@@ -137,7 +138,7 @@ Plan plan_of(const spdf_sddmm& s, std::vector<Run> runs, int threads) {
     const int64_t worth = kPackedFloatsOfSum * s.nnz() / (grid.shares() * (width + height) * kFeatureFloats);
     const int64_t most = std::max<int64_t>(1, std::min(worth, kPackedFloats / (x_floats * grid.shares())));
     const int64_t passes = std::max<int64_t>(1, divide_up(run_count, most));
-    const int64_t at_once = divide_up(run_count, passes);  // as even as can be
+    const int64_t at_once = divide_up(run_count, passes);  // passes of equal size
     const int64_t block_sums = std::max<int64_t>(1, s.nnz() / (s.row_blocks * s.column_blocks));
     const int64_t task_blocks = std::clamp<int64_t>(kTaskSums / block_sums, 1, kMostTaskColumns / s.columns_per_block);
     const bool one_pass = passes == 1;
@@ -145,7 +146,7 @@ Plan plan_of(const spdf_sddmm& s, std::vector<Run> runs, int threads) {
     return {std::move(runs), grid, at_once, task_blocks, x_floats, y_floats, x_floats * at_once + y_floats, one_pass, sum_floats};
 }
 
-// One thread's part of the product. Sums come in the order of the schedule, one after the other.
+// One thread's share of the product. Sums are in the order of the schedule.
 template <class T>
 struct Share {
     const spdf_sddmm& s;
@@ -160,7 +161,7 @@ struct Share {
     float* x_panels;
     float* y_panel;
     float* sums;
-    int64_t* next;  // [rows_per_block], the place of the next value of each row
+    int64_t* next;  // [rows_per_block], index of the next value of each row
 
     int64_t first_row(int64_t rb) const { return rb * s.rows_per_block; }
     int64_t rows_of(int64_t rb) const { return std::min(s.rows_per_block, s.out - first_row(rb)); }
@@ -209,7 +210,7 @@ struct Share {
         }
     }
 
-    // Runs first .. last - 1, of which x is packed.
+    // Processes runs first .. last - 1, whose x is packed.
     void run_task(int64_t rb, Blocks of, int64_t first, int64_t last, float* task_sums) const {
         for (int64_t i = first; i < last; ++i) {
             const Run& run = plan.runs[i];
@@ -223,7 +224,7 @@ struct Share {
         }
     }
 
-    // Calls entries(row of the block, count) for what each row keeps in each block, in the order of the sums.
+    // Calls entries(row of the block, number of kept entries) for each row of each block, in the order of the sums.
     template <class Entries>
     void each_row(int64_t rb, Blocks of, const Entries& entries) const {
         for (int64_t cb = of.first; cb < of.last; ++cb) {
@@ -235,13 +236,13 @@ struct Share {
         }
     }
 
-    // Before a row block's first task: the values of the columns before it are another share's.
+    // Before a row block's first task: skips the values of the columns of earlier shares.
     void find_places(int64_t rb) const {
         std::copy_n(&s.row_start[first_row(rb)], rows_of(rb), next);
         each_row(rb, {0, columns.first}, [&](uint16_t row, int64_t count) { next[row] += count; });
     }
 
-    // The values of a task in row-major order, rounded; tasks of a row block come one after the other.
+    // Writes the values of a task in row-major order, rounded. Tasks of a row block must be written in order.
     void write(int64_t rb, Blocks of, const float* from) const {
         each_row(rb, of, [&](uint16_t row, int64_t count) {
             T* to = values + next[row];

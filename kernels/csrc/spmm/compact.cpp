@@ -20,7 +20,7 @@ void spmm_compact(const CompactBackend& backend, const Rows& rows, const T* x, i
                   const float* bias, T* y, int threads, Scratch& scratch) {
     const int64_t width = backend.width;
     const int64_t groups = (tokens + width - 1) / width;
-    // Fewer groups than threads: the rows are shared out too, and each part packs x for itself.
+    // With fewer groups than threads the rows are divided too, and each part packs x.
     const int64_t parts = std::min<int64_t>(rows.count, (threads + groups - 1) / groups);
     const int64_t block_inputs = std::min(rows.inputs, kBlockFloats / width);
     const int64_t x_floats = block_inputs * width;

@@ -9,15 +9,15 @@
 
 namespace spdf {
 
-// A block of inputs and the rows' way through it.
+// A block of inputs, and the position of each row in it.
 struct InputBlock {
-    int64_t first;    // input that x begins with
-    int64_t last;     // one past its last input
+    int64_t first;    // first input of x
+    int64_t last;     // one past the last input of x
     int64_t* cursor;  // [count] next entry of each row; moved past the block
 };
 
 // y[r * width + t] += sum over row r's entries in the block of values[i] * x[(index[i] - first) * width + t], for rows
-// begin..end-1, t < width; the block that begins with input 0 sets y instead.
+// begin..end-1, t < width. The block that begins with input 0 sets y and does not add to it.
 using CompactKernel = void (*)(const Rows& rows, int64_t begin, int64_t end, const InputBlock& block,
                                const float* values, const float* x, float* y);
 

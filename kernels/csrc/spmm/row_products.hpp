@@ -1,4 +1,5 @@
-// The loop of the portable back end. Included by one source for the baseline and one for AVX2, so it is internal to each.
+// The loop of the portable back end. Included by one source for the baseline and one for AVX2, so it is internal to
+// each.
 #pragma once
 
 #include "spmm/compact.hpp"
@@ -7,7 +8,7 @@ namespace spdf {
 
 namespace {
 
-// A vector of the compiler's own: it becomes whatever registers the target has.
+// The compiler's vector type, which it maps to the registers of the target.
 constexpr int kLanes = 8;
 constexpr int kVectors = 8;
 constexpr int64_t kWidth = kLanes * kVectors;

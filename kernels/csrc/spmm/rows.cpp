@@ -34,8 +34,9 @@ void build(const Pattern& pattern, const Column* columns, Transpose& transpose) 
 template <class T, class Column>
 void reorder(const Pattern& pattern, const Column* columns, const Transpose& transpose, const T* values, float* ordered,
              int threads) {
-    // Each thread owns a range of columns, so writes never meet and the result does not depend on the threads. Memory is
-    // taken before: an exception that leaves a parallel region ends the process.
+    // Each thread owns a range of columns, so threads write to different places, and the result does not depend on
+    // their number. Memory is allocated before the parallel region, because an exception that leaves it ends the
+    // process.
     std::vector<int64_t> next(transpose.start.begin(), transpose.start.end() - 1);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int part = 0; part < threads; ++part) {

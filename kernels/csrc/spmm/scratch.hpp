@@ -1,4 +1,4 @@
-// Memory that a product needs while it runs, kept by the calling thread for its next one: fresh pages cost more than the
+// Temporary memory of a product. The calling thread keeps it for its next product, because new pages cost more than the
 // packing that fills them.
 #pragma once
 
@@ -22,7 +22,8 @@ public:
 
     // At least `count` floats, aligned to a cache line, contents arbitrary. Throws std::bad_alloc.
     float* floats(int64_t count) {
-        // Large memory in huge pages, where the system has them on request: packed operands are read in many small strides.
+        // Large memory requests huge pages if the system offers them, because packed operands are read in many small
+        // strides.
         constexpr size_t kHugePage = size_t{1} << 21;
         const size_t wanted = static_cast<size_t>(count) * sizeof(float);
         const size_t page = wanted >= kHugePage ? kHugePage : 4096;
@@ -33,7 +34,7 @@ public:
             memory_ = std::aligned_alloc(page, bytes);
             if (!memory_) throw std::bad_alloc();
 #if defined(__linux__)
-            if (page == kHugePage) madvise(memory_, bytes, MADV_HUGEPAGE);  // only a wish
+            if (page == kHugePage) madvise(memory_, bytes, MADV_HUGEPAGE);  // may fail
 #endif
             bytes_ = bytes;
         }

@@ -1,4 +1,4 @@
-// What the C++ tests share: a counter of failures and a small deterministic generator.
+// Shared by the C++ tests: a counter of failures and a small deterministic random generator.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Compares what an encoder writes with the bytes that the GNU assembler gives for the same instructions.
+// Compares the bytes of an encoder with those of the GNU assembler for the same instructions.
 #pragma once
 
 #include <cstdint>

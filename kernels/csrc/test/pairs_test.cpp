@@ -1,4 +1,4 @@
-// Pairs of inputs: each odd input once, and no fewer common rows than greedy choice finds, input by input.
+// Pairs of inputs: each odd input occurs once, and there are at least as many common rows as in a simple greedy choice.
 #include <algorithm>
 #include <vector>
 
@@ -16,7 +16,7 @@ int common(const std::vector<uint32_t>& rows, int64_t even, int64_t odd) {
     return __builtin_popcount(rows[static_cast<size_t>(2 * even)] & rows[static_cast<size_t>(2 * odd + 1)]);
 }
 
-// Rows that keep both inputs of a pair, taken greedily from the most to none within neighbours first .. end - 1.
+// Common rows of pairs in a greedy choice, from the most common rows to none, within inputs first .. end - 1.
 int64_t greedy(const std::vector<uint32_t>& rows, int64_t first, int64_t end) {
     std::vector<bool> even(static_cast<size_t>(end - first)), odd(even);
     int64_t sum = 0;

@@ -1,5 +1,5 @@
-// Every product through the C interface against sums in double precision over kept entries, on buffers of exact size so
-// that a sanitizer sees each byte out of place.
+// Compares every product through the C interface with sums in double precision over kept entries, on buffers of exact
+// size, so that a sanitizer detects every access out of bounds.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -24,7 +24,7 @@ constexpr Case kCases[] = {
     {100, 769, 5, 0.2}, {40, 1537, 70, 0.05}, {257, 64, 130, 0.5}, {2, 70000, 3, 0.01}, {70000, 2, 3, 0.3},
     {300, 401, 40, 0.007}, {65, 1601, 20, 0.5},  // bf16: too few entries for pairs; several windows of pairs, one of them short
     {600, 900, 7, 0.5},  // enough work for several threads, too few tokens to share
-    {64, 3, 4200, 0.5}, {3, 64, 4200, 0.5}, {70, 3, 4200, 0.5},  // results that go past the caches; rows that are no whole lines
+    {64, 3, 4200, 0.5}, {3, 64, 4200, 0.5}, {70, 3, 4200, 0.5},  // non-temporal stores; rows that are not whole lines
 };
 
 float as_float(float value) { return value; }
@@ -75,7 +75,7 @@ void test_case(const Case& c, int backend, int threads) {
         }
     }
     const int bf16 = sizeof(T) == 2;
-    for (int repeat = 0; repeat < 2; ++repeat) {  // the second time everything is prepared
+    for (int repeat = 0; repeat < 2; ++repeat) {  // the second time all products are prepared
         check(spdf_spmm(pattern, backend, 0, bf16, x.data(), c.tokens, values.data(), bias.data(), y.data(), threads) ==
                   SPDF_OK, "forward runs");
         check(spdf_spmm(pattern, backend, 1, bf16, dy.data(), c.tokens, values.data(), nullptr, dx.data(), threads) ==
@@ -89,7 +89,7 @@ void test_case(const Case& c, int backend, int threads) {
     spdf_pattern_free(pattern);
 }
 
-// Tiles of 16 tokens, as spdf_spmm_packed takes them; lanes past the last token are zero.
+// Tiles of 16 tokens in the layout of spdf_spmm_packed; lanes past the last token are zero.
 std::vector<float> packed(const std::vector<float>& x, int64_t tokens, int64_t features) {
     std::vector<float> tiles(static_cast<size_t>((tokens + 15) / 16 * (features | 1) * 16));
     for (int64_t t = 0; t < tokens; ++t) {
