@@ -1,4 +1,4 @@
-"""What tests of several packages share: a tiny tokenizer, packed text and a config for them."""
+"""Fixtures of several packages: a tiny tokenizer, packed text and a config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# A shell starts background jobs with SIGINT ignored, and they hand that on: Ctrl-C sent to a child would do nothing.
+# A shell starts background jobs with SIGINT ignored. Children inherit that, and would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # likewise under nohup
 
@@ -32,7 +32,7 @@ class TinyData:
 
 @pytest.fixture(scope="session")
 def spdf_data() -> Path:
-    """The folder of real data; the test is skipped where it is not given."""
+    """The folder of real data. Without it, the test is skipped."""
     folder = os.environ.get("SPDF_DATA")
     if not folder:
         pytest.skip("SPDF_DATA is not set: no official data to compare with")
@@ -57,7 +57,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> TinyData:
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_data: TinyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pre-training config of seconds: 12 steps, checkpoints every 5, validation every 6."""
+    """A pre-training config that runs for seconds: 12 steps, checkpoints every 5, validation every 6."""
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(
         f"""

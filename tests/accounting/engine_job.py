@@ -1,8 +1,8 @@
-"""One rank of a tiny training run that weighs what it holds and counts what it sends; rank 0 prints JSON.
+"""One rank of a tiny training run that measures its memory and its traffic. Rank 0 prints JSON.
 
     engine_job.py TENSOR DATA STAGE PRECISION EXECUTION CHECKPOINTING [FAMILY [sequence]]
 
-Ranks come from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe the ranks.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def tree(
 
 
 OUTPUTS = ("tensor", "output_tensor", "output", "tensor_list")
-"""What collectives call the tensor that holds their result."""
+"""Names of the argument of collectives that receives the result."""
 
 
 class Traffic:
-    """Bytes given to collectives of more than ``least`` bytes, by collective and group size."""
+    """Bytes of the collectives with more than ``least`` bytes, by collective and group size."""
 
     def __init__(self, least: int = 64) -> None:
         self.least = least
@@ -105,7 +105,7 @@ def storages(tensors: list[torch.Tensor]) -> int:
 
 
 def optimizer_state(engine: Engine) -> dict[str, int]:
-    """Bytes of masters and moments, by what the optimizer really holds."""
+    """Bytes of masters and moments, from the tensors of the optimizer."""
     masters = [p for group in engine.adamw.param_groups for p in group["params"]] if engine.stage else []
     state = engine.adamw.state.values()
     moments = [value for entry in state for key, value in entry.items() if key != "step" and value.numel() > 1]

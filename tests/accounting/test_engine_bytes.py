@@ -1,4 +1,4 @@
-"""State, activations and traffic of the arithmetic against a real engine on one and two ranks."""
+"""Compares computed state, activations and traffic with a real engine on one and two ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JOB = Path(__file__).with_name("engine_job.py")
 
 
 def run_job(tensor: int, data: int, *rest: str) -> dict[str, Any]:
-    """Start the ranks and return what rank 0 told."""
+    """Start the ranks and return the output of rank 0."""
     count, port = tensor * data, str(free_port())
     ranks = []
     for rank in range(count):
@@ -90,7 +90,7 @@ def test_one_rank_copies_no_gradients_to_share_them() -> None:
 def test_tensor_parallel_bytes(execution: str, recompute: str) -> None:
     told = run_job(2, 1, "1", "fp32", execution, recompute)
     expected = told["expected_state"]
-    # A rank's share of a random mask is the mean only on average; whole weights divide exactly.
+    # The non-zeros of a random mask per rank equal the mean only on average. Dense weights divide exactly.
     tolerance = 0.01 if execution == "compressed" else 0.0
     for key in ("weights", "masters", "moments"):
         assert told[key] == pytest.approx(expected[key], rel=tolerance, abs=0)

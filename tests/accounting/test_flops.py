@@ -1,4 +1,4 @@
-"""The FLOP formula against the paper's digits, against torch's own counter, and its parts."""
+"""Compares the FLOP formula with the paper's digits and with torch's counter."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_executed_flops_count_zeros_and_recomputation() -> None:
 
 
 def test_linears_share_of_small_models() -> None:
-    """The two examples of small experiments: a large vocabulary leaves nothing to save, a small one does."""
+    """Two small models: with a large vocabulary, the linear layers have a small share of the FLOPs."""
     large = ModelConfig(num_layers=4, hidden_size=128, num_attention_heads=4, seq_length=256, vocab_size=50257)
     small = ModelConfig(num_layers=6, hidden_size=256, num_attention_heads=4, seq_length=256, vocab_size=4096)
     assert linears_share(large) < 0.12
@@ -125,7 +125,7 @@ def test_a_budget_below_one_step_is_one_step_and_zero_is_none() -> None:
 
 
 def test_equals_torchs_own_counter() -> None:
-    """Forward only, attention by plain matrix products; softmax, which torch counts as nothing, taken out."""
+    """Forward pass only, with attention as plain matrix products and without softmax, which torch does not count."""
     torch = pytest.importorskip("torch")
     from torch import nn
     from torch.utils.flop_counter import FlopCounterMode

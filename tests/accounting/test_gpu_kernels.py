@@ -1,4 +1,4 @@
-"""Which masks a GPU skips, and what an estimate makes of it."""
+"""The masks whose blocks a GPU skips, and their effect on estimates."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def config(*overrides: str) -> PretrainConfig:
         (["sparsity.pattern=2:4", "sparsity.level=0.5"], 1, None),
         (["sparsity.pattern=balanced:128", "sparsity.permute=true"], 1, None),
         (["sparsity.pattern=balanced:128", "training.precision=fp32", "parallel.zero_stage=0"], 1, None),
-        (["sparsity.pattern=balanced:128"], 32, None),  # a shard of W_D has 64 inputs, and cuts the blocks
+        (["sparsity.pattern=balanced:128"], 32, None),  # a shard of W_D has 64 inputs, less than a block
         (["sparsity.pattern=balanced:128", "sparsity.patterns={W_O: 'block:64'}"], 1, 64),
     ],
 )
@@ -60,7 +60,7 @@ def test_an_estimate_gains_from_blocks_and_not_from_other_masks() -> None:
     large, said = compute("sparsity.pattern=balanced:128")
     small, _ = compute("sparsity.pattern=balanced:64")
     assert 1.6 < dense / large < 2.0 and 1.4 < dense / small < dense / large
-    assert "blocks of 128" in said and "estimate" in said  # `auto` takes them
+    assert "blocks of 128" in said and "estimate" in said  # `auto` selects compressed
     masked, said = compute()
     assert masked == pytest.approx(dense) and said.startswith("masked")
     expanded, said = compute("sparsity.execution=compressed")

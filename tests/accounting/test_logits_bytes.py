@@ -1,4 +1,4 @@
-"""The estimate of the loss's passing buffer against the loss itself, with more logits than one chunk holds."""
+"""Compares the estimated buffer of the loss with the loss, for more logits than one chunk."""
 
 from __future__ import annotations
 

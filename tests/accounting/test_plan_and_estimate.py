@@ -24,7 +24,7 @@ CLUSTER = Cluster(4, 8, find_gpu("h100"))
 
 
 def test_state_of_the_linears_at_75_percent_is_a_quarter_and_the_indices() -> None:
-    """16 bytes a weight dense (value, gradient, moments) against 16 bytes a kept value and its index."""
+    """Dense: 16 bytes per weight (value, gradient, moments). Compressed: 16 bytes per kept value, and its index."""
     model = ModelConfig(num_layers=4, hidden_size=1024, num_attention_heads=8, seq_length=8, vocab_size=8)
     layout = Layout(1, 1, 0, 1, "compressed", "fp32", False)
     sparsity = SparsityConfig(level=0.75)

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and no link that waits beside them is followed."""
+"""Files appear only when complete, and links with the name of a temporary file are not followed."""
 
 from __future__ import annotations
 

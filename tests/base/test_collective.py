@@ -13,7 +13,7 @@ from spdf_dist.config.errors import SpdfError, UserError
 
 
 def on_ranks(folder: Path, work: Any) -> list[Any]:
-    """``work(collective)`` on two ranks that meet through files; what it returned or raised, by rank."""
+    """Run ``work(collective)`` on two ranks that communicate through files. Returns the results or errors by rank."""
     results: list[Any] = [None, None]
 
     def one(rank: int) -> None:

@@ -1,4 +1,4 @@
-"""Without the packages of an extra, what needs them ends in one line that names the extra."""
+"""Without the packages of an extra, code that needs them fails with one line that names the extra."""
 
 import sys
 import tomllib
@@ -26,7 +26,7 @@ PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text
 
 @pytest.fixture
 def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Takes the modules of an extra away, as in an environment where it was not installed."""
+    """Hides the modules of an extra, as in an environment without it."""
 
     def take(extra: str) -> None:
         for module in EXTRAS[extra]:

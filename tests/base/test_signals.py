@@ -1,4 +1,4 @@
-"""What commands do at a signal, and that earlier handlers come back."""
+"""Commands handle signals, and restore the previous handlers."""
 
 from __future__ import annotations
 

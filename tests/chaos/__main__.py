@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def tell(part: str, counts: dict[str, int], failures: list[str], began: float) -> int:
-    """Print the counts of a part and its failures; the number of failures."""
+    """Print the counts and failures of a part, and return the number of failures."""
     text = ", ".join(f"{number} {name}" for name, number in counts.items())
     print(f"chaos: {part}: {text}; {len(failures)} failures; {time.monotonic() - began:.0f} s", flush=True)
     for failure in failures[:20]:

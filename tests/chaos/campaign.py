@@ -42,7 +42,7 @@ class Tally:
 
 
 class Campaign:
-    """Faults drawn from one seed, in one folder."""
+    """Random faults from one seed, in one folder."""
 
     def __init__(self, work: Path, seed: int) -> None:
         self.work, self.seed = work, seed
@@ -55,7 +55,7 @@ class Campaign:
         self.reference = self.finished("reference")
 
     def must(self, *words: object) -> Ended:
-        """A command that has to work."""
+        """Run a command that must succeed."""
         ended = run(words)
         assert ended.code == 0, (words, ended)
         return ended
@@ -68,14 +68,14 @@ class Campaign:
         return ("pretrain", "tiny.yaml", f"run_dir={out}")
 
     def finished(self, out: str) -> tuple[list[tuple[object, ...]], dict[str, str]]:
-        """Run to the end; the numbers of its metrics, and the digests of its last checkpoint's files."""
+        """Run to the end. Returns the metrics, and the digests of the files of the last checkpoint."""
         self.must(*self.pretrain(out))
         return result_of(Path(out))
 
     # ---- kills and signals ------------------------------------------------------------------------------------------
 
     def kills(self, deadline: float, most: int) -> Tally:
-        """SIGKILL at random moments and at every call of the disk, again and again until a run is done.
+        """SIGKILL at random moments and at each file-system call, repeated until a run is finished.
 
         The run must end with the losses and the bytes of the uninterrupted one.
         """
@@ -112,7 +112,7 @@ class Campaign:
             tally.require(not left, f"{out} has leftovers: {left}")
 
     def signals(self, deadline: float, most: int) -> Tally:
-        """SIGTERM, SIGUSR1 and SIGINT at random moments: exit code 75, one line, and the same end."""
+        """SIGTERM, SIGUSR1 and SIGINT at random moments: exit code 75, one line, and the same final result."""
         rng, tally = random.Random(f"{self.seed} signals"), Tally()
         while time.monotonic() < deadline and tally.counts.get("signals", 0) < most:
             out = Path("stopped")
@@ -120,7 +120,7 @@ class Campaign:
                 number = rng.choice((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
                 ended = run(self.pretrain(str(out)), send=number, after=rng.uniform(0.05, 2.0))
                 tally.add("signals")
-                ok = ended.code in (0, 75) or ended.code == -number  # before the command hears signals
+                ok = ended.code in (0, 75) or ended.code == -number  # before the command handles signals
                 tally.require(ok and "Traceback" not in ended.said, f"{signal.Signals(number).name}: {ended}")
             self.compare(tally, out)
             shutil.rmtree(out, ignore_errors=True)
@@ -129,7 +129,7 @@ class Campaign:
     # ---- two at once ------------------------------------------------------------------------------------------------
 
     def makers(self) -> dict[str, tuple[object, ...]]:
-        """Commands that make something, without their output, which comes last."""
+        """Commands that write an output, without its path, which is the last argument."""
         text = ("--input", "text.jsonl")
         return {
             "tokenizer": ("data", "tokenizer", "train", *text, "--vocab-size", 320, "--out"),
@@ -141,7 +141,7 @@ class Campaign:
         }
 
     def races(self, deadline: float, most: int) -> Tally:
-        """Three of one command on one output at once: at least one wins, what is there is whole, the others say why."""
+        """Three processes write one output: at least one succeeds, the output is complete, the others say why."""
         tally = Tally()
         expected: dict[str, dict[str, str]] = {}
         for name, words in self.makers().items():
@@ -171,7 +171,7 @@ class Campaign:
     # ---- limits -----------------------------------------------------------------------------------------------------
 
     def limits(self, deadline: float, most: int) -> Tally:
-        """Full disks and few open files: one line, no traceback, nothing left behind; a run goes on afterwards."""
+        """Full disks and few open files: one line, no traceback, no leftovers. A run can continue afterwards."""
         rng, tally = random.Random(f"{self.seed} limits"), Tally()
         for number in range(max(1, most // 6)):
             for name, words in (*self.makers().items(), ("pretrain", ("pretrain", "tiny.yaml"))):
@@ -193,7 +193,7 @@ class Campaign:
                 if name == "pretrain":
                     self.compare(tally, out)
                 elif ended.code != 0:
-                    several = name in ("report", "synthetic")  # several files, each whole or not there
+                    several = name in ("report", "synthetic")  # several files, each complete or missing
                     tally.require(not out.exists() or several, f"{name}: half of {out} is there: {ended}")
                     tally.require(run([*words, out]).code == 0, f"{name}: {out} cannot be made afterwards")
                 if out.is_dir():
@@ -204,12 +204,12 @@ class Campaign:
 
 
 def place_of(name: str, stem: str) -> Path:
-    """Where a command's output goes."""
+    """The path of a command's output."""
     return Path(f"{stem}.model" if name == "tokenizer" else f"{stem}-{name}")
 
 
 def result_of(run_dir: Path) -> tuple[list[tuple[object, ...]], dict[str, str]]:
-    """What a run computed: a tuple for each metrics line, and the digests of its last checkpoint's tensors."""
+    """The results of a run: a tuple per metrics line, and the digests of the tensors of the last checkpoint."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     numbers = [(line["step"], *(line.get(key) for key in COUNTED)) for line in lines]
     last = max((run_dir / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
@@ -218,14 +218,14 @@ def result_of(run_dir: Path) -> tuple[list[tuple[object, ...]], dict[str, str]]:
 
 
 def differences(found: tuple[list, dict], expected: tuple[list, dict]) -> str:
-    """What is not equal, in a few words."""
+    """A short text about the differences."""
     lines = [f"{a} for {b}" for a, b in zip(found[0], expected[0], strict=False) if a != b]
     files = [name for name in expected[1] if found[1].get(name) != expected[1][name]]
     return f"{len(found[0])} lines for {len(expected[0])}; {lines[:2]}; {files}"
 
 
 def digests(path: Path) -> dict[str, str]:
-    """The sha256 of each file below ``path``, of a checkpoint without what tells when and where it was made."""
+    """The sha256 of each file below ``path``. Of a checkpoint, without the records of time and machine."""
     import hashlib
 
     files = sorted(path.rglob("*")) if path.is_dir() else [path]

@@ -1,4 +1,4 @@
-"""Runs `spdf` commands in forked children of a process that has imported everything: a third of a second a start."""
+"""Runs `spdf` commands in forked children of a process with all imports done, which makes starts fast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 DISK_CALLS = ("fsync", "rename", "replace", "unlink", "mkdir", "link", "rmdir")
-"""Calls of the file system at which a child can be killed: everything before one is on the disk, it is not."""
+"""File-system calls before which a child can be killed: the effects of earlier calls are on disk."""
 
 
 @dataclass
@@ -19,14 +19,14 @@ class Ended:
     """How a command ended."""
 
     code: int
-    """Exit code; -n when signal n ended it."""
+    """Exit code; -n after signal n."""
     said: str
     """Standard error."""
     seconds: float
 
 
 def preload() -> None:
-    """Import what the commands use, so that children need not."""
+    """Import the modules of the commands, so that children do not need to."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import deepspeed  # noqa: F401
     import torch
@@ -46,14 +46,14 @@ def preload() -> None:
 
 @dataclass
 class Child:
-    """A running command, and the pipe that its standard error goes to: a file may find no room."""
+    """A running command, and the pipe of its standard error. A file could fail when the disk is full."""
 
     pid: int
     pipe: int
     began: float
 
     def said(self) -> str:
-        """What it wrote; call it once, after its end."""
+        """The standard error of the command. Call it once, after the command has ended."""
         with os.fdopen(self.pipe, "rb", closefd=True) as pipe:
             return (pipe.read() or b"").decode(errors="replace")
 
@@ -64,7 +64,7 @@ def start(words: Sequence[object], prepare: Callable[[], None] | None = None) ->
     sys.stderr.flush()
     out, into = os.pipe()
     os.set_blocking(out, False)
-    os.set_blocking(into, False)  # a child that says more than a pipe holds does not wait for us
+    os.set_blocking(into, False)  # a child that writes more than the pipe can hold does not block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     pid = os.fork()
     if pid:
@@ -73,7 +73,7 @@ def start(words: Sequence[object], prepare: Callable[[], None] | None = None) ->
         return Child(pid, out, time.monotonic())
     code = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the command begins
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as at the start of a command
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -95,7 +95,7 @@ def start(words: Sequence[object], prepare: Callable[[], None] | None = None) ->
 
 
 def wait(child: Child, limit: float = 120.0) -> Ended:
-    """Wait for a child; one that takes longer than ``limit`` seconds is killed, and its code is -SIGALRM."""
+    """Wait for a child. After ``limit`` seconds it is killed, and its code is -SIGALRM."""
     while True:
         ended, status = os.waitpid(child.pid, os.WNOHANG)
         seconds = time.monotonic() - child.began
@@ -115,16 +115,16 @@ def run(
     after: float = 0.0,
     prepare: Callable[[], None] | None = None,
 ) -> Ended:
-    """Run a command to its end; ``send`` it a signal ``after`` seconds, unless it has ended by then."""
+    """Run a command to its end. Send it the signal ``send`` after ``after`` seconds, unless it has ended."""
     child = start(words, prepare)
     if send is not None:
         time.sleep(after)
-        os.kill(child.pid, send)  # a child that has ended is still there until it is waited for
+        os.kill(child.pid, send)  # an ended child exists until it is waited for
     return wait(child)
 
 
 def kill_at(number: int) -> Callable[[], None]:
-    """Let the child die by SIGKILL at its ``number``-th call of ``DISK_CALLS``, counted from 1, before it is made."""
+    """Kill the child with SIGKILL just before its ``number``-th call (from 1) of ``DISK_CALLS``."""
 
     def prepare() -> None:
         made = 0
@@ -146,10 +146,10 @@ def kill_at(number: int) -> Callable[[], None]:
 
 
 def small_files(size: int) -> Callable[[], None]:
-    """Let no file of the child grow beyond ``size`` bytes: a disk that is full."""
+    """Limit files of the child to ``size`` bytes, as on a full disk."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def few_files(count: int) -> Callable[[], None]:
-    """Let the child have at most ``count`` open files."""
+    """Limit the child to ``count`` open files."""
     return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))

@@ -1,6 +1,6 @@
-"""Damaged files of every kind: each is used or refused in one line, fast, in bounded memory, by no other exception.
+"""Damaged files of every kind. Each must be used or refused in one line, fast, in bounded memory, without a traceback.
 
-For kinds that have digests, a file that is used must be the one that was written.
+For kinds with digests, a file that is used must be the original one.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from spdf_dist.config.errors import SpdfError
 SECONDS = 20
 """Longest time for one file."""
 GROWTH_KB = 400_000
-"""Most memory that one file may add to the process."""
+"""Maximum memory that one file may add to the process."""
 
 
 @dataclass
 class Kind:
-    """A kind of file: a folder that holds a good one, the files in it that are damaged in turn, and what reads them."""
+    """A kind of file: a folder with intact files, the files in it to damage, and the function that reads them."""
 
     name: str
     make: Callable[[Path], None]
     files: tuple[str, ...]
     use: Callable[[Path], object]
     sealed: bool = False
-    """Whether any change must be noticed, unless the result is the same."""
+    """Whether every change must be detected, unless the result is equal."""
 
 
 @dataclass
 class Count:
-    """What became of the damaged files of one kind."""
+    """Counts of the results of one kind."""
 
     tried: int = 0
     used: int = 0
@@ -61,7 +61,7 @@ class TooSlow(BaseException):
 
 @contextlib.contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """Raise TooSlow in the block after so many seconds."""
+    """Raise TooSlow in the block after this many seconds."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise TooSlow
@@ -100,7 +100,7 @@ def fuzz(kind: Kind, count: int, seed: int, work: Path) -> Count:
 
 
 def attempt(kind: Kind, folder: Path, expected: object, same: bool, result: Count) -> str | None:
-    """Use one damaged file; what is wrong with how that went, or None."""
+    """Use one damaged file. Returns a description of the failure, or None."""
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     said = io.StringIO()
     try:
@@ -110,7 +110,7 @@ def attempt(kind: Kind, folder: Path, expected: object, same: bool, result: Coun
         result.refused += 1
         if "\n" in str(error) or len(str(error)) > 2000:
             return f"not one line: {str(error)[:300]!r}"
-    except OSError as error:  # the command line makes one line of these
+    except OSError as error:  # the command line reports these on one line
         result.refused += 1
         return None if error.filename is not None and error.errno in UNREACHABLE else repr(error)
     except TooSlow:
@@ -184,7 +184,7 @@ def jsonl() -> str:
 
 
 def read_texts(name: str) -> Callable[[Path], object]:
-    """Reads a text file as packing does; problems are no failures."""
+    """Reads a text file as packing does. Problems are not failures."""
     from spdf_dist.data.readers import check_inputs, documents
 
     return lambda folder: [document.text for document in documents(check_inputs([folder / name]), lambda problem: None)]
@@ -365,7 +365,7 @@ CHECKPOINT_FILES = (
 
 
 def kinds() -> list[Kind]:
-    """Every kind of file that a user brings or a run leaves."""
+    """Every kind of file that a user provides or a run writes."""
     text, task = jsonl(), json.dumps(WEBNLG_JSON)
     text_gz, e2e_gz = gzip.compress(text.encode(), mtime=0), gzip.compress(E2E.encode(), mtime=0)
     return [
@@ -415,7 +415,7 @@ def kinds() -> list[Kind]:
 
 
 def fuzz_all(count: int, seed: int, only: str = "") -> dict[str, Count]:
-    """``count`` damaged files of every kind whose name contains ``only``."""
+    """Test ``count`` damaged files of every kind whose name contains ``only``."""
     work = Path(tempfile.mkdtemp(prefix="spdf-fuzz-"))
     found = {kind.name: fuzz(kind, count, seed, work) for kind in kinds() if only in kind.name}
     if not any(result.failures for result in found.values()):

@@ -64,31 +64,31 @@ def flip(content: bytearray, rng: random.Random) -> None:
 
 
 def cut(content: bytearray, rng: random.Random) -> None:
-    """Drop the end."""
+    """Remove the end."""
     del content[rng.randrange(len(content) + 1) :]
 
 
 def remove(content: bytearray, rng: random.Random) -> None:
-    """Drop some bytes."""
+    """Remove some bytes."""
     at = rng.randrange(len(content) + 1)
     del content[at : at + rng.randrange(1, 60)]
 
 
 def insert(content: bytearray, rng: random.Random) -> None:
-    """Add a sign of some format."""
+    """Insert a character that is special in some format."""
     at = rng.randrange(len(content) + 1)
     content[at:at] = rng.choice(SIGNS) * rng.choice((1, 1, 1, 2, 400))
 
 
 def repeat(content: bytearray, rng: random.Random) -> None:
-    """Write a part twice."""
+    """Duplicate a part."""
     at = rng.randrange(len(content) + 1)
     part = content[at : at + rng.randrange(1, 200)]
     content[at:at] = part * rng.choice((1, 2, 30))
 
 
 def other_number(content: bytearray, rng: random.Random) -> None:
-    """Put something else in the place of a number."""
+    """Replace a number by something else."""
     found = list(NUMBER.finditer(bytes(content[:100_000])))
     if found:
         match = rng.choice(found)
@@ -96,7 +96,7 @@ def other_number(content: bytearray, rng: random.Random) -> None:
 
 
 def misspell(content: bytearray, rng: random.Random) -> None:
-    """Change a word."""
+    """Replace a word."""
     found = list(WORD.finditer(bytes(content[:100_000])))
     if found:
         match = rng.choice(found)
@@ -104,14 +104,14 @@ def misspell(content: bytearray, rng: random.Random) -> None:
 
 
 def noise(content: bytearray, rng: random.Random) -> None:
-    """Put random bytes over some."""
+    """Overwrite some bytes by random bytes."""
     at = rng.randrange(len(content) + 1)
     part = rng.randbytes(rng.randrange(1, 64))
     content[at : at + len(part)] = part
 
 
 def encode_anew(content: bytearray, rng: random.Random) -> None:
-    """Write the text in another encoding."""
+    """Encode the text in another encoding."""
     encoding = rng.choice(("utf-16", "utf-16-le", "utf-32", "utf-8-sig"))
     content[:] = bytes(content).decode("latin-1").encode(encoding)
 
@@ -120,7 +120,7 @@ USUAL = (flip, flip, flip, cut, remove, insert, repeat, other_number, other_numb
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """``content`` with one to four changes."""
+    """Return ``content`` with one to four changes."""
     changed = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 4))):
         rng.choice(USUAL)(changed, rng)

@@ -30,7 +30,7 @@ Tensors = dict[Kind, dict[str, torch.Tensor]]
 
 
 def make_tensors(masks: dict[str, BoolArray], seed: int = 0, model: ModelConfig = MODEL) -> Tensors:
-    """Weights and moments, dense, pruned entries zero."""
+    """Dense weights and moments, with zeros at pruned entries."""
     generator = torch.Generator().manual_seed(seed)
     tensors: Tensors = {}
     for kind in KINDS:
@@ -48,7 +48,7 @@ def masks_of(sparsity: SparsityConfig | None, model: ModelConfig = MODEL) -> dic
 
 
 def local_pieces(rank: int, ranks: int, masks: dict[str, BoolArray], model: ModelConfig = MODEL) -> Iterator[Piece]:
-    """What tensor rank ``rank`` of ``ranks`` holds, its vocabulary padded to a multiple of 4 x ranks."""
+    """The tensors of tensor rank ``rank`` of ``ranks``, with the vocabulary padded to a multiple of 4 x ranks."""
     for name, shape in global_shapes(model).items():
         short = name.rsplit(".", 1)[-1]
         dim = 0 if short in COLUMN or name in VOCABULARY else 1 if short in ROW else None
@@ -67,7 +67,7 @@ def local_pieces(rank: int, ranks: int, masks: dict[str, BoolArray], model: Mode
 
 
 def local_tensor(piece: Piece, tensor: torch.Tensor) -> torch.Tensor:
-    """The dense slice of a global tensor that a piece names."""
+    """The dense slice of a global tensor for a piece."""
     if piece.dim is None:
         return tensor
     return tensor[tuple(slice(piece.start, piece.stop) if d == piece.dim else slice(None) for d in range(tensor.dim()))]
@@ -81,7 +81,7 @@ def responsible(
     values: bool = True,
     model: ModelConfig = MODEL,
 ) -> Iterator[tuple[Kind, Piece, torch.Tensor]]:
-    """What a rank writes: its slices; replicated tensors by rank 0. Sparse ones as values or as dense slices."""
+    """The pieces that a rank writes: its slices, and on rank 0 replicated tensors. Sparse ones are values or dense."""
     for piece in local_pieces(rank, ranks, masks, model):
         if piece.dim is None and rank > 0:
             continue
@@ -91,7 +91,7 @@ def responsible(
 
 
 class Threads(Collective):
-    """Ranks that are threads; one barrier and one list serve all of them."""
+    """Ranks as threads, with a common barrier and list."""
 
     def __init__(self, rank: int, barrier: threading.Barrier, objects: list[Any]) -> None:
         self.rank, self.world_size = rank, len(objects)
@@ -106,7 +106,7 @@ class Threads(Collective):
 
 
 def run_ranks(ranks: int, work: Callable[[int, Threads], Any]) -> list[Any]:
-    """``work`` on every rank; what it returned or raised, by rank."""
+    """Run ``work`` on every rank. Returns the results or errors by rank."""
     barrier, objects = threading.Barrier(ranks, timeout=30), [None] * ranks
     results: list[Any] = [None] * ranks
 
@@ -147,7 +147,7 @@ def save(
     model: ModelConfig = MODEL,
     **more: Any,
 ) -> list[Any]:
-    """Write a checkpoint with ``ranks`` tensor ranks; the folder (or the error) of each rank."""
+    """Write a checkpoint with ``ranks`` tensor ranks. Returns the folder or error of each rank."""
     masks = masks_of(sparsity, model) if masks is None else masks
     content = tensors or make_tensors(masks, model=model)
 
@@ -166,7 +166,7 @@ def save(
 
 
 def write_gpt2_tokenizer(folder: Path) -> Path:
-    """A byte-level tokenizer of a few merges, in GPT-2's two files; the folder."""
+    """Write a byte-level tokenizer with a few merges as GPT-2's two files. Returns the folder."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     merges = ["t h", "th e", "Ġ the", "i n", "Ġ in", "e r"]
@@ -178,7 +178,7 @@ def write_gpt2_tokenizer(folder: Path) -> Path:
 
 
 def save_with_tokenizer(folder: Path, tokenizer: Path) -> Path:
-    """Write a dense checkpoint that carries a tokenizer, the model as large as its vocabulary; its folder."""
+    """Write a dense checkpoint with a tokenizer and a vocabulary of its size. Returns the folder."""
     model = replace(MODEL, vocab_size=load_tokenizer(tokenizer).vocab_size)
     return single_writer(folder, 5).write(
         (("model", whole(name, tensor), tensor) for name, tensor in make_tensors({}, model=model)["model"].items()),

@@ -109,7 +109,7 @@ def test_inspect_dense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_inspect_follows_reactivated_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A fine-tuned model that keeps the masks that it was densified from."""
+    """A fine-tuned model with the masks of its source checkpoint."""
     masks = masks_of(SPARSE)
     tensors = make_tensors({})
     name = "layers.0.W_D"
@@ -191,7 +191,7 @@ def test_what_is_in_the_way_is_not_deleted(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.fixture
 def sources(tmp_path: Path) -> dict[str, list[str]]:
-    """By command: what it makes a folder from."""
+    """By command: the source of the output folder."""
     (source,) = save(tmp_path / "a", 5)
     export_hf(source, tmp_path / "hf")
     return {"densify": [str(source)], "export-hf": [str(source)], "import-hf": [str(tmp_path / "hf")]}

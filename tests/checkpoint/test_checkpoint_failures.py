@@ -1,4 +1,4 @@
-"""Broken-off saves, full disks, damaged files: nothing half-written is taken for whole, nothing good is lost."""
+"""Interrupted saves, full disks, damaged files: partial checkpoints are never used, complete ones are never lost."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_latest_goes_by_content(tmp_path: Path) -> None:
 def test_damaged_ones_are_told_from_unfinished_ones(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         save(tmp_path, step)
-    (tmp_path / "step_20").mkdir()  # no manifest: never finished
+    (tmp_path / "step_20").mkdir()  # without a manifest, a checkpoint is incomplete
     (tmp_path / "step_15").rename(tmp_path / "step_15.tmp")
     assert damaged(tmp_path) == [] and damaged(tmp_path / "nowhere") == []
     (tmp_path / "step_5" / MASKS).unlink()
@@ -85,7 +85,7 @@ def test_what_names_a_checkpoint(tmp_path: Path) -> None:
     run = tmp_path / "run"
     save(run / "checkpoints", 5)
     save(run / "checkpoints", 7)
-    (run / "manifest.json").write_text('{"schema_version": 1}')  # a job's own, no checkpoint's
+    (run / "manifest.json").write_text('{"schema_version": 1}')  # the file of a job, not of a checkpoint
     for path in (run, run / "checkpoints", run / "checkpoints" / "step_7"):
         assert resolve(path) == run / "checkpoints" / "step_7"
     assert resolve(run / "checkpoints" / "step_5") == run / "checkpoints" / "step_5"
@@ -126,7 +126,7 @@ def test_the_same_step_is_replaced(tmp_path: Path) -> None:
 
 
 def fail_in_file(monkeypatch: pytest.MonkeyPatch, file: str) -> None:
-    """Let the disk be full from the third tensor of ``file`` on."""
+    """Make the disk full from the third tensor of ``file`` on."""
     add = SafetensorsStream.add
 
     def full(self: SafetensorsStream, key: str, array: Any) -> None:
@@ -170,7 +170,7 @@ def test_a_checkpoint_behind_a_link_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_failed_rank_still_draws_its_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They may hold collectives that other ranks wait in."""
+    """The iterators may contain collectives in which other ranks wait."""
     fail_in_file(monkeypatch, "model-00000.safetensors")
     tensors = make_tensors({})
     drawn = 0
@@ -187,7 +187,7 @@ def test_a_failed_rank_still_draws_its_pieces(tmp_path: Path, monkeypatch: pytes
         )
     assert drawn == sum(len(part) for part in tensors.values())
     assert list(tmp_path.iterdir()) == []
-    assert "checkpoint stays" not in str(raised.value)  # a command's own folder has no earlier ones beside it
+    assert "checkpoint stays" not in str(raised.value)  # a command's output folder has no earlier checkpoints
 
 
 LIMITED = """
@@ -244,7 +244,7 @@ def test_killed_in_mid_write(tmp_path: Path) -> None:
 
 
 def test_every_moment_of_a_save_is_safe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder copied at each write, rename and sync: never a newer whole one before the manifest's rename."""
+    """Copy the folder at each write, rename and sync. A new checkpoint is complete only after its manifest's rename."""
     root = tmp_path / "root"
     save(root, 5)
     seen: list[int] = []
@@ -273,7 +273,7 @@ def flip(path: Path) -> None:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a manifest's JSON, and leave its digest out, as in an older one."""
+    """Change a manifest's JSON and remove its digest, as in older manifests."""
     path = folder / "manifest.json"
     tree = json.loads(path.read_text())
     tree.pop("digest", None)
@@ -285,7 +285,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     save(tmp_path, 5, 2)
     flip(tmp_path / "step_5" / "model-00001.safetensors")
     checkpoint = Checkpoint(tmp_path)
-    checkpoint.read("ln_f.weight")  # lies in rank 0's file
+    checkpoint.read("ln_f.weight")  # is in the file of rank 0
     with pytest.raises(UserError, match=r"model-00001\.safetensors is damaged"):
         checkpoint.read("layers.0.W_Q")
     with pytest.raises(UserError, match=r"model-00001\.safetensors is damaged"):
@@ -425,14 +425,14 @@ def test_a_manifest_that_cannot_be_used(tmp_path: Path, change: Callable[[Any], 
 
 
 def rename(tree: dict[str, Any], old: str, new: str) -> None:
-    """Give a key another name, in its place."""
+    """Rename a key and keep its position."""
     items = [(new if key == old else key, value) for key, value in tree.items()]
     tree.clear()
     tree.update(items)
 
 
 def drop_kind(tensor: dict[str, Any], kind: str) -> None:
-    """Leave a tensor's slices of a kind out."""
+    """Remove a tensor's slices of one kind."""
     tensor["slices"].pop(kind)
     tensor["pruned_nonzero"].pop(kind)
 
@@ -462,7 +462,7 @@ def test_a_manifest_without_a_digest_is_an_older_one(tmp_path: Path) -> None:
 
 
 def first_slice(tree: dict[str, Any]) -> dict[str, Any]:
-    """Of a tensor with two dimensions."""
+    """The first slice of a tensor with two dimensions."""
     found: dict[str, Any] = tree["tensors"]["embedding.word"]["slices"]["model"][0]
     return found
 
@@ -476,7 +476,7 @@ def test_a_manifest_that_is_no_json(tmp_path: Path) -> None:
 
 
 def test_slices_of_other_sizes_than_the_file_holds(tmp_path: Path) -> None:
-    """They still cover the tensor."""
+    """The slices still cover the tensor."""
     (folder, _) = save(tmp_path, 5, 2)
 
     def move_the_cut(tree: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Written at one topology, read at another: every bit is the same."""
+"""Checkpoints written at one topology and read at another are equal in every bit."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_values_lie_in_row_major_order_of_the_slice(tmp_path: Path) -> None:
     masks = masks_of(SPARSE)
     tensors = make_tensors(masks)
     (folder, _) = save(tmp_path, 5, 2, tensors=tensors)
-    name = "layers.1.W_O"  # cut along its inputs
+    name = "layers.1.W_O"  # sharded along its inputs
     half = MODEL.ffn // 2
     with safe_open(folder / "model-00001.safetensors", framework="np") as file:
         values = file.get_tensor(name)

@@ -1,4 +1,4 @@
-"""What `spdf inspect` says of a mask's products on a GPU."""
+"""The text of `spdf inspect` about a mask's products on a GPU."""
 
 from __future__ import annotations
 

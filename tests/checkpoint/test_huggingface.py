@@ -61,7 +61,7 @@ def test_logits_and_greedy_text_equal(tmp_path: Path, ranks: int, sparsity: Any)
     with torch.no_grad():
         expected = plain_gpt(ours, ids)
         found = theirs(ids).logits
-    assert expected.std() > 1  # far from constant, so the comparison means something
+    assert expected.std() > 1  # far from constant, so that the comparison can fail
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
     text = ids[:, :2]
@@ -103,7 +103,7 @@ def test_import_what_transformers_wrote(tmp_path: Path) -> None:
 
 
 def test_names_without_prefix_and_buffers_are_taken(tmp_path: Path) -> None:
-    """As the original GPT-2 is published."""
+    """The layout of the published GPT-2."""
     (folder,) = save(tmp_path / "run", 5)
     export_hf(folder, tmp_path / "hf")
     path = tmp_path / "hf" / "model.safetensors"
@@ -131,7 +131,7 @@ def test_import_through_the_random_mask(tmp_path: Path) -> None:
 
 def test_import_through_a_magnitude_mask(tmp_path: Path) -> None:
     tensors = make_tensors({})
-    tensors["model"]["layers.0.W_Q"] = torch.ones(8, 8)  # all tied: the first ones stay
+    tensors["model"]["layers.0.W_Q"] = torch.ones(8, 8)  # all tied: the first ones are kept
     (folder,) = save(tmp_path / "run", 5, sparsity=None, tensors=tensors)
     export_hf(folder, tmp_path / "hf")
     import_hf(tmp_path / "hf", tmp_path / "out", level=0.9, mask="magnitude")
@@ -261,7 +261,7 @@ TEXT = "The Eagle is a coffee shop.\n  It serves  Indian food — £20-25, naïv
 
 
 def exported_sentencepiece(tmp_path: Path) -> tuple[Tokenizer, Any]:
-    """Our tokenizer, and what Transformers makes of it as ``tmp_path/hf`` has it."""
+    """Our tokenizer, and the one that Transformers loads from ``tmp_path/hf``."""
     from transformers import AutoTokenizer
 
     train_sentencepiece([Path(os.__file__).read_text()], 500, tmp_path / "t.model")
@@ -283,7 +283,7 @@ def test_sentencepiece_goes_along(tmp_path: Path) -> None:
 
 
 def test_broken_bytes_give_the_same_text(tmp_path: Path) -> None:
-    """A model may stop within a character, or write bytes that are none."""
+    """A model may stop inside a character, or generate invalid UTF-8."""
     ours, theirs = exported_sentencepiece(tmp_path)
     cut = ours.encode("one.\n\u2022")[:-2]
     assert ours.decode(cut) == theirs.decode(cut) == "one.\ufffd\ufffd"
@@ -312,13 +312,13 @@ def test_gpt2_vocabulary_goes_along(tmp_path: Path) -> None:
 
 @pytest.fixture
 def gpt2_folder(tmp_path: Path) -> Path:
-    """A model folder, exported from a checkpoint that carries GPT-2's two files."""
+    """A model folder, exported from a checkpoint with GPT-2's two files."""
     export_hf(save_with_tokenizer(tmp_path / "ck", write_gpt2_tokenizer(tmp_path / "t")), tmp_path / "hf")
     return tmp_path / "hf"
 
 
 def with_tokenizer_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Put in place of a folder's tokenizer what transformers writes of it, changed."""
+    """Replace a folder's tokenizer by transformers' version of it, with a change."""
     from transformers import GPT2Tokenizer
 
     GPT2Tokenizer.from_pretrained(folder).save_pretrained(folder)
@@ -336,7 +336,7 @@ def merges_as_text(tree: dict[str, Any]) -> None:
 
 
 def end_beside_the_vocabulary(tree: dict[str, Any]) -> None:
-    """Added tokens alone name it."""
+    """Only the added tokens name it."""
     del tree["model"]["vocab"]["<|endoftext|>"]
 
 
@@ -386,7 +386,7 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path, capsys: pytest.Ca
 def test_two_files_that_do_not_load_are_named(
     tmp_path: Path, gpt2_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Byte-level BPE, but documents end with another token than ours."""
+    """Byte-level BPE whose end-of-document token differs from ours."""
     path = gpt2_folder / "vocab.json"
     path.write_text(path.read_text().replace("<|endoftext|>", "</s>"))
     import_hf(gpt2_folder, tmp_path / "out")

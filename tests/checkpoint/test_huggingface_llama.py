@@ -44,7 +44,7 @@ SPARSE = SparsityConfig(level=0.75, seed=7, targets=list(architecture_of(TIED).t
 
 
 def saved(root: Path, model: ModelConfig, ranks: int, sparsity: SparsityConfig | None) -> Path:
-    """A checkpoint with weights that make the model prefer some words."""
+    """A checkpoint with weights large enough that the model prefers some tokens."""
     tensors = make_tensors(masks_of(sparsity, model), model=model)
     for name, tensor in tensors["model"].items():
         tensor.mul_(0.3).add_(1.0 if "ln_" in name else 0.0)

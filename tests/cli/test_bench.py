@@ -1,4 +1,4 @@
-"""``spdf bench``: what it prints, on products of a few microseconds. Speed is not asserted."""
+"""The output of ``spdf bench``, for small products. Speed is not asserted."""
 
 from __future__ import annotations
 

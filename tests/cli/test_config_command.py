@@ -1,4 +1,4 @@
-"""`spdf config`, and what `run_command` makes of paths that cannot be looked at."""
+"""`spdf config`, and errors of `run_command` for paths that cannot be read."""
 
 from __future__ import annotations
 

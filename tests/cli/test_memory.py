@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: in the end a large tensor costs no new pages."""
+"""Freed memory is kept by the process, so that a new large tensor causes no page faults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ for _ in range(16):  # 64 MiB, above any threshold that glibc adapts to
 
 
 def faults(**environment: str) -> list[int]:
-    """Whether it took effect, and the page faults of sixteen tensors in turn."""
+    """Whether the setting took effect, and the page faults of sixteen tensors in turn."""
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM], env={**os.environ, **environment}, capture_output=True, text=True, check=True
     )
@@ -35,6 +35,6 @@ def test_a_freed_tensor_is_used_again() -> None:
     kept, *_, last = faults()
     assert kept == 1
     assert last < 10
-    kept, *_, last = faults(MALLOC_TRIM_THRESHOLD_="131072")  # the user's own setting stands
+    kept, *_, last = faults(MALLOC_TRIM_THRESHOLD_="131072")  # the user's own setting is kept
     assert kept == 0
     assert last > 10

@@ -1,4 +1,4 @@
-"""What a command makes belongs to one process; errors are one line; signals leave nothing behind."""
+"""Only one process writes an output. Errors are one line. Signals leave no partial output."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_second_process_is_told(tmp_path: Path) -> None:
         pass
     holder.kill()
     holder.communicate()
-    with claimed(target):  # a killed holder gives way
+    with claimed(target):  # the claim of a killed process is void
         target.write_text("whole")
     assert [path.name for path in target.parent.iterdir()] == ["out"]
 
@@ -90,7 +90,7 @@ def test_of_two_that_make_one_thing_one_wins_and_it_is_whole(command: str, texts
         for said, code in ends:
             assert code == 0 or (code == 2 and "another process is making it" in said.strip().splitlines()[-1])
         assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
-        assert subprocess.run(spdf(*words), capture_output=True).returncode == 0  # the same again: nothing to do
+        assert subprocess.run(spdf(*words), capture_output=True).returncode == 0  # a repetition does nothing
         subprocess.run(["rm", "-r", out], check=True)
 
 

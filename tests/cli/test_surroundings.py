@@ -1,4 +1,4 @@
-"""What surrounds a command: closed streams, a full or dead output, `~`, and a current folder full of scripts."""
+"""The environment of a command: closed streams, a full or closed output, `~`, and scripts in the current folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPDF = f"{sys.executable} -m spdf_dist"
 
 
 def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A line of bash in ``folder``."""
+    """Run a line of bash in ``folder``."""
     return subprocess.run(
         ["bash", "-c", line],
         cwd=folder,
@@ -88,7 +88,7 @@ def test_no_module_is_imported_from_the_current_folder(name, tiny_data, tmp_path
     pack = f"data pack --input {tiny_data.train.parent}/train.jsonl --tokenizer {tiny_data.tokenizer} --seq-len 32"
     for number, spdf in enumerate((SPDF, Path(sys.executable).with_name("spdf"))):
         if name == "tokenize" and spdf == SPDF:
-            continue  # Python itself imports it for `-m` before any of ours runs
+            continue  # Python imports it for `-m` before our code runs
         done = shell(f"{spdf} {pack} --out packed{number} --workers 2", tmp_path)
         assert "my own script" not in done.stdout + done.stderr
         assert (tmp_path / f"packed{number}/index.json").is_file(), done.stderr

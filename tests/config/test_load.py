@@ -1,4 +1,4 @@
-"""Configs: base files, overrides, numbers as people write them, and errors that name the key."""
+"""Configs: base files, overrides, number formats, and errors that name the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shipped workflows of the paper and of the evidence studies can be planned, and say what the paper says."""
+"""The shipped workflows of the paper and of the evidence studies can be planned, and have the settings of the paper."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ METHODS = ("study_cpu", "variable_spdf_cpu", "variable_spdf_6p7b", "sparse_conti
 
 @pytest.fixture
 def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Plan a shipped workflow over files that are there and empty."""
+    """Plan a shipped workflow whose input files exist but are empty."""
     for name in FILES:
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).touch()
@@ -66,7 +66,7 @@ def named(jobs: dict[str, Job], name: str) -> list[Job]:
 
 
 def config_of(job: Job) -> PretrainConfig:
-    """The config of a pre-training job, the learning rate left out where a selection decides it."""
+    """The config of a pre-training job, without a learning rate where a selection chooses it."""
     assert job.config is not None
     training = {key: value for key, value in job.config["training"].items() if "${" not in str(value)}
     config: PretrainConfig = build(PretrainConfig, job.config | {"training": training}, "")
@@ -87,7 +87,7 @@ def test_each_experiment_of_the_paper_is_a_chain(planned, model: str, task: str)
     assert {job.config["finetune"]["task"] for job in cells if job.config} == {task}
     finals = named(jobs, "final")
     assert len(finals) == 3 * 3 and {job.cell["seed"] for job in finals} == {"1", "2", "3"}
-    # Validation chooses: nothing of the test set lies below a selection.
+    # Selections use validation data: no job below a selection uses the test set.
     for select in named(jobs, "select"):
         below = [need for need in select.needs]
         while below:
@@ -123,7 +123,7 @@ def test_the_evidence_studies_compare_like_with_like(planned, name: str, small: 
     assert {job.variant for job in named(jobs, "finetune-sparse")} == {f"{small}-s75", f"{large}-s75"}
     assert all(job.config and job.config["finetune"]["keep_mask"] for job in named(jobs, "finetune-sparse"))
     assert len(named(jobs, "evaluate")) == len(configs)
-    # One learning rate from one selection a pattern, taken by reference.
+    # One selection per pattern chooses a learning rate, which other jobs reference.
     chosen = next(job for job in named(jobs, "pretrain") if job.variant == f"{large}-s75")
     assert chosen.config and chosen.config["training"]["lr"] == "${jobs.pick-s75.grid.training.lr}"
 
@@ -132,7 +132,7 @@ def test_the_evidence_studies_compare_like_with_like(planned, name: str, small: 
 def test_the_workflows_of_other_methods_can_be_planned(planned, name: str) -> None:  # type: ignore[no-untyped-def]
     jobs = planned(name)
     assert named(jobs, "report" if name != "variable_spdf_6p7b" else "finetune")
-    assert cost_of(list(jobs.values())).flops > 0  # also where another job decides a learning rate
+    assert cost_of(list(jobs.values())).flops > 0  # also where another job chooses a learning rate
 
 
 def test_a_second_phase_starts_from_the_first(planned) -> None:  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""YAML of any content is read or refused in one line, fast and in little memory."""
+"""Any YAML content is read, or refused in one line, fast and with little memory."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def gpt2_folder() -> str:
 
 @pytest.fixture
 def three_files(tmp_path: Path) -> list[str]:
-    """Three inputs of different size and form."""
+    """Three inputs of different sizes and formats."""
     folder = tmp_path / "in"
     folder.mkdir()
     first = write_jsonl(folder / "a.jsonl", [story(n) for n in range(30)], "Stories")

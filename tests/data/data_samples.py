@@ -1,4 +1,4 @@
-"""Texts and files that the data tests share."""
+"""Texts and files for the data tests."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ WORDS = (
 
 
 def story(number: int, words: int = 40) -> str:
-    """A text of its own for each number, with newlines, runs of spaces and characters beyond ASCII."""
+    """A different text for each number, with newlines, runs of spaces and non-ASCII characters."""
     chosen = [WORDS[(number * 7 + at * (1 + number % 5)) % len(WORDS)] for at in range(words)]
     return f"Story {number}\n\n  " + " ".join(chosen) + "\n\tEnd — naïve ☕.\n"
 
 
 def write_jsonl(path: Path, texts: list[str], set_name: str | None = None) -> Path:
-    """Lines in the Pile's form."""
+    """JSON lines in the Pile's format."""
     meta = {"meta": {"pile_set_name": set_name}} if set_name else {}
     lines = [json.dumps({"text": text, **meta}) for text in texts]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -93,7 +93,7 @@ def test_the_digest_tells_what_decides_the_samples(folders: list[str]) -> None:
 
 @pytest.fixture
 def damaged(tmp_path: Path, sp_model: str) -> Path:
-    """A packed folder to be damaged."""
+    """A packed folder to damage."""
     source = write_jsonl(tmp_path / "a.jsonl", [story(n) for n in range(30)])
     pack([str(source)], sp_model, str(tmp_path / "d"), 32, workers=1, sequences_per_shard=17)
     return tmp_path / "d"
@@ -205,7 +205,7 @@ def test_every_flipped_bit_and_missing_key_of_an_index_is_found(damaged: Path) -
 def test_an_index_that_is_damaged_or_of_another_version(damaged: Path) -> None:
     path = damaged / "index.json"
     index = json.loads(path.read_text())
-    del index["digest"]  # as in an older one
+    del index["digest"]  # as in an older index
     for change, words in [
         ({"schema_version": 2}, "schema version 1"),
         ({"sequences": 1}, "do not add up"),

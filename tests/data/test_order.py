@@ -33,7 +33,7 @@ def test_seeds_and_data_sets_have_orders_of_their_own() -> None:
 
 
 def test_the_order_is_pinned() -> None:
-    """A change of the generator would let a continued run repeat and drop sequences."""
+    """If the generator changed, a continued run would repeat and skip sequences."""
     assert sequence_at(np.arange(8), 8, 42, 0).tolist() == [7, 2, 0, 3, 1, 6, 5, 4]
 
 

@@ -76,7 +76,7 @@ def test_the_bytes_do_not_hang_on_workers(tmp_path: Path, sp_model: str, three_f
 def test_chunks_merge_in_order(
     tmp_path: Path, sp_model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Many chunks a file, some of them with problems, through worker processes."""
+    """Many chunks per file, some with problems, in worker processes."""
     monkeypatch.setattr("spdf_dist.data.readers.BLOCK_BYTES", 2000)
     path = write_jsonl(tmp_path / "a.jsonl", [story(n) for n in range(120)])
     lines = path.read_bytes().splitlines(keepends=True)
@@ -306,7 +306,7 @@ def running(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The processes whose parent is ``pid``."""
+    """The child processes of ``pid``."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:

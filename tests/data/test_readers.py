@@ -28,7 +28,7 @@ def test_all_formats_give_the_same_texts(tmp_path: Path) -> None:
     content = plain.read_bytes()
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(content[:50000]) + gzip.compress(content[50000:]))
     half = zstandard.ZstdCompressor()
-    skipped = b"\x50\x2a\x4d\x18\x04\x00\x00\x00size"  # a frame without content, as pzstd writes
+    skipped = b"\x50\x2a\x4d\x18\x04\x00\x00\x00size"  # an empty frame, as pzstd writes it
     frames = [skipped, half.compress(content[:9999]), half.compress(b""), half.compress(content[9999:])]
     (tmp_path / "c.jsonl.zst").write_bytes(b"".join(frames))
     meta = [{"pile_set_name": "Stories"}] * len(texts)
@@ -105,7 +105,7 @@ def test_a_truncated_or_damaged_file_keeps_what_came_before(tmp_path: Path, kind
         assert "truncated" in problems[0].what
         assert [d.text for d in found[:-1]] == [story(n, 400) for n in range(len(found) - 1)]
         assert len(found) > 100
-        assert problems[0].line == len(found)  # the last of found is of the other file
+        assert problems[0].line == len(found)  # the last document is from the other file
     assert found[-1].text == "after"
 
 

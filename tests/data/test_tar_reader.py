@@ -1,4 +1,4 @@
-"""webdataset's shards as an input of packing: its own writer makes them, our reader reads them."""
+"""Shards of webdataset's writer, read by our reader."""
 
 import json
 import tarfile
@@ -77,7 +77,7 @@ def test_what_cannot_be_used_is_named_with_its_sample(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(("at", "texts"), [(1, ["one"]), (2, ["one"]), (512, ["one"]), (700, ["one"])])
 def test_a_shard_that_is_cut_keeps_what_came_before(tmp_path: Path, at: int, texts: list[str]) -> None:
-    """Cut at so many bytes from the second content's start: within it, at its end, in the next header."""
+    """Truncated at this many bytes after the start of the second content: inside it, at its end, in the next header."""
     shard = write(tmp_path / "a.tar", {"txt": "one"}, {"txt": "two"}, {"txt": "three"})
     with tarfile.open(shard) as tar:
         second = tar.getmembers()[1].offset_data

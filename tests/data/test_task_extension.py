@@ -1,4 +1,4 @@
-"""A task from one file outside of the package: it trains, generates and is scored."""
+"""A task from one file outside the package can be trained, generated and scored."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TASK = Task(
 
 @pytest.fixture
 def extension(tmp_path: Path) -> dict[str, str]:
-    """A distribution with the one module, as pip would install it; the environment in which it is found."""
+    """Make a distribution with one module, as pip installs it. Returns the environment that finds it."""
     place = tmp_path / "site"
     (place / "captions_task-1.dist-info").mkdir(parents=True)
     (place / "captions_task.py").write_text(MODULE)

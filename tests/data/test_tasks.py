@@ -1,4 +1,4 @@
-"""The tasks' readers and writers, against LoRA's own files where SPDF_DATA is given."""
+"""The tasks' readers and writers, compared with LoRA's files if SPDF_DATA is set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoding of examples, and the order and form of fine-tuning batches."""
+"""Encoding of examples, and the order and shape of fine-tuning batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 
 
 class Letters(Tokenizer):
-    """One token a character."""
+    """One token per character."""
 
     vocab_size = 128
     eod_id = 0
@@ -58,7 +58,7 @@ def test_gpt2_form_is_lora_s() -> None:
         pytest.skip("SPDF_DATA is not set: no GPT-2 vocabulary")
     tokenizer = load_tokenizer(Path(folder) / "gpt2_vocab")
     encoded = encode_example(Example("name : Blue Spice", "Blue Spice .", 0), tokenizer, 512)
-    # LoRA's file has the completion with a space before it, and 50256 after both.
+    # LoRA's file has a space before the completion, and 50256 after both parts.
     assert encoded.ids == [3672, 1058, 4518, 43537, 50256, 4518, 43537, 764, 50256]
     assert encoded.loss_start == 5
 
@@ -92,7 +92,7 @@ def test_batches_hold_similar_lengths() -> None:
     lengths = np.random.default_rng(0).integers(5, 90, 4000)
     spread = [int(np.ptp(lengths[batch])) for batch in FinetuneBatches(lengths.tolist(), 8, seed=1).epoch(0)]
     assert np.mean(spread) < 5
-    # The batches themselves stand in no order of length.
+    # The batches are not sorted by length.
     means = [lengths[batch].mean() for batch in FinetuneBatches(lengths.tolist(), 8, seed=1).epoch(0)]
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2
 
@@ -106,5 +106,5 @@ def test_ranks_are_dealt_the_same_micro_batches_equally_many_each(ranks: int) ->
         dealt = {number: micro for part in parts for number, micro in part}
         alone = dict(micro_batches(batch, 0, 1, 3))
         assert [at for part in alone.values() for at in part] == batch
-        # What the ranks take beyond that is empty: it only evens out the number of their passes.
+        # Additional micro-batches are empty. They only make the number of passes equal on all ranks.
         assert dealt == alone | {number: [] for number in dealt if number not in alone}

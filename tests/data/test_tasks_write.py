@@ -1,4 +1,4 @@
-"""Where hypotheses and references are written."""
+"""Files of hypotheses and references."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
     pipe, link = tmp_path / "pipe", tmp_path / "link"
     os.mkfifo(pipe)
     link.symlink_to(pipe)
-    end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # else opening it to write waits for a reader
+    end = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)  # otherwise opening for writing would wait for a reader
     try:
         for path in (pipe, link):
             check_place(path)
@@ -33,7 +33,7 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     file, link = tmp_path / "there" / "hyps", tmp_path / "link"
     link.symlink_to(file)
-    for text in ("first", "second"):  # the link leads nowhere at first
+    for text in ("first", "second"):  # the link is dangling at first
         check_place(link)
         write_lines(link, [text])
         assert link.is_symlink() and file.read_text() == f"{text}\n"

@@ -91,7 +91,7 @@ def test_gpt2_ids(gpt2_folder: str) -> None:
 
 
 def test_gpt2_agrees_with_the_library_on_whole_documents(gpt2_folder: str) -> None:
-    """The word cache against the library's own pre-tokenizer and merges."""
+    """The word cache equals the library's pre-tokenizer and merges."""
     import tokenizers
 
     folder = Path(gpt2_folder)

@@ -1,4 +1,4 @@
-"""Tokenizers in the form of Hugging Face's tokenizer.json, against transformers."""
+"""Tokenizers from Hugging Face's tokenizer.json, compared with transformers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from spdf_dist.data.tokenizer import load_tokenizer
 
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
 WORDS = r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-"""The rule by which Llama 3 cuts words."""
+"""The rule by which Llama 3 splits words."""
 
 
 def llama_like(folder: Path) -> Path:
-    """Byte-level BPE that puts a token before each text, as Llama 3's."""
+    """Byte-level BPE that adds a token before each text, like that of Llama 3."""
     split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(WORDS), "isolated")
     bytes_ = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -42,7 +42,7 @@ def llama_like(folder: Path) -> Path:
 
 
 def sentencepiece_like(folder: Path) -> Path:
-    """A piece per word behind a space sign, as Llama 2's: each text gets a space in front."""
+    """One piece per word with a space sign before it, like that of Llama 2: each text begins with a space."""
     backend = tokenizers.Tokenizer(tokenizers.models.Unigram())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     backend.decoder = tokenizers.decoders.Metaspace()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 def run_ranks(program: list[str], count: int, folder: Path, timeout: float = 500) -> str:
-    """Run ``python PROGRAM...`` as ``count`` ranks, one core each; returns rank 0's standard output.
+    """Run ``python PROGRAM...`` as ``count`` ranks with one core each. Returns rank 0's standard output.
 
-    Fails the test with the first failing rank's output.
+    When a rank fails, the test fails with the output of the first such rank.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rendezvous = folder / "rendezvous"

@@ -1,4 +1,4 @@
-"""One rank: trains every case of a world size in turn and prints the losses and norms as JSON."""
+"""One rank: trains every case of a world size in turn, and prints losses and norms as JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from spdf_dist.training.engine import MOMENTS, Engine, parameter_groups
 
 STEPS = 20
 SIZES = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16, "vocab_size": 61}
-"""61 words: no multiple of anything, so that padding is there at every tensor size."""
+"""61 vocabulary entries, a prime number, so that every tensor size needs padding."""
 LLAMA = SIZES | {"family": "llama", "num_key_value_heads": 2, "ffn_hidden_size": 88}
 MODELS = {
     "gpt2": SIZES,
@@ -67,7 +67,7 @@ def config_of(case: dict) -> PretrainConfig:
 
 def batches() -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
-    # A skewed vocabulary, so that there is something to learn and the norm moves.
+    # Tokens are not uniform, so that the model can learn and the norm changes.
     return [torch.randint(0, 61, (16, 17), generator=generator) ** 2 // 61 for _ in range(STEPS)]
 
 

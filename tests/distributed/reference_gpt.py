@@ -1,6 +1,6 @@
-"""A plain single-process GPT and its training, written from the definition: what every parallel run must equal.
+"""A plain single-process GPT and its training, written from the definition. Every parallel run must equal it.
 
-No code of the trainer is used except the initial values and masks, which are facts of the run.
+Of the trainer, it uses only the initial values and masks.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def train(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> tuple[list[float], list[float], dict[str, Tensor]]:
-    """AdamW by hand over whole batches [B, T + 1]: losses, gradient norms before clipping, final weights.
+    """AdamW on whole batches [B, T + 1]. Returns losses, gradient norms before clipping, and final weights.
 
-    ``network`` gives logits from weights and token ids; by default it is the GPT of ``layers`` and ``heads``.
+    ``network`` computes logits from weights and token ids. The default is the GPT of ``layers`` and ``heads``.
     """
     w = {name: (value * masks[name] if name in masks else value).clone() for name, value in initial.items()}
     first = {name: torch.zeros_like(value) for name, value in w.items()}

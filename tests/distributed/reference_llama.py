@@ -1,6 +1,6 @@
-"""A plain single-process Llama, written from the definition: what every parallel run must equal.
+"""A plain single-process Llama, written from the definition. Every parallel run must equal it.
 
-Rotary positions are complex multiplications here, over the pairs (i, i + half) of each head.
+Rotary positions are complex multiplications of the pairs (i, i + half) of each head.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every topology, ZeRO stage and execution trains like a plain single-process model."""
+"""Every topology, ZeRO stage and execution trains as a plain single-process model does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from parity_job import reference
 JOB = str(Path(__file__).parent / "parity_job.py")
 TOLERANCE = 1e-4
 BF16_TOLERANCE = 2e-2
-"""bf16 keeps 8 bits: one rounding is 0.4%, and losses and norms here gather a few."""
+"""bf16 has 8 significant bits. A rounding is 0.4%, and losses and norms accumulate several."""
 
 
 @cache
@@ -50,7 +50,7 @@ def test_every_topology_stage_and_execution_equals_one_process(ranks, tensors, t
     assert len(results) == len(cases)
     for result in results:
         check(result, expected(), TOLERANCE)
-    # The optimizer groups are by role: the same in both executions although compressed weights are vectors.
+    # Optimizer groups follow the role of a tensor, so that they are equal although compressed weights are vectors.
     assert {json.dumps(result["groups"]) for result in results[:2]} == {json.dumps(results[0]["groups"])}
     assert any(name.endswith("W_Q") for name in results[1]["groups"][0])
     assert all(".b_" in name or "ln_" in name for name in results[1]["groups"][1])
@@ -70,7 +70,7 @@ def test_bf16_accumulation_recomputation_and_dense(tmp_path):
     results = train_cases(cases, 2, tmp_path)
     for result in results[:4]:
         check(result, expected(), BF16_TOLERANCE)
-    # Gradients add up in fp32: 2 micro-batches a rank or 1 differ far less than bf16 rounding would make them.
+    # Gradients are summed in fp32: 1 and 2 micro-batches per rank differ far less than with bf16 rounding.
     few, many = results[3], results[0]
     assert many["norms"][0] == pytest.approx(few["norms"][0], rel=2e-3)
     check(results[4], expected(), TOLERANCE)  # 16 micro-batches

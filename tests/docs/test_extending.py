@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "docs/extending.md"
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What `pip install` of a package with the page's modules and entry points leaves behind."""
+    """Install the page's modules and entry points as `pip install` does."""
     text = PAGE.read_text(encoding="utf-8")
     site = tmp_path_factory.mktemp("site")
     for name, source in re.findall(r'```python title="(\w+\.py)"\n(.*?)```', text, re.DOTALL):

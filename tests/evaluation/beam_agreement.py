@@ -23,7 +23,7 @@ from spdf_dist.evaluation.generation import GenerationSettings, generate
 
 
 def main() -> None:
-    """Print the times and every input whose outputs differ."""
+    """Print the times, and every input whose outputs differ."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("exported", type=Path)

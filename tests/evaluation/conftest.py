@@ -27,7 +27,7 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
-    """A random model, as a checkpoint that keeps its tokenizer."""
+    """A checkpoint of a random model, with its tokenizer."""
     folder = tmp_path_factory.mktemp("run") / "step_3"
     weights = random_weights(MODEL, seed=11, scale=0.2)
     single_writer(folder, 3).write(

@@ -1,4 +1,4 @@
-"""The decoder and its searches against transformers' GPT-2 on the same random weights."""
+"""The decoder and its searches, compared with transformers' GPT-2 on the same random weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def models() -> tuple[Decoder, Any]:
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
     rng = random.Random(5)
-    # Few different tokens, so that n-grams do repeat.
+    # Few different tokens, so that n-grams repeat.
     return [[rng.randrange(1, 7) for _ in range(rng.randrange(1, 20))] for _ in range(25)]
 
 
@@ -86,7 +86,7 @@ def test_ngrams_of_the_prompt_may_be_repeated_when_asked(models: tuple[Decoder, 
     prompt = [1, 2, 3, 4]
     free = generate(decoder, [prompt], (), GenerationSettings(max_new_tokens=1, beams=1, no_repeat_ngram=0))[0][0]
     with_copy = [free, *prompt]
-    # The greedy token after this prompt already stands in it: banned as a 1-gram unless the prompt does not count.
+    # The greedy token after this prompt occurs in it. As a 1-gram it is banned, unless the prompt does not count.
     token = generate(decoder, [with_copy], (), GenerationSettings(max_new_tokens=1, beams=1, no_repeat_ngram=0))[0][0]
     prompt = [token, *with_copy]
     greedy = generate(decoder, [prompt], (), GenerationSettings(max_new_tokens=1, beams=1, no_repeat_ngram=0))[0]
@@ -162,7 +162,7 @@ def test_prompt_that_does_not_fit_is_refused(models: tuple[Decoder, Any], prompt
 
 def test_words_that_the_tokenizer_lacks_are_never_generated() -> None:
     weights = random_weights(MODEL, seed=3)
-    weights["embedding.word"][50:] *= 100  # the likeliest by far
+    weights["embedding.word"][50:] *= 100  # by far the most likely token
     for beams in (1, 3):
         settings = GenerationSettings(max_new_tokens=8, beams=beams)
         limited = Decoder(MODEL, weights, words=50)

@@ -1,4 +1,4 @@
-"""The decoder and its searches against transformers' Llama on the same random weights."""
+"""The decoder and its searches, compared with transformers' Llama on the same random weights."""
 
 from __future__ import annotations
 

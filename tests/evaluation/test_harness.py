@@ -1,4 +1,4 @@
-"""`spdf eval` against lm-evaluation-harness's own run on an exported model."""
+"""`spdf eval`, compared with a run of lm-evaluation-harness on the exported model."""
 
 from __future__ import annotations
 

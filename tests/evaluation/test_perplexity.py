@@ -1,4 +1,4 @@
-"""``spdf perplexity`` against sums of log-probabilities taken by hand."""
+"""``spdf perplexity``, compared with explicit sums of log-probabilities."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def stream(loaded: Loaded) -> list[int]:
 
 
 def nats(loaded: Loaded, ids: list[int], first: int = 1) -> float:
-    """Of the tokens from ``first``, after all before them."""
+    """Negative log-likelihood of the tokens from ``first`` on, given all tokens before them."""
     log_probs = loaded.decoder.logits(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
     return -sum(float(log_probs[at - 1, ids[at]]) for at in range(first, len(ids)))
 
@@ -67,7 +67,7 @@ def test_packed_folder_gives_what_its_text_gives(
     assert main([*arguments, "--out", str(tmp_path / "packed"), "--seq-len", "16"]) == 0
     capsys.readouterr()
     found = measured([str(checkpoint), "--data", str(tmp_path / "packed")], capsys)
-    # Packing begins with the first document's first token, and drops the rest that fills no sequence.
+    # Packing begins with the first token of the first document, and drops the incomplete last sequence.
     ids = stream(loaded)[1:]
     ids = ids[: (len(ids) - 1) // 16 * 16 + 1]
     window = loaded.decoder.model.seq_length

@@ -1,4 +1,4 @@
-"""What generated texts and scores say of their origin."""
+"""Records of the origin of generated texts and scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slot accuracy of texts against the synthetic E2E data."""
+"""Slot accuracy of texts on the synthetic E2E data."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from spdf_dist.evaluation.decoder import Decoder
 
 
 def random_weights(model: ModelConfig, seed: int, scale: float = 0.3) -> dict[str, Tensor]:
-    """Weights that are large enough for the model to have opinions."""
+    """Random weights, large enough that the model prefers some tokens clearly."""
     generator = torch.Generator().manual_seed(seed)
     weights = {
         name: torch.randn(shape, generator=generator) * (scale if len(shape) == 2 else 0.1)
@@ -30,7 +30,7 @@ def make_decoder(model: ModelConfig, weights: dict[str, Tensor]) -> Decoder:
 
 
 def transformers_model(model: ModelConfig, weights: dict[str, Tensor]) -> Any:
-    """GPT2LMHeadModel with the same weights; its linears are stored transposed."""
+    """GPT2LMHeadModel with the same weights. It stores linear layers transposed."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(

@@ -9,10 +9,10 @@ KINDS = ("balanced", "unbalanced", "empty rows", "full", "one block")
 
 
 def block_grid(kind: str, rows: int, columns: int, seed: int = 0) -> torch.Tensor:
-    """Kept blocks, bool [rows, columns], about a third of them."""
+    """Kept blocks, bool [rows, columns]; about a third are True."""
     generator = torch.Generator().manual_seed(seed)
     grid = torch.zeros(rows, columns, dtype=torch.bool)
-    if kind == "balanced":  # the same number a row, not a column
+    if kind == "balanced":  # equal numbers per row, but not per column
         for row in range(rows):
             grid[row, torch.randperm(columns, generator=generator)[: columns // 2]] = True
     elif kind == "full":
@@ -33,7 +33,7 @@ def block_mask(grid: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class Case:
-    """A weight, operands and the three products in float32 by dense products."""
+    """A weight, operands and the three products, computed as dense float32 products."""
 
     def __init__(
         self, mask: torch.Tensor, tokens: int, dtype: torch.dtype, device: torch.device, seed: int = 0
@@ -53,7 +53,7 @@ class Case:
 
 
 def assert_near(result: torch.Tensor, reference: torch.Tensor) -> None:
-    """Relative error in the Frobenius norm below 1e-5 in float32, 1e-3 in float16, 6e-3 in bfloat16; never for NaN."""
+    """Assert a relative Frobenius-norm error below 1e-5 (float32), 1e-3 (float16) or 6e-3 (bfloat16). NaN fails."""
     assert result.shape == reference.shape
     error = float((result.double() - reference).norm() / reference.norm().clamp_min(1e-30))
     limit = {torch.bfloat16: 6e-3, torch.float16: 1e-3}.get(result.dtype, 1e-5)

@@ -1,4 +1,4 @@
-"""Tests of what runs on a GPU. Without one they run in Triton's interpreter (TRITON_INTERPRET=1), or are skipped."""
+"""Fixtures of GPU tests. Without a GPU, they run in Triton's interpreter (TRITON_INTERPRET=1) or are skipped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """New tensors are full of NaN, so that an entry that a kernel leaves out shows."""
+    """Fill new tensors with NaN, so that entries that a kernel does not write are detected."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield

@@ -1,4 +1,4 @@
-"""Block-sparse products in Triton against dense ones, over masks, token counts and both forms of the kernels."""
+"""Block-sparse products in Triton equal dense ones, for masks, token counts and both forms of the kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fused loss against torch's, with ignored labels, padding words and smoothing; and through the model's loss."""
+"""The fused loss equals torch's, with ignored labels, padded vocabulary and smoothing, also in the model's loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products of unstructured masks by expansion: exact expand and gather, kept entries alone where x is not finite."""
+"""Products of unstructured masks by expansion: exact expand and gather, and only kept entries where x is not finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sparse_linear` through the GPU back ends: which one a pattern takes, and gradients."""
+"""`sparse_linear` on the GPU back ends: the choice of the back end by pattern, and gradients."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_forward_and_gradients_are_those_of_a_dense_layer(
 ) -> None:
     case: Case = request.getfixturevalue(which)
     x, values, bias = (t.to(dtype).requires_grad_() for t in (case.x, case.values, case.bias))
-    y = sparse_linear(x.view(3, 11, -1).transpose(0, 1), values, case.pattern, bias)  # a view that is not contiguous
+    y = sparse_linear(x.view(3, 11, -1).transpose(0, 1), values, case.pattern, bias)  # a non-contiguous view
     assert_near(y.detach().transpose(0, 1).reshape(33, -1), case.y + case.bias.double())
     y.transpose(0, 1).reshape(33, -1).backward(case.dy.to(dtype))
     assert x.grad is not None and values.grad is not None and bias.grad is not None

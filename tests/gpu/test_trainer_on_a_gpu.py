@@ -1,7 +1,7 @@
-"""The trainer on a GPU: every execution, bf16 and fp32, recomputation, checkpoints, going on, generation.
+"""The trainer on a GPU: every execution, bf16 and fp32, recomputation, checkpoints, resuming, generation.
 
-What the losses must be is tested in the interpreter (tests/kernels/test_trainer_through_the_interpreter.py) and by the
-GPU lab; here everything has to run and to learn.
+These tests check that everything runs and learns. Tests in the interpreter
+(tests/kernels/test_trainer_through_the_interpreter.py) and the GPU lab check the values of losses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RUNS = [
 
 
 def spdf(*arguments: str | Path) -> str:
-    """Standard output of a command that must end with 0."""
+    """Standard output of a command that must exit with 0."""
     answer = subprocess.run(
         [sys.executable, "-m", "spdf_dist", *map(str, arguments)], capture_output=True, text=True, timeout=300
     )
@@ -37,7 +37,7 @@ def spdf(*arguments: str | Path) -> str:
 
 
 def losses_of(run: Path) -> list[float]:
-    """Of the steps of a run."""
+    """The losses of a run's steps."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if "loss" in line]
 
@@ -67,7 +67,7 @@ validation: {{interval: 5, batches: 1}}
     record = json.loads((run / "execution.json").read_text())
     assert set(record["layers"].values()) <= ({execution} if execution != "auto" else {"masked", "compressed"})
     shutil.rmtree(run / "checkpoints/step_5")
-    spdf("pretrain", config)  # goes on from step 4
+    spdf("pretrain", config)  # resumes from step 4
     assert losses_of(run)[-1] == pytest.approx(steps[-1], rel=1e-2)
     weights = json.loads(spdf("inspect", run, "--json"))["weights"]
     assert all(weight["pruned_nonzero"] == 0 for weight in weights)

@@ -1,4 +1,4 @@
-"""Two ranks train a small model with a SparseLinear under DDP or FSDP2; each compares with one process.
+"""Two ranks train a small model with a SparseLinear under DDP or FSDP2. Each compares its result with one process.
 
 Run as a program: ``data_parallel_ranks.py ddp|fsdp2 FOLDER``.
 """

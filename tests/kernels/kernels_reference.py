@@ -1,4 +1,4 @@
-"""The products over kept entries alone, entry by entry in float64: what every back end is compared with."""
+"""Reference products over kept entries only, in float64, for comparison with every back end."""
 
 import torch
 from spdf_kernels import SparsityPattern, available_backends
@@ -17,7 +17,7 @@ def random_tensor(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
 
 
 def forward(x: torch.Tensor, values: torch.Tensor, pattern: SparsityPattern) -> torch.Tensor:
-    """y[t, o] = sum over kept (o, i) of x[t, i] w[o, i]; no other entry is touched, so no 0 * Inf."""
+    """y[t, o] = sum over kept (o, i) of x[t, i] w[o, i]. Other entries are not used, which avoids 0 * Inf."""
     rows, columns = pattern.mask().nonzero(as_tuple=True)
     terms = x.double()[:, columns] * values.double()
     return torch.zeros(x.shape[0], pattern.shape[0], dtype=torch.float64).index_add_(1, rows, terms)
@@ -37,7 +37,7 @@ def grad_values(dy: torch.Tensor, x: torch.Tensor, pattern: SparsityPattern) -> 
 
 
 def assert_close(result: torch.Tensor, exact: torch.Tensor, terms: int) -> None:
-    """Within rounding: of the result's dtype once, and of a float32 sum of `terms` unit-variance products."""
+    """Within one rounding to the result's dtype and the rounding of a float32 sum of `terms` unit-variance products."""
     rounding = 2.0**-8 if result.dtype == torch.bfloat16 else 2.0**-23
     bound = rounding * exact.abs() + 2.0**-22 * max(terms, 4)
     error = (result.double() - exact).abs()

@@ -1,4 +1,4 @@
-"""A kernel back end from one file outside the package, through the entry-point group `spdf.backends`."""
+"""A kernel back end from one file outside the package, by the entry-point group `spdf.backends`."""
 
 import sys
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ backend = LoopOverRows()
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, target: str) -> None:
-    """What `pip install` of a package with one module and one entry point leaves behind."""
+    """Install a package with one module and one entry point as `pip install` does."""
     (folder / "rows_backend.py").write_text(source)
     facts = folder / "rows_backend-1.0.dist-info"
     facts.mkdir()

@@ -1,4 +1,4 @@
-"""`auto`: compressed only where the measurement shows that it is not slower than dense."""
+"""`auto` selects compressed only where the measurement shows that it is not slower than dense."""
 
 import random
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def one_thread() -> Iterator[None]:
 
 
 class FakeTime:
-    """A clock that stands still but for the work that is done."""
+    """A clock that advances only by the work that is done."""
 
     def __init__(self, dense: list[float], sparse: list[float]) -> None:
         self.seconds = 0.0
@@ -40,7 +40,7 @@ class FakeTime:
 
 
 def judged(dense: list[float], sparse: list[float]) -> tuple[str, float, float, int]:
-    """The choice after one warm-up of each and the given times."""
+    """The choice after one warm-up of each candidate and the given times."""
     time = FakeTime([100.0, *dense], [100.0, *sparse])
     comparison = judge(paired_ratios(time.dense, time.sparse, timed(time.now)), tokens=64, threads=1)
     assert time.left == {"dense": [], "sparse": []}
@@ -53,7 +53,7 @@ def test_fifteen_pairs_at_least_after_a_warm_up_each() -> None:
     assert len(paired_ratios(time.dense, time.sparse, timed(time.now))) == PAIRS
     assert sorted(time.order[:2]) == ["dense", "sparse"]
     firsts = time.order[2::2]
-    assert abs(firsts.count("dense") - firsts.count("sparse")) <= 1  # neither gains by always going second
+    assert abs(firsts.count("dense") - firsts.count("sparse")) <= 1  # neither candidate is always measured second
 
 
 def test_clearly_faster_is_compressed() -> None:

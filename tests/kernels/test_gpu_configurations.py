@@ -1,4 +1,4 @@
-"""The table of launch configurations: which row a chip takes, and when dW divides the tokens."""
+"""The table of launch configurations: the row of a chip, and when dW splits the tokens."""
 
 from __future__ import annotations
 

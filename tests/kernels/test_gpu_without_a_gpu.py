@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def in_the_interpreter(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A Python process with TRITON_INTERPRET: Triton reads it when its functions are defined."""
+    """A Python process with TRITON_INTERPRET, which Triton reads when its functions are defined."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,

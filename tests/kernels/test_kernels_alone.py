@@ -1,4 +1,4 @@
-"""The distribution spdf-kernels, built from kernels/ only, works with torch and nothing of the trainer."""
+"""The distribution spdf-kernels, built only from kernels/, works with torch and without the trainer."""
 
 import os
 import shutil
@@ -56,7 +56,7 @@ def test_the_wheel_of_the_kernels_runs_the_example_with_torch_only(tmp_path: Pat
         sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel, cwd=tmp_path
     )
     (site,) = home.glob("lib/python*/site-packages")
-    (site / "torch.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")  # a path only: our own install stays unseen
+    (site / "torch.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")  # a path only, which hides our installation
     page = (ROOT / "docs" / "sparse_linear.md").read_text()
     (tmp_path / "example.py").write_text(
         page.split("```python\n")[1].split("```")[0] + "import spdf_kernels; print(spdf_kernels.__file__)\n"

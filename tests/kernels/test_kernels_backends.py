@@ -1,4 +1,4 @@
-"""Choice of the back end, its description, the budget of generated code, threads, the dense product."""
+"""Choice and description of the back end, the budget of generated code, threads, the dense product."""
 
 import os
 import platform
@@ -32,7 +32,7 @@ GENERATED = [name for name in BACKENDS if name.startswith("jit")]
 
 
 def linux_release() -> tuple[int, ...]:
-    """Of the running kernel, such as (6, 3); (0,) elsewhere."""
+    """Version of the running Linux kernel, such as (6, 3); (0,) on other systems."""
     return tuple(int(n) for n in re.findall(r"\d+", platform.release())[:2]) if sys.platform == "linux" else (0,)
 
 
@@ -96,10 +96,10 @@ def test_beyond_the_code_budget_compressed_rows_take_over(
 
 
 @pytest.mark.parametrize("backend", NATIVE)
-@pytest.mark.parametrize("tokens", [7, 70, 300])  # the first is too few to share out: rows are
+@pytest.mark.parametrize("tokens", [7, 70, 300])  # the first has too few to divide, so that rows are divided
 def test_bits_do_not_depend_on_threads(backend: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPDF_KERNELS_BACKEND", backend)
-    pattern = random_pattern(600, 900, 0.5, seed=0)  # enough work that several threads run
+    pattern = random_pattern(600, 900, 0.5, seed=0)  # enough work for several threads
     x = random_tensor(tokens, 900, dtype=torch.float32, seed=1).requires_grad_()
     values = random_tensor(pattern.nnz, dtype=torch.float32, seed=2).requires_grad_()
     results = []
@@ -116,7 +116,7 @@ def test_bits_do_not_depend_on_threads(backend: str, tokens: int, monkeypatch: p
     linux_release() < (6, 3), reason="PR_SET_MDWE, which makes such a host of a process, came with Linux 6.3"
 )
 def test_code_in_a_file_in_memory_keeps_no_descriptor(backend: str) -> None:
-    """A host that never lets written memory run: a process of it, which would run out of descriptors."""
+    """Code in a process on a host that forbids execution of written memory. Descriptors must not leak."""
     program = """
 import ctypes, os, torch
 from spdf_kernels import SparsityPattern, describe, sparse_linear
@@ -162,10 +162,10 @@ class CountOperations(TorchDispatchMode):
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_the_reference_takes_all_non_finite_tokens_at_once(transposed: bool) -> None:
-    """A step that is not finite is as good as over; it should not take a hundred times as long as another."""
+    """A step with values that are not finite must not take a hundred times as long as another."""
     pattern = random_pattern(40, 40, 0.3, seed=4)
     values = random_tensor(pattern.nnz, dtype=torch.float32, seed=2)
-    values[7] = 0.0  # times Inf: NaN where it is kept
+    values[7] = 0.0  # times Inf gives NaN at kept entries
     pattern.flat_index()
     operations = []
     for tokens in (2, 30):
@@ -213,7 +213,7 @@ def test_dense_linear_with_a_bias_that_is_not_dense(bias: torch.Tensor) -> None:
     torch.testing.assert_close(dense_linear(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
 
 
-@pytest.mark.parametrize("shape", [(6, 0), (0, 4), (0, 0), (9, 1100), (1100, 9)])  # over 1,024 inputs dW is oneDNN's
+@pytest.mark.parametrize("shape", [(6, 0), (0, 4), (0, 0), (9, 1100), (1100, 9)])  # > 1,024 inputs: dW by oneDNN
 def test_dense_linear_of_empty_and_wide_weights(shape: tuple[int, int]) -> None:
     tensors = [
         random_tensor(*size, dtype=torch.float32, seed=seed).requires_grad_()
@@ -235,7 +235,7 @@ def without_bf16_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("tokens", [1, 15, 40])
 def test_bf16_without_its_instructions_is_multiplied_in_float32(tokens: int, without_bf16_products: None) -> None:
-    """The same numbers as float32 products of the widened operands, rounded once, in all three products."""
+    """All three products equal float32 products of the widened operands, rounded once."""
     x, weight, bias = (
         random_tensor(*size, dtype=torch.bfloat16, seed=seed).requires_grad_()
         for seed, size in enumerate([(2, tokens, 17), (11, 17), (11,)])

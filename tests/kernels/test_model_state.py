@@ -1,4 +1,4 @@
-"""Bytes of model state by path: what inspect and bench print."""
+"""Bytes of model state by path, as inspect and bench print them."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_each_path_says_what_describe_says(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_measurements_describe_products_of_their_own_dtype(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anything else names another back end where the code budget ends, and builds code that nothing runs."""
+    """Otherwise the text would name another back end beyond the code budget, and build code that is never run."""
     seen: list[torch.dtype] = []
 
     def recorded(pattern: SparsityPattern, dtype: torch.dtype = torch.float32) -> Description:

@@ -1,6 +1,6 @@
-"""The C++ tests of the kernels on processors that this machine is not, under emulation.
+"""The C++ tests of the kernels on emulated processors.
 
-Arm needs the packages g++-aarch64-linux-gnu and qemu-user, an x86-64 without AVX-512 the latter.
+Arm needs the packages g++-aarch64-linux-gnu and qemu-user. An x86-64 without AVX-512 needs qemu-user.
 """
 
 import os
@@ -15,7 +15,7 @@ import pytest
 CSRC = Path(__file__).parents[2] / "kernels" / "csrc"
 ARM_CXX, ARM_OBJDUMP = "aarch64-linux-gnu-g++", "aarch64-linux-gnu-objdump"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # half a minute each on a machine at rest
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the emulation is slow
 
 
 def needs(*programs: str) -> None:
@@ -25,7 +25,7 @@ def needs(*programs: str) -> None:
 
 
 def run_tests(out: Path, emulator: str, **variables: str) -> str:
-    """What the C++ tests print under an emulator."""
+    """The output of the C++ tests under an emulator."""
     environment = os.environ | {"SANITIZERS": "", "RUN": emulator} | variables
     run = subprocess.run(["sh", CSRC / "sanitize.sh", out], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -45,7 +45,7 @@ def test_arm_runs_vector_products_and_its_values_are_right(tmp_path: Path) -> No
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="emulates x86-64 with a compiler for it")
 def test_a_processor_without_avx512_runs_what_it_has(tmp_path: Path) -> None:
-    """Back ends 1 and 2 need AVX-512, 3 AVX2; the emulator ends a program at an instruction that its CPU lacks."""
+    """Back ends 1 and 2 need AVX-512, and 3 needs AVX2. The emulator kills a program at an unsupported instruction."""
     needs("qemu-x86_64")
     printed = run_tests(tmp_path, "qemu-x86_64 -cpu Haswell")
     assert "0 checks failed" in printed and left_out(printed) == {1, 2}
@@ -55,5 +55,5 @@ def test_a_processor_without_avx512_runs_what_it_has(tmp_path: Path) -> None:
 
 
 def left_out(printed: str) -> set[int]:
-    """Numbers of the back ends that the tests say are missing."""
+    """Numbers of the back ends that the tests report as missing."""
     return {int(n) for n in re.findall(r"back end (\d) left out", printed)}

@@ -1,4 +1,4 @@
-"""Products on operands that are packed already, against the same products row-major: what `bench gemm` compares."""
+"""Products on packed operands equal those on row-major operands, which `bench gemm` compares."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The gradient of the values (SDDMM), through the C interface, against float64 over kept entries."""
+"""The gradient of the values (SDDMM) by the C interface, compared with float64 over kept entries."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def random_case(
 
 
 def check(mask: torch.Tensor, dy: torch.Tensor, x: torch.Tensor, values: torch.Tensor) -> None:
-    """Within the rounding of fp32 sums, and for bf16 of one rounding at the end, of the float64 product."""
+    """Equal to the float64 product within the rounding of fp32 sums, and for bf16 of one rounding at the end."""
     exact = (dy.double().t() @ x.double())[mask]
     scale = (dy.double().abs().t() @ x.double().abs())[mask]
     bound = scale * 2e-6 + (exact.abs() * 2**-8 if x.dtype == torch.bfloat16 else 0.0)
@@ -98,7 +98,7 @@ def test_matches_float64_over_kept_entries(
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_count_of_entries_in_a_row(isa: int) -> None:
-    mask = torch.ones(100, 99, dtype=torch.bool).tril()  # row i keeps i + 1 entries, the last ones 99
+    mask = torch.ones(100, 99, dtype=torch.bool).tril()  # row i keeps i + 1 entries, but at most 99
     _, dy, x = random_case(100, 99, 40, 0.0, torch.float32)
     check(mask, dy, x, sddmm(mask, dy, x, isa))
 
@@ -140,7 +140,7 @@ def test_leading_strides(isa: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("isa", ISAS)
 def test_same_bits_for_any_number_of_threads(isa: int, dtype: torch.dtype) -> None:
-    mask, dy, x = random_case(900, 700, 150, 0.3, dtype)  # 3 x 15 blocks, shared out by rows, by columns and by both
+    mask, dy, x = random_case(900, 700, 150, 0.3, dtype)  # 3 x 15 blocks, divided by rows, by columns and by both
     one = sddmm(mask, dy, x, isa, threads=1)
     check(mask, dy, x, one)
     for threads in (1, 2, 3, 5, 8, 64):

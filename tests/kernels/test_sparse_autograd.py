@@ -36,7 +36,7 @@ def test_opcheck(case: Case, backend: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_sizes_of_results_do_not_depend_on_the_handle() -> None:
-    """A compiled graph cached on disk meets other patterns under its handles in the next process."""
+    """A compiled graph from the disk cache has other patterns with the same handles in the next process."""
     with FakeTensorMode():
         x, values, dy = torch.zeros(18, 40), torch.zeros(7), torch.zeros(18, 24)
         assert torch.ops.spdf.spmm(x, values, None, 0, 24).shape == (18, 24)

@@ -1,4 +1,4 @@
-"""SpMM forward: y = x W^T + bias, on every back end of this machine, against float64 over kept entries."""
+"""SpMM forward: y = x W^T + bias, on every back end of this machine, compared with float64 over kept entries."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_matches_float64(out: int, in_features: int, tokens: int, density: float
 
 
 def test_huge_k() -> None:
-    pattern = random_pattern(3, 70_000, 0.1, seed=5)  # more columns than 16 bits can number
+    pattern = random_pattern(3, 70_000, 0.1, seed=5)  # more columns than 16 bits can index
     x = random_tensor(5, 70_000, dtype=torch.float32, seed=1)
     values = random_tensor(pattern.nnz, dtype=torch.float32, seed=2)
     assert_close(sparse_linear(x, values, pattern), forward(x, values, pattern), 7000)
@@ -46,7 +46,7 @@ def test_huge_k() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("out", "in_features", "tokens"), [(256, 8, 2100), (250, 8, 2100), (1056, 1408, 520)])
 def test_results_that_go_past_the_caches(out: int, in_features: int, tokens: int, dtype: torch.dtype) -> None:
-    """1056 rows: generated code takes them in two parts of blocks of 31, of which the second begins in mid-line."""
+    """1056 rows: generated code has two parts of blocks of 31, and the second begins inside a cache line."""
     pattern = random_pattern(out, in_features, 0.9, seed=1)
     x = random_tensor(tokens, in_features, dtype=dtype, seed=1)
     values = random_tensor(pattern.nnz, dtype=dtype, seed=2)

@@ -1,4 +1,4 @@
-"""SpMM for dX: dx = dy W, on every back end of this machine, against float64 over kept entries."""
+"""SpMM for dX: dx = dy W, on every back end of this machine, compared with float64 over kept entries."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_matches_float64(out: int, in_features: int, tokens: int, density: float
 
 @pytest.mark.parametrize("shape", [(70_000, 3), (3, 70_000)])
 def test_huge(shape: tuple[int, int]) -> None:
-    pattern = random_pattern(*shape, 0.1, seed=5)  # more rows, or columns, than 16 bits can number
+    pattern = random_pattern(*shape, 0.1, seed=5)  # more rows or columns than 16 bits can index
     dy = random_tensor(5, shape[0], dtype=torch.float32, seed=1)
     values = random_tensor(pattern.nnz, dtype=torch.float32, seed=2)
     assert_close(gradient(dy, values, pattern), grad_input(dy, values, pattern), shape[0] // 10)

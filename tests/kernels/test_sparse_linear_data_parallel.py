@@ -1,4 +1,4 @@
-"""SparseLinear under DistributedDataParallel and fully_shard (FSDP2): two ranks with gloo equal one process."""
+"""SparseLinear under DistributedDataParallel and fully_shard (FSDP2): two gloo ranks equal one process."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The example of docs/sparse_linear.md, as it stands on the page."""
+"""The example of docs/sparse_linear.md, exactly as on the page."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole trainer with the GPU's back ends forced, in Triton's interpreter, against the run on the CPU."""
+"""The whole trainer with GPU back ends in Triton's interpreter, compared with a run on the CPU."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 pytest.importorskip("triton")
 
 CASES = {
-    # pattern, precision, back end, largest relative difference of a loss
+    # pattern, precision, back end, maximum relative difference of a loss
     "whole blocks": ("balanced:64", "bf16", "triton-block", 4e-3),
     "unstructured": ("unstructured", "fp32", "triton-expand", 1e-5),
 }
 
 
 def losses(data: Any, folder: Path, pattern: str, precision: str, backend: str) -> list[float]:
-    """Of three steps and the validation after them, with a checkpoint on the way."""
+    """The losses of three steps and of the validation after them, with a checkpoint in between."""
     config = folder / "config.yaml"
     folder.mkdir()
     config.write_text(

@@ -61,7 +61,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 class Bench:
-    """A folder with a workflow, and the `spdf` command with the stand-in behind it."""
+    """A folder with a workflow, and the `spdf` command, which runs the stand-in."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -85,7 +85,7 @@ class Bench:
         )
 
     def spdf(self, *words: str, code: int = 0) -> str:
-        """Run `spdf WORDS`; standard output, or standard error when a code other than 0 is expected."""
+        """Run `spdf WORDS`. Returns standard output, or standard error when another exit code than 0 is expected."""
         process = self.start(*words)
         out, errors = process.communicate(timeout=120)
         assert process.returncode == code, f"{process.returncode}\n{out}\n{errors}"
@@ -114,7 +114,7 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.fixture
 def no_parsers(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Plans are made without asking the commands' own parsers."""
+    """Plan without the parsers of the commands."""
     from spdf_launcher import kinds
 
     monkeypatch.setattr(kinds, "check_arguments", lambda arguments: None)

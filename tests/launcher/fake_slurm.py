@@ -1,7 +1,7 @@
-"""Stands in for sbatch, squeue, sacct, scancel and scontrol: replays what a real Slurm said (recorded/slurm.json).
+"""Replaces sbatch, squeue, sacct, scancel and scontrol, and replays output of a real Slurm (recorded/slurm.json).
 
-FAKE_SLURM names a folder: `calls` gets a line a call, `replay` (if there) names the recording that squeue replays,
-`refuse` (if there) makes sbatch refuse scripts whose name it holds.
+FAKE_SLURM names a folder. The file `calls` in it gets one line per call. A file `replay` names the recording that
+squeue replays. A file `refuse` contains names of scripts that sbatch refuses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ RECORDED = json.loads((Path(__file__).parent / "recorded/slurm.json").read_text(
 
 
 def replay(name: str) -> int:
-    """Say what was recorded under ``name``."""
+    """Print what was recorded under ``name``."""
     said = RECORDED[name]
     sys.stdout.write(said["stdout"])
     sys.stderr.write(said["stderr"])

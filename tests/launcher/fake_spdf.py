@@ -1,7 +1,7 @@
-"""Stands in for the `spdf` command: writes the files that the real one writes, in milliseconds.
+"""Replaces the `spdf` command, and writes the same files as the real one within milliseconds.
 
-The environment variable FAKE_FAULTS makes jobs go wrong: a JSON object from a part of the job's folder to a list of
-faults, one for each attempt: an exit code, "kill" (SIGKILL), "half" (exit 1 after half of the steps), "slow" (0.2 s per
+The environment variable FAKE_FAULTS makes jobs fail. It is a JSON object from a part of the job's folder to a list of
+faults, one per attempt: an exit code, "kill" (SIGKILL), "half" (exit 1 after half of the steps), "slow" (0.2 s per
 step), "steady" (1.5 s per step), "crawl" (5 s per step), "huge" (a loss of 9), "remarks" (exit 1 after writing
 everything), "hang" (wait for a signal and die of it), "" (nothing).
 """
@@ -24,7 +24,7 @@ STOP: list[int] = []
 
 
 def fault_of(folder: Path) -> Any:
-    """The fault of this attempt at the job in ``folder``."""
+    """The fault of this attempt of the job in ``folder``."""
     for part, faults in json.loads(os.environ.get("FAKE_FAULTS", "{}")).items():
         if part in str(folder):
             counter = folder / "fake_attempts"
@@ -35,7 +35,7 @@ def fault_of(folder: Path) -> Any:
 
 
 def apply_fault(fault: Any) -> None:
-    """Go wrong now."""
+    """Execute the fault."""
     if isinstance(fault, int):
         print(f"spdf fake: told to end with {fault}", file=sys.stderr)
         sys.exit(fault)
@@ -53,7 +53,7 @@ def option(words: list[str], name: str) -> str:
 
 
 def train(config: dict[str, Any], steps: int) -> int:
-    """Pretend to train, from the last checkpoint on."""
+    """Pretend to train, starting from the last checkpoint."""
     run = Path(config["run_dir"])
     fault = fault_of(run.parent)
     apply_fault(fault)
@@ -85,7 +85,7 @@ def train(config: dict[str, Any], steps: int) -> int:
 
 
 def save(run: Path, step: int) -> None:
-    """A checkpoint with no more than a manifest."""
+    """Write a checkpoint that has only a manifest."""
     folder = run / "checkpoints" / f"step_{step}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").write_text(json.dumps({"step": step}))

@@ -1,4 +1,4 @@
-"""What a batch job does after its ranks have ended, and what a rank tells its launcher."""
+"""The end of a batch job after its ranks have ended, and the reports of a rank to its launcher."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WAIT = (
 
 @pytest.fixture
 def requeued(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Counts requeues instead of doing them; a Slurm job is around."""
+    """Count requeues instead of executing them, inside a Slurm job."""
     found: list[bool] = []
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setattr(batch, "requeue_self", lambda: found.append(True))
@@ -32,7 +32,7 @@ def requeued(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def told(tmp_path: Path, told: object, code: int) -> int:
-    """A batch job whose rank 0 tells ``told`` and whose srun ends with ``code``."""
+    """A batch job whose rank 0 reports ``told`` and whose srun exits with ``code``."""
     return batch.main([str(tmp_path), sys.executable, "-c", TELL, str(told), str(code)])
 
 

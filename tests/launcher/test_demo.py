@@ -1,4 +1,4 @@
-"""`make demo` sizes itself, and keeps its size when it is started again."""
+"""`make demo` chooses its size, and keeps it when started again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An executor from one file outside of the package: it plans, runs, is watched and is cancelled."""
+"""An executor from one file outside the package plans, runs, reports and cancels jobs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FLOW = "jobs: {made: {kind: synthetic-e2e, set: {seed: 1}}}\n"
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    """The environment in which a distribution with the module is installed."""
+    """The environment with an installed distribution of the module."""
     metadata = tmp_path / "site" / "nice_executor-1.dist-info"
     metadata.mkdir(parents=True)
     (tmp_path / "site" / "nice_executor.py").write_text(MODULE)

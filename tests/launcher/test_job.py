@@ -1,4 +1,4 @@
-"""How one job on Slurm ends: what goes back into the queue, and what counts as a failure."""
+"""The end of a job on Slurm: requeues and failures."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ HEAD = "import os, signal, sys\n"
 
 
 class Requeued(Exception):
-    """Instead of the end by Slurm."""
+    """Replaces the end of a job by Slurm."""
 
 
 @pytest.fixture
 def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_parsers: object) -> Callable[[str, str], JobFolder]:
-    """Prepares a job that runs a text of Python as its command, on Slurm; returns its runner's end and folder."""
+    """Prepares a job on Slurm whose command is Python code. Returns the end of its runner, and its folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     (tmp_path / "somewhere").touch()
@@ -58,7 +58,7 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_parsers: object)
 
 
 def ends(folder: JobFolder) -> tuple[list[str], bool]:
-    """Run a job once: how its attempts have ended so far, and whether it went back into the queue."""
+    """Run a job once. Returns the ends of its attempts so far, and whether it was requeued."""
     requeued = False
     try:
         job.main([str(folder.path.parents[1]), folder.path.name])

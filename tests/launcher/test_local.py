@@ -1,4 +1,4 @@
-"""`spdf run --on local`: the whole life of a workflow, with a stand-in for the trainer."""
+"""`spdf run --on local`: the life cycle of a workflow, with a stand-in for the trainer."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ jobs:
 
 
 def wait_for(condition, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]
-    """Until ``condition()`` holds."""
+    """Wait until ``condition()`` holds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -92,7 +92,7 @@ def test_everything_runs_once_and_is_skipped_after(bench) -> None:  # type: igno
     assert len(choice["candidates"]) == 2
     assert "19 of 19 jobs done, 19 of them before" in bench.run()
     assert all(job["state"] == "done" for job in bench.states().values())
-    # Only the variant whose level changed runs again, and what rests on it.
+    # Only the variant with the changed level and its dependent jobs run again.
     again = bench.run("variants.s75.sparsity.level=0.5")
     assert "19 of 19 jobs done, 9 of them before" in again
     assert "pretrain/dense " in again and "finetune/dense/lr=0.1  skipped" in again
@@ -115,7 +115,7 @@ def test_ranks_and_intervals_do_not_run_a_job_again(bench) -> None:  # type: ign
 
 
 def stop_in_training(bench, job: str) -> Path:  # type: ignore[no-untyped-def]
-    """Stop a workflow as ``job`` trains; the metrics of its run."""
+    """Stop a workflow while ``job`` trains. Returns the metrics of its run."""
     process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local")
     metrics = bench.dir / "jobs" / job / "run/metrics.jsonl"
     wait_for(lambda: metrics.exists() and len(steps_of(metrics)) >= 2)
@@ -141,7 +141,7 @@ def test_a_perplexity_without_its_unusable_lines_is_done(bench) -> None:  # type
     assert "spdf perplexity: train.csv:1: no text" in bench.run()
     manifest = bench.manifest("dense")
     assert manifest["attempts"] == 1 and manifest["metrics"]["perplexity"] == 7.5
-    # What an earlier attempt wrote is no witness for a later one.
+    # The output of an earlier attempt does not prove the success of a later one.
     (bench.dir / "jobs/dense/manifest.json").unlink()
     assert "told to end with 1 (3 times" in bench.run(code=1)
 
@@ -294,7 +294,7 @@ def test_one_cell_that_diverges_is_named_and_left_out(bench) -> None:  # type: i
     assert choice["job"] == "finetune/lr=0.2"
     assert choice["left_out"] == ["finetune/lr=0.1: spdf fake: told to end with 3"]
     assert bench.states()["finetune/lr=0.1"]["state"] == "failed"
-    # The choice is made: the cell is not tried again.
+    # The choice is made, so that the cell is not tried again.
     assert "finetune/lr=0.1  skipped" in bench.run()
 
 
@@ -460,7 +460,7 @@ def test_a_folder_that_was_moved_goes_on(bench, older: bool) -> None:  # type: i
     bench.file.write_text(GRID)
     bench.run()
     choice = bench.dir / "jobs/select/out/choice.json"
-    if older:  # choices had whole paths once
+    if older:  # older choices have absolute paths
         content = json.loads(choice.read_text())
         made = {name: {"run_dir": str(bench.dir / paths["run_dir"])} for name, paths in content["outputs"].items()}
         choice.write_text(json.dumps(content | {"outputs": made}))

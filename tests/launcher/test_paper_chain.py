@@ -1,4 +1,4 @@
-"""The paper's chain for Curation Corpus runs from the shipped workflow: a small model, articles made up."""
+"""The paper's jobs for Curation Corpus run from the shipped workflow, with a small model and synthetic articles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def article(rng: random.Random) -> tuple[str, str]:
 
 
 def write_data(folder: Path) -> None:
-    """Curation's CSVs as its scraper leaves them, and packed text of the same kind."""
+    """CSVs in the format of Curation's scraper, and packed text of the same kind."""
     rng = random.Random(0)
     (folder / "curation").mkdir(parents=True)
     for split, count in (("train", 100), ("validation", 20), ("test", 20)):
@@ -57,7 +57,7 @@ def write_data(folder: Path) -> None:
 
 
 def call(words: list[str], **env: str) -> str:
-    """A command of ours that must end well; its output."""
+    """Run a `spdf` command that must succeed. Returns its output."""
     done = subprocess.run(
         [*SPDF, *words], env=os.environ | {"OMP_NUM_THREADS": "1"} | env, capture_output=True, text=True, timeout=600
     )

@@ -1,4 +1,4 @@
-"""Workflows as files: expansion, references, and one clear line for everything that is wrong."""
+"""Workflow files: expansion, references, and one clear line per error."""
 
 from __future__ import annotations
 

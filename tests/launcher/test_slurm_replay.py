@@ -1,4 +1,4 @@
-"""Submission and states against recorded answers of Slurm 22.05: fast, and without a cluster."""
+"""Submission and states with recorded output of Slurm 22.05, without a cluster."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ clusters:
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with Slurm's commands, first on PATH; the stand-in keeps its notes in it."""
+    """A folder with replaced Slurm commands, first on PATH. They write their files into it."""
     folder = tmp_path / "slurm"
     folder.mkdir()
     for name in ("sbatch", "squeue", "sacct", "scancel", "scontrol"):
@@ -128,7 +128,7 @@ def test_paths_that_a_shell_would_read(bench, slurm: Path) -> None:  # type: ign
 
 
 def journal(root: Path, *lines: tuple[str, dict[str, object]]) -> None:
-    """A folder whose journal holds these lines."""
+    """A folder with these lines in its journal."""
     root.mkdir(exist_ok=True)
     with Journal(root) as written:
         for event, content in lines:
@@ -178,7 +178,7 @@ def test_a_second_run_leaves_the_queue_alone(bench, slurm: Path) -> None:  # typ
     assert recorded.startswith("2_0|PENDING|Dependency|") and "1|RUNNING|None|" in recorded
     (slurm / "replay").write_text("squeue_early")
     said = submit(bench)
-    # The recording knows 1, 2 and 3 with their cells, and 4: exactly what was submitted.
+    # The recording has 1, 2 and 3 with their cells, and 4, exactly as submitted.
     assert "0 jobs submitted, 8 in the queue already" in said
     assert len([words for words in calls(slurm, "sbatch") if "--parsable" in words]) == count
     assert os.environ["FAKE_SLURM"] == str(slurm)

@@ -1,4 +1,4 @@
-"""What a dry run says before it lists anything."""
+"""The summary of a dry run before its list."""
 
 from __future__ import annotations
 

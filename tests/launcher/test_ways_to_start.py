@@ -1,4 +1,4 @@
-"""torchrun, mpirun and the deepspeed launcher, on one node and over two host names, train alike."""
+"""torchrun, mpirun and the deepspeed launcher train equally, on one node and with two host names."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HOSTS = ("127.0.0.2", "127.0.0.3")
 
 
 def call(words: list[str], cwd: Path, env: dict[str, str] = ENV) -> str:
-    """Run a command that must end well; its output."""
+    """Run a command that must succeed. Returns its output."""
     done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     logs = "".join(path.read_text()[-3000:] for path in cwd.glob("work*/jobs/**/job.log"))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:] + logs
@@ -45,7 +45,7 @@ def call(words: list[str], cwd: Path, env: dict[str, str] = ENV) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -59,7 +59,7 @@ def losses(run_dir: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A config on a little packed text."""
+    """A config for a small packed text."""
     path = tmp_path_factory.mktemp("ways")
     spdf = [sys.executable, "-m", "spdf_dist", "data"]
     call([*spdf, "python-text", "--out", "text.jsonl", "--max-mb", "0.3"], path)
@@ -115,7 +115,7 @@ def test_deepspeed_is_stopped_and_goes_on(folder: Path) -> None:
 
 @pytest.fixture
 def sshd(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """An ssh daemon on the loopback addresses; the environment that makes pdsh use it."""
+    """Start an ssh daemon on loopback addresses. Returns the environment with which pdsh uses it."""
     daemon = shutil.which("sshd", path="/usr/sbin:/usr/bin")
     assert daemon and shutil.which("pdsh"), "needs: apt-get install openssh-server pdsh"
     tmp_path.chmod(0o700)

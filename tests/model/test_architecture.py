@@ -1,4 +1,4 @@
-"""The table of tensors, and the training model that it describes."""
+"""The table of tensors agrees with the training model."""
 
 from __future__ import annotations
 

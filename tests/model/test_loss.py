@@ -1,4 +1,4 @@
-"""The chunked loss equals torch's on whole logits, padding and ignored tokens left out."""
+"""The chunked loss equals torch's on whole logits, without padding and ignored tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SuPar's table by tensor, groups of the optimizer, and the fold that takes the multipliers out again."""
+"""SuPar's table by tensor, the optimizer groups, and folding of the multipliers into the weights."""
 
 from __future__ import annotations
 

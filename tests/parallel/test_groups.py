@@ -1,4 +1,4 @@
-"""Where ranks meet when their launcher does not say."""
+"""The rendezvous of ranks whose launcher does not set one."""
 
 from __future__ import annotations
 
@@ -40,6 +40,6 @@ def test_a_rank_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.delenv(RENDEZVOUS, raising=False)
     assert choose_device("auto", 3) == torch.device("cuda", 0)
-    monkeypatch.setenv(RENDEZVOUS, "file")  # ranks that spdf started share what this process sees
+    monkeypatch.setenv(RENDEZVOUS, "file")  # ranks started by spdf see the same devices as this process
     with pytest.raises(UserError, match="rank 3 of this node has no GPU"):
         choose_device("auto", 3)

@@ -1,4 +1,4 @@
-"""A sparse linear that is moved to another device."""
+"""Moving a sparse linear layer to another device."""
 
 from __future__ import annotations
 

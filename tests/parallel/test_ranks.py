@@ -1,4 +1,4 @@
-"""Which rank this process is, from every launcher's variables."""
+"""The rank of the process, from the variables of every launcher."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spdf_dist.config.errors import UserError
             {"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_NTASKS": "6", "SLURM_LOCALID": "2"},
             (5, 6, 2, "Slurm"),
         ),
-        # A batch shell has plain SLURM_* and no step: there the program spawns its own ranks.
+        # A batch shell has SLURM_* variables but no step. There the program spawns its own ranks.
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}, None),
         (
             {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "SLURM_STEP_ID": "0", "SLURM_PROCID": "9"},

@@ -1,4 +1,4 @@
-"""How ranks that the program starts itself find each other."""
+"""The rendezvous of ranks that the program starts itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks that the program starts itself: their signals, their logs, and who says why a job failed."""
+"""Ranks that the program starts itself: signals, logs, and the rank that reports a failure."""
 
 from __future__ import annotations
 
@@ -112,13 +112,13 @@ STOPPED = {"stopped_0": "SIGTERM", "stopped_1": "SIGTERM"}
 
 
 def start_parent(folder: Path, *before: str, delay: float = 0.0) -> subprocess.Popen[bytes]:
-    """A process with two ranks in ``folder``; ``before``: a command that starts it."""
+    """Start a process with two ranks in ``folder``. ``before`` is a prefix of its command."""
     words = [*before, sys.executable, "-c", PARENT, RANK.replace("DELAY", str(delay))]
     return subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def wait_for(folder: Path, name: str) -> dict[str, str]:
-    """The content of the files of both ranks of this name, once they are there."""
+    """The contents of both ranks' files with this name, after waiting for them."""
     end = time.monotonic() + 20
     while len(found := list(folder.glob(f"{name}_?"))) < 2 and time.monotonic() < end:
         time.sleep(0.05)
