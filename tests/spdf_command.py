@@ -1,4 +1,4 @@
-"""The `spdf` command in a process of its own, and what a run leaves."""
+"""Runs the `spdf` command in its own process, and reads the metrics of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def run_spdf(*arguments: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The `spdf` command with one core a rank; the caller judges the exit code."""
+    """Run the `spdf` command with one core per rank. The caller checks the exit code."""
     return subprocess.run(
         [sys.executable, "-m", "spdf_dist", *map(str, arguments)],
         capture_output=True,

@@ -8,7 +8,7 @@ import sys
 
 
 def test_torch_for_cuda_on_a_machine_with_nvcc_and_no_gpu_says_nothing() -> None:
-    """As on the login node of a cluster, the error must be the only line on stderr."""
+    """As on the login node of a cluster. Imports must print nothing, so that an error is the only line on stderr."""
     program = """
 import spdf_dist.parallel, torch
 torch.version.cuda, torch.cuda._is_compiled, torch.cuda.is_available = "13.0", lambda: True, lambda: False

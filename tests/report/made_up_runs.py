@@ -1,4 +1,4 @@
-"""Small run and workflow folders with made-up curves, as the training loop and the launcher write them."""
+"""Small run and workflow folders with synthetic curves, in the formats of the training loop and the launcher."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write_run(
     flops_per_sequence: int,
     first: int = 1,
 ) -> None:
-    """A run folder with one metrics line a step, the steps counted from ``first``."""
+    """A run folder with one metrics line per step. Steps are counted from ``first``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     manifest = folder / "checkpoints" / f"step_{first + len(losses) - 1}" / "manifest.json"
@@ -61,7 +61,7 @@ def write_run(
 
 
 def lineage(run: Path, parent: Path | None = None, synthetic: bool = False) -> list[dict[str, Any]]:
-    """The lineage of a run's checkpoint, as the trainer records it."""
+    """The lineage of a run's checkpoint in the trainer's format."""
     (manifest,) = run.glob("checkpoints/*/manifest.json")
     entry = {
         "kind": "finetune" if parent else "pretrain",
@@ -86,7 +86,7 @@ def write_scores(
     settings: dict[str, Any] | None = None,
     **metrics: float,
 ) -> None:
-    """What ``spdf evaluate --json`` prints of texts that ``spdf generate`` wrote."""
+    """The output of ``spdf evaluate --json`` for texts of ``spdf generate``."""
     checkpoint = {"lineage": lineage(run, parent, synthetic)}
     provenance = {
         "schema_version": 1,
@@ -110,7 +110,7 @@ def pretrain_run(
     tensor: int = 1,
     **model: int,
 ) -> PretrainConfig:
-    """A pre-training run whose loss falls from ln V and ends ``gap`` above the dense one's."""
+    """A pre-training run whose loss falls from ln V to ``gap`` above that of the dense run."""
     shape = {"num_layers": 4, "hidden_size": 128, "num_attention_heads": 4, "seq_length": LENGTH, "vocab_size": 2048}
     tree = {
         "run_dir": str(folder),
@@ -138,7 +138,7 @@ PAPER_SHAPE = {"num_layers": 12, "hidden_size": 768, "num_attention_heads": 12, 
 def paper_run(
     folder: Path, level: float, *, seed: int = 1, tokens: int = 2_500_000_000, whole: bool = True, **sparsity: Any
 ) -> PretrainConfig:
-    """A pre-training run of GPT-2 Small, of which the last step alone is written; one before it where not ``whole``."""
+    """A pre-training run of GPT-2 Small with only its last step, or an earlier step where not ``whole``."""
     tree = {
         "run_dir": str(folder),
         "seed": seed,
@@ -203,7 +203,7 @@ def write_job(
     parents: dict[str, str] | None = None,
     done: bool = True,
 ) -> Path:
-    """What the launcher leaves of a job; returns its folder."""
+    """The files of the launcher for a job. Returns the job's folder."""
     folder = root / "jobs" / job_id
     name = job_id.split("/")[0]
     write_json(
@@ -242,11 +242,11 @@ def write_job(
 
 
 VARIANTS = {"untrained": (0.0, 0, 1.0), "dense": (0.0, STEPS, 0.0), "s75": (0.75, STEPS, 0.08)}
-"""Level, steps, how much worse."""
+"""(level, steps, added loss)."""
 
 
 def write_workflow(root: Path) -> Path:
-    """An untrained baseline, dense and 75%, fine-tuned on generated data and scored."""
+    """An untrained baseline, dense and 75%, fine-tuned and scored on synthetic data."""
     write_job(root, "grammar", "synthetic-e2e", [])
     for variant, (level, steps, gap) in VARIANTS.items():
         pretrain = write_job(root, f"pretrain/{variant}", "pretrain", [], variant)
@@ -271,10 +271,10 @@ def write_workflow(root: Path) -> Path:
 
 
 def write_study(root: Path, bleu: dict[str, list[float]], planned: int = 3) -> Path:
-    """An evidence study: ``bleu`` by SIZE-WHAT, a score a seed; seeds beyond them up to ``planned`` have not run.
+    """An evidence study. ``bleu`` has one score per seed by SIZE-WHAT. Further seeds up to ``planned`` have not run.
 
-    Two learning rates are tried in each cell and the better by validation loss is chosen; the loss of E2E is 2 minus
-    BLEU, that of WebNLG 3 minus 2 BLEU.
+    Each cell tries two learning rates and selects the one with the lower validation loss. The loss is 2 - BLEU on E2E,
+    and 3 - 2 BLEU on WebNLG.
     """
     for variant, scores in bleu.items():
         size, what = variant.split("-")[:2]
@@ -338,11 +338,11 @@ def write_study(root: Path, bleu: dict[str, list[float]], planned: int = 3) -> P
 
 
 CHAIN_CELLS = ((1e-4, 0.0, 0.65), (5e-5, 0.1, 0.70))
-"""Learning rate, how much the loss is above the best, validation BLEU: the second is chosen."""
+"""(learning rate, loss above the best, validation BLEU). The second one is selected."""
 
 
 def write_chain(root: Path) -> Path:
-    """A chain as the shipped paper workflows: candidates scored on validation data, fresh seeds on the test set."""
+    """Jobs as in the shipped paper workflows: candidates scored on validation data, then new seeds on the test set."""
     for variant, level in (("dense", 0.0), ("s75", 0.75)):
         pretrain = write_job(root, f"pretrain/{variant}", "pretrain", [], variant)
         config = pretrain_run(pretrain / "run", level, steps=3)
@@ -370,7 +370,7 @@ def write_chain(root: Path) -> Path:
 def write_outputs(
     root: Path, generate: str, evaluate: str, where: str, tuned: str, split: str, bleu: float, pretrain: Path
 ) -> None:
-    """The outputs of one fine-tuned model and their score."""
+    """The outputs of a fine-tuned model and their score."""
     variant = where.partition("/")[0]
     write_job(root, f"{generate}/{where}", "generate", [tuned], variant)
     folder = write_job(root, f"{evaluate}/{where}", "evaluate", [f"{generate}/{where}"], variant)

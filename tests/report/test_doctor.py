@@ -1,4 +1,4 @@
-"""The doctor tells what the machine has and the path that each layer takes."""
+"""`spdf doctor` prints the hardware of the machine and the back end of each layer."""
 
 from __future__ import annotations
 

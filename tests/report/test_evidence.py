@@ -1,4 +1,4 @@
-"""The evidence study: rows, pairs by pre-training seed, verdicts by rule, partial studies, rows kept between runs."""
+"""The evidence study: rows, pairs by pre-training seed, verdicts, partial studies, and rows kept between runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from spdf_dist.studies.evidence.section import (
 )
 
 DENSE = [0.500, 0.520, 0.540]
-CLOSE = [0.498, 0.519, 0.537]  # 0.2 BLEU points below, whatever the seed
+CLOSE = [0.498, 0.519, 0.537]  # 0.2 BLEU points below, for every seed
 FAR = [0.450, 0.471, 0.489]
 UNTRAINED = [0.300, 0.310, 0.305]
 
@@ -123,7 +123,7 @@ def test_a_study_in_parts_says_what_has_not_run_and_keeps_its_rows(tmp_path: Pat
     (kept / CURVES).write_text(to_csv(evidence.curves, CurvePoint), encoding="utf-8")
     again = read_evidence(read_results([kept]), [kept])
     assert again == evidence
-    # Elsewhere, later, without the first folder: its plan names seed 1 as not run, its row stays.
+    # Later, without the first folder: the plan lists seed 1 as not run, but its row is kept.
     other = write_study(tmp_path / "second", {"1m-dense": [], "1m-s75": []})
     write_study(tmp_path / "second", {"1m-dense": [0.5, 0.52], "1m-untrained": [0.3]})
     for name in ("1m-dense/seed=1", "1m-untrained/seed=1"):
@@ -150,7 +150,7 @@ def test_runs_of_a_sweep_are_no_variant(tmp_path: Path) -> None:
     root = write_study(tmp_path / "study", {"1m-dense": DENSE, "1m-s75": CLOSE})
     study = read_results([root])
     assert {run.variant for run in study.pretraining} == {"1m-dense", "1m-s75"}
-    assert len(study.finetuning) == 2 * len([run for run in study.pretraining])  # the chosen one, and WebNLG
+    assert len(study.finetuning) == 2 * len([run for run in study.pretraining])  # the selected run, and WebNLG
     assert all(run.tree["training"]["lr"] != 3e-3 for run in study.finetuning)
 
 
@@ -164,7 +164,7 @@ def test_scores_are_paired_by_the_pretraining_seed(tmp_path: Path) -> None:
 
 
 def e2e_scores(root: Path) -> dict[str, str]:
-    """The BLEU column of the report's own table, by variant."""
+    """The BLEU column of the report's table, by variant."""
     (table,) = [table for table in score_tables(read_results([root])) if table.name.startswith("scores-e2e")]
     return {row[0]: row[1].partition("\n")[0] for row in table.rows}
 
@@ -287,7 +287,7 @@ def test_a_fine_tuning_that_diverged_is_named_once_no_candidate_is_left(tmp_path
     write_json(second, {"status": "failed", "reason": "non-finite loss at step 9", "key": "key"})
     first.unlink()
     told = lambda: missing_text(read_evidence(read_results([root]), []))  # noqa: E731
-    assert told() == ["1m 75%, seed 1: pre-trained"]  # the other rate may do
+    assert told() == ["1m 75%, seed 1: pre-trained"]  # the other rate may succeed
     write_json(first, {"status": "failed", "reason": "non-finite loss at step 7", "key": "key"})
     assert told() == ["1m 75%, seed 1: failed: non-finite loss at step 7"]
     write_json(best / "manifest.json", {"status": "failed", "reason": "no cell finished", "key": "key"})

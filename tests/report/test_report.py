@@ -1,4 +1,4 @@
-"""The report end to end on made-up folders, and the places where a wrong number would hide."""
+"""The report end to end on synthetic folders, and cases in which it could show a wrong number."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_variants_flops_and_differences_to_dense(workflow: Path) -> None:
 
 
 def test_report_job_gets_the_folders_of_the_jobs_it_needs(workflow: Path) -> None:
-    """As the launcher calls it: no workflow root, evaluations without their runs."""
+    """As the launcher calls it: without the workflow root, with evaluations but not their runs."""
     folders = [workflow / "jobs" / "evaluate" / name for name in VARIANTS]
     study = read_results(folders)
     assert len(study.pretraining) == len(study.finetuning) == len(VARIANTS)
@@ -185,13 +185,13 @@ def test_a_select_job_leads_to_what_it_chose(tmp_path: Path) -> None:
 
 
 def test_validation_scores_that_select_are_no_results(tmp_path: Path) -> None:
-    """The chain of the shipped paper workflows: the chosen settings are `select`'s, the scores are the test set's."""
+    """Jobs as in the shipped paper workflows: settings are those of `select`, and scores are those of the test set."""
     study = read_results([write_chain(tmp_path / "flow")])
     assert sorted({score.metrics["bleu"] for score in study.scores}) == [0.51, 0.52, 0.53]
     assert {score.split for score in study.scores} == {"test"}
     (table,) = score_tables(study)
     assert [row[1].partition("\n")[0] for row in table.rows] == ["0.5200 ± 0.0100 (3)"] * 2
-    assert {run.path.parts[-4] for run in study.finetuning} == {"final"}  # three seeds of one setting, no candidate
+    assert {run.path.parts[-4] for run in study.finetuning} == {"final"}  # three seeds of one setting
     assert all(run.tree["training"]["lr"] == 5e-5 for run in study.finetuning)
 
 
@@ -231,13 +231,13 @@ def test_the_baseline_is_the_variant_called_dense(tmp_path: Path) -> None:
 
 
 def notes_of(study: Results) -> str:
-    """What stands behind the bars of the cost figure."""
+    """The notes beside the bars of the cost figure."""
     figure = next(plot for plot in cost_plots(study) if plot.name == "flops_spent").draw()
     return " ".join(text.get_text() for text in figure.axes[0].texts)
 
 
 def test_flops_are_compared_on_one_task_that_both_were_fine_tuned_on(tmp_path: Path) -> None:
-    """Dense, alone with s75, has WebNLG, too; s75 has the sparse control; b75's fine-tuning still runs."""
+    """Only dense and s75 also have WebNLG. s75 has the sparse control. The fine-tuning of b75 is unfinished."""
     tunings = {
         "1m-dense": ["e2e", "webnlg"],
         "1m-stopped": ["e2e"],
@@ -318,7 +318,7 @@ def test_an_unfinished_run_saves_nothing(tmp_path: Path) -> None:
 
 
 def test_results_of_inputs_made_anew_are_left_out_and_named(tmp_path: Path) -> None:
-    """Seed 3 left the grid before its data changed; seed 2 is of an earlier plan alone, with the data of today."""
+    """Seed 3 left the grid before its data changed. Seed 2 is only in an earlier plan, with the present data."""
     root = tmp_path / "flow"
     write_job(root, "packed", "pack", [], key="new")
     for seed, data, bleu in ((1, "new", 0.60), (2, "new", 0.61), (3, "old", 0.10)):
@@ -502,7 +502,7 @@ def test_losses_of_two_tasks_are_not_averaged() -> None:
 
 
 def sweep(root: Path) -> Path:
-    """Dense and 75% at two learning rates, two seeds each; one run again at TP2, one again in another folder."""
+    """Dense and 75% at two learning rates with two seeds each. One run is repeated at TP2, one in another folder."""
     for level in (0.0, 0.75):
         for lr in (1e-3, 2e-3):
             for seed in (1, 2):
@@ -547,7 +547,7 @@ def test_a_name_without_a_folder_is_one_clear_line(
 def test_scores_without_a_record_are_listed_and_not_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Outputs of versions that recorded nothing, and of texts that other programs wrote."""
+    """Outputs without a record, and scores of texts from other programs."""
     pretrain_run(tmp_path / "run", 0.0)
     write_json(tmp_path / "run" / "scores.json", {"schema_version": 1, "task": "e2e", "bleu": 0.5})
     page = report([tmp_path], tmp_path / "out").read_text(encoding="utf-8")
@@ -558,7 +558,7 @@ def test_scores_without_a_record_are_listed_and_not_compared(
 
 
 def test_a_score_brings_its_runs_from_its_record(tmp_path: Path) -> None:
-    """Only scores.json was copied here: the config of both runs stands in it."""
+    """Only scores.json was copied. It contains the configs of both runs."""
     config = pretrain_run(tmp_path / "far" / "pre", 0.75)
     finetune_run(tmp_path / "far" / "fine", tmp_path / "far" / "pre", "e2e/trainset.csv", config)
     for name in ("a", "b"):

@@ -1,4 +1,4 @@
-"""The metrics against scores that the official scripts printed, and their parts against the libraries they follow."""
+"""The metrics equal scores printed by the official scripts, and their parts equal the reference libraries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spdf_dist.scoring.mteval import cased_tokens, e2e_bleu, e2e_nist, lower_tok
 from spdf_dist.scoring.ter import mean_ter, segment_ter, ter
 from spdf_dist.scoring.words import split_words
 
-# What E2E's script (-p) and GenerationEval print for the cases of SPDF_DATA, as they stand and after `disturb`.
+# Scores of E2E's script (-p) and GenerationEval for the cases in SPDF_DATA, unchanged and after `disturb`.
 E2E_OFFICIAL = {
     0: {"bleu": 0.6566, "nist": 8.4679, "meteor": 0.4503, "rouge_l": 0.6900, "cider": 2.2204},
     2: {"bleu": 0.4243, "nist": 6.6462, "meteor": 0.3604, "rouge_l": 0.5277, "cider": 1.2912},
@@ -99,7 +99,7 @@ def test_bleu_equals_sacrebleu() -> None:
     cased = BLEU(tokenize="13a").corpus_score(hypotheses, streams).score
     lower = BLEU(tokenize="13a", lowercase=True).corpus_score(hypotheses, streams).score
     assert webnlg_bleu(hypotheses, references) == pytest.approx(cased, abs=1e-9)
-    # E2E's script takes one off the number of 4-grams for the output of two words.
+    # For an output of two words, E2E's script subtracts one from the number of 4-grams.
     assert e2e_bleu(hypotheses[:2], references[:2]) == pytest.approx(
         BLEU(tokenize="13a", lowercase=True).corpus_score(hypotheses[:2], [s[:2] for s in streams]).score / 100,
         abs=1e-9,
@@ -112,7 +112,7 @@ def test_nist_of_one_output_by_hand() -> None:
     # log2(6/2) + log2(6/2) + log2(6/1) over 3, log2(2/2) + log2(2/1) over 2, log2(2/1) over 1; then negative lengths.
     expected = (3.169925 + 2.584963) / 3 + 1 / 2 + 1
     assert e2e_nist(["a b c"], [["a b c", "a b d"]]) == pytest.approx(expected, abs=1e-5)
-    # 2 words for a mean of 3: half of what they are worth, (2 log2 3) / 2 and log2(2/2).
+    # 2 words for a mean of 3 give a penalty of 1/2 on (2 log2 3) / 2 + log2(2/2).
     assert e2e_nist(["a b"], [["a b c", "a b d"]]) == pytest.approx(0.5 * 1.584963, abs=1e-5)
 
 
@@ -154,14 +154,14 @@ def test_ter_of_a_segment_is_that_of_its_nearest_reference() -> None:
         references = [[rng.choice("abcdef") for _ in range(rng.randrange(1, 8))] for _ in range(4)]
         assert segment_ter(hypothesis, references) == min(ter(hypothesis, reference) for reference in references)
     assert segment_ter(list("abc"), [list("xyzxyzxyz"), []]) == 1.0
-    # pyter's own example: two moves and two edits for thirteen words.
+    # The example of pyter: two moves and two edits for thirteen words.
     hypothesis = "THIS WEEK THE SAUDIS denied information published in the new york times"
     reference = "SAUDI ARABIA denied THIS WEEK information published in the AMERICAN new york times"
     assert ter(hypothesis.split(), reference.split()) == 4 / 13
 
 
 def test_words_of_nltk() -> None:
-    # As nltk's word_tokenize with punkt_tab cuts them.
+    # The words of nltk's word_tokenize with punkt_tab.
     assert split_words("He can't, said Mr. Smith (St. Louis). \"No\" it's $5.50... ok? 3rd.") == [
         *("He", "ca", "n't", ",", "said", "Mr.", "Smith", "(", "St.", "Louis", ")", ".", "``", "No", "''"),
         *("it", "'s", "$", "5.50", "...", "ok", "?", "3rd", "."),

@@ -1,4 +1,4 @@
-"""Hypotheses and references as files, and the mistakes in them."""
+"""Files of hypotheses and references, and mistakes in them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_e2e_references_from_the_official_csv(tmp_path: Path) -> None:
 def test_parallel_files_with_and_without_a_last_newline(tmp_path: Path) -> None:
     hyps, first, second = write(tmp_path, hyps="h1\nh2\n", ref0="a\nb\n", ref1="c\n\n")
     assert read_parallel(hyps, [first, second]) == (["h1", "h2"], [["a", "c"], ["b", ""]])
-    # Without a newline at the end, a file that ends in one has an empty last line.
+    # If the other files have no newline at the end, a final newline begins an empty last line.
     hyps, first, second = write(tmp_path, hyps="h1\nh2", ref0="a\nb", ref1="c\n")
     assert read_parallel(hyps, [first, second]) == (["h1", "h2"], [["a", "c"], ["b", ""]])
 

@@ -1,7 +1,7 @@
-"""A real Slurm cluster on one machine: munge, slurmctld and a few slurmd, each a node in namespaces of its own.
+"""A real Slurm cluster on one machine: munge, slurmctld and a few slurmd. Each slurmd is a node in its own namespaces.
 
-Every node has its own host name, hosts file and process tree, so killing its first process is the crash of a whole
-node. Nothing under /etc is touched. Needs root (for the namespaces) and the Debian packages slurm-wlm and munge.
+A node has its own host name, hosts file and process tree. Killing its first process crashes the whole node. Nothing
+under /etc is changed. Needs root (for the namespaces) and the Debian packages slurm-wlm and munge.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE OverSubscribe=NO State=UP Priori
 
 
 def free_ports(count: int) -> list[int]:
-    """Consecutive TCP ports that nobody listens on."""
+    """Consecutive free TCP ports."""
     for first in range(20000 + os.getpid() % 5000, 30000):
         sockets = []
         try:
@@ -84,7 +84,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Until ``condition()`` holds; TimeoutError names ``what`` was waited for."""
+    """Wait until ``condition()`` holds. Raises TimeoutError that names ``what``."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -93,7 +93,7 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 class Cluster:
-    """Daemons, started by ``start`` and ended by ``stop``, each by its process id."""
+    """Daemons that ``start`` starts and ``stop`` ends, each by its process id."""
 
     def __init__(self, nodes: int = 4, min_job_age: int = 300) -> None:
         missing = [program for program in NEEDED if shutil.which(program) is None]
@@ -107,7 +107,7 @@ class Cluster:
         self.env = os.environ | {"SLURM_CONF": str(self.base / "slurm.conf")}
 
     def start(self) -> None:
-        """Bring everything up; returns when every node is idle."""
+        """Start all daemons and wait until every node is idle."""
         self.write_files()
         self.start_munge()
         log = (self.base / "slurmctld.out").open("ab")
@@ -120,7 +120,7 @@ class Cluster:
         self.wait_idle()
 
     def write_files(self) -> None:
-        """slurm.conf, gres.conf, hosts and the nodes' folders."""
+        """Write slurm.conf, gres.conf, hosts and the folders of the nodes."""
         self.base.chmod(0o755)
         ports = free_ports(len(self.names) + 1)
         for folder in ["state", "munge", *(f"{name}/{sub}" for name in self.names for sub in ("spool", "tmp"))]:
@@ -138,14 +138,14 @@ class Cluster:
             )
         )
         for number in range(GPUS):
-            # Slurm wants character devices behind its GPUs; these are further nodes of /dev/null.
+            # Slurm needs character devices for its GPUs. These are additional nodes of /dev/null.
             device = self.base / f"nvidia{number}"
             subprocess.run(["mknod", "-m", "666", str(device), "c", "1", "3"], check=True)
         (self.base / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={self.base}/nvidia[0-{GPUS - 1}]\n")
         (self.base / "hosts").write_text(f"127.0.0.1 localhost {' '.join(self.names)} {socket.gethostname()}\n")
 
     def start_munge(self) -> None:
-        """munged with a key and a socket of its own."""
+        """Start munged with its own key and socket."""
         folder = self.base / "munge"
         folder.chmod(0o711)
         key = folder / "key"
@@ -161,7 +161,7 @@ class Cluster:
         wait_for((folder / "socket").exists, 10, "munged")
 
     def start_node(self, name: str) -> None:
-        """Boot one node."""
+        """Start one node."""
         boot = f"hostname {name} && mount --bind {self.base}/hosts /etc/hosts && exec slurmd -D -N {name}"
         log = (self.base / f"{name}/out").open("ab")
         self.daemons[name] = subprocess.Popen(
@@ -180,7 +180,7 @@ class Cluster:
         daemon.wait()
 
     def stop(self) -> None:
-        """End what was started and remove the folder."""
+        """End all daemons and remove the folder."""
         self.command("scancel", "--full", "--user=root", check=False)
         order = [*(name for name in self.names if name in self.daemons), "slurmctld", "munged"]
         for name in order:
@@ -203,7 +203,7 @@ class Cluster:
         return done.stdout
 
     def wait_idle(self, seconds: float = 60) -> None:
-        """Until every node is idle."""
+        """Wait until every node is idle."""
 
         def idle() -> bool:
             states = self.command("sinfo", "-h", "-N", "-p", "main", "-o", "%T", check=False).split()
@@ -212,13 +212,13 @@ class Cluster:
         wait_for(idle, seconds, "all nodes to be idle")
 
     def job(self, job_id: str) -> dict[str, str]:
-        """What `scontrol show job` says of one job."""
+        """The fields of `scontrol show job` for one job."""
         text = self.command("scontrol", "-o", "show", "job", job_id, check=False)
         lines = [line for line in text.splitlines() if f"JobId={job_id} " in line] or text.splitlines()
         return dict(word.partition("=")[::2] for word in lines[0].split() if "=" in word) if lines else {}
 
     def logs(self) -> str:
-        """The ends of the daemons' logs, for a failure's message."""
+        """The ends of the daemons' logs, for the message of a failure."""
         parts = []
         for path in [self.base / "slurmctld.log", *sorted(self.base.glob("n*/slurmd.log")), *self.base.glob("*/out")]:
             if path.exists():

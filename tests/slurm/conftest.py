@@ -1,4 +1,4 @@
-"""One real cluster for all tests here; each test gets its own folder and leaves the cluster idle."""
+"""One real cluster for all Slurm tests. Each test has its own folder and leaves the cluster idle."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class SlurmBench:
         )
 
     def spdf(self, *words: str, code: int = 0, timeout: float = 300) -> str:
-        """Run `spdf WORDS`; its output."""
+        """Run `spdf WORDS` and return its output."""
         process = self.start(*words)
         out, errors = process.communicate(timeout=timeout)
         assert process.returncode == code, f"{process.returncode}\n{out}\n{errors}\n{self.tail()}"
@@ -125,9 +125,9 @@ class SlurmBench:
         return [line for line in lines if "loss" in line]
 
     def slurm_states(self, job: str) -> list[str]:
-        """Slurm's own words for the attempts at a job, from its file of finished jobs.
+        """Slurm's states of the attempts of a job, from its file of finished jobs.
 
-        A job's manifest says `done` a moment before Slurm writes its line, and later still on a busy machine.
+        The manifest of a job becomes `done` before Slurm writes its line, so this waits for it.
         """
         end = time.monotonic() + 60
         while True:
@@ -138,7 +138,7 @@ class SlurmBench:
             time.sleep(0.2)
 
     def tail(self) -> str:
-        """What the jobs wrote last, for a failure's message."""
+        """The last output of the jobs, for the message of a failure."""
         paths = [*sorted(self.path.glob("work*/jobs/**/job.log")), *sorted(self.path.glob("work*/slurm/*.out"))]
         return "\n".join(
             f"== {path}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-8:]) for path in paths
@@ -147,11 +147,11 @@ class SlurmBench:
 
 @pytest.fixture
 def fake(tmp_path: Path, cluster: Cluster) -> SlurmBench:
-    """Workflows over the stand-in trainer."""
+    """Workflows with the stand-in trainer."""
     return SlurmBench(tmp_path, cluster, fake=True)
 
 
 @pytest.fixture
 def real(tmp_path: Path, cluster: Cluster) -> SlurmBench:
-    """Workflows over the trainer itself."""
+    """Workflows with the real trainer."""
     return SlurmBench(tmp_path, cluster, fake=False)

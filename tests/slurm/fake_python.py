@@ -1,4 +1,4 @@
-"""Stands before the stand-in trainer: `fake_python -m spdf_dist ...` and `fake_python -m spdf_launcher.rank ...`."""
+"""Runs the stand-in trainer as `fake_python -m spdf_dist ...` and `fake_python -m spdf_launcher.rank ...`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import fake_spdf
 
 
 def fake_main() -> int:
-    """The trainer's command line in one rank; ranks other than 0 have nothing to do but to be there."""
+    """The trainer's command line in one rank. Only rank 0 does something."""
     fault = os.environ.get("FAKE_RANK_SLEEP")
     if os.environ.get("SLURM_PROCID", "0") != "0" and "SLURM_STEP_ID" in os.environ:
         time.sleep(float(fault or 0))

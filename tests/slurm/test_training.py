@@ -1,4 +1,4 @@
-"""The trainer itself on the real cluster, tiny: two nodes, gloo. What is lost by limits, crashes and kills: nothing."""
+"""The real trainer with a tiny model on the cluster: two nodes, gloo. Limits, crashes and kills lose nothing."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ jobs:
 
 
 def trainer(*words: str, cwd: Path) -> None:
-    """Run `spdf WORDS` here."""
+    """Run `spdf WORDS` without Slurm."""
     done = subprocess.run(
         [sys.executable, "-m", "spdf_dist", *words],
         cwd=cwd,
@@ -78,7 +78,7 @@ def trainer(*words: str, cwd: Path) -> None:
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A little packed text."""
+    """A small packed text."""
     folder = tmp_path_factory.mktemp("packed")
     trainer("data", "python-text", "--out", "text.jsonl", "--max-mb", "0.5", cwd=folder)
     trainer(
@@ -97,7 +97,7 @@ def losses(path: Path) -> list[tuple[int, float]]:
 
 @pytest.fixture(scope="session")
 def undisturbed(packed: Path) -> list[tuple[int, float]]:
-    """The losses of a run that nothing happens to, started without any launcher."""
+    """The losses of an uninterrupted run, started without a launcher."""
     model = [f"model.{key}={value}" for key, value in MODEL.items()]
     (packed.parent / "empty.yaml").write_text("device: cpu\n")
     more = [
@@ -114,7 +114,7 @@ def undisturbed(packed: Path) -> list[tuple[int, float]]:
 
 @pytest.fixture
 def running(real, packed: Path):  # type: ignore[no-untyped-def]
-    """A run on two nodes, a quarter of the way."""
+    """A run on two nodes that has done a quarter of its steps."""
     real.file = real.write(PRETRAIN.format(model=json.dumps(MODEL), tokens=STEPS * 4 * 32, packed=packed))
     real.run()
     wait_for(lambda: len(real.metrics("pretrain")) >= STEPS // 4, 180, "a quarter of the steps")
@@ -122,7 +122,7 @@ def running(real, packed: Path):  # type: ignore[no-untyped-def]
 
 
 def check(bench, undisturbed: list[tuple[int, float]], seconds: float = 240) -> None:  # type: ignore[no-untyped-def]
-    """The run completes, with the losses of the undisturbed one, bit for bit, each step once."""
+    """The run completes with the same losses as the uninterrupted one, bit for bit, and each step once."""
     states = bench.wait_end(seconds)
     assert states["pretrain"]["state"] == "done", bench.tail()
     assert states["pretrain"]["restarts"] >= 1
@@ -183,7 +183,7 @@ def test_production_scripts_are_accepted_unchanged(cluster) -> None:  # type: ig
 
 @pytest.mark.timeout(1500)
 def test_production_scripts_run_to_the_end(real, packed: Path) -> None:  # type: ignore[no-untyped-def]
-    """All 4 x 8 ranks of pre-training, then one cell of the fine-tuning array, both submitted as they stand."""
+    """All 4 x 8 ranks of pre-training, then one cell of the fine-tuning array. Both scripts are submitted unchanged."""
     rows = ["mr,ref"] + [f'"name[{n}]","It is {n}."' for n in range(16)]
     (real.path / "e2e.csv").write_text("\n".join(rows) + "\n")
 

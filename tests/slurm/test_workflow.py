@@ -1,4 +1,4 @@
-"""Workflows on the real cluster, with a stand-in for the trainer: what Slurm and the launcher do, in seconds."""
+"""Workflows on the real cluster, with a stand-in for the trainer."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_failed_for_good_cancels_what_follows(fake) -> None:  # type: ignore[no-
     assert states["dense"]["state"] == "cancelled" and "pretrain" in states["dense"]["reason"]
     assert "told to end with 2" in fake.spdf("status", str(fake.dir), code=1)
     assert fake.manifest("pretrain")["attempts"] == 1
-    # Run again: only what is missing, each once.
+    # A second run submits only missing jobs, each once.
     again = fake.run()
     assert again.count("submitted ") == 2 and "2 jobs submitted" in again
     assert {job["state"] for job in fake.wait_end(60).values()} == {"done"}
@@ -138,7 +138,7 @@ def test_a_job_whose_parent_was_never_made_does_not_start(fake) -> None:  # type
     fake.wait_end(60)
     (fake.dir / "jobs/pretrain/manifest.json").unlink()
     (fake.dir / "jobs/dense/manifest.json").unlink()
-    # Slurm runs a job after an id that it does not know (or knows no more).
+    # Slurm runs a job whose dependency is an id that it does not know.
     fake.cluster.command("sbatch", "--dependency=afterok:999999", str(fake.dir / "slurm/dense.sbatch"))
     wait_for((fake.dir / "jobs/dense/manifest.json").exists, 30, "the job to judge its parent")
     assert fake.manifest("dense")["status"] == "cancelled"
@@ -178,11 +178,11 @@ def test_a_cell_that_is_tried_again_leaves_the_others_alone(fake) -> None:  # ty
     states = fake.wait_end()
     assert {job["state"] for job in states.values()} == {"done"}
     assert {name: job["restarts"] for name, job in states.items() if job["restarts"]} == {"finetune/seed=2,lr=0.2": 1}
-    assert fake.slurm_states("finetune").count("PENDING") == 1  # written for a task that goes back into the queue
+    assert fake.slurm_states("finetune").count("PENDING") == 1  # written for a requeued task
 
 
 def start_training(fake) -> str:  # type: ignore[no-untyped-def]
-    """Submit a slow pre-training and wait for two of its steps; its Slurm id."""
+    """Submit a slow pre-training and wait for two of its steps. Returns its Slurm id."""
     fake.faults = {"jobs/pretrain": ["steady", ""]}
     fake.write(ONE)
     fake.run()
@@ -202,13 +202,13 @@ def test_signal_before_the_limit_saves_requeues_and_goes_on(fake) -> None:  # ty
 
 
 def outcomes(path: Path) -> list[str]:
-    """How a job's attempts ended."""
+    """The ends of a job's attempts."""
     attempts = [json.loads(line) for line in (path / "attempts.jsonl").read_text().splitlines()]
     return [line["outcome"] for line in attempts if line["event"] == "end"]
 
 
 def preempt(cluster) -> None:  # type: ignore[no-untyped-def]
-    """Submit a job that takes all nodes from those that run."""
+    """Submit a job that preempts all nodes."""
     words = ("--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     cluster.command("sbatch", *words)
 
@@ -266,7 +266,7 @@ def test_launcher_killed_while_submitting(fake, seconds: float) -> None:  # type
     fake.write(CHAIN)
     slow = fake.path / "bin"
     slow.mkdir()
-    # The real sbatch, with time to be killed before and after it.
+    # The real sbatch, with pauses before and after it in which it can be killed.
     (slow / "sbatch").write_text('#!/bin/sh\nsleep 0.15\n/usr/bin/sbatch "$@"\ncode=$?\nsleep 0.15\nexit $code\n')
     (slow / "sbatch").chmod(0o755)
     fake.more_env = {"PATH": f"{slow}:{os.environ['PATH']}"}

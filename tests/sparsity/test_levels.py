@@ -1,4 +1,4 @@
-"""Gradual magnitude pruning: levels over the steps, the masks they make, FLOPs over the phases."""
+"""Gradual magnitude pruning: levels of the steps, their masks, and FLOPs of the phases."""
 
 from __future__ import annotations
 

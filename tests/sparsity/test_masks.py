@@ -1,4 +1,4 @@
-"""Masks are global facts: exact counts, a golden digest, patterns, independence from everything but their key."""
+"""Masks depend only on their key: exact counts, a fixed digest, and patterns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spdf_dist.model.initialize import initial_tensor
 from spdf_dist.sparsity.masks import RandomMasks, keep_lowest, make_mask, mask_digest, pruned_count
 
 GOLDEN = "e1fe1c1d6ca7f112f24dbea1b4f83eae7b65f77a49515cd16a9fa50fdd88e539"
-"""Of layers.0.W_Q, 64x64, 75%, seed 1234. A change of the generator breaks every run that continues: never edit it."""
+"""Digest of layers.0.W_Q, 64x64, 75%, seed 1234. Never edit it: another generator would break every resumed run."""
 
 
 def test_the_golden_digest():

@@ -1,4 +1,4 @@
-"""Patterns, distributions and levels by weight: counts without masks, balance, permutations, files, a plug-in."""
+"""Patterns, distributions and levels per weight: counts without masks, balance, permutations, files, extensions."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_balanced_masks_are_as_independent_as_random_ones():
     ]
     overlaps = [(a & b).sum() / a.sum() for i, a in enumerate(masks) for b in masks[i + 1 :]]
     assert np.mean(overlaps) == pytest.approx(0.25, abs=0.02) and max(overlaps) < 0.35
-    # No block is preferred: the mean over many masks is flat.
+    # No block is preferred: the mean over many masks is uniform.
     mean = np.mean(
         [make_mask(f"w{i}", (64, 64), SparsityConfig(level=0.75, pattern="balanced:8")) for i in range(200)], 0
     )
@@ -124,7 +124,7 @@ def test_erdos_renyi_keeps_the_mean_and_favours_small_weights():
     attention, ffn = weights["layers.0.W_Q"], weights["layers.0.W_I"]
     assert 1 - attention.level == Fraction(1, 3) and (1 - ffn.level) / (1 - attention.level) == Fraction(5, 8)
     assert real_sparsity(MODEL, SparsityConfig(level=0.75, distribution="er")) == pytest.approx(0.75, abs=1e-3)
-    # Where a density would exceed 1 the weight is dense, and the others share what is left.
+    # A weight whose density would exceed 1 is dense. The others share the remaining non-zeros.
     mild = sparse_weights(logical_weights(MODEL), SparsityConfig(level=0.2, distribution="er"))
     assert not any(name.endswith(("W_Q", "W_K", "W_V", "W_D")) for name in mild)
     kept = sum(nonzeros(MODEL, SparsityConfig(level=0.2, distribution="er")).values())

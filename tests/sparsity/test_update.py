@@ -1,4 +1,4 @@
-"""Decisions of dynamic masks: counts, groups, tensor ranks, NaN, and when updates come."""
+"""Dynamic masks: counts, groups, tensor ranks, NaN, and the steps of updates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def some_mask() -> np.ndarray:
 
 
 def integers(seed: int) -> np.ndarray:
-    """Whole numbers with many ties, as no order of summation changes."""
+    """Whole numbers with many ties. Their sums do not depend on the order."""
     return np.random.default_rng(seed).integers(-9, 10, SHAPE).astype(np.float32)
 
 

@@ -22,7 +22,7 @@ def wheelhouse() -> ModuleType:
 
 
 class FakePip:
-    """Makes wheels of sources; downloads fail until every package in ``sources_only`` has one."""
+    """Builds wheels of sources. Downloads fail until every package in ``sources_only`` has a wheel."""
 
     def __init__(self, out: Path, sources_only: dict[str, str]) -> None:
         self.out, self.sources_only, self.calls = out, sources_only, []

@@ -1,4 +1,4 @@
-"""Trains tiny runs in this process, without the seconds that a process of its own takes."""
+"""Trains tiny runs in this process, which saves the start of another process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from spdf_dist.config.schema import PretrainConfig
 
 ONE_RANK = ("parallel.data=1", "model.dropout=0", "training.schedule=constant")
 STEP = 16 * 32
-"""Tokens of a step of the tiny config."""
+"""Tokens per step of the tiny config."""
 
 
 def train(config: Path, run: Path, *overrides: str, change: bool = False, rewind: int | None = None) -> None:
-    """Run or continue ``run``; at most 12 steps."""
+    """Start or continue ``run``, for at most 12 steps."""
     from spdf_dist.training.pretrain import pretrain
     from spdf_dist.training.run import Deliberately
 

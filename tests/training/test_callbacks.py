@@ -1,4 +1,4 @@
-"""What observes a run: hooks, state, trackers; a disk that refuses their files ends no run."""
+"""Callbacks: hooks, state, trackers. A disk that refuses their files does not end a run."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Recorder(Callback):
 
 @pytest.fixture
 def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
-    """A callback that another distribution brings, in one file, and the config keys that choose it."""
+    """A callback from one file of another distribution, and the config keys that select it."""
     site = tmp_path / "site"
     (site / "other-1.dist-info").mkdir(parents=True)
     (site / "other_callback.py").write_text(OUTSIDE)
@@ -177,7 +177,7 @@ def test_lines_that_the_disk_refuses_for_a_moment_are_written_later(
 
 
 def leveldb_records(log: bytes) -> Iterator[bytes]:
-    """The records of W&B's offline file after its head: LevelDB's log, in blocks of 32 KiB that the head counts in."""
+    """The records of W&B's offline file after its header: a LevelDB log in blocks of 32 KiB, header included."""
     at, parts = 7, b""
     log = bytes(7) + log
     while at + 7 <= len(log):
@@ -187,7 +187,7 @@ def leveldb_records(log: bytes) -> Iterator[bytes]:
         length, kind = int.from_bytes(log[at + 4 : at + 6], "little"), log[at + 6]
         parts += log[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a complete record, or the last part of one
             yield parts
             parts = b""
 

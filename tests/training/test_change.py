@@ -1,4 +1,4 @@
-"""A run that is continued with other values, deliberately: what it then computes, and what is recorded."""
+"""Runs continued with deliberately changed values: their computation and their records."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def whole(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def at_step_5(whole: Path, tmp_path: Path) -> Path:
-    """The same run as it was at step 5, its later metrics still in the folder."""
+    """The same run at step 5, with its later metrics still in the folder."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     for name in ("checkpoints/step_10", "checkpoints/step_12"):
@@ -112,5 +112,5 @@ def test_rewind_goes_back_and_leaves_out_the_batches_that_hurt(whole: Path, tiny
     for name in ("step_10", "step_12"):
         shutil.rmtree(run / "checkpoints" / name)
     (run / "result.json").unlink()
-    train(tiny_config, run)  # a kill later on does not bring the batches back
+    train(tiny_config, run)  # a later kill does not restore the batches
     assert losses(run) == after

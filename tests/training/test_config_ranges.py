@@ -1,4 +1,4 @@
-"""Values that no training can use are refused when the config is read, with the key."""
+"""Invalid values are refused when the config is read, with their key."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_ranges_of_fine_tuning(empty: str) -> None:
 
 @pytest.mark.parametrize(
     ("train_tokens", "warmup_tokens", "accepted"),
-    # Steps of 512 tokens: 5300 are 10 of them, 5400 are 11, 100 are one.
+    # Steps of 512 tokens: 5300 tokens are 10 steps, 5400 are 11, 100 are one.
     [(5300, 5119, True), (5300, 5120, False), (5400, 5500, True), (5400, 5632, False), (100, 511, True), (0, 0, True)],
 )
 def test_warm_up_ends_before_the_last_whole_step(

@@ -1,4 +1,4 @@
-"""The coordinate check in short: SuPar keeps activations over width and density, the standard parameterization not."""
+"""A short coordinate check: SuPar, unlike the standard parameterization, keeps activations over width and density."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIG = PretrainConfig(
 
 @pytest.fixture(scope="module")
 def points():
-    """Three densities at width 256, and dense at width 128; means over three seeds."""
+    """Three densities at width 256, and dense at width 128. Values are means over three seeds."""
     by_density = coordinate_check(CONFIG, [256], [1.0, 0.25, 0.125], steps=3, seeds=(1, 2, 3))
     return by_density + coordinate_check(CONFIG, [128], [1.0], steps=3, seeds=(1, 2, 3))
 

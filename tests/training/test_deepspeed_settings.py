@@ -1,4 +1,4 @@
-"""A user's own DeepSpeed settings: what the config says already, or DeepSpeed does not take, is one line."""
+"""The user's DeepSpeed settings: conflicts with the config and unknown settings are errors of one line."""
 
 from __future__ import annotations
 

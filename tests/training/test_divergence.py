@@ -1,4 +1,4 @@
-"""Updates that are left out: limits that adapt, gradients that change nothing, an end that names its checkpoint."""
+"""Skipped updates: adaptive limits, gradients that change nothing, and an end that names its checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SET and RigL through the whole trainer: resume, layouts, executions, and what pruned entries hold."""
+"""SET and RigL in the whole trainer: resuming, layouts, executions, and values of pruned entries."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_run_resumes_exactly_across_an_update(alone, tiny_config, tmp_path, ex
     ],
 )
 def test_every_layout_and_execution_takes_the_same_masks(alone, tiny_config, tmp_path, layout):
-    """Near-ties may fall otherwise where sums run in another order: with RigL a few entries of thousands."""
+    """Sums in another order may break near-ties differently. With RigL, that changes a few of thousands of entries."""
     algorithm, run = alone
     losses = pretrain(tiny_config, tmp_path / "run", algorithm, *layout)
     assert [losses[s][0] for s in losses] == pytest.approx([numbers(run)[s][0] for s in losses], rel=1e-4)

@@ -1,4 +1,4 @@
-"""The choice of execution of a run: what execution.json keeps, and that a run which continues reads it."""
+"""The choice of execution of a run: execution.json records it, and a resumed run reads it."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_record_that_is_damaged_is_one_line(tmp_path: Path, content: str) -> N
     ("budget_mb", "rows_lead", "expected"),
     [
         (400, False, {"a": "compressed", "b": "compressed"}),  # all code fits
-        (250, False, {"a": "masked", "b": "compressed"}),  # of b alone, the faster one; rows would be slower than dense
+        (250, False, {"a": "masked", "b": "compressed"}),  # only of b, the faster one; rows would be slower than dense
         (150, False, {"a": "masked", "b": "masked"}),
         (1, True, {"a": "compressed", "b": "compressed"}),  # not slower without any code
     ],

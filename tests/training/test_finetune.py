@@ -1,4 +1,4 @@
-"""Dense fine-tuning of a sparse checkpoint: reactivation, fresh state, the loss's denominator, the best checkpoint."""
+"""Dense fine-tuning of a sparse checkpoint: reactivation, new state, denominator of the loss, best checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from spdf_dist.training.training_state import TrainingState
 SMALL = ModelConfig(num_layers=1, hidden_size=4, num_attention_heads=1, seq_length=2, vocab_size=3)
 
 PRUNED = 2 * 12 * 32 * 32 * 3 // 4
-"""Of two layers with 12 d^2 linear weights each, at 75%."""
+"""Two layers with 12 d^2 linear weights each, at 75%."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def sparse_run(tiny_config, tmp_path_factory) -> Path:
 def task_files(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("task")
     for name, start, count in (("train", 0, 22), ("validation", 50, 6)):
-        # Targets of very different lengths: a mean of means would weigh their tokens unequally.
+        # Targets of very different lengths: a mean of means would weight their tokens unequally.
         rows = [
             f'"name[House {n}], area[street {n % 7}]","The house {"and the house " * (n % 5)}has {n} windows."'
             for n in range(start, start + count)
@@ -51,7 +51,7 @@ def task_files(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def config_of(run: Path, sparse_run: Path, task_files: tuple[Path, Path]) -> Path:
-    """A config of seconds: two epochs of three steps."""
+    """A config that runs for seconds: two epochs of three steps."""
     config = run.parent / f"{run.name}.yaml"
     config.write_text(
         f"""
@@ -73,7 +73,7 @@ def finetune(run: Path, sparse_run: Path, task_files: tuple[Path, Path], *overri
 
 @pytest.fixture(scope="module")
 def finetuned(sparse_run, task_files, tmp_path_factory) -> tuple[Path, str]:
-    """A fine-tuned run and what it said."""
+    """A fine-tuned run and its stderr."""
     run = tmp_path_factory.mktemp("finetuned") / "run"
     return run, finetune(run, sparse_run, task_files)
 
@@ -130,7 +130,7 @@ def prune(*arguments):
 Saver.save, run.prune = save, prune
 sys.exit(main())
 """
-"""`spdf` where the third step cannot be saved and nothing can be deleted in mid-run."""
+"""`spdf` with a failing save of the third step, and without deletions during the run."""
 
 
 def test_the_best_step_s_save_fails_and_the_best_that_was_saved_stays(sparse_run, task_files, tmp_path):
@@ -150,7 +150,7 @@ def test_the_best_step_s_save_fails_and_the_best_that_was_saved_stays(sparse_run
 
 
 def checkpoint_of(root: Path, step: int, loss: float | None, best_step: int) -> None:
-    """A whole checkpoint with a training state."""
+    """A complete checkpoint with a training state."""
     state = vars(TrainingState(step=step, best_val_loss=loss, best_step=best_step))
     single_writer(root / f"step_{step}", step).write(
         (

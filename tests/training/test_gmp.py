@@ -1,4 +1,4 @@
-"""Gradual magnitude pruning through the whole trainer: the model is rebuilt at each level, in process."""
+"""Gradual magnitude pruning in the whole trainer: the model is rebuilt at each level, in one process."""
 
 from __future__ import annotations
 

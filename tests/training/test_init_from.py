@@ -1,4 +1,4 @@
-"""Runs that start from another checkpoint: what is taken over, what goes on, what is refused."""
+"""Runs that start from another checkpoint: inherited state, continued state, and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pretrain(config: Path, run: Path, *overrides: str) -> None:
 
 @pytest.fixture(scope="module")
 def trunk(tiny_config, tmp_path_factory) -> Path:
-    """Eight steps at constant rate, 75% sparse, with a checkpoint at step 5."""
+    """Eight steps at a constant learning rate, 75% sparse, with a checkpoint at step 5."""
     run = tmp_path_factory.mktemp("trunk") / "run"
     pretrain(tiny_config, run, "training.schedule=constant", f"training.train_tokens={8 * STEP}", "checkpoint.keep=5")
     return run

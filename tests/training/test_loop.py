@@ -1,4 +1,4 @@
-"""The loop alone, on losses out of a table: stops, validations, and which step is the best one."""
+"""The training loop with losses from a table: stops, validations, and the best step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VAL_LOSSES = {2: 5.0, 4: 3.0, 6: 4.0}
 
 
 class Batches:
-    """Six steps without content, validated after every second one."""
+    """Six empty steps, with a validation after every second one."""
 
     total_steps = 6
     validation_passes = 1
@@ -45,7 +45,7 @@ class Batches:
 
 
 class Run:
-    """A run folder whose checkpoints are in memory; ``stop_at`` names the place where a signal comes."""
+    """A run folder with checkpoints in memory. ``stop_at`` names the place at which a signal arrives."""
 
     groups = ALONE
 
@@ -83,7 +83,7 @@ class Run:
         self.saved[state.step] = copy.deepcopy(state)
 
     def start(self, patience: int = 0, keep_best: bool = True) -> TrainingState:
-        """Start the run, or go on from its newest checkpoint."""
+        """Start the run, or resume from its newest checkpoint."""
         self.state = copy.deepcopy(self.saved[max(self.saved)]) if self.saved else TrainingState()
         self.folder.cut_metrics(self.state.step, validated=not self.state.validation_due)
         notes = Callback()
@@ -104,7 +104,7 @@ class Run:
         return self.state
 
     def lines(self) -> list[tuple[int, float]]:
-        """Step and loss of each metrics line."""
+        """(step, loss) of each metrics line."""
         records = map(json.loads, (self.path / "metrics.jsonl").read_text().splitlines())
         return [(record["step"], record.get("loss", record.get("val_loss"))) for record in records]
 

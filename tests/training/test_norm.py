@@ -1,4 +1,4 @@
-"""The gradient norm's sum of squares, against float64."""
+"""The sum of squares of the gradient norm, compared with float64."""
 
 from __future__ import annotations
 

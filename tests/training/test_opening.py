@@ -1,4 +1,4 @@
-"""What a run says before its first step."""
+"""The messages of a run before its first step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches read one step ahead: the same ones, and time saved where reading is slow."""
+"""Prefetched batches are equal, and save time where reading is slow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spdf_dist.training.prefetch import Prefetch
 
 
 class Slow:
-    """Four steps whose batches take a while to read; the third cannot be read."""
+    """Four steps with slow batches. The third batch cannot be read."""
 
     total_steps = 4
     validation_passes = 0

@@ -1,4 +1,4 @@
-"""Killed, stopped, moved to another topology: a run goes on as if nothing had happened."""
+"""A run that is killed, stopped, or moved to another topology resumes exactly."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def uninterrupted(tiny_config, tmp_path_factory) -> Path:
 
 
 def start_and_signal(config: Path, run: Path, number: int, after_step: int, *overrides: str) -> tuple[int, str]:
-    """Start a run, send a signal once a step is logged, and wait; returns exit code and stderr."""
+    """Start a run, send a signal once a step is logged, and wait. Returns exit code and stderr."""
     process = subprocess.Popen(
         [sys.executable, "-m", "spdf_dist", "pretrain", str(config), f"run_dir={run}", *RANKS, *overrides],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -65,7 +65,7 @@ def test_kill_9_in_mid_run_changes_no_bit(uninterrupted, tiny_config, tmp_path):
 @pytest.mark.distributed
 def test_sigterm_saves_and_the_run_goes_on_at_another_topology_and_execution(tiny_config, tmp_path):
     moved, whole = tmp_path / "moved", tmp_path / "whole"
-    # Without dropout: which attention weights drop depends on how the heads are divided.
+    # Without dropout, because the dropped attention weights depend on the division of heads.
     code, stderr = start_and_signal(tiny_config, moved, signal.SIGTERM, 2, "model.dropout=0")
     assert code == 75, stderr
     assert "after saving" in stderr
@@ -83,7 +83,7 @@ def test_sigterm_saves_and_the_run_goes_on_at_another_topology_and_execution(tin
 @pytest.mark.distributed
 def test_ranks_whose_slice_keeps_nothing_save_and_continue(tiny_config, tmp_path):
     run = tmp_path / "run"
-    blocks = (f"run_dir={run}", *RANKS, "sparsity.pattern=block:16")  # one block of four is kept, by one of two ranks
+    blocks = (f"run_dir={run}", *RANKS, "sparsity.pattern=block:16")  # one of four blocks is kept, on one of two ranks
     done = run_spdf("pretrain", tiny_config, *blocks)
     assert done.returncode == 0, done.stderr
     before = numbers(run)

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what a broken-off start leaves, and what a full disk or a damaged file says."""
+"""Run folders: their owner, interrupted starts, and errors from full disks and damaged files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEW = dataclasses.replace(OLD, training=TrainingConfig(lr=1e-3))
 
 
 def begun(path: Path) -> Path:
-    """A run that was started and did nothing yet."""
+    """A run that was started but has not done a step."""
     RunFolder(path).open(OLD)
     (path / "execution.json").write_text('{"layers": {}}')
     (path / "tensorboard" / "events").write_text("")

@@ -1,4 +1,4 @@
-"""Asynchronous checkpoints: the same bytes, one at a time, failures that are survived."""
+"""Asynchronous checkpoints: equal bytes, one save at a time, and failures that do not end the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spdf_dist.checkpoint.write import CheckpointWriter
 
 
 def contents(run: Path) -> dict[str, object]:
-    """Tensor files of all checkpoints by name, and of each manifest what is the same in every run."""
+    """The tensor files of all checkpoints by name, and the reproducible part of each manifest."""
     found: dict[str, object] = {}
     for path in sorted((run / "checkpoints").rglob("*")):
         name = str(path.relative_to(run))
@@ -81,7 +81,7 @@ def test_ranks_complete_an_asynchronous_save_together_also_after_a_kill(tiny_con
     assert contents(tmp_path / "async") == contents(tmp_path / "sync")
     expected = losses(tmp_path / "sync")
     half = tmp_path / "async" / "checkpoints" / "step_12"
-    half.rename(half.with_name("step_12.tmp"))  # as a kill in the middle of the last save leaves it
+    half.rename(half.with_name("step_12.tmp"))  # as after a kill during the last save
     (half.with_name("step_12.tmp") / "manifest.json").unlink()
     done = run_spdf("pretrain", tiny_config, f"run_dir={tmp_path / 'async'}", *ranks, "checkpoint.asynchronous=true")
     assert done.returncode == 0 and "continues from step 9" in done.stderr, done.stderr

@@ -1,4 +1,4 @@
-"""Learning rates at the ends of steps (rule: the last token has 10% of the peak)."""
+"""Learning rates at the ends of steps. At the last token, the rate is 10% of the peak."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SuPar through the whole trainer: any layout and execution, export, fine-tuning, other programs."""
+"""SuPar in the whole trainer: layouts, executions, export, fine-tuning, other programs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_layout_and_execution_has_the_same_losses(alone, tiny_config, tmp_
 
 
 def test_each_density_has_its_own_rate(alone, tiny_config, tmp_path):
-    """A mean density would train otherwise: two levels in one model differ from both in one."""
+    """Densities are per weight, not a mean: a model with two levels trains differently from models with one."""
     mixed = pretrain(tiny_config, tmp_path / "run", *ALONE, 'sparsity.levels={"layers.0.*": 0.5}')
     assert mixed != [line["loss"] for line in read_metrics(alone) if "loss" in line]
     done = run_spdf(
@@ -67,7 +67,7 @@ def test_each_density_has_its_own_rate(alone, tiny_config, tmp_path):
 
 
 def hugging_face_loss(config_path: Path, run: Path, out: Path) -> float:
-    """The validation loss of a run's export, computed by transformers."""
+    """The validation loss of the exported run, computed by transformers."""
     transformers = pytest.importorskip("transformers")
     from spdf_dist.config.load import load_config
     from spdf_dist.config.schema import PretrainConfig
@@ -136,5 +136,5 @@ def test_fine_tuning_keeps_the_multipliers(alone, tmp_path):
     assert done.returncode == 0, done.stderr
     tuned = Checkpoint(tmp_path / "ft")
     assert tuned.parameterization == Checkpoint(alone).parameterization
-    # The first loss is that of the pre-trained function, not of its weights without multipliers.
+    # The first loss is that of the pre-trained model with its multipliers.
     assert read_metrics(tmp_path / "ft")[0]["loss"] < 5.7

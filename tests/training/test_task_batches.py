@@ -1,4 +1,4 @@
-"""Fine-tuning's batches: the same samples and dropout seeds, and each sample once an epoch, at any number of ranks."""
+"""Batches of fine-tuning: equal samples and dropout seeds, and each sample once per epoch, for any number of ranks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def batches(tiny_data, tmp_path_factory):
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_micro_batches_and_their_seeds_do_not_depend_on_the_ranks(ranks, batches):
     def content(micro_batches):
-        """What counts for the loss: a micro-batch without a target is there for the number alone."""
+        """The micro-batches with a target. Those without one only make the numbers of micro-batches equal."""
         return sorted(
             (m.dropout_seed, m.tokens_BT.tolist(), m.labels_BT.tolist())
             for m in micro_batches
