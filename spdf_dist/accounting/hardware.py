@@ -23,7 +23,7 @@ class Gpu:
     """Peak fp32 rate without tensor cores, FLOP/s."""
     memory_bytes: float
     memory_bandwidth: float
-    """Bytes/s."""
+    """Memory bandwidth, bytes/s."""
     link_bandwidth: float
     """NVLink, bytes/s per GPU and direction."""
 

@@ -33,7 +33,7 @@ class Layout:
     """`fp32` or `bf16`."""
     activation_checkpointing: bool
     sequence: bool = False
-    """Whether the tensor ranks divide the tokens outside the linears."""
+    """Whether the tensor ranks divide the tokens outside the linear layers (sequence parallelism)."""
 
     @property
     def value_bytes(self) -> int:
@@ -78,7 +78,7 @@ class LocalElements:
     undecayed: int
     """Norms and biases."""
     masked: int
-    """Entries of dense weights that carry a mask."""
+    """Entries of dense weights with a mask."""
     compressed: int
     """Entries, kept and pruned, of weights whose kept values only are stored."""
     nonzeros: int
@@ -105,7 +105,7 @@ def local_elements(model: ModelConfig, sparsity: SparsityConfig | None, layout: 
         elements = sum(tensor.local_numel(layout.tensor) for tensor in stacked)
         if is_sparse and layout.execution == "compressed":
             compressed += elements
-            values += sum(kept[tensor.name] for tensor in stacked)  # of all ranks; divided below
+            values += sum(kept[tensor.name] for tensor in stacked)  # sum over all ranks; divided below
         elif stacked[0].decays:
             decayed += elements
             masked += elements if is_sparse and layout.execution == "masked" else 0

@@ -269,7 +269,7 @@ def dot_figure(title: str, panels: Sequence[tuple[str, Sequence[Dot]]]) -> Figur
 
 
 def speedup_figure(title: str, lines: Sequence[Series]) -> Figure:
-    """Measured speed-up over sparsity (%) against the theoretical 1 / (1 - s) (paper, appendix C, Figure 1)."""
+    """Measured and theoretical speed-up, 1 / (1 - s), against sparsity s in % (paper, appendix C, Figure 1)."""
     figure, axes = new_axes(title, "sparsity, %", "speed-up over the best dense product", 3.8)
     highest = max([*(x for line in lines for x in line.x), 50.0])
     xs = [highest * k / 100 for k in range(101)]

@@ -95,9 +95,9 @@ class Metric:
     """A measure of the quality of generated texts."""
 
     name: str
-    """Its key in ``spdf evaluate --json``."""
+    """Key of the metric in ``spdf evaluate --json``."""
     title: str
-    """Its name in tables."""
+    """Name of the metric in tables."""
     compute: Callable[[Outputs], float]
     digits: int = 4
     """Decimals in the table of ``spdf evaluate``."""

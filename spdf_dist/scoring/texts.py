@@ -26,7 +26,7 @@ def read_outputs(
         reference_files: number of reference files of the task; 0: one file in E2E's format.
 
     Raises:
-        UserError: a wrong number of files, or files that cannot be read or do not match.
+        UserError: the number of files is wrong, or files cannot be read or do not match.
     """
     if reference_files:
         return read_parallel(hypotheses, references)
@@ -89,7 +89,7 @@ def read_text(path: Path) -> str:
     """The whole file as UTF-8, without a byte-order mark.
 
     Raises:
-        UserError: no such file, not UTF-8, or empty.
+        UserError: the file is missing, empty or not UTF-8, or cannot be read.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")

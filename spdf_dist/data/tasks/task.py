@@ -51,7 +51,7 @@ class Task:
     encode_prompt: Callable[[str, Tokenizer], list[int]] = encoding.encode_prompt
     """Returns the token ids of a context, from which generation starts."""
     encode: Callable[[Sequence[Example], Tokenizer, int], list[EncodedExample]] = encoding.encode_examples
-    """Returns the token ids of examples, at most the given number each. They must begin with the ids of the prompt."""
+    """Returns the token ids of examples, each with at most the given length. They must begin with the prompt's ids."""
     metrics: tuple[Metric, ...] = ()
     """Metrics that ``spdf evaluate`` computes; empty: only ``spdf perplexity --task`` measures the task."""
     is_synthetic: Callable[[Sequence[Example]], bool] = never
