@@ -31,7 +31,7 @@ from spdf_dist.model.architecture import (
 REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default of reduce_bucket_size, in elements."""
 CODE_BYTES = 20
-"""Upper bound of the generated code, bytes per non-zero, both directions together."""
+"""Upper bound of generated AVX-512 code, bytes per non-zero, both directions together. AVX2 code is longer."""
 
 
 def state_bytes(model: ModelConfig, sparsity: SparsityConfig | None, layout: Layout) -> dict[str, int]:
