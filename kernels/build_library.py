@@ -1,7 +1,7 @@
-"""How the kernels' shared library is built: plain C ABI, C++17, no torch at build time. Used by both setup.py files.
+"""Builds the kernels' shared library: plain C ABI, C++17, without torch at build time. Both setup.py files use it.
 
-Sources named *_avx2.cpp and *_avx512*.cpp hold instructions beyond the baseline; they are compiled for them on x86-64
-only and entered at run time only when the CPU has them.
+Sources named *_avx2.cpp and *_avx512*.cpp use instructions beyond the baseline. They are compiled with these
+instructions on x86-64 only, and called at run time only if the CPU has them.
 """
 
 import platform
@@ -53,13 +53,13 @@ class BuildSharedLibrary(build_ext):
             )
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        written = target.with_suffix(".new")  # renamed when whole: a running process keeps the file that it has mapped
+        written = target.with_suffix(".new")  # renamed when complete, so that a running process keeps its mapped file
         self.compiler.link_shared_object(objects, str(written), extra_postargs=["-fopenmp"], target_lang="c++")
         written.replace(target)
 
 
 class WheelForEveryPython(bdist_wheel):
-    """A wheel of a platform for every Python 3: the library knows nothing of the interpreter."""
+    """A wheel for one platform and every Python 3: the library does not depend on the interpreter."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

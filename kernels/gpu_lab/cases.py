@@ -14,20 +14,20 @@ from torch import Tensor
 XL = {"qkv": (6144, 2048), "projection": (2048, 2048), "expand": (8192, 2048), "contract": (2048, 8192)}
 SMALL = {"qkv": (2304, 768), "projection": (768, 768), "expand": (3072, 768), "contract": (768, 3072)}
 SMOKE = {"qkv": (384, 128), "contract": (128, 256)}
-"""Products of a layer, [out, in]: GPT-3 XL, GPT-2 Small, and those that the interpreter takes seconds for."""
+"""Products of a layer, [out, in]: GPT-3 XL, GPT-2 Small, and small ones for the interpreter."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and on what is measured."""
+    """The device and the operands of a measurement."""
 
     device: torch.device
     tokens: int
     smoke: bool
-    """In Triton's interpreter on the CPU: every path runs, no time means anything."""
+    """Run in Triton's interpreter on the CPU: every path runs, and times are meaningless."""
 
     def milliseconds(self, action: object, budget: float = 100.0) -> float:
-        """Median of many runs, caches emptied between them."""
+        """Median milliseconds of many runs, with empty caches."""
         if self.smoke:
             action()  # type: ignore[operator]
             return 1.0
@@ -36,12 +36,12 @@ class Bench:
         return float(do_bench(action, warmup=25, rep=budget, return_mode="median"))
 
     def random(self, *shape: int) -> Tensor:
-        """bfloat16, never zeros: a GPU multiplies those faster."""
+        """Random bfloat16 values, not zeros, which a GPU multiplies faster."""
         return torch.randn(*shape, device=self.device, dtype=torch.bfloat16)
 
 
 def balanced_grid(rows: int, columns: int, kept: int, seed: int = 0) -> Tensor:
-    """Blocks, bool [R, C]: `kept` a row, equally many a column where that divides; rows and columns in random order."""
+    """Blocks, bool [R, C]: `kept` per row, and equally many per column if that divides; in random order."""
     generator = torch.Generator().manual_seed(seed)
     grid = torch.zeros(rows, columns, dtype=torch.bool)
     place = (torch.arange(rows)[:, None] * kept + torch.arange(kept)) % columns
@@ -50,7 +50,7 @@ def balanced_grid(rows: int, columns: int, kept: int, seed: int = 0) -> Tensor:
 
 
 def unbalanced_grid(rows: int, columns: int, density: float, seed: int = 0) -> Tensor:
-    """Blocks kept at random over the whole weight, as `pattern: block:B` does."""
+    """Blocks kept at random over the whole weight, as with `pattern: block:B`."""
     order = torch.randperm(rows * columns, generator=torch.Generator().manual_seed(seed))
     grid = torch.zeros(rows * columns, dtype=torch.bool)
     grid[order[: round(density * rows * columns)]] = True
@@ -59,7 +59,7 @@ def unbalanced_grid(rows: int, columns: int, density: float, seed: int = 0) -> T
 
 @dataclass(frozen=True)
 class Weight:
-    """A sparse weight, operands of its products, and the weight dense."""
+    """A sparse weight, operands of its products, and the dense weight."""
 
     pattern: SparsityPattern
     values: Tensor
@@ -78,5 +78,5 @@ class Weight:
 
 
 def relative_error(result: Tensor, reference: Tensor) -> float:
-    """In the Frobenius norm; NaN where either holds one."""
+    """Relative error in the Frobenius norm; NaN if either tensor has a NaN."""
     return float((result.float() - reference.float()).norm() / reference.float().norm())

@@ -1,4 +1,4 @@
-"""Collects wheels, the tree and the script that measures, for a machine with a GPU and without internet."""
+"""Collects wheels, the source tree and a script for a machine with a GPU and without internet."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ WHEELS = (
     "braceexpand",
     "sentencepiece",
 )
-"""What the trainer needs beside torch, Triton, numpy, safetensors, PyYAML, tqdm and tensorboard."""
+"""Packages of the trainer other than torch, Triton, numpy, safetensors, PyYAML, tqdm and tensorboard."""
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux1")
 MOST_BYTES = 64 * 2**20
 
 
 def pinned() -> dict[str, str]:
-    """Versions of constraints.txt by name."""
+    """The versions in constraints.txt by package name."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pairs = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
     return {name.lower().replace("-", "_"): version.strip() for name, version in pairs}
 
 
 def write_pack(out: Path, python: str) -> int:
-    """Writes OUT/{wheels, metadata, tree.tar.gz, run.sh}. 1 when it is larger than MOST_BYTES."""
+    """Write OUT/{wheels, metadata, tree.tar.gz, run.sh}; return 1 if it is larger than MOST_BYTES."""
     wheels = out / "wheels"
     shutil.rmtree(out, ignore_errors=True)
     wheels.mkdir(parents=True)
@@ -50,7 +50,7 @@ def write_pack(out: Path, python: str) -> int:
          "--implementation", "cp", *platforms, "--platform", "any", "-d", str(wheels), *names],
         check=True,
     )  # fmt: skip
-    # DeepSpeed is published as source; without its compiled operators the wheel is pure Python.
+    # DeepSpeed is published as source. Without its compiled operators the wheel is pure Python.
     subprocess.run(
         [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(wheels),
          f"deepspeed=={versions['deepspeed']}"],
@@ -60,7 +60,7 @@ def write_pack(out: Path, python: str) -> int:
     subprocess.run(
         ["git", "archive", "--format=tar.gz", "-o", str((out / "tree.tar.gz").resolve()), "HEAD"], cwd=ROOT, check=True
     )
-    # Commands, tasks and patterns are entry points, which the metadata of an installation names. Nothing is built.
+    # Commands, tasks and patterns are entry points, which need the metadata of an installation. Nothing is built.
     metadata = out / "metadata"
     metadata.mkdir()
     subprocess.run(

@@ -17,12 +17,12 @@ from gpu_lab.cases import Bench, Weight, balanced_grid, relative_error, unbalanc
 from gpu_lab.record import Record
 
 MOST_ERROR = 1e-2
-"""Of a bfloat16 product against cuBLAS's, relative in the Frobenius norm."""
+"""Largest relative error, in the Frobenius norm, of a bfloat16 product against cuBLAS."""
 Shapes = Mapping[str, tuple[int, int]]
 
 
 def ceilings(bench: Bench, record: Record) -> None:
-    """The two roofs: a large matrix product and a copy."""
+    """The two upper limits: a large matrix product and a copy."""
     n = 256 if bench.smoke else 8192
     a, b = bench.random(n, n), bench.random(n, n)
     record.say("ceiling", what=f"matmul {n}", tflops=2 * n**3 / bench.milliseconds(lambda: a @ b) / 1e9)
@@ -54,7 +54,7 @@ def dense_actions(bench: Bench, out: int, inputs: int) -> dict[str, Callable[[],
 
 
 def checked(action: Callable[[], Tensor], reference: Tensor) -> float:
-    """The relative error of a product into poisoned memory. Raises AssertionError above MOST_ERROR."""
+    """The relative error of a product into memory full of NaN. Raises AssertionError above MOST_ERROR."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills new tensors with NaN
     try:
@@ -66,7 +66,7 @@ def checked(action: Callable[[], Tensor], reference: Tensor) -> float:
 
 
 def variants(block: int) -> dict[str, Configuration]:
-    """The shipped configuration, and others that might beat it."""
+    """The shipped configuration, and others that may be faster."""
     shipped = CONFIGURATIONS[90, block]
     tried: list[tuple[int, int, int]] = {
         128: [(128, 8, 8), (256, 8, 6), (256, 8, 8), (64, 4, 8)],
@@ -83,14 +83,14 @@ def variants(block: int) -> dict[str, Configuration]:
 
 
 def replace_boxes(setting: Configuration, tile: Tile) -> Configuration:
-    """y and dX by another tile."""
+    """A configuration with another tile for y and dX."""
     return setting._replace(spmm_box=tile, spmm_box_T=tile)
 
 
 def block_actions(
     weight: Weight, bias: Tensor, block: int, setting: Configuration | None, boxes: bool, shares: int | None = None
 ) -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
-    """(own, reference) of each product of a block mask."""
+    """(kernel, reference) of each product of a block mask."""
     from spdf_kernels.triton import products
 
     blocks = blocks_of(weight.pattern, (block,))
@@ -126,7 +126,7 @@ def blocks(
     density: float = 0.25,
     tried: Sequence[str] = ("shipped",),
 ) -> None:
-    """Each product of a layer with a block mask against the dense one, then the layer's sum with the best of each."""
+    """Compare each product of a layer with a block mask with the dense one; then the sum over the layer."""
     settings = {"shipped": None} if bench.smoke else variants(block)
     best: dict[tuple[str, str], float] = {}
     for place, (out, inputs) in shapes.items():
@@ -170,7 +170,7 @@ def measured_block(
     dense_ms: float,
     facts: Mapping[str, Any],
 ) -> float:
-    """Checks a product, then times it; its milliseconds."""
+    """Check a product, then time it; return milliseconds."""
     error = checked(own, reference())
     ms = bench.milliseconds(own, 60)
     record.say("blocks", **facts, ms=ms, times_dense=dense_ms / ms, relative_error=error)
@@ -180,7 +180,7 @@ def measured_block(
 def expansion(
     bench: Bench, record: Record, model: str, shapes: Shapes, dense_ms: Mapping[tuple[str, str], float]
 ) -> None:
-    """Expand and gather of unstructured masks, and what they add to the three dense products."""
+    """Time expand and gather of unstructured masks, and what they add to the three dense products."""
     from spdf_kernels.triton import products
 
     for place, (out, inputs) in shapes.items():
@@ -226,7 +226,7 @@ def attention(bench: Bench, record: Record) -> None:
 
 
 def attention_action(bench: Bench, length: int, batch: int, heads: int, size: int, backend: Any) -> Callable[[], Any]:
-    """Forward and backward of one back end, operands as the model lays them out: views of [T, B, H, K]."""
+    """Forward and backward of one back end, with operands in the model's layout: views of [T, B, H, K]."""
     from torch.nn.attention import sdpa_kernel
 
     q, k, v = (bench.random(length, batch, heads, size).permute(1, 2, 0, 3).requires_grad_() for _ in range(3))
@@ -241,7 +241,7 @@ def attention_action(bench: Bench, length: int, batch: int, heads: int, size: in
 
 
 def compile_ahead(bench: Bench, shapes: Shapes, block: int, names: list[str]) -> None:
-    """Runs each variant once on few tokens, so that Triton compiles it into its cache."""
+    """Run each variant once on few tokens, so that Triton compiles it into its cache."""
     few = replace(bench, tokens=256)
     for out, inputs in shapes.values():
         rows, columns = out // block, inputs // block
@@ -258,10 +258,10 @@ def compile_ahead(bench: Bench, shapes: Shapes, block: int, names: list[str]) ->
                     for own, _ in actions.values():
                         try:
                             own()
-                        except Exception as error:  # said where it is measured
+                        except Exception as error:  # the measurement reports it
                             print(f"{name} at {out} x {inputs}: {error}")
 
 
 def can_run() -> str | None:
-    """Why the kernels do not run here; None when they do."""
+    """Why the kernels do not run on this machine; None if they do."""
     return gpu.missing()

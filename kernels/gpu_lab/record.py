@@ -1,4 +1,4 @@
-"""Results as JSON lines, each written and printed when it is known, and the time that is left."""
+"""Results as JSON lines, written and printed at once, and the remaining time."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import torch
 
 @dataclass
 class Record:
-    """The file of one run: a stop at any time loses nothing that was said."""
+    """The results file of one run; a stop at any time loses no written result."""
 
     path: Path
     seconds: float
-    """Most time for all parts together."""
+    """Time limit of all parts together."""
     began: float = field(default_factory=time.monotonic)
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     def say(self, part: str, **facts: Any) -> None:
-        """Writes and prints one result."""
+        """Write and print one result."""
         line = {"part": part, **facts}
         self.lines.append(line)
         with self.path.open("a", encoding="utf-8") as file:
@@ -38,7 +38,7 @@ class Record:
         return self.seconds - (time.monotonic() - self.began)
 
     def attempt(self, part: str, action: Callable[[], Any], **facts: Any) -> Any:
-        """What `action` returns; where it fails the error becomes a line and the run goes on with None."""
+        """The result of `action`; if it fails, the error is recorded and the result is None."""
         try:
             return action()
         except Exception as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a results file; a last line that was cut off is left out."""
+    """The lines of a results file without an incomplete last line."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -26,7 +26,7 @@ def columns(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def number(value: float, unit: str = "") -> str:
-    """Three digits."""
+    """A number with three digits."""
     return f"{value:.3g}{unit}"
 
 
@@ -116,7 +116,7 @@ def tables(lines: list[dict[str, Any]]) -> str:
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> bool:
-    """Speed-ups over dense, with the limit 1 / density: layers, and steps where there are some. False without data."""
+    """Draw speed-ups of layers and steps over dense, with the limit 1 / density. False without data."""
     layers = {
         (s["model"], f"{s['kind']} {s['block']}"): s["times_dense"]
         for s in lines
@@ -145,7 +145,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> bool:
 
 
 def write_report(path: Path) -> int:
-    """Prints the tables, writes them beside the file, and draws the figure."""
+    """Print the tables, write them beside the file, and draw the figure."""
     lines = read(path)
     text = tables(lines)
     path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""All parts in the order of their value, each within the time that is left."""
+"""Runs all parts in the order of their value, each within the remaining time."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from gpu_lab.report import write_report
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 16384
 TEST_PROCESSES = 8
-"""Kernels compile at the first launch; the tests of one process would wait for each in turn."""
+"""Several test processes, because kernels compile at the first launch."""
 RESERVE = 20.0
-"""Seconds kept for the report."""
+"""Seconds reserved for the report."""
 
 
 def gpu_tests(record: Record, smoke: bool) -> None:
-    """The tests of tests/gpu in a process of their own: a fault of a kernel ends that process alone."""
+    """Run tests/gpu in a separate process, so that a fault of a kernel ends only that process."""
     arguments = [sys.executable, "-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", "-o", "addopts="]
     if smoke:
         arguments += ["-k", "expand_and_gather"]
@@ -51,12 +51,12 @@ def gpu_tests(record: Record, smoke: bool) -> None:
 
 
 def compile_one(block: int, names: list[str]) -> None:
-    """In a worker process: compiles into Triton's cache on the disk."""
+    """Compile into Triton's cache on the disk; runs in a worker process."""
     products.compile_ahead(Bench(torch.device("cuda"), 256, False), XL, block, names)
 
 
 def compile_all(record: Record) -> None:
-    """All variants, over the cores."""
+    """Compile all variants on all cores."""
     began = time.monotonic()
     jobs = [(block, [name]) for block in (128, 64) for name in products.variants(block)]
     workers = min(len(jobs), max(1, (os.cpu_count() or 2) - 2))
@@ -66,7 +66,7 @@ def compile_all(record: Record) -> None:
 
 
 def run_lab(out: Path, seconds: float, smoke: bool, only: list[str] | None) -> int:
-    """Writes OUT/gpu_lab.jsonl, a table and a figure. 1 when a test or a part failed, 2 when there is no GPU."""
+    """Write OUT/gpu_lab.jsonl, a table and a figure. Returns 1 if a test or a part failed, 2 without a GPU."""
     reason = products.can_run()
     if reason is not None:
         print(f"gpu_lab: the kernels do not run here: {reason}", file=sys.stderr)

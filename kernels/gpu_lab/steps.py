@@ -19,11 +19,11 @@ import torch
 from gpu_lab.record import Record
 
 SEQUENCES = 8
-"""Of a micro-batch, which is the whole batch: 16,384 tokens at length 2,048."""
+"""Sequences of the micro-batch, which is the whole batch: 16,384 tokens at length 2,048."""
 WARM_UP, TIMED = 3, 8
 LOSS_STEPS = 4
 MOST_DIFFERENCE = {"fp32": 1e-3, "bf16": 2e-2}
-"""Of a loss on the GPU from the CPU's, relative."""
+"""Largest relative difference of a loss on the GPU from the CPU's, by precision."""
 
 SMALL = ("gpt2_small",)
 XL_FOUR_LAYERS = ("gpt3_xl", "model.num_layers=4", "training.activation_checkpointing=false")
@@ -43,12 +43,12 @@ class Case(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Of the tables."""
+        """The name in tables."""
         return self.execution if self.pattern == "unstructured" else f"{self.execution}, {self.pattern}"
 
 
 def cases(blocks: tuple[int, ...]) -> list[Case]:
-    """What is measured of a model, most valuable first."""
+    """The measurements of a model, the most valuable first."""
     return [
         Case("dense"),
         *(Case("compressed", f"balanced:{block}") for block in blocks),
@@ -72,7 +72,7 @@ def load(model: tuple[str, ...], case: Case, device: str, level: float, precisio
 
 
 def steps(record: Record, name: str, model: tuple[str, ...], blocks: tuple[int, ...], smoke: bool) -> None:
-    """Every case of one model, in this process."""
+    """Measure every case of one model in this process."""
     from spdf_dist.parallel.ranks import ALONE
     from spdf_dist.training.setup import start
 
@@ -93,7 +93,7 @@ def steps(record: Record, name: str, model: tuple[str, ...], blocks: tuple[int, 
 
 
 def measure(config: Any, groups: Any, case: Case, smoke: bool) -> dict[str, Any]:
-    """Milliseconds of a step and what goes with them."""
+    """Milliseconds per step, and further facts of the step."""
     from spdf_dist.accounting.flops import training_flops
     from spdf_dist.accounting.hardware import recognise_gpu
     from spdf_dist.training.bench import build_engine, random_batch
@@ -145,7 +145,7 @@ def one_step(engine: Any, batch: Any, tokens: int, lr: float) -> float:
 
 
 def synchronisations(step: Any) -> int:
-    """Waits of the host for the device within one step, as torch sees them."""
+    """Number of times that the host waits for the device within one step, as torch reports them."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -157,7 +157,7 @@ def synchronisations(step: Any) -> int:
 
 
 def longest_kernels(step: Any, count: int = 14) -> dict[str, float]:
-    """Microseconds of one step by kernel, the longest first."""
+    """Microseconds per kernel in one step, the longest first."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
@@ -169,7 +169,7 @@ def longest_kernels(step: Any, count: int = 14) -> dict[str, float]:
 
 
 def losses(device: str, case: Case, precision: str) -> list[float]:
-    """Of the first steps of a tiny model."""
+    """Losses of the first steps of a tiny model."""
     from spdf_dist.parallel.ranks import ALONE
     from spdf_dist.training.bench import build_engine, random_batch
     from spdf_dist.training.setup import start
@@ -191,12 +191,12 @@ CHECKS = (
 
 
 def print_losses(device: str, count: int) -> None:
-    """In a process of its own: one JSON line, the losses of the first CHECKS on one device."""
+    """Print the losses of the first CHECKS on one device as one JSON line; runs in a separate process."""
     print(json.dumps([losses(device, case, precision) for case, precision in CHECKS[:count]]))
 
 
 def check_losses(record: Record, smoke: bool) -> None:
-    """The losses of tiny models on the GPU against the CPU's plain torch back end."""
+    """Compare the losses of tiny models on the GPU with those of the torch back end on the CPU."""
     found = {}
     count = 1 if smoke else len(CHECKS)
     for device in ("cpu", "gpu"):

@@ -1,4 +1,4 @@
-"""Ratios of two products that were timed in turn: the clock, the median, and how sure it is."""
+"""Ratios of two products that are timed in turn: the clock, the median and its confidence bound."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 
 CONFIDENCE = 0.95
 WAIT_CYCLES = 2_000_000
-"""Of a GPU, about a millisecond."""
+"""GPU cycles of the wait before a measurement, about a millisecond."""
 
 
 def clock_name(threads: int) -> str:
-    """`processor` for one thread, which other work on the machine does not lengthen; `wall` for more."""
+    """`processor` for one thread, whose time does not include other load; `wall` for more."""
     return "processor" if threads == 1 else "wall"
 
 
 def clock(threads: int) -> Callable[[], float]:
-    """Seconds of `clock_name`."""
+    """The clock of `clock_name`, a function that returns seconds."""
     return time.process_time if clock_name(threads) == "processor" else time.perf_counter
 
 
 def timed(now: Callable[[], float]) -> Callable[[Callable[[], None]], float]:
-    """Seconds that a piece of work takes by a clock."""
+    """A function that returns the seconds of a piece of work by the clock `now`."""
 
     def seconds(work: Callable[[], None]) -> float:
         start = now()
@@ -35,9 +35,9 @@ def timed(now: Callable[[], float]) -> Callable[[Callable[[], None]], float]:
 
 
 def timed_by_events(work: Callable[[], None]) -> float:
-    """Seconds that a piece of work takes on the current CUDA device, between two events.
+    """Seconds of a piece of work on the current CUDA device, between two events.
 
-    The device first waits for about a millisecond, in which the CPU queues the work: its launches are not measured.
+    The device first waits for about a millisecond while the CPU queues the work, so launches are not measured.
     """
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(WAIT_CYCLES)
@@ -49,9 +49,9 @@ def timed_by_events(work: Callable[[], None]) -> float:
 
 
 def median_and_bound(ratios: Sequence[float]) -> tuple[float, float]:
-    """(median, its lower confidence bound): an order statistic, 95% one-sided by signs, free of any distribution.
+    """(median, its lower confidence bound). The bound is an order statistic: one-sided, 95%, by the sign test.
 
-    Fewer than five ratios do not carry 95%; then the bound is the smallest of them.
+    Fewer than five ratios do not allow 95%; the bound is then the smallest ratio.
     """
     ordered = sorted(ratios)
     n = len(ordered)

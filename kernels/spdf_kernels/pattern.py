@@ -1,4 +1,4 @@
-"""The static structure of one sparse weight, and the handle by which the operators know it."""
+"""The static structure of one sparse weight, and its handle in the custom operators."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _patterns: weakref.WeakValueDictionary[int, SparsityPattern] = weakref.WeakValue
 
 
 class SparsityPattern:
-    """Which entries of a weight [out, in] are kept. Read-only; made by `from_mask`.
+    """The kept entries of a weight [out, in]. Read-only; created by `from_mask`.
 
-    The mask is held as one bit a weight; what a back end needs beyond that is prepared at its first use, once.
-    `handle` is the integer that stands for the pattern in the custom operators.
+    The mask is stored as one bit per entry. A back end prepares further structures once, at its first use. `handle` is
+    the integer that identifies the pattern in the custom operators.
     """
 
     __slots__ = ("__weakref__", "bits", "chosen", "device", "handle", "nnz", "prepared", "shape")
@@ -26,8 +26,8 @@ class SparsityPattern:
     nnz: int
     shape: tuple[int, int]
     bits: torch.Tensor  # the mask, row-major, first entry in the highest bit: uint8 [ceil(out * in / 8)]
-    prepared: dict[str, Any]  # what the back ends have prepared, each under keys of its own
-    chosen: dict[torch.dtype, Any]  # the back end of products in a dtype, where none is forced
+    prepared: dict[str, Any]  # structures of the back ends, each under its own keys
+    chosen: dict[torch.dtype, Any]  # the back end of each dtype, if none is forced
 
     def __init__(self) -> None:
         raise TypeError("make a pattern with SparsityPattern.from_mask(mask)")
@@ -65,7 +65,7 @@ class SparsityPattern:
         raise AttributeError(f"a SparsityPattern is read-only: cannot set {name!r}")
 
     def __deepcopy__(self, memo: dict[int, object]) -> SparsityPattern:
-        return self  # read-only: a copied layer shares it
+        return self  # read-only, so copies of a layer share it
 
     def __reduce__(self) -> tuple[object, ...]:
         return (SparsityPattern.from_mask, (self.mask(),))
@@ -75,7 +75,7 @@ class SparsityPattern:
 
     @property
     def density(self) -> float:
-        """Share of kept entries, 0 to 1; 0 for a weight without entries."""
+        """Fraction of kept entries, 0 to 1; 0 for a weight without entries."""
         numel = self.shape[0] * self.shape[1]
         return self.nnz / numel if numel else 0.0
 
@@ -85,7 +85,7 @@ class SparsityPattern:
         return _unpack(self.bits, numel).view(self.shape)
 
     def to(self, device: torch.device | str) -> SparsityPattern:
-        """The same pattern on another device; this one where it is there already. Raises ValueError for meta."""
+        """The pattern on a device; itself if it is there already. Raises ValueError for meta."""
         device = torch.device(device)
         if device == self.device or (device.type == self.device.type and device.index is None):
             return self
@@ -94,7 +94,7 @@ class SparsityPattern:
     def flat_index(self) -> torch.Tensor:
         """Positions of the kept entries in the flattened weight, ascending: int32 (int64 from 2^31 entries on) [nnz].
 
-        Kept after the first call: the plain torch path needs it at each step, 4 bytes a kept entry.
+        Cached after the first call, 4 bytes per kept entry: the torch path needs it in each step.
         """
         index = self.prepared.get("flat_index")
         if index is None:
@@ -107,7 +107,7 @@ class SparsityPattern:
     def compress(self, weight: torch.Tensor) -> torch.Tensor:
         """Kept entries of `weight` [out, in] in row-major order, [nnz]; differentiable.
 
-        Raises TypeError for something else than a tensor, ValueError for another shape or device.
+        Raises TypeError for anything but a tensor, ValueError for another shape or device.
         """
         self._check_tensor("weight", weight, self.shape)
         return weight[self.mask()]
@@ -115,7 +115,7 @@ class SparsityPattern:
     def to_dense(self, values: torch.Tensor) -> torch.Tensor:
         """Weight [out, in] with `values` [nnz] at the kept entries and zeros elsewhere; differentiable.
 
-        Raises TypeError for something else than a tensor, ValueError for another shape or device.
+        Raises TypeError for anything but a tensor, ValueError for another shape or device.
         """
         self._check_tensor("values", values, (self.nnz,))
         return values.new_zeros(self.shape).masked_scatter(self.mask(), values)
@@ -130,7 +130,7 @@ class SparsityPattern:
 
 
 def pattern_of(handle: int) -> SparsityPattern:
-    """The living pattern with this handle. Raises ValueError when there is none."""
+    """The pattern with this handle. Raises ValueError if it does not exist any longer."""
     pattern = _patterns.get(int(handle))
     if pattern is None:
         raise ValueError(f"no living SparsityPattern has handle {int(handle)}: keep the pattern as long as it is used")
@@ -146,7 +146,7 @@ def _pack(mask: torch.Tensor) -> torch.Tensor:
     numel = mask.numel()
     flat = torch.zeros(numel + -numel % 8, dtype=torch.bool, device=mask.device)
     flat[:numel] = mask.detach().reshape(-1)
-    # Eight bytes of 0 or 1 as one integer: the product moves byte i to bit 63 - i, and no two terms meet.
+    # Eight bytes of 0 or 1 as one integer: the multiplication moves byte i to bit 63 - i without overlap of terms.
     return ((flat.view(torch.int64) * -0x7FBFDFEFF7FBFDFF) >> 56).to(torch.uint8)
 
 

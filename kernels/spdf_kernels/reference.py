@@ -1,7 +1,7 @@
-"""The three products in plain torch: expand, dense product, gather. The reference for every other back end, and the
-back end `torch` for devices and dtypes that no kernel supports.
+"""The three products in plain torch: expand, dense product, gather.
 
-Legend: T tokens, O out, I in, K kept entries. A dense weight lives only inside one call.
+This is the reference for every other back end, and the back end `torch` for devices and dtypes that no kernel supports.
+A dense weight exists only inside one call. Legend: T tokens, O out, I in, K kept entries.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from spdf_kernels.pattern import SparsityPattern
 def spmm(
     x_TI: torch.Tensor, values_K: torch.Tensor, bias_O: torch.Tensor | None, pattern: SparsityPattern
 ) -> torch.Tensor:
-    """y [T, O] = x [T, I] times the transposed sparse weight, over kept entries alone, plus bias."""
+    """y [T, O] = x [T, I] times the transposed sparse weight, over kept entries only, plus bias."""
     y_TO = torch.nn.functional.linear(x_TI, _expand(values_K, pattern), bias_O)
     return _only_kept_entries(y_TO, x_TI, values_K, bias_O, pattern, transposed=False)
 
 
 def spmm_transposed(dy_TO: torch.Tensor, values_K: torch.Tensor, pattern: SparsityPattern) -> torch.Tensor:
-    """dx [T, I] = dy [T, O] times the sparse weight, over kept entries alone."""
+    """dx [T, I] = dy [T, O] times the sparse weight, over kept entries only."""
     dx_TI = dy_TO @ _expand(values_K, pattern)
     return _only_kept_entries(dx_TI, dy_TO, values_K, None, pattern, transposed=True)
 
@@ -48,9 +48,9 @@ def _only_kept_entries(
     pattern: SparsityPattern,
     transposed: bool,
 ) -> torch.Tensor:
-    """Redo the tokens whose operand is not finite: the dense product spread 0 * Inf = NaN over all their outputs.
+    """Compute tokens with a non-finite operand again; the dense product gave 0 * Inf = NaN in all their outputs.
 
-    One reduction over the product tells that nothing is to be done, which is every step of a healthy run.
+    A reduction over the product detects the usual case of finite results, which need no work.
     """
     if product.numel() == 0 or bool(torch.isfinite(product).all()):
         return product
@@ -66,7 +66,7 @@ def _only_kept_entries(
 
 
 def _kept_alone(values_K: torch.Tensor, pattern: SparsityPattern) -> torch.Tensor:
-    """The weight in CSR: its products leave pruned entries out, but take longer than a dense product."""
+    """The weight in CSR. Its products skip pruned entries, but take longer than a dense product."""
     warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
     rows, columns = pattern.shape
     index = pattern.flat_index().long()
@@ -78,7 +78,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Reference:
-    """The back end `torch`: any device, any of DTYPES. It multiplies as much as a dense layer does."""
+    """The back end `torch`: any device, any of DTYPES. Its products take as many multiplications as dense ones."""
 
     name = "torch"
     path = "dense"

@@ -1,7 +1,7 @@
-"""Bytes of model state that a sparse weight takes in training, and the time to prepare its pattern.
+"""Bytes of a sparse weight's model state in training, and the time to prepare its pattern.
 
-State: parameter, gradient and two moments in float32 of the kept entries, the mask, indices and generated code of the
-three products. A dense weight takes 16 bytes an entry.
+The state has parameter, gradient and two moments of the kept entries in float32, the mask, and the indices and
+generated code of the three products. A dense weight takes 16 bytes per entry.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BYTES_OF_ENTRY = 16
 
 @dataclass(frozen=True)
 class PathState:
-    """One weight, or several, on one path: sizes in bytes, time in seconds."""
+    """State of one or several weights on one path: sizes in bytes, time in seconds."""
 
     backends: tuple[str, ...]  # of forward, dX and dW
     kept: int
@@ -35,11 +35,11 @@ class PathState:
 
     @property
     def bytes(self) -> int:
-        """Of the whole state."""
+        """Size of the whole state."""
         return BYTES_OF_ENTRY * self.kept + self.index_bytes + self.code_bytes
 
     def facts(self) -> dict[str, Any]:
-        """As JSON, without the time."""
+        """The state as JSON, without the time."""
         dense = BYTES_OF_ENTRY * self.entries
         return {
             "backends": list(dict.fromkeys(self.backends)),
@@ -52,14 +52,14 @@ class PathState:
 
 
 States = Mapping[str, PathState | str]
-"""By path of the back ends; text instead of a state is why this machine lacks the path."""
+"""States by path of the back ends; a text is the reason why the path is not available."""
 
 
 def model_state(mask: torch.Tensor, dtype: torch.dtype = torch.float32) -> dict[str, PathState | str]:
     """States of a weight with this bool mask [out, in], by path of the back ends that skip its work.
 
-    On a CPU `compact` is compressed rows, `generated` machine code. Indices and code are those of products of `dtype`,
-    float32 or bfloat16. Prepares a pattern for each path and lets it go.
+    On a CPU `compact` is compressed rows and `generated` is machine code. Indices and code are those of products in
+    `dtype`, float32 or bfloat16. Prepares a pattern per path and frees it.
     """
     found: dict[str, PathState | str] = {}
     for path, backend in backends_by_path(SparsityPattern.from_mask(mask), dtype).items():
@@ -82,7 +82,7 @@ def model_state(mask: torch.Tensor, dtype: torch.dtype = torch.float32) -> dict[
 def backends_by_path(pattern: SparsityPattern, dtype: torch.dtype = torch.float32) -> dict[str, backends.Backend]:
     """The preferred back end of each path that skips a pattern's work, the least preferred path first.
 
-    It is one that this machine has, or, where it has none of a path, the one whose `available` says why.
+    If no back end of a path is available, it is the one whose `available` gives the reason.
     """
     found: dict[str, backends.Backend] = {}
     for backend in reversed(backends.backends()):
@@ -94,7 +94,7 @@ def backends_by_path(pattern: SparsityPattern, dtype: torch.dtype = torch.float3
 
 
 def total_state(states: Iterable[States]) -> dict[str, PathState | str]:
-    """Sums of each path; its `backends` are all that occur."""
+    """The sum of the states of each path; `backends` has all back ends that occur."""
     total: dict[str, PathState | str] = {}
     for state in states:
         for path, one in state.items():
@@ -114,12 +114,12 @@ def total_state(states: Iterable[States]) -> dict[str, PathState | str]:
 
 
 def facts_of(state: PathState | str) -> dict[str, Any]:
-    """As JSON: `PathState.facts`, or why there is none under ``missing``."""
+    """A state as JSON: `PathState.facts`, or ``missing`` with the reason."""
     return {"missing": state} if isinstance(state, str) else state.facts()
 
 
 def total_facts(states: Iterable[States]) -> dict[str, dict[str, Any]]:
-    """As JSON by path: the sums, and ``prepare_s``, the seconds that preparing took."""
+    """The sums as JSON by path, with ``prepare_s``, the seconds of preparation."""
     return {
         path: facts_of(state) | ({"prepare_s": state.prepare_s} if isinstance(state, PathState) else {})
         for path, state in total_state(states).items()
@@ -128,7 +128,7 @@ def total_facts(states: Iterable[States]) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def forced_backend(name: str) -> Iterator[None]:
-    """The kernels on one back end."""
+    """Force the back end `name` in this context."""
     before = os.environ.get(backends.VARIABLE)
     os.environ[backends.VARIABLE] = name
     try:

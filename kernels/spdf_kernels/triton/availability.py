@@ -1,4 +1,4 @@
-"""Whether this machine runs the kernels."""
+"""Whether this machine can run the kernels."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ LEAST_CAPABILITY = (8, 0)
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1), on tensors of the CPU."""
+    """Whether Triton's interpreter runs the kernels on CPU tensors (TRITON_INTERPRET=1)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def missing() -> str | None:
-    """Why this machine cannot run the kernels; None when it can."""
+    """Why this machine cannot run the kernels; None if it can."""
     return no_triton() or (None if interpreted() else no_gpu())
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:
-    """Makes a CUDA device the current one, on which Triton launches."""
+    """Make a CUDA device the current one; Triton launches on it."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @functools.cache
 def no_triton() -> str | None:
-    """Why there is no Triton; None when there is."""
+    """Why Triton cannot be imported; None if it can."""
     return None if importlib.util.find_spec("triton") else "triton is not installed: it comes with the extra gpu"
 
 
 @functools.cache
 def no_gpu() -> str | None:
-    """Why there is no GPU that the kernels run on; None when there is one."""
+    """Why there is no GPU for the kernels; None if there is one."""
     if not torch.cuda.is_available():
         return "no CUDA device"
     if torch.version.cuda is None:

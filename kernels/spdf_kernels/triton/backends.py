@@ -27,7 +27,7 @@ def _wrong_device(device: torch.device) -> str | None:
 
 
 class BlockBackend:
-    """`triton-block`: bfloat16 and float16, masks of whole blocks of 128 or 64; pruned blocks cost no time."""
+    """`triton-block`: bfloat16 and float16, masks of whole blocks of 128 or 64. Pruned blocks take no time."""
 
     name = "triton-block"
     path = "blocks"
@@ -80,7 +80,7 @@ def _blocks(pattern: SparsityPattern) -> Blocks:
 
 
 class ExpandBackend:
-    """`triton-expand`: any mask in float32, bfloat16 and float16, through cuBLAS; keeps no dense weight."""
+    """`triton-expand`: any mask in float32, bfloat16 and float16, through cuBLAS. It stores no dense weight."""
 
     name = "triton-expand"
     path = "expanded"

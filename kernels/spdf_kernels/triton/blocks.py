@@ -1,4 +1,4 @@
-"""The blocks of a mask: whether it is made of whole blocks, and the index lists that the kernels walk.
+"""The blocks of a mask: whether it consists of whole blocks, and the index lists for the kernels.
 
 Shapes: R block rows, C block columns, N kept blocks.
 """
@@ -13,9 +13,9 @@ from torch import Tensor
 from spdf_kernels.pattern import SparsityPattern
 
 BLOCK_SIZES = (128, 64)
-"""Edges of the blocks that the kernels skip, the faster first."""
+"""Edges of blocks that the kernels support, the faster first."""
 PLACE_BITS = 12
-"""Bits of the block row beside a block's place in `Blocks.place_and_row`; as in kernels.py."""
+"""Bits of the block row in `Blocks.place_and_row`; the same as in kernels.py."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class Blocks:
     size: int
     """Edge B."""
     per_row: int | None
-    """Kept blocks of a block row, where all have the same number of at least one; else None."""
+    """Kept blocks per block row if all have the same number of at least one; else None."""
     row: Tensor
-    """[N] block row of each."""
+    """[N] block row of each block."""
     column: Tensor
-    """[N] block column of each."""
+    """[N] block column of each block."""
     base: Tensor
-    """[N] first value of each / B."""
+    """[N] index of each block's first value / B."""
     kept: Tensor
-    """[N] kept blocks in its block row."""
+    """[N] kept blocks in the block row of each block."""
     row_start: Tensor
     """[R + 1] first block of each block row."""
     column_start: Tensor
@@ -51,13 +51,13 @@ class Blocks:
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of all lists."""
+        """Size of all lists in bytes."""
         tensors = [value for value in vars(self).values() if isinstance(value, Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def block_grid(pattern: SparsityPattern, size: int) -> Tensor | None:
-    """The mask by blocks, bool [R, C]; None where the shape does not divide or a block is kept in part."""
+    """The mask by blocks, bool [R, C]; None if `size` does not divide the shape or a block is partly kept."""
     rows, columns = pattern.shape
     if rows % size or columns % size or rows == 0 or columns == 0:
         return None
@@ -68,9 +68,9 @@ def block_grid(pattern: SparsityPattern, size: int) -> Tensor | None:
 
 
 def blocks_of(pattern: SparsityPattern, sizes: tuple[int, ...] = BLOCK_SIZES) -> Blocks | None:
-    """The blocks of the largest edge of `sizes` that makes up the mask; None for any other mask.
+    """The blocks of the mask for the first edge of `sizes` that fits it; None if none fits.
 
-    Found once and kept with the pattern.
+    Computed once and stored in the pattern.
     """
     key = f"triton_blocks_{sizes}"
     if key not in pattern.prepared:
@@ -81,7 +81,7 @@ def blocks_of(pattern: SparsityPattern, sizes: tuple[int, ...] = BLOCK_SIZES) ->
 
 
 def why_no_blocks(pattern: SparsityPattern) -> str | None:
-    """Why the block kernels do not take a mask; None when they do."""
+    """Why the block kernels do not support a mask; None if they do."""
     if blocks_of(pattern) is not None:
         return None
     sizes = " or ".join(map(str, BLOCK_SIZES))
@@ -89,7 +89,7 @@ def why_no_blocks(pattern: SparsityPattern) -> str | None:
 
 
 def index_lists(grid: Tensor, size: int) -> Blocks:
-    """The lists of a block mask, bool [R, C]."""
+    """The index lists of a block mask `grid`, bool [R, C]."""
     R, C = grid.shape
     if max(R, C) > 1 << PLACE_BITS:
         raise ValueError(f"a weight of {R} x {C} blocks is too large: at most {1 << PLACE_BITS} a side")

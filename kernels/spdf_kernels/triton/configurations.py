@@ -1,7 +1,7 @@
 """Tile sizes, warps and pipeline depth of each kernel, by chip and block edge.
 
-A fixed table and no autotuner: a run that is continued must give the same bits. `num_stages` counts the load of an
-index too; 6 makes three buffers of tiles, 8 four.
+The table is fixed and there is no autotuner, because a continued run must give the same bits. `num_stages` also counts
+the load of an index: 6 gives three buffers of tiles, 8 gives four.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ class Tile(NamedTuple):
     """One launch configuration."""
 
     tokens: int
-    """Tokens of a tile (BT)."""
+    """Tokens per tile (BT)."""
     step: int
-    """Inputs of a pipeline step (BK); the products of dW have none."""
+    """Inputs per pipeline step (BK); not used by dW."""
     warps: int
     stages: int
     group: int = 1
-    """dW: neighbouring blocks of a program."""
+    """dW: neighbouring blocks per program."""
 
 
 class Configuration(NamedTuple):
-    """The kernels of one block edge on one chip. `box` is None where tensor descriptors are not used."""
+    """The kernels of one block edge on one chip. `box` is None if tensor descriptors are not used."""
 
     spmm: Tile
     sddmm: Tile
@@ -33,7 +33,7 @@ class Configuration(NamedTuple):
 
 
 SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}
-"""Bytes that a program may hold, by compute capability."""
+"""Shared memory per program in bytes, by compute capability."""
 
 CONFIGURATIONS: dict[tuple[int, int], Configuration] = {
     (90, 128): Configuration(
@@ -64,17 +64,18 @@ INTERPRETER = Configuration(
 """Small tiles for Triton's interpreter, of any block edge from 32 on."""
 
 GROUP = 8
-"""Token tiles that meet all feature tiles before the next ones do."""
+"""Number of token tiles that are processed with all feature tiles before the next token tiles."""
 CHUNK = 4096
-"""Weights of a program of `expand` and `gather`."""
+"""Weights per program of `expand` and `gather`."""
 MOST_SHARES = 8
-"""Parts into which dW divides the tokens at the most, where blocks alone do not fill the chip."""
+"""Most parts of the tokens in dW; the tokens are divided if there are too few blocks to fill the chip."""
 
 
 def configuration(capability: int, block: int) -> Configuration:
     """The table's row of the newest chip that is not newer than `capability` (90 for 9.0).
 
-    From 12.0 on, consumer chips again, a program has no more shared memory than A100's rows take.
+    From 12.0 on (consumer chips) it is the row of A100, because a program has less shared memory. Raises ValueError
+    for a block edge without a configuration.
     """
     capability = 80 if capability >= 120 else capability
     chips = [chip for chip, edge in CONFIGURATIONS if edge == block and chip <= capability]
@@ -84,5 +85,5 @@ def configuration(capability: int, block: int) -> Configuration:
 
 
 def shares_of_tokens(programs: int, steps: int, processors: int) -> int:
-    """Parts of the tokens in dW: the fewest that give each multiprocessor a program, at most MOST_SHARES or `steps`."""
+    """Parts of the tokens in dW: the fewest that give each multiprocessor a program, up to MOST_SHARES and `steps`."""
     return max(1, min(MOST_SHARES, steps, processors // max(programs, 1)))

@@ -1,6 +1,6 @@
-"""Cross-entropy of logits in two passes over them on a GPU: the loss, then the gradient in place.
+"""Cross-entropy of logits on a GPU in two passes: the loss, then the gradient in place.
 
-The same in torch takes about fourteen passes over a float32 copy.
+torch takes more passes, over a float32 copy.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ WARPS = 8
 
 
 def takes(logits: Tensor) -> bool:
-    """Whether the kernel runs for these logits: where a trial on their device gives the right numbers."""
+    """Whether the kernel supports these logits, and a trial on their device gave the right numbers."""
     return logits.device.type == ("cpu" if interpreted() else "cuda") and _works(logits.device)
 
 
 def cross_entropy_(
     logits_CV: Tensor, labels_C: Tensor, *, real: int, smoothing: float, ignored: int, gradient: bool
 ) -> Tensor:
-    """Loss of each token, float32 [C]: (1 - smoothing) nll + smoothing times the mean over the `real` first words.
+    """Loss of each token, float32 [C]: (1 - smoothing) nll + smoothing times the mean over the first `real` words.
 
-    With ``gradient`` the contiguous logits, bfloat16 or float32, become the gradient of the sum of the losses; words
-    from ``real`` on are padding. A label of ``ignored`` has neither loss nor gradient.
+    With ``gradient`` the contiguous logits, bfloat16 or float32, are replaced by the gradient of the sum of the losses.
+    Words from ``real`` on are padding. A label of ``ignored`` has neither loss nor gradient.
     """
     from spdf_kernels.triton import kernels
 
@@ -54,7 +54,7 @@ def cross_entropy_(
 
 @functools.cache
 def _works(device: torch.device) -> bool:
-    """Whether a small trial is right; a failure is said once. The interpreter needs no trial."""
+    """Whether a small trial gives the right result; a failure is reported once. The interpreter needs no trial."""
     reason = missing()
     if reason is None and not interpreted():
         reason = _trial(device)
@@ -73,6 +73,6 @@ def _trial(device: torch.device) -> str | None:
     try:
         own = cross_entropy_(logits, labels, real=real, smoothing=0.1, ignored=-100, gradient=True)
         right = torch.allclose(own, loss, atol=1e-4) and torch.allclose(logits[:, :real], gradient, atol=1e-5)
-    except Exception as error:  # of Triton, its compiler, or the driver: any of them means the same here
+    except Exception as error:  # of Triton, its compiler or the driver: the kernel is not used
         return f"fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None if right else "gives wrong numbers"

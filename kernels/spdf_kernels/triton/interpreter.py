@@ -1,7 +1,7 @@
-"""A repair of Triton's interpreter: bfloat16 operands of `tl.dot`.
+"""A patch of Triton's interpreter for bfloat16 operands of `tl.dot`.
 
-The interpreter holds bfloat16 as 16-bit integers and multiplies those (triton issue 11584, closed as not supported).
-Loads, stores and casts are right.
+The interpreter holds bfloat16 as 16-bit integers and multiplies the integers (triton issue 11584, closed as not
+supported). Loads, stores and casts are correct.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from triton.runtime import interpreter
 
 
 def widen_bfloat16_dot() -> None:
-    """Lets `tl.dot` see bfloat16 operands as float32; a second call changes nothing."""
+    """Convert bfloat16 operands of `tl.dot` to float32; a second call has no effect."""
     builder: Any = interpreter.InterpreterBuilder
     original = builder.create_dot
     if getattr(original, "widens", False):

@@ -4,14 +4,14 @@
 
 Legend: T tokens, O out features, I in features, B block edge, N kept blocks, k kept blocks of a block row.
 
-Values have the row-major order of the mask. Block row r of a mask of whole blocks is therefore a dense matrix
-[B, k_r * B], which begins at value B * B * start[r]. Where every block row keeps k blocks, the values of the whole
-weight are the dense matrix [O, k * B].
+Values are in row-major order of the mask. Block row r of a mask of whole blocks is therefore a dense matrix
+[B, k_r * B], which begins at value B * B * start[r]. If every block row keeps k blocks, the values of the whole weight
+are the dense matrix [O, k * B].
 
-Kernels named `*_box` read through tensor descriptors (TMA on sm_90), the others through pointers. All store through
-pointers: a descriptor's store takes a second copy of the tile in shared memory, which leaves room for fewer programs.
-All sum in float32 and use no atomics: a launch gives the same bits each time. Numbers of tokens do not specialise a
-kernel: another number would compile it anew in the middle of a run.
+Kernels named `*_box` read through tensor descriptors (TMA on sm_90), the others through pointers. All kernels store
+through pointers, because a descriptor's store needs a second copy of the tile in shared memory, and fewer programs fit
+then. All kernels sum in float32 without atomics, so a launch gives the same bits each time. The number of tokens does
+not specialise a kernel, because another number would compile it again during a run.
 """
 
 import triton
@@ -20,7 +20,7 @@ import triton.language as tl
 
 @triton.jit
 def _tile(pid, tiles_T, tiles_F, GROUP: tl.constexpr):
-    """Token and feature tile of a program: GROUP token tiles meet all feature tiles before the next GROUP does."""
+    """Token and feature tile of a program: GROUP token tiles with all feature tiles precede the next GROUP."""
     width = GROUP * tiles_F
     group = pid // width
     first = group * GROUP
@@ -37,10 +37,11 @@ def spmm_box(
     """y [T, O] = x W^T + bias, or with TRANSPOSED y = x W. Each block row keeps the same number of blocks.
 
     x_box [T, inputs] in boxes [BT, BK]; values_box [rows of W, k * B] in boxes [B, BK] (TRANSPOSED: [BK, B]). Blocks
-    start[f] to start[f + 1] make the feature block f. where[e] is the block column of block e; TRANSPOSED: its place
-    within its block row << 12 | its block row.
+    start[f] to start[f + 1] contribute to feature block f. where[e] is the block column of block e; TRANSPOSED: its
+    index within its block row << 12 | its block row.
 
-    The loop over tiles makes any grid right. It also keeps Triton 3.6 from serialising the wgmma instructions.
+    With the loop over tiles any grid is correct. The loop also prevents Triton 3.6 from serialising the wgmma
+    instructions.
     """
     PARTS: tl.constexpr = B // BK
     tiles_T = tl.cdiv(T, BT)
@@ -72,10 +73,10 @@ def spmm(
     B: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, TRANSPOSED: tl.constexpr,
     BIAS: tl.constexpr,
 ):  # fmt: skip
-    """y [T, O] = x [T, I] W^T + bias, or with TRANSPOSED y = x W, for any number of blocks a block row.
+    """y [T, O] = x [T, I] W^T + bias, or with TRANSPOSED y = x W, for any number of blocks per block row.
 
-    Blocks start[f] to start[f + 1] make the feature block f. block[e] is the block of x's features that block e meets,
-    base[e] its first value / B, kept[e] the number of blocks in its block row.
+    Blocks start[f] to start[f + 1] contribute to feature block f. block[e] is the block of x's features that block e
+    multiplies, base[e] the index of its first value / B, kept[e] the number of blocks in its block row.
     """
     PARTS: tl.constexpr = B // BK
     tiles_T = tl.cdiv(T, BT)
@@ -110,7 +111,7 @@ def sddmm_box(
     dy_box, x_box, out, column, T, O, KEPT, SPLIT,
     B: tl.constexpr, G: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the values of G neighbouring blocks a program, which share dy. Each block row keeps KEPT blocks.
+    """Gradient of the values of G neighbouring blocks per program, which share dy. Each block row keeps KEPT blocks.
 
     dy_box [T, O] and x_box [T, I] in boxes [BT, B]; out [SPLIT, O, KEPT * B]: part s of the tokens sums into out[s].
     column[e] is the block column of block e.
@@ -142,10 +143,10 @@ def sddmm(
     dy, x, out, row, column, base, kept, T, O, I, nnz, SPLIT,
     B: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the values of one block a program: out [SPLIT, nnz], part s of the tokens in out[s].
+    """Gradient of the values of one block per program: out [SPLIT, nnz], part s of the tokens in out[s].
 
-    row[e] and column[e] are the block row and column of block e, base[e] its first value / B, kept[e] the number of
-    blocks in its block row.
+    row[e] and column[e] are the block row and column of block e, base[e] the index of its first value / B, kept[e] the
+    number of blocks in its block row.
     """
     e = tl.program_id(0)
     share = tl.program_id(1)
@@ -168,7 +169,7 @@ def sddmm(
 
 @triton.jit
 def _kept_entries(bits, before, numel, CHUNK: tl.constexpr):
-    """Of this program's CHUNK weights: (offsets, which exist, which the mask keeps, the place of each value).
+    """(offsets, existence, kept by the mask, index of the value) of each of this program's CHUNK weights.
 
     bits: the row-major mask, first entry in the highest bit. before[p]: kept entries before chunk p.
     """
@@ -201,13 +202,12 @@ def only_kept_entries(
     x, weight, bits, bias, y, T, F, K, stride_f, stride_k,
     BT: tl.constexpr, BF: tl.constexpr, BK: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Computes y [T, F] = x [T, K] times a weight over kept entries alone, for the rows where x is not finite.
+    """Computes y [T, F] = x [T, K] times a weight over kept entries only, for the rows where x is not finite.
 
-    y holds the product with the dense weight, which spread 0 * Inf over those rows.
-
-    A non-finite x[t, k] makes y[t, f] non-finite for every f, since 0 * Inf is NaN. One column of y therefore tells
-    whether there is work; in a healthy run the kernel reads that column and returns. weight[f, k] lies at
-    f * stride_f + k * stride_k, and its bit at the same position of `bits`.
+    Before the call y holds the product with the dense weight, which has 0 * Inf = NaN in these rows. A non-finite
+    x[t, k] makes y[t, f] non-finite for every f. One column of y therefore shows whether there is work; usually the
+    kernel reads this column and returns. weight[f, k] has offset f * stride_f + k * stride_k, and its bit has the same
+    position in `bits`.
     """
     t = tl.program_id(0) * BT + tl.arange(0, BT)
     seen = tl.load(y + t.to(tl.int64) * F, mask=t < T, other=0.0).to(tl.float32)
@@ -240,10 +240,10 @@ def cross_entropy(
     logits, labels, loss, V, REAL, smoothing, of_uniform, ignored,
     BLOCK: tl.constexpr, GRADIENT: tl.constexpr,
 ):  # fmt: skip
-    """Loss of one token a program; with GRADIENT its logits [V] become their gradient in place.
+    """Loss of one token per program; with GRADIENT its logits [V] are replaced by their gradient.
 
-    loss = lse - (1 - smoothing) logits[label] - of_uniform sum(logits) over the REAL first words; the others are
-    padding, whose gradient is zero. A label of `ignored` has no loss and no gradient.
+    loss = lse - (1 - smoothing) logits[label] - of_uniform sum(logits) over the first REAL words; the others are
+    padding, whose gradient is zero. A label of `ignored` has neither loss nor gradient.
     """
     row = logits + tl.program_id(0).to(tl.int64) * V
     label = tl.load(labels + tl.program_id(0)).to(tl.int32)

@@ -1,7 +1,7 @@
 """Compiles every launch configuration without a GPU and reads the machine code.
 
-`python -m spdf_kernels.triton.machine_code` prints it. Triton brings ptxas, cuobjdump and nvdisasm. What is read:
-registers, spills to local memory, shared memory, and the tensor-core instructions (HGMMA on sm_90, HMMA on
+`python -m spdf_kernels.triton.machine_code` prints the result. Triton includes ptxas, cuobjdump and nvdisasm. The
+result has registers, spills to local memory, shared memory, and the tensor-core instructions (HGMMA on sm_90, HMMA on
 sm_80). A wait after every HGMMA means that ptxas serialised them.
 """
 
@@ -26,7 +26,7 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
 class Build(NamedTuple):
-    """One kernel to compile: constants make it special, `divisible` names sizes that are multiples of 16."""
+    """One kernel to compile: its constants, and in `divisible` the sizes that are multiples of 16."""
 
     name: str
     kernel: Any
@@ -39,7 +39,7 @@ class Build(NamedTuple):
 
 
 class Code(NamedTuple):
-    """What the machine code of one kernel says."""
+    """Facts about the machine code of one kernel."""
 
     registers: int
     stack: int
@@ -86,7 +86,7 @@ def spmm_builds(capability: int, B: int, setting: Configuration) -> Iterator[Bui
 
 
 def sddmm_builds(capability: int, B: int, setting: Configuration) -> Iterator[Build]:
-    """dW, through pointers and descriptors, one block a program and several, without and with shares of tokens."""
+    """dW, through pointers and descriptors, for one or several blocks per program, with and without shares of tokens."""
     lists = dict.fromkeys(("row", "column", "base", "kept"), "*i32")
     sizes = dict.fromkeys(("T", "O", "I", "nnz", "SPLIT", "KEPT"), "i32")
     tile, boxed = setting.sddmm, setting.sddmm_box
@@ -140,7 +140,7 @@ def expand_builds(capability: int) -> Iterator[Build]:
 
 
 def builds(capability: int) -> Iterator[Build]:
-    """Everything that a chip of `capability` (80, 90) launches."""
+    """All kernels for a chip of `capability` (80, 90)."""
     for (chip, block), setting in CONFIGURATIONS.items():
         if chip == capability:
             yield from spmm_builds(capability, block, setting)
@@ -152,7 +152,7 @@ def compiled(build: Build) -> Any:
     """The compiled kernel."""
     names = build.kernel.arg_names
     signature = {name: "constexpr" if name in build.constants else build.signature[name] for name in names}
-    # Pointers and sizes known to be multiples of 16 make wide loads; at a launch Triton finds that out itself.
+    # Pointers and sizes that are multiples of 16 allow wide loads. A launch detects this; here it must be declared.
     attributes = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(names)
@@ -165,7 +165,7 @@ def compiled(build: Build) -> Any:
 
 
 def code_of(build: Build) -> Code:
-    """Compiles a kernel and reads its machine code."""
+    """Compile a kernel and read its machine code."""
     kernel = compiled(build)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -191,7 +191,7 @@ def code_of(build: Build) -> Code:
 
 
 def faults(build: Build, code: Code) -> list[str]:
-    """What is wrong with a kernel's machine code; empty when nothing is."""
+    """Faults of a kernel's machine code; empty if there are none."""
     found = []
     if code.spills or code.stack:
         found.append(f"spills: {code.spills} instructions, {code.stack} bytes of stack")
@@ -207,13 +207,13 @@ def faults(build: Build, code: Code) -> list[str]:
 
 
 def programs_of_processor(build: Build, code: Code) -> int:
-    """Programs that fit on one multiprocessor at once, by registers and shared memory."""
+    """Programs that fit on one multiprocessor at the same time, by registers and shared memory."""
     by_registers = 65536 // (max(code.registers, 1) * 32 * build.tile.warps)
     return min(by_registers, SHARED_MEMORY[build.capability] // (code.shared + 1024))
 
 
 def main() -> int:
-    """Prints a line for each kernel; 1 when one has a fault."""
+    """Print one line per kernel; return 1 if one has a fault."""
     print(f"triton {triton.__version__}")
     bad = 0
     for capability in (90, 80):

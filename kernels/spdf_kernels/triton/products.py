@@ -31,11 +31,11 @@ if interpreted():
     widen_bfloat16_dot()
 
 BOX_ALIGNMENT = 16
-"""Bytes at which a tensor of a descriptor must begin."""
+"""Required alignment of a descriptor's tensor, bytes."""
 
 
 class Chip(NamedTuple):
-    """What the launches depend on."""
+    """The properties of a GPU that launches depend on."""
 
     capability: int
     """90 for compute capability 9.0."""
@@ -44,7 +44,7 @@ class Chip(NamedTuple):
 
 @functools.cache
 def chip(device: torch.device) -> Chip:
-    """Of a device; the interpreter counts as one with two multiprocessors."""
+    """The chip of a device; the interpreter counts as a chip with two multiprocessors."""
     if interpreted():
         return Chip(90, 2)
     properties = torch.cuda.get_device_properties(device)
@@ -57,7 +57,7 @@ def tiles(device: torch.device, block: int) -> Configuration:
 
 
 def _boxes_fit(*tensors: Tensor) -> bool:
-    """Whether descriptors can stand for all tensors. Values inside ZeRO's flat buffers may begin anywhere."""
+    """Whether all tensors are aligned for descriptors. Values inside ZeRO's flat buffers may have any offset."""
     return all(tensor.data_ptr() % BOX_ALIGNMENT == 0 for tensor in tensors)
 
 
@@ -73,8 +73,8 @@ def spmm(
 ) -> Tensor:
     """operand [T, I] W^T + bias -> [T, O]; transposed: operand [T, O] W -> [T, I].
 
-    Masks with the same number of blocks in each block row go through tensor descriptors where the chip has them
-    (`boxes=False` leaves them out).
+    Masks with the same number of blocks in each block row use tensor descriptors if the chip has them and `boxes` is
+    true.
     """
     setting = setting or tiles(operand.device, blocks.size)
     features = shape[1] if transposed else shape[0]
@@ -144,8 +144,8 @@ def sddmm(
 ) -> Tensor:
     """Gradient of the values [K]: dy [T, O] transposed times x [T, I] at the kept blocks.
 
-    Where the blocks do not fill the chip the tokens are divided into `shares` parts (by the shapes alone, so that
-    the bits stay), which are summed in float32.
+    If the blocks do not fill the chip, the tokens are divided into `shares` parts, which are summed in float32. The
+    number of parts depends on the shapes only, so the bits are the same in every run.
     """
     setting = setting or tiles(dy.device, blocks.size)
     T, B = dy.shape[0], blocks.size
@@ -196,7 +196,7 @@ def sddmm(
 
 
 def kept_before(pattern: SparsityPattern) -> Tensor:
-    """Kept entries before each CHUNK weights of the flattened mask, int64; made once and kept with the pattern."""
+    """Kept entries before each CHUNK of the flattened mask, int64; computed once and stored in the pattern."""
     before: Tensor | None = pattern.prepared.get("triton_before")
     if before is None:
         flat = pattern.mask().view(-1)
@@ -229,9 +229,9 @@ def gather(dense: Tensor, pattern: SparsityPattern) -> Tensor:
 def only_kept_entries(
     product: Tensor, operand: Tensor, weight: Tensor, bias: Tensor | None, pattern: SparsityPattern, transposed: bool
 ) -> None:
-    """Computes the rows of `product` anew whose operand is not finite, in place, without asking the device.
+    """Compute the rows of `product` with a non-finite operand again, in place, without a synchronisation.
 
-    The dense product spread 0 * Inf = NaN over all their features.
+    The dense product gave 0 * Inf = NaN in all their features.
     """
     T, features = product.shape
     if T == 0 or features == 0:
@@ -260,7 +260,7 @@ def only_kept_entries(
 def expanded_spmm(
     operand: Tensor, values: Tensor, bias: Tensor | None, pattern: SparsityPattern, transposed: bool
 ) -> Tensor:
-    """As `spmm`, for any mask: cuBLAS multiplies a dense weight that lives inside this call."""
+    """The product of `spmm` for any mask: cuBLAS multiplies a dense weight that exists inside this call only."""
     weight = expand(values, pattern)
     product = operand @ weight if transposed else torch.nn.functional.linear(operand, weight, bias)
     only_kept_entries(product, operand, weight, bias, pattern, transposed)
@@ -268,5 +268,5 @@ def expanded_spmm(
 
 
 def expanded_sddmm(dy: Tensor, x: Tensor, pattern: SparsityPattern) -> Tensor:
-    """As `sddmm`, for any mask: the kept entries of cuBLAS's dense gradient."""
+    """The product of `sddmm` for any mask: the kept entries of cuBLAS's dense gradient."""
     return gather(dy.t() @ x, pattern)

@@ -1,7 +1,7 @@
-"""Small products on the GPU before the first real one.
+"""Small trial products on the GPU before the first real product.
 
-A kernel that does not compile, run or give the right numbers there is not used, and the reason is said. The interpreter
-needs no trial.
+A kernel that does not compile, does not run or gives wrong numbers is not used, and the reason is reported. The
+interpreter needs no trial.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from spdf_kernels.triton.availability import current, interpreted
 from spdf_kernels.triton.blocks import blocks_of
 
 MOST_ERROR = 2e-2
-"""Relative in the Frobenius norm, of bfloat16 products against dense ones."""
+"""Largest relative error, in the Frobenius norm, of bfloat16 products against dense ones."""
 TOKENS = 200
 
 
 @functools.cache
 def trial_of_blocks(device: torch.device, size: int, balanced: bool) -> str | None:
-    """Why the block kernels of one edge fail on a device; None when they do not. Compiles them, some seconds."""
+    """Why the block kernels of one edge fail on a device; None if they do not. Compiling takes some seconds."""
     if interpreted():
         return None
     grid = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1]] if balanced else [[1, 1, 1, 0], [0, 1, 0, 0]], dtype=torch.bool)
@@ -32,7 +32,7 @@ def trial_of_blocks(device: torch.device, size: int, balanced: bool) -> str | No
 
 @functools.cache
 def trial_of_expansion(device: torch.device) -> str | None:
-    """Why expand or gather fail on a device; None when they do not."""
+    """Why expand or gather fails on a device; None if neither does."""
     if interpreted():
         return None
     return _tried(device, torch.rand(96, 160, generator=torch.Generator().manual_seed(0)) < 0.3, None)
@@ -42,7 +42,7 @@ def _tried(device: torch.device, mask: Tensor, size: int | None) -> str | None:
     try:
         with current(device):
             errors = _errors(mask.to(device), size)
-    except Exception as error:  # of Triton, its compiler, or the driver: any of them means the same here
+    except Exception as error:  # of Triton, its compiler or the driver: the kernel is not used
         return f"a trial product fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
     wrong = {product: error for product, error in errors.items() if not error < MOST_ERROR}
     return f"a trial product is wrong by {wrong}" if wrong else None
