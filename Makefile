@@ -1,16 +1,16 @@
 # make setup | demo | test | test-fast | test-sanitize | chaos | lint | bench | docs
-# Everything runs in .venv, which the first target makes; a second call starts at once.
+# All commands run in .venv, which the first target creates.
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 BIN := .venv/bin
-# The demo needs less than the tests, so a newcomer's first set-up is the shorter one.
+# The demo needs fewer packages than the tests, so its set-up is shorter.
 LEAN := .venv/.installed-for-demo
 STAMP := .venv/.installed
 SOURCES := pyproject.toml constraints.txt setup.py kernels/build_library.py $(shell find kernels/csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp')
 export PYTHONWARNINGS ?= ignore::FutureWarning
 
-# Of what pip prints: the larger files, builds and the installation, so that set-up is not silent for minutes.
+# Filters pip's output: large downloads, builds and the installation, so that set-up shows progress.
 PROGRESS := awk '/Downloading .*\([0-9.]+ [MG]B\)|Building|Preparing editable|Installing collected|Successfully/ {print "  " substr($$0, 1, 100); fflush()}'
 
 .PHONY: chaos gpu gpu-pack setup demo test test-fast test-sanitize lint bench docs wheelhouse clean
@@ -36,14 +36,14 @@ $(STAMP): $(SOURCES)
 
 COMMA := ,
 
-# Without SPDF_DATA: text of the Python installation and synthetic fine-tuning data. With it: its real text/ and e2e/.
+# Without SPDF_DATA: text of the Python installation and synthetic fine-tuning data. With it: its text/ and e2e/.
 demo:
 	@echo "The demo takes about seven minutes on two idle cores, and two more for set-up the first time"
 	@$(MAKE) --no-print-directory $(LEAN)
 	@$(BIN)/python -m spdf_launcher.demo
 
-# Two test processes of one thread each: most tests are short and serial. The cluster's tests watch clocks, so
-# they run alone.
+# Two test processes of one thread each, because most tests are short and serial. The Slurm tests depend on timing, so they
+# run separately.
 test: setup
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not slurm'
 	@OMP_NUM_THREADS=1 $(BIN)/pytest -m slurm
@@ -54,7 +54,7 @@ test-fast: setup
 test-sanitize: setup
 	@bash kernels/csrc/sanitize.sh
 
-# Faults against real commands for MINUTES (20): damaged files, kills, signals, races, full disks. docs/reliability.md.
+# Injects faults into real commands for MINUTES (20): damaged files, kills, signals, races, full disks (docs/reliability.md).
 MINUTES ?= 20
 chaos: setup
 	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m chaos --minutes $(MINUTES) --json build/chaos.json $(CHAOS)
@@ -68,19 +68,19 @@ lint: setup
 bench: setup
 	@$(BIN)/spdf bench gemm
 
-# Fails on any warning: a broken link, a name that is not documented.
+# Fails on any warning, such as a broken link or a name that is not documented.
 docs: setup
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo "The documentation is in build/site/index.html"
 
-# Measures the GPU kernels on this machine's NVIDIA GPU, in less than eight minutes. For a machine without internet:
-# `make gpu-pack` here, copy .gpu_pack there, `bash .gpu_pack/run.sh`.
+# Measures the GPU kernels on this machine's NVIDIA GPU, in less than eight minutes. For a machine without internet, run
+# `make gpu-pack` here, copy .gpu_pack to the machine, and run `bash .gpu_pack/run.sh` there.
 gpu: setup
 	@PYTHONPATH=kernels $(BIN)/python -m gpu_lab run
 
 gpu-pack: setup
 	@PYTHONPATH=kernels $(BIN)/python -m gpu_lab pack
 
-# Every wheel for a cluster without internet: make wheelhouse TARGET_PYTHON=3.12 MACHINE=x86_64 EXTRAS=all,gpu
+# Collects all wheels for a cluster without internet: make wheelhouse TARGET_PYTHON=3.12 MACHINE=x86_64 EXTRAS=all,gpu
 wheelhouse: setup
 	@$(BIN)/python tools/wheelhouse.py --out wheelhouse $(if $(TARGET_PYTHON),--python $(TARGET_PYTHON)) \
 	  $(if $(MACHINE),--machine $(MACHINE)) $(if $(EXTRAS),--extras $(EXTRAS))

@@ -1,12 +1,12 @@
 #!/bin/bash
-# Fine-tunes the pre-trained GPT-3 XL densely on E2E, one GPU a cell: batch {8, 16, 32, 64} x learning rate {1e-4, 5e-5,
-# 2.5e-5}, the paper's grid (appendix A.2), as an array of 12. The sparse checkpoint is densified as it is loaded.
+# Dense fine-tuning of the pre-trained GPT-3 XL on E2E as an array of 12 cells, one GPU per cell: batch {8, 16, 32, 64} x
+# learning rate {1e-4, 5e-5, 2.5e-5}, the paper's grid (appendix A.2). Loading densifies the sparse checkpoint.
 #
 #   sbatch slurm/finetune_xl.sh [key.sub=value ...]
 #   sbatch --dependency=afterok:JOB --kill-on-invalid-dep=yes slurm/finetune_xl.sh      after job JOB of pretrain_xl.sh
 #
-# Each cell saves before the time limit and goes back into the queue; one that diverges does not stop the others. `spdf run
-# gpt3_xl_e2e --on slurm` does all of this, evaluation, selection and the report as one chain.
+# Each cell saves before the time limit and returns to the queue. A cell that diverges does not stop the others.
+# `spdf run gpt3_xl_e2e --on slurm` runs pre-training, this grid, evaluation, selection and the report as one chain.
 
 # ---- edit from here -------------------------------------------------------------------------------------------------
 #SBATCH --job-name=spdf-xl-e2e
@@ -29,7 +29,7 @@ RUNS=${RUNS:-runs/gpt3_xl_s75_e2e}
 PYTHON=${PYTHON:-.venv/bin/python}              # or `python`, after: module load ...; source .../bin/activate
 BATCHES=(8 16 32 64)
 RATES=(1e-4 5e-5 2.5e-5)
-SRUN_OPTIONS=()                                 # a container: see pretrain_xl.sh
+SRUN_OPTIONS=()                                 # for a container, see pretrain_xl.sh
 # ---- to here --------------------------------------------------------------------------------------------------------
 
 cd "$SLURM_SUBMIT_DIR" || exit 2
@@ -41,7 +41,7 @@ BATCH=${BATCHES[$((CELL % ${#BATCHES[@]}))]}
 RATE=${RATES[$((CELL / ${#BATCHES[@]}))]}
 RUN_DIR="$RUNS/batch=$BATCH,lr=$RATE"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
-export PYTHONSAFEPATH=1                         # a script of yours called random.py is not imported in place of Python's
+export PYTHONSAFEPATH=1                         # a file in this folder, such as random.py, must not shadow a module
 
 if ! ls "$PRETRAINED"/checkpoints/step_*/manifest.json >/dev/null 2>&1; then
   echo "no whole checkpoint in $PRETRAINED: pre-train first (slurm/pretrain_xl.sh)"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the kernels and their C++ tests with the address and undefined-behaviour sanitizers and runs them.
-# Generated code itself is not instrumented; everything around it is. For another machine:
+# Generated code is not instrumented; all other code is. For another processor:
 #   CXX=aarch64-linux-gnu-g++ SANITIZERS= RUN=qemu-aarch64 csrc/sanitize.sh OUT    Arm
 #   SANITIZERS= RUN="qemu-x86_64 -cpu Haswell" csrc/sanitize.sh OUT                a CPU with AVX2 and without AVX-512
 set -eu
@@ -30,7 +30,7 @@ for source in $(find . -name '*.cpp' | sort); do
     objects="$objects $object"
 done
 static=""
-[ -z "${RUN:-}" ] || static="-static"  # an emulator finds no libraries of another machine
+[ -z "${RUN:-}" ] || static="-static"  # an emulator does not find shared libraries of the other processor
 # shellcheck disable=SC2086
 "$cxx" $common $static $objects -o "$out/kernels_test" 2>"$out/link.log" || { cat "$out/link.log" >&2; exit 1; }
 # shellcheck disable=SC2086

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# bash run.sh [OUT]: unpacks what `make gpu-pack` collected beside this file and measures. Needs python3 with torch and
-# Triton, and an NVIDIA GPU. Results: OUT (./gpu_lab_results).
+# bash run.sh [OUT]: unpacks the files of `make gpu-pack` beside this script and measures. Needs python3 with torch and
+# Triton, and an NVIDIA GPU. Results go to OUT (./gpu_lab_results).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$(realpath -m "${1:-gpu_lab_results}")

@@ -86,7 +86,7 @@ def spmm_builds(capability: int, B: int, setting: Configuration) -> Iterator[Bui
 
 
 def sddmm_builds(capability: int, B: int, setting: Configuration) -> Iterator[Build]:
-    """dW, through pointers and descriptors, for one or several blocks per program, with and without shares of tokens."""
+    """dW, through pointers and descriptors, for one or several blocks per program, with or without token shares."""
     lists = dict.fromkeys(("row", "column", "base", "kept"), "*i32")
     sizes = dict.fromkeys(("T", "O", "I", "nnz", "SPLIT", "KEPT"), "i32")
     tile, boxed = setting.sddmm, setting.sddmm_box
