@@ -180,7 +180,7 @@ def packed_products(
     x: torch.Tensor, dy: torch.Tensor, values: torch.Tensor, pattern: SparsityPattern
 ) -> dict[str, Product]:
     """The same products with tiles of tokens as operands and results, without packing. Empty without generated code."""
-    backend = backends.describe(pattern).forward
+    backend = backends.describe(pattern, x.dtype).forward
     if x.dtype != torch.float32 or not backend.startswith("jit"):
         return {}
     x_tiles, dy_tiles = native.pack(x), native.pack(dy)

@@ -3,6 +3,7 @@
 Run as a program: ``data_parallel_ranks.py ddp|fsdp2 FOLDER``.
 """
 
+import gc
 import os
 import sys
 
@@ -22,10 +23,18 @@ def build() -> nn.Sequential:
     return nn.Sequential(SparseLinear(40, 24, pattern), nn.GELU(), nn.Linear(24, 3))
 
 
-def train(rank: int, kind: str, folder: str) -> None:
+def run_rank(rank: int, kind: str, folder: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    train(rank, kind, folder)
+    # The models are freed by now, and no rank leaves while the other still needs it: else gloo can wait for ever.
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def train(rank: int, kind: str, folder: str) -> None:
     alone, together = build(), build()
     model: nn.Module
     if kind == "ddp":
@@ -51,9 +60,8 @@ def train(rank: int, kind: str, folder: str) -> None:
         values = values.full_tensor()
     torch.testing.assert_close(values, alone[0].values)
     if rank == 0:
-        print(f"{kind}: the same values as one process")
-    dist.destroy_process_group()
+        print(f"{kind}: the same values as one process", flush=True)
 
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(train, args=(sys.argv[1], sys.argv[2]), nprocs=2)
+    torch.multiprocessing.spawn(run_rank, args=(sys.argv[1], sys.argv[2]), nprocs=2)

@@ -10,6 +10,7 @@ from spdf_launcher.plan import plan
 from spdf_launcher.workflow import load_workflow
 
 from spdf_dist.accounting.flops import training_flops
+from spdf_dist.config.budget import total_steps
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 
@@ -24,8 +25,9 @@ def test_a_summary_counts_jobs_flops_and_time(tmp_path: Path, monkeypatch: pytes
     model = load_config(PretrainConfig, "cpu_1m").model
     wanted = {job.id for job in jobs if job.id != "pretrain/dense"}
     monkeypatch.setattr(summary, "matrix_speed", lambda: 1e11)
-    config = load_config(PretrainConfig, "cpu_1m", ["sparsity.level=0.75"])
-    flops = training_flops(model, config.sparsity) * 10_000
+    config = load_config(PretrainConfig, "cpu_1m", ["sparsity.level=0.75", "training.train_tokens=2560000"])
+    sequences = total_steps(config) * config.training.global_batch_size
+    flops = training_flops(model, config.sparsity) * sequences
     lines = summary.summary(jobs, wanted)
     assert lines[0].split() == ["pretrain", "1", "to", "run,", "1", "done"] and lines[1].split()[:2] == ["densify", "2"]
     assert lines[2] == f"pre-training: {flops:.3g} model FLOPs"

@@ -89,14 +89,16 @@ def test_a_run_resumes_exactly_across_an_update(alone, tiny_config, tmp_path, ex
     ],
 )
 def test_every_layout_and_execution_takes_the_same_masks(alone, tiny_config, tmp_path, layout):
-    """Sums in another order may break near-ties differently. With RigL, that changes a few of thousands of entries."""
+    """Sums in another order may break near-ties differently, and one such choice changes later ones: a few entries in a
+    hundred after three updates. Equal choices differ in none; unrelated ones would differ in most of the grown entries.
+    """
     algorithm, run = alone
     losses = pretrain(tiny_config, tmp_path / "run", algorithm, *layout)
     assert [losses[s][0] for s in losses] == pytest.approx([numbers(run)[s][0] for s in losses], rel=1e-4)
     ours, theirs = masks(tmp_path / "run"), masks(run)
     different = sum(int((mask != theirs[name]).sum()) for name, mask in ours.items())
     kept = sum(int(mask.sum()) for mask in ours.values())
-    assert different / kept < 0.01
+    assert different / kept < 0.03
 
 
 def test_block_masks_stay_blocks(tiny_config, tmp_path):
