@@ -130,7 +130,7 @@ class SparsityPattern:
 
 
 def pattern_of(handle: int) -> SparsityPattern:
-    """The pattern with this handle. Raises ValueError if it does not exist any longer."""
+    """The existing pattern with this handle. Raises ValueError if there is none."""
     pattern = _patterns.get(int(handle))
     if pattern is None:
         raise ValueError(f"no living SparsityPattern has handle {int(handle)}: keep the pattern as long as it is used")

@@ -111,7 +111,7 @@ def job_state(job: Job, root: Path, slurm: BatchState | None, before: dict[str, 
 def exit_code(states: list[JobState], jobs: list[Job]) -> int:
     """1 if a job failed, was cancelled or lost and its result is still needed; else 0.
 
-    A result is needed if no job uses it, or if a job that uses it is not done and itself needed.
+    A result is still needed if no job uses it, or if a job that uses it also failed and is still needed.
     """
     by_id = {state.job: state for state in states}
     users: dict[str, list[str]] = {job.id: [] for job in jobs}
