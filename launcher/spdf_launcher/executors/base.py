@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from spdf_dist.config.errors import SpdfError
 from spdf_dist.workflow_folder import DONE, job_folder
+from spdf_launcher import programs
 
 if TYPE_CHECKING:
     from spdf_dist.base.signals import ReceivedSignals
@@ -66,7 +68,7 @@ class Executor:
 
     def program(self, job: Job, workflow: Workflow, root: Path) -> list[str]:
         """The words before the words of ``spdf`` in a job's command."""
-        raise NotImplementedError
+        return list(programs.SPDF)
 
     def reports_code(self, job: Job) -> bool:
         """Whether rank 0 writes the exit code to a file, because the launcher of the ranks loses it."""
@@ -113,8 +115,8 @@ class Executor:
         return False
 
     def requeue(self) -> None:
-        """Requeue this process's job. Does not return."""
-        raise NotImplementedError
+        """Requeue this process's job. Does not return. Called only where ``holds_job`` is true."""
+        raise SpdfError(f"the executor '{self.name}' has no batch system that requeues a job")
 
     def goes_on(self, signals: ReceivedSignals) -> bool:
         """Whether a stopped job of the batch system must be requeued."""
@@ -141,5 +143,8 @@ class Executor:
         yield {}
 
     def cancel(self, job: Job, state: JobState) -> str:
-        """Remove a job from the batch system; running training saves first. Returns a message."""
-        raise NotImplementedError
+        """Remove a job from the batch system; running training saves first. Returns a message.
+
+        Called only for a job that ``states`` has.
+        """
+        raise SpdfError(f"the executor '{self.name}' has no batch system that cancels a job")
