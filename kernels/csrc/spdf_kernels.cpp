@@ -208,6 +208,8 @@ int spdf_backend_forced(void) {
 
 int spdf_cpu_multiplies_bf16(void) { return spdf::has_bf16_products(); }
 
+int spdf_abi_version(void) { return 1; }
+
 int spdf_cpu_is_intel(void) { return spdf::is_intel(); }
 
 spdf_pattern* spdf_pattern_new(const uint8_t* bits, int64_t out, int64_t in, int64_t nnz) {

@@ -27,6 +27,10 @@ SPDF_EXPORT int spdf_backend_forced(void);
 // Whether the CPU has instructions that multiply bf16.
 SPDF_EXPORT int spdf_cpu_multiplies_bf16(void);
 
+// Version of this interface. It changes with each change of a function, an argument or a back end's number, so that
+// Python refuses a library of another version.
+SPDF_EXPORT int spdf_abi_version(void);
+
 // Whether the CPU is Intel's.
 SPDF_EXPORT int spdf_cpu_is_intel(void);
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import warnings
 import weakref
 from pathlib import Path
 
@@ -20,7 +21,10 @@ DTYPES = (torch.float32, torch.bfloat16)
 _NO_MEMORY = 1
 
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+ABI_VERSION = 1
+"""What ``spdf_abi_version`` of the library must return: a library of another version could give other results."""
 _SIGNATURES = {
+    "spdf_abi_version": (_INT, []),
     "spdf_backend_missing": (ctypes.c_char_p, [_INT]),
     "spdf_backend_forced": (_INT, []),
     "spdf_cpu_is_intel": (_INT, []),
@@ -40,7 +44,7 @@ _SIGNATURES = {
 
 
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """(library, None), or (None, the reason why it cannot be loaded)."""
+    """(library, None), or (None, the reason why it cannot be loaded). Warns of a library that cannot be used."""
     if not LIBRARY.exists():
         return None, f"{LIBRARY.name} was not built: install the package with a C++ compiler at hand (pip install .)"
     try:
@@ -49,8 +53,18 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
-        return None, f"{LIBRARY.name} does not load: {error}"
+        return None, _unusable(f"{LIBRARY.name} does not load: {error}")
+    if library.spdf_abi_version() != ABI_VERSION:
+        return None, _unusable(f"{LIBRARY.name} is of version {library.spdf_abi_version()}, not {ABI_VERSION}")
     return library, None
+
+
+def _unusable(reason: str) -> str:
+    """``reason``, after a warning: without the library, sparse products on a CPU take the slow path."""
+    warnings.warn(
+        f"{reason}; sparse products on the CPU are slow until it is built again (pip install .)", stacklevel=3
+    )
+    return reason
 
 
 _library, missing_library = _load()

@@ -265,3 +265,10 @@ def test_auto_compares_with_the_widened_dense_product(
     monkeypatch.setattr(dense, "widened_linear", lambda *operands: widened.append(1) or linear(*operands))
     products(random_pattern(24, 40, 0.5, seed=0), 32, torch.bfloat16)[0]()
     assert widened
+
+
+def test_a_library_of_another_version_is_refused_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "ABI_VERSION", native.ABI_VERSION + 1)
+    with pytest.warns(UserWarning, match="sparse products on the CPU are slow until it is built again"):
+        library, reason = native._load()
+    assert library is None and "is of version" in str(reason)
