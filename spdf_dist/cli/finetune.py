@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
 
     def work(ranks: Ranks) -> None:
         from spdf_dist.training.finetune import finetune
-        from spdf_dist.training.run import Deliberately
+        from spdf_dist.training.run import AllowedChanges
 
-        finetune(config, ranks, Deliberately(args.change))
+        finetune(config, ranks, AllowedChanges(args.change))
 
     flags = ["--change"] * args.change
     return start("finetune", [args.config, *args.overrides, *flags], config, work, change=args.change)

@@ -58,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
     def work(ranks: Ranks) -> None:
         from spdf_dist.training.pretrain import pretrain
-        from spdf_dist.training.run import Deliberately
+        from spdf_dist.training.run import AllowedChanges
 
-        pretrain(config, ranks, Deliberately(args.change, args.rewind))
+        pretrain(config, ranks, AllowedChanges(args.change, args.rewind))
 
     flags = ["--change"] * args.change + ([] if args.rewind is None else [f"--rewind={args.rewind}"])
     return start("pretrain", [args.config, *args.overrides, *flags], config, work, change=args.change)

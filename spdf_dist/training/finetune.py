@@ -29,7 +29,7 @@ from spdf_dist.data.tokenizer import load_tokenizer
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.layout import pieces_of
-from spdf_dist.training.run import Deliberately, TrainedModel, TrainingRun
+from spdf_dist.training.run import AllowedChanges, TrainedModel, TrainingRun
 from spdf_dist.training.run_folder import writing
 from spdf_dist.training.schedule import Linear
 from spdf_dist.training.setup import check_tokenizer
@@ -38,7 +38,7 @@ from spdf_dist.training.task_batches import TaskBatches
 from spdf_dist.training.training_state import TrainingState
 
 
-def finetune(config: FinetuneConfig, ranks: Ranks, deliberately: Deliberately | None = None) -> None:
+def finetune(config: FinetuneConfig, ranks: Ranks, allowed: AllowedChanges | None = None) -> None:
     """Start or continue the run in ``config.run_dir``; every rank calls it.
 
     In the end the run keeps only the checkpoint with the best validation loss or, without validation, the newest ones.
@@ -50,7 +50,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks, deliberately: Deliberately | 
         SpdfError: a checkpoint cannot be saved, or none is left.
     """
     task = config.finetune
-    with TrainingRun("finetune", config, ranks, deliberately or Deliberately()) as run:
+    with TrainingRun("finetune", config, ranks, allowed or AllowedChanges()) as run:
         groups, folder = run.groups, run.folder
         origin = Checkpoint(task.checkpoint)
         if origin.tokenizer_dir is None:

@@ -24,12 +24,12 @@ from spdf_dist.training.dynamic import DynamicMasks
 from spdf_dist.training.init_from import Origin, through_masks
 from spdf_dist.training.loop import Spikes
 from spdf_dist.training.opening import warn_early
-from spdf_dist.training.run import Deliberately, TrainedModel, TrainingRun
+from spdf_dist.training.run import AllowedChanges, TrainedModel, TrainingRun
 from spdf_dist.training.schedule import schedule_of
 from spdf_dist.training.setup import check_tokenizer
 
 
-def pretrain(config: PretrainConfig, ranks: Ranks, deliberately: Deliberately | None = None) -> None:
+def pretrain(config: PretrainConfig, ranks: Ranks, allowed: AllowedChanges | None = None) -> None:
     """Start or continue the run in ``config.run_dir``; every rank calls it.
 
     Raises:
@@ -38,7 +38,7 @@ def pretrain(config: PretrainConfig, ranks: Ranks, deliberately: Deliberately | 
         NonFiniteError: a loss or gradient is not finite.
         DivergedError: too many consecutive updates were skipped.
     """
-    with TrainingRun("pretrain", config, ranks, deliberately or Deliberately()) as run:
+    with TrainingRun("pretrain", config, ranks, allowed or AllowedChanges()) as run:
         train, validation, tokenizer = open_data(config)
         continues = run.groups.on_rank_zero(lambda: latest(run.folder.checkpoints) is not None)
         origin = Origin(config) if config.training.init_from is not None and not continues else None

@@ -53,7 +53,7 @@ from spdf_dist.training.training_state import TrainingState
 
 
 @dataclass(frozen=True)
-class Deliberately:
+class AllowedChanges:
     """Options by which the user allows a run to change."""
 
     change: bool = False
@@ -95,7 +95,7 @@ class TrainingRun:
     """`pretrain` or `finetune`."""
     config: AnyConfig
     ranks: Ranks
-    deliberately: Deliberately = field(default_factory=Deliberately)
+    allowed: AllowedChanges = field(default_factory=AllowedChanges)
     stop: StopRequest = field(default_factory=StopRequest)
     save_first: bool = field(default=False, init=False)
     """Save before the first step, so that a rewind survives a kill."""
@@ -106,7 +106,7 @@ class TrainingRun:
         try:
             self.groups = start(self.config, self.ranks)
             self.folder = RunFolder(self.config.run_dir)
-            self.groups.on_rank_zero(lambda: self.folder.check(self.config, change=self.deliberately.change))
+            self.groups.on_rank_zero(lambda: self.folder.check(self.config, change=self.allowed.change))
         except BaseException:
             self.stop.__exit__()
             raise
@@ -121,7 +121,7 @@ class TrainingRun:
 
         Raises UserError if the folder holds another run or other data, or if another process runs in it.
         """
-        change = self.deliberately.change
+        change = self.allowed.change
 
         def open_folder() -> None:
             self.folder.open(self.config, change=change)
@@ -138,13 +138,13 @@ class TrainingRun:
         for built in ("engine", "saver", "callbacks"):  # frees the memory of an earlier model
             self.__dict__.pop(built, None)
         self.checkpoint = newest_checkpoint(self.folder, self.groups)
-        if self.deliberately.rewind is not None:
+        if self.allowed.rewind is not None:
             self.checkpoint = self.rewound()
         self.state = load_training_state(self.checkpoint) if self.checkpoint else TrainingState()
 
     def rewound(self) -> Checkpoint:
         """The checkpoint to go back to; newer ones are deleted. Raises UserError if it does not exist."""
-        wanted = self.deliberately.rewind
+        wanted = self.allowed.rewind
         if self.checkpoint is None:
             raise UserError(f"--rewind: {self.folder.path} has no checkpoint to go back to")
         if wanted in (-1, self.checkpoint.step):
@@ -162,13 +162,13 @@ class TrainingRun:
 
         Returns a message about it; None without ``rewind``.
         """
-        if self.deliberately.rewind is None:
+        if self.allowed.rewind is None:
             return None
         assert self.checkpoint is not None
         last = self.groups.on_rank_zero(self.folder.last_logged_step)
         steps = max(0, last - self.state.step)
         self.state.data_offset += steps * samples_per_step
-        self.deliberately = replace(self.deliberately, rewind=None)
+        self.allowed = replace(self.allowed, rewind=None)
         self.save_first = True
         self.state.recent_losses, self.state.recent_grad_norms, self.state.skipped_in_a_row = [], [], 0
         text = f"rewound to step {self.state.step}; the batches of steps {self.state.step + 1} to {last} are left out"

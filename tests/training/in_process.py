@@ -18,10 +18,10 @@ STEP = 16 * 32
 def train(config: Path, run: Path, *overrides: str, change: bool = False, rewind: int | None = None) -> None:
     """Start or continue ``run``, for at most 12 steps."""
     from spdf_dist.training.pretrain import pretrain
-    from spdf_dist.training.run import Deliberately
+    from spdf_dist.training.run import AllowedChanges
 
     loaded = load_config(PretrainConfig, str(config), [*ONE_RANK, *overrides, f"run_dir={run}"])
-    pretrain(loaded, ALONE, Deliberately(change, rewind))
+    pretrain(loaded, ALONE, AllowedChanges(change, rewind))
 
 
 def losses(run: Path) -> dict[int, tuple[float, float, float]]:
