@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import dataclass
 from typing import TextIO
 
 from spdf_launcher.progress import Progress, duration
@@ -12,44 +13,52 @@ LOG_SECONDS = 30.0
 TERMINAL_SECONDS = 0.5
 
 
+@dataclass
+class Line:
+    """The line of one job."""
+
+    label: str
+    began: float
+    shown: float = 0.0
+    last: str = ""
+
+
 class Display:
-    """Writes to ``stream``, which may be a terminal or a log."""
+    """Writes to ``stream``, which may be a terminal or a log. Several jobs may run; a terminal shows them in turn."""
 
     def __init__(self, stream: TextIO, width: int) -> None:
         self.stream = stream
         self.width = width
         self.terminal = stream.isatty()
-        self.label = ""
-        self.began = 0.0
-        self.shown = 0.0
-        self.last = ""
+        self.lines: dict[str, Line] = {}
+        self.turned = 0.0
 
     def job(self, number: int, count: int, job_id: str) -> None:
         """Begin the line of job ``number`` of ``count``."""
-        self.label = f"[{number:>{len(str(count))}}/{count}] {job_id:<{self.width}}"
-        self.began = time.monotonic()
-        self.shown = 0.0
-        self.last = ""
+        label = f"[{number:>{len(str(count))}}/{count}] {job_id:<{self.width}}"
+        self.lines[job_id] = Line(label, time.monotonic())
 
-    def note(self, state: str, progress: Progress | None) -> None:
+    def note(self, job_id: str, state: str, progress: Progress | None) -> None:
         """Show the job's current state."""
-        elapsed = time.monotonic() - self.began
+        line, now = self.lines[job_id], time.monotonic()
         if self.terminal:
-            if time.monotonic() - self.shown < TERMINAL_SECONDS:
+            oldest = min(self.lines.values(), key=lambda each: each.shown)
+            if line is not oldest or now - self.turned < TERMINAL_SECONDS:
                 return
-        elif self.last == state and time.monotonic() - self.shown < LOG_SECONDS:
+            self.turned = now
+        elif line.last == state and now - line.shown < LOG_SECONDS:
             return
-        self.shown, self.last = time.monotonic(), state
-        text = f"{self.label}  {state:<8} {duration(elapsed):>7}"
-        self.line(f"{text}  {progress.text()}" if progress else text, final=False)
+        line.shown, line.last = now, state
+        text = f"{line.label}  {state:<8} {duration(now - line.began):>7}"
+        self.write(f"{text}  {progress.text()}" if progress else text, final=False)
 
-    def end(self, state: str, detail: str) -> None:
+    def end(self, job_id: str, state: str, detail: str) -> None:
         """Write the job's last line."""
-        elapsed = time.monotonic() - self.began
-        took = f" {duration(elapsed):>7}" if self.last else " " * 8
-        self.line(f"{self.label}  {state:<8}{took}  {detail}".rstrip(), final=True)
+        line = self.lines.pop(job_id)
+        took = f" {duration(time.monotonic() - line.began):>7}" if line.last else " " * 8
+        self.write(f"{line.label}  {state:<8}{took}  {detail}".rstrip(), final=True)
 
-    def line(self, text: str, final: bool) -> None:
+    def write(self, text: str, final: bool) -> None:
         """Write a line; on a terminal it replaces the last one."""
         if self.terminal:
             columns = shutil.get_terminal_size().columns

@@ -178,6 +178,39 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(bench) -> None:  # type: igno
     assert bench.states()["pretrain"]["restarts"] == 1
 
 
+def test_several_jobs_run_at_a_time(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    bench.faults = {"jobs/finetune": ["slow", ""]}
+    process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local", "--jobs", "2")
+    wait_for((bench.dir / "plan.json").exists)
+    most = 0
+    while process.poll() is None:
+        most = max(most, [job["state"] for job in bench.states().values()].count("running"))
+    out, errors = process.communicate()
+    assert process.returncode == 0 and "6 of 6 jobs done" in out, errors
+    assert most == 2
+    starts = [json.loads(line) for line in (bench.dir / "journal.jsonl").read_text().splitlines()]
+    order = [line["job"] for line in starts if line["event"] in ("start", "end")]
+    assert order.index("select") > max(i for i, name in enumerate(order) if name.startswith("finetune"))
+
+
+def test_a_signal_stops_all_jobs_that_run(bench) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    bench.faults = {"jobs/finetune": ["slow", ""]}
+    process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local", "--jobs", "2")
+    wait_for((bench.dir / "plan.json").exists)
+    wait_for(lambda: [job["state"] for job in bench.states().values()].count("running") == 2)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=30)
+    assert process.returncode == 75 and out.count("stopped") == 2, errors
+    assert "6 of 6 jobs done" in bench.run()
+
+
+def test_no_jobs_at_a_time_is_refused(bench) -> None:  # type: ignore[no-untyped-def]
+    process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local", "--jobs", "0")
+    assert process.wait() == 2 and "--jobs 0: at least one" in process.stderr.read()
+
+
 def test_launcher_killed_the_job_lives_on_and_is_joined(bench) -> None:  # type: ignore[no-untyped-def]
     bench.file.write_text(SMALL)
     bench.faults = {"jobs/pretrain": ["slow", ""]}

@@ -1,6 +1,6 @@
 """The protocol of an executor: how a workflow's jobs are started, stopped and watched.
 
-The defaults run one job after the other on this machine. An executor overrides the parts that differ. ``spdf run``
+The defaults run the jobs on this machine. An executor overrides the parts that differ. ``spdf run``
 creates one from the command line (``options``), and each running job creates one by its name.
 """
 
@@ -51,6 +51,8 @@ class Executor:
     """One line for ``spdf run --help``."""
     starts_ranks: ClassVar[bool] = False
     """Whether it starts nodes x ranks_per_node ranks, which determine the config's data parallelism."""
+    at_once: int = 1
+    """Number of jobs that the default ``run`` runs at a time."""
     options: ClassVar[tuple[str, ...]] = ()
     """The options of ``spdf run`` that only this executor takes, such as ``--hostfile``."""
 
@@ -99,7 +101,7 @@ class Executor:
             program = lambda job: self.program(job, workflow, root)  # noqa: E731
             prepare(workflow, jobs, root, self.name, program, self.reports_code, {}, journal, wanted)
             display = Display(sys.stdout, max(len(job.id) for job in jobs))
-            code = LocalRun(root, jobs, wanted, journal, display).run()
+            code = LocalRun(root, jobs, wanted, journal, display, self.at_once).run()
         done = [job_folder(root, job.id).status() for job in jobs].count(DONE)
         print(f"{done} of {len(jobs)} jobs done, {len(jobs) - len(wanted)} of them before; folder {root}")
         return code
