@@ -82,10 +82,12 @@ def model_state(mask: torch.Tensor, dtype: torch.dtype = torch.float32) -> dict[
 def backends_by_path(pattern: SparsityPattern, dtype: torch.dtype = torch.float32) -> dict[str, backends.Backend]:
     """The preferred back end of each path that skips a pattern's work, the least preferred path first.
 
-    If no back end of a path is available, it is the one whose `available` gives the reason.
+    A forced back end is the one of its path. If no back end of a path is available, it is the one whose `available`
+    gives the reason.
     """
     found: dict[str, backends.Backend] = {}
-    for backend in reversed(backends.backends()):
+    preferred = sorted(backends.backends(), key=lambda backend: backend.name != os.environ.get(backends.VARIABLE))
+    for backend in reversed(preferred):
         if not backend.skips_work or backend.supports(pattern.device, dtype, pattern) is not None:
             continue
         if backend.path not in found or backend.available() is None or found[backend.path].available() is not None:

@@ -9,7 +9,8 @@ Sizes of the state, as DeepSpeed 0.19 stores it, with N parameters of p bytes pe
                 bf16: 2 N, and fp32 sums of 4 N at stage 1 or 4 N / D at stage 2
     masks       1 byte per entry (masked)
     indices     1 bit per entry and 4 bytes per non-zero (compressed, plain torch path)
-    code        up to 10 bytes per non-zero and direction (compressed, generated AVX-512 code), within the code budget
+    code        up to 10 bytes per non-zero and direction (compressed, generated AVX-512 code) or 24 (AVX2 code), within
+                the code budget
 
 Activations are the tensors that the layers keep for the backward pass of one micro-batch, and the tensors of the loss:
 one chunk of logits and the fp32 gradient of the output embedding. tests/accounting/test_engine_bytes.py compares these
@@ -19,6 +20,7 @@ sizes with the tensors of a real engine. Weights, masters, moments and traffic a
 from __future__ import annotations
 
 from spdf_dist.accounting.layout import Layout, local_elements
+from spdf_dist.base.cpu import cpu_features
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.model.architecture import (
     LOGITS_CHUNK,
@@ -30,8 +32,8 @@ from spdf_dist.model.architecture import (
 
 REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default of reduce_bucket_size, in elements."""
-CODE_BYTES = 20
-"""Upper bound of generated AVX-512 code, bytes per non-zero, both directions together. AVX2 code is longer."""
+CODE_BYTES = {"avx512f": 20, "avx2": 48}
+"""Upper bound of generated code by instruction set, bytes per non-zero, both directions together."""
 
 
 def state_bytes(model: ModelConfig, sparsity: SparsityConfig | None, layout: Layout) -> dict[str, int]:
@@ -56,9 +58,11 @@ def state_bytes(model: ModelConfig, sparsity: SparsityConfig | None, layout: Lay
 def structure_bytes(
     model: ModelConfig, sparsity: SparsityConfig | None, layout: Layout, device: str, code_budget_mb: int = 1024
 ) -> dict[str, int]:
-    """Bytes of masks, indices and generated code."""
+    """Bytes of masks, indices and generated code; on a CPU, the code of this machine's instruction set."""
     local = local_elements(model, sparsity, layout)
-    code = min(CODE_BYTES * local.nonzeros, code_budget_mb * 2**20) if device == "cpu" else 0
+    present = cpu_features() if device == "cpu" else []
+    code_bytes = next((CODE_BYTES[name] for name in CODE_BYTES if name in present), 0)
+    code = min(code_bytes * local.nonzeros, code_budget_mb * 2**20)
     return {
         "masks": local.masked,
         "indices": -(-local.compressed // 8) + 4 * local.nonzeros,

@@ -22,13 +22,13 @@ from typing import Any
 from spdf_dist.accounting.hardware import recognise_gpu
 from spdf_dist.accounting.plan import bytes_text
 from spdf_dist.accounting.text_table import text_table
+from spdf_dist.base.cpu import cpu_features, cpu_fields
 from spdf_dist.base.extras import EXTRAS, missing_modules
 from spdf_dist.cli.memory import USER_SETTINGS, keep_freed_memory
 
 HELP = "what this machine has, and which path each layer will take"
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "sentencepiece", "safetensors")
-CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "neon", "asimd", "sve")
 PROBE_SECONDS = 20
 
 
@@ -65,23 +65,6 @@ def first_line(*command: str) -> str | None:
         return None
     lines = (done.stdout or done.stderr).strip().splitlines()
     return lines[0] if done.returncode == 0 and lines else None
-
-
-def cpu_fields() -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; empty where there is none."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    block = text.split("\n\n", 1)[0]
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
-
-
-def cpu_features() -> list[str]:
-    """The vector instruction sets that matter here."""
-    fields = cpu_fields()
-    present = (fields.get("flags") or fields.get("Features") or "").split()
-    return [name for name in CPU_FEATURES if name in present]
 
 
 def memory_limit() -> int | None:

@@ -60,6 +60,18 @@ def test_masks_cost_a_byte_an_entry_and_only_where_masked() -> None:
     }
 
 
+@pytest.mark.parametrize(("present", "each"), [(["avx2", "avx512f"], 20), (["avx2"], 48), ([], 0)])
+def test_code_is_that_of_the_machines_instruction_set(
+    present: list[str], each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spdf_dist.accounting.memory.cpu_features", lambda: present)
+    model = ModelConfig(num_layers=1, hidden_size=32, num_attention_heads=2, seq_length=8, vocab_size=8)
+    layout = Layout(1, 1, 0, 1, "compressed", "fp32", False)
+    code = structure_bytes(model, SparsityConfig(level=0.75), layout, "cpu")["code"]
+    assert code == each * 12 * 32**2 // 4
+    assert structure_bytes(model, SparsityConfig(level=0.75), layout, "cuda")["code"] == 0
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_zero_stages_divide_what_they_should(stage: int) -> None:
     one, many = (memory(XL.model, None, Layout(1, n, stage, 1, "dense", "fp32", False)) for n in (1, 8))
