@@ -75,7 +75,7 @@ class TaskScores(Callback):
             if self.start(Path("none"), output, errors, "--check").wait() != 0:
                 raise UserError(f"callbacks.eval: {reason(errors)}")
 
-    def start(self, checkpoint: Path, output: IO[str], errors: IO[str], *more: str) -> subprocess.Popen[str]:
+    def start(self, checkpoint: Path, output: IO[str], errors: IO[str], *more: str) -> subprocess.Popen[bytes]:
         """Start the command. It ends with this process and does not take part in the run's process group."""
         command = [sys.executable, "-P", "-m", "spdf_dist", "eval", str(checkpoint), *self.options, "--json", *more]
         environment = {**without_ranks(os.environ), PARENT: str(os.getpid())}
