@@ -438,6 +438,8 @@ class Resolver:
             )
         if template.kind == "select" and parts[2] not in jobs[0].outputs:
             return self.chosen(jobs[0], parts)
+        if parts[2] == "grid":
+            return grid_value(jobs[0], parts)
         if len(parts) != 3 or parts[2] not in jobs[0].outputs:
             raise UserError(
                 f"${{{'.'.join(parts)}}}: a {template.kind} job has no output '{'.'.join(parts[2:])}'"
@@ -451,11 +453,8 @@ class Resolver:
         candidates = [jobs[need] for need in select.needs]
         wanted = ".".join(parts[3:])
         if parts[2] == "grid":
-            if wanted not in candidates[0].values:
-                raise UserError(
-                    f"${{{'.'.join(parts)}}}: no grid key '{wanted}'{nearest(wanted, candidates[0].values)}"
-                )
-            return str(candidates[0].values[wanted]) if self.samples else None
+            value = grid_value(candidates[0], parts)
+            return value if self.samples else None
         ancestors = {job.name: job for job in ancestry(candidates[0], jobs)}
         if parts[2] not in ancestors or wanted not in ancestors[parts[2]].outputs:
             known = [f"{name}.{output}" for name, job in ancestors.items() for output in job.outputs]
@@ -465,6 +464,14 @@ class Resolver:
     def leaves_open(self, value: Any) -> bool:
         """Whether ``value`` has a reference that only a finished `select` resolves."""
         return any(self(parts) is None for parts in references(value))
+
+
+def grid_value(job: Job, parts: tuple[str, ...]) -> str:
+    """The value that a job's cell gives to a key, for the reference ``parts``. Raises UserError for another key."""
+    wanted = ".".join(parts[3:])
+    if wanted not in job.values:
+        raise UserError(f"${{{'.'.join(parts)}}}: no grid key '{wanted}'{nearest(wanted, job.values)}")
+    return str(job.values[wanted])
 
 
 def ancestry(job: Job, jobs: dict[str, Job]) -> Iterator[Job]:

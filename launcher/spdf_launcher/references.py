@@ -1,6 +1,7 @@
 """``${...}`` in a workflow: the outputs of other jobs, and environment variables.
 
     ${jobs.NAME.OUTPUT}             the path of an output of job NAME, known when the workflow is read
+    ${jobs.NAME.grid.KEY}           the value that the grid of job NAME gives to KEY in this cell
     ${jobs.SELECT.NAME.OUTPUT}      the same for the cell that a `select` job chose, known when that job is done
     ${jobs.SELECT.grid.KEY}         the chosen cell's value of a grid key
     ${env.NAME}                     an environment variable, which must be set

@@ -10,8 +10,9 @@ holds everything and needs no network.
 Runs that differ in their seeds only are averaged. Any other difference makes a variant of its own, named by what
 differs; --name gives the runs in a folder a name.
 
-A workflow whose variants are called SIZE-dense, SIZE-s75, ... is an evidence study: it gets evidence.csv, a row for
-each cell, and a verdict on each of the paper's hypotheses; --markdown puts them into docs/evidence.md.
+The workflow study_cpu is the evidence study: it gets evidence.csv, a row per run, and a verdict on each hypothesis.
+--markdown puts them into a page such as docs/evidence.md. The folder of that CSV gives the same results without the
+runs.
 
 A run that cannot be read is named and left out; the exit code is then 1."""
 
@@ -38,7 +39,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="call the runs in DIR so; may be repeated",
     )
     parser.add_argument(
-        "--markdown", type=Path, metavar="PAGE", help="put an evidence study's results between the marks of this page"
+        "--markdown",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PAGE",
+        help="fill the fields of this page with an evidence study's results; may be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print the paths and the summary as one JSON object")
 
@@ -57,25 +63,23 @@ def run(args: argparse.Namespace) -> int:
     from spdf_dist.base.atomic_files import write_text
     from spdf_dist.report.results import read_results
     from spdf_dist.report.write import write_report
-    from spdf_dist.studies.evidence.rows import CURVES, ROWS, CurvePoint, Row, read_evidence, to_csv
-    from spdf_dist.studies.evidence.section import evidence_section, write_markdown
+    from spdf_dist.studies.evidence.rows import ROWS, read_evidence, to_csv
+    from spdf_dist.studies.evidence.section import evidence_section, filled_pages, parts
     from spdf_dist.studies.paper.section import paper_section
 
     results = read_results(args.folders, dict(args.name))
-    evidence = read_evidence(results, dict.fromkeys([args.out, *args.folders]))
+    evidence = read_evidence(results, args.folders)
     command = ["spdf", "report", *map(str, args.folders), "--out", str(args.out)]
     command += [word for folder, name in args.name for word in ("--name", f"{name}={folder}")]
-    markdown = None
-    if args.markdown is not None:
-        command += ["--markdown", str(args.markdown)]
-        markdown = write_markdown(args.markdown, evidence, args.out, shlex.join(command))
-    sections = evidence_section(evidence)
+    command += [word for page in args.markdown for word in ("--markdown", str(page))]
+    study = parts(evidence) if evidence.rows else []
+    pages = filled_pages(args.markdown, evidence, study, args.out, shlex.join(command))
+    sections = evidence_section(evidence, study)
     page = write_report(results, args.out, shlex.join(command), first=sections, last=[paper_section(results)])
     if evidence.rows:
-        write_text(args.out / ROWS, to_csv(evidence.rows, Row))
-        write_text(args.out / CURVES, to_csv(evidence.curves, CurvePoint))
-    if markdown is not None:
-        write_text(args.markdown, markdown)
+        write_text(args.out / ROWS, to_csv(evidence.rows))
+    for filled, text in pages.items():
+        write_text(filled, text)
     for line in results.damaged.values():
         print(f"spdf report: warning: {line}", file=sys.stderr)
     for found in results.unattributed:

@@ -77,7 +77,7 @@ def test_a_base_that_goes_in_a_circle(tmp_path):
 
 
 def test_every_shipped_training_config_loads():
-    names = [name for name in shipped_configs() if not name.startswith(("workflows/", "demo", "evidence"))]
+    names = [name for name in shipped_configs() if not name.startswith(("workflows/", "demo"))]
     assert {"gpt2_small_s75", "gpt3_xl_s50", "finetune/e2e"} <= set(names)
     for name in names:
         if name.startswith("finetune/"):

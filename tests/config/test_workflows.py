@@ -1,7 +1,8 @@
-"""The shipped workflows of the paper and of the evidence studies can be planned, and have the settings of the paper."""
+"""The shipped workflows of the paper and of the evidence study can be planned, and have the settings of the paper."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,15 @@ from spdf_launcher.summary import cost_of
 from spdf_launcher.workflow import load_workflow
 
 from spdf_dist.accounting.flops import training_flops
-from spdf_dist.accounting.parameters import linear_parameters, total_parameters
+from spdf_dist.accounting.parameters import linear_parameters
+from spdf_dist.accounting.phases import run_flops
 from spdf_dist.config.budget import total_steps
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.studies.evidence.law import HELD_OUT, JOBS, SWEEPS
+from spdf_dist.studies.evidence.rows import SIGN
+from spdf_dist.studies.evidence.rules import METHODS as METHODS_AT_EQUAL_FLOPS
+from spdf_dist.studies.evidence.rules import SIZES, TASKS
 
 FILES = (
     "packed/index.json",
@@ -99,33 +105,33 @@ def test_each_experiment_of_the_paper_is_a_chain(planned, model: str, task: str)
     assert {jobs[need].name for need in report.needs} == last.get(task, {"evaluate"})
 
 
-@pytest.mark.parametrize(("name", "small", "large"), [("evidence_cpu", "1m", "4m"), ("evidence_gpu", "125m", "305m")])
-def test_the_evidence_studies_compare_like_with_like(planned, name: str, small: str, large: str) -> None:  # type: ignore[no-untyped-def]
-    jobs = planned(name)
-    configs = {(job.variant, job.cell["seed"]): config_of(job) for job in named(jobs, "pretrain")}
-    assert {seed for _, seed in configs} == {"1", "2", "3"}
-    assert all(str(config.seed) == seed for (_, seed), config in configs.items())
-    for size in (small, large):
-        dense = configs[f"{size}-dense", "1"]
-        for what, level, pattern in (("s50", 0.5, ""), ("s75", 0.75, ""), ("b75", 0.75, "block:16")):
-            sparse = configs[f"{size}-{what}", "1"]
-            assert (sparse.sparsity.level, sparse.sparsity.pattern) == (level, pattern or "unstructured")
-            assert sparse.model == dense.model and total_steps(sparse) == total_steps(dense)
-            assert sparse.training.warmup_tokens == dense.training.warmup_tokens
-        assert total_steps(configs[f"{size}-untrained", "1"]) == 0
-        s75 = configs[f"{size}-s75", "1"]
-        if f"{size}-small" in {variant for variant, _ in configs}:
-            kept = total_parameters(s75.model, s75.sparsity)
-            assert total_parameters(configs[f"{size}-small", "1"].model) == pytest.approx(kept, rel=0.03)
-            spent = training_flops(s75.model, s75.sparsity) * total_steps(s75)
-            stopped = configs[f"{size}-stopped", "1"]
-            assert training_flops(dense.model) * total_steps(stopped) == pytest.approx(spent, rel=0.005)
-    assert {job.variant for job in named(jobs, "finetune-sparse")} == {f"{small}-s75", f"{large}-s75"}
-    assert all(job.config and job.config["finetune"]["keep_mask"] for job in named(jobs, "finetune-sparse"))
-    assert len(named(jobs, "evaluate")) == len(configs)
-    # One selection per pattern chooses a learning rate, which other jobs reference.
-    chosen = next(job for job in named(jobs, "pretrain") if job.variant == f"{large}-s75")
-    assert chosen.config and chosen.config["training"]["lr"] == "${jobs.pick-s75.grid.training.lr}"
+def test_the_study_compares_like_with_like(planned) -> None:  # type: ignore[no-untyped-def]
+    jobs = planned("study_cpu")
+    configs = {job.id: config_of(job) for job in jobs.values() if job.kind == "pretrain"}
+    for seed in map(str, range(1, 6)):
+        dense = configs[f"cooldown-20/dense/seed={seed}"]
+        assert (dense.seed, dense.sparsity.seed) == (int(seed), int(seed))  # the masks vary with the seed too
+        for variant, level in (("s50", 0.5), ("s75", 0.75)):
+            sparse = configs[f"cooldown-20/{variant}/seed={seed}"]
+            assert sparse.sparsity.level == level
+            assert (sparse.model, sparse.training.train_tokens) == (dense.model, dense.training.train_tokens)
+    for name, config in configs.items():  # a branch has the seeds of its trunk, and so the same masks and data
+        if name.startswith("cooldown-"):
+            trunk = configs[re.sub(r"length=\d+,", "", re.sub("^cooldown(-10|-20)?(?=/|-)", "trunk", name))]
+            assert (config.seed, config.sparsity.seed) == (trunk.seed, trunk.sparsity.seed), name
+    static = run_flops(configs["cooldown-10/s75/seed=1"])
+    equal = ["dense-equal/seed=1", "rigl/seed=1", "gmp/seed=1", "wide/seed=1", "blocks/pattern=side8,seed=1"]
+    for name in equal:
+        assert run_flops(configs[name]) == pytest.approx(static, rel=0.02), name
+    two_phases = run_flops(configs["variable-sparse/seed=1"]) + run_flops(configs["variable-dense/seed=1"])
+    assert two_phases == pytest.approx(static, rel=0.02)
+    heads = {config.model.hidden_size // config.model.num_attention_heads for config in configs.values()}
+    assert heads == {32}
+    analysed = {*JOBS, *SWEEPS, *HELD_OUT, *(job for job, _, _ in METHODS_AT_EQUAL_FLOPS.values())}
+    analysed |= {name for pretrain, _, finetune in SIZES for name in (pretrain, finetune) if name}
+    analysed |= {"optimum-standard", "artefact", "decay-rule", *SIGN}
+    analysed |= {f"{task}-{what}" for task in TASKS for what in ("20", "untrained")}
+    assert analysed <= {job.name for job in jobs.values()}
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -220,6 +220,16 @@ def test_a_grid_job_cannot_stand_for_one(make) -> None:  # type: ignore[no-untyp
         make(text)
 
 
+def test_a_job_takes_over_a_value_of_its_parent_s_cell(make) -> None:  # type: ignore[no-untyped-def]
+    tuning = "set: {finetune.checkpoint: '${jobs.finetune.run_dir}', finetune.train: train.csv, "
+    text = GOOD + "  again: {kind: finetune, " + tuning + "seed: '${jobs.finetune.grid.KEY}'}}\n"
+    jobs = make(text.replace("KEY", "seed"))
+    again = [job for job in jobs.values() if job.name == "again"]
+    assert again and all(job.config and str(job.config["seed"]) == job.cell["seed"] for job in again)
+    with pytest.raises(UserError, match="no grid key 'sed', did you mean 'seed'"):
+        make(text.replace("KEY", "sed"))
+
+
 def test_references_never_read_their_result_again() -> None:
     hostile = "${jobs.other.secret} $(rm -rf /) ; 'x'"
     assert substitute("a ${jobs.x.y} b", lambda parts: hostile, final=True) == f"a {hostile} b"

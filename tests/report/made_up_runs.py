@@ -271,7 +271,8 @@ def write_workflow(root: Path) -> Path:
 
 
 def write_study(root: Path, bleu: dict[str, list[float]], planned: int = 3) -> Path:
-    """An evidence study. ``bleu`` has one score per seed by SIZE-WHAT. Further seeds up to ``planned`` have not run.
+    """A workflow over sizes, variants and seeds. ``bleu`` has one score per seed by SIZE-WHAT. Further seeds, up
+    to ``planned``, have not run.
 
     Each cell tries two learning rates and selects the one with the lower validation loss. The loss is 2 - BLEU on E2E,
     and 3 - 2 BLEU on WebNLG.

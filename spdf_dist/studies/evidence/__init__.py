@@ -1,1 +1,1 @@
-"""The study of the paper's hypotheses: its rows, its verdicts, and its section of the report."""
+"""The evidence study, configs/workflows/study_cpu.yaml: its runs as rows, its rules, and its results in the report."""

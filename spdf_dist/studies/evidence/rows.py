@@ -1,277 +1,204 @@
-"""The cells of an evidence study: one row per size, variant, pre-training seed and mode of fine-tuning.
-
-A study is a workflow with variants named SIZE-WHAT, including SIZE-dense. Its rows are written to ``evidence.csv``, and
-its validation curves to ``evidence_curves.csv``. Existing rows of these files are kept unless the study has new results
-for them. Therefore a study can be run in parts and on several machines.
-"""
+"""The runs of the evidence study, one row per job, from a workflow folder or from the CSV of an earlier report."""
 
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from spdf_dist.accounting.flops import linears_share
-from spdf_dist.accounting.parameters import total_parameters
+from spdf_dist.accounting.parameters import linear_parameters, real_sparsity, total_parameters
 from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.report.results import Results, outdated_text
 from spdf_dist.report.runs import Run
 from spdf_dist.report.tables import csv_text
+from spdf_dist.sparsity.update import update_steps
 from spdf_dist.workflow_folder import DONE as JOB_DONE
-from spdf_dist.workflow_folder import (
-    EVALUATE,
-    FINETUNE,
-    PRETRAIN,
-    JobRecord,
-    all_jobs,
-    ancestors,
-    failure,
-)
+from spdf_dist.workflow_folder import JobRecord, all_jobs, failure
 
-ROWS, CURVES = "evidence.csv", "evidence_curves.csv"
-DONE, PRETRAINED, NOT_RUN = "done", "pre-trained", "not run"
-DENSE, UNTRAINED, SMALL, STOPPED = "dense", "untrained", "small", "stopped"
-CONTROLS = (UNTRAINED, SMALL, STOPPED)
-METRICS = ("bleu", "nist", "meteor", "rouge_l", "cider")
+ROWS = "evidence.csv"
+SIGN = {"cooldown-10", "dense-equal"}
+"""A workflow with jobs of these names is an evidence study."""
+DONE, NOT_RUN = "done", "not run"
 
 
 @dataclass
 class Row:
-    """One cell. Losses are in nats per target token. Scores have the scale of the official scripts."""
+    """One training job. Numbers of a fine-tuning job about the model and the masks are those of its pre-training."""
 
-    size: str
-    variant: str
-    seed: int
-    """Seed of pre-training."""
-    finetuning: str = "dense"
-    """`dense`, or `sparse` for fine-tuning that keeps the mask."""
+    job: str
+    """Name of the job in the workflow."""
+    variant: str = ""
+    cell: str = ""
+    """The job's place in its grid without the seed, such as `pattern=side8`."""
+    seed: int = 0
     state: str = NOT_RUN
-    """`done`, `pre-trained`, `not run`, or `failed: ` and the reason."""
-    sparsity: float | None = None
+    """`done`, `not run`, or `failed: ` and the reason."""
+    task: str = ""
+    """Task of fine-tuning; empty for pre-training."""
+    loss: float | None = None
+    """Validation loss in nats per target token: the last one of pre-training, the best one of fine-tuning."""
+    layers: int | None = None
+    width: int | None = None
+    seq_length: int | None = None
+    vocab_size: int | None = None
+    parameters: int | None = None
+    """All parameters, pruned ones included."""
+    linear: int | None = None
+    """Weights of the linear layers, pruned ones included."""
+    level: float | None = None
+    """Sparsity of the linear layers' masks, at the end of training."""
     pattern: str = ""
-    parameters: float | None = None
-    nonzeros: float | None = None
-    """Number of parameters that the mask keeps."""
-    linears_share: float | None = None
-    tokens: float | None = None
-    tokens_per_parameter: float | None = None
+    algorithm: str = ""
+    parameterization: str = ""
     lr: float | None = None
-    pretraining_flops: float | None = None
-    pretraining_seconds: float | None = None
-    """Time in training steps at their median speed."""
-    pretraining_val_loss: float | None = None
-    finetuning_lr: float | None = None
-    finetuning_flops: float | None = None
-    finetuning_seconds: float | None = None
-    e2e_val_loss: float | None = None
-    webnlg_val_loss: float | None = None
-    bleu: float | None = None
-    nist: float | None = None
-    meteor: float | None = None
-    rouge_l: float | None = None
-    cider: float | None = None
+    init_std: float | None = None
+    steps: int | None = None
+    tokens: float | None = None
+    """Target tokens, with those of the runs from which a run continues."""
+    flops: float | None = None
+    """Model FLOPs as the trainer counted them, with those of the runs from which a run continues."""
+    step_seconds: float | None = None
+    """Median time of a training step."""
+    update_seconds: float | None = None
+    """Median extra time of a step that swaps masks, against the steps around it."""
+    commit: str = ""
+    versions: str = ""
+    ended: str = ""
+    key: str = ""
+    """SHA-256 of the job's inputs."""
 
     @property
-    def key(self) -> tuple[str, str, int, str]:
-        """The identity of the cell."""
-        return (self.size, self.variant, self.seed, self.finetuning)
+    def id(self) -> tuple[str, str, str, int]:
+        """The identity of the job."""
+        return (self.job, self.variant, self.cell, self.seed)
 
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """One validation of a pre-training run."""
-
-    size: str
-    variant: str
-    seed: int
-    step: int
-    tokens: float
-    flops: float
-    seconds: float
-    val_loss: float
+    @property
+    def density(self) -> float:
+        """Share of the linear layers' weights that the masks keep."""
+        return 1 - (self.level or 0.0)
 
 
 @dataclass
 class Evidence:
-    """All rows and curves of a study, in reading order."""
+    """The rows of a study in the order of its plan, and a note about results that are left out."""
 
     rows: list[Row] = field(default_factory=list)
-    curves: list[CurvePoint] = field(default_factory=list)
     note: str = ""
-    """A sentence with the results that are left out because an input was remade; may be empty."""
 
-    @property
-    def sizes(self) -> list[str]:
-        """Sizes, smallest first. A size without any result, whose parameters are unknown, comes last."""
-        largest = {row.size: 0.0 for row in self.rows}
-        for row in self.rows:
-            largest[row.size] = max(largest[row.size], row.parameters or 0.0)
-        return sorted(largest, key=lambda size: (largest[size] or math.inf, size))
+    def losses(self, job: str, variant: str = "", cell: str = "") -> dict[int, float]:
+        """Validation loss by seed of the finished jobs in one cell."""
+        return {row.seed: row.loss for row in self.of(job, variant, cell) if row.loss is not None}
 
-    def sparse_variants(self, size: str) -> list[str]:
-        """Names of the sparse variants of a size."""
-        names = [row.variant for row in self.rows if row.size == size]
-        return [name for name in dict.fromkeys(names) if name not in (DENSE, *CONTROLS)]
-
-    def values(self, size: str, variant: str, column: str, finetuning: str = "dense") -> list[tuple[int, float | None]]:
-        """(seed, value) of one column."""
-        return [
-            (row.seed, getattr(row, column))
-            for row in self.rows
-            if (row.size, row.variant, row.finetuning) == (size, variant, finetuning)
-        ]
+    def of(self, job: str, variant: str = "", cell: str = "") -> list[Row]:
+        """The finished rows of one cell."""
+        wanted = (job, variant, cell)
+        return [row for row in self.rows if row.state == DONE and (row.job, row.variant, row.cell) == wanted]
 
 
-def read_evidence(results: Results, kept: Iterable[Path]) -> Evidence:
-    """The rows and curves of the study, merged into those in the folders ``kept``; empty without any.
+def read_evidence(results: Results, folders: Iterable[Path]) -> Evidence:
+    """The rows of the study: those in the CSV files of ``folders``, then those of the workflows of ``results``.
 
-    Raises UserError for a kept file that cannot be read.
+    A finished job of a workflow replaces the row of a file. Raises UserError for a file that cannot be read.
     """
-    rows: dict[tuple[str, str, int, str], Row] = {}
-    points: dict[tuple[str, str, int], list[CurvePoint]] = {}
-    for folder in kept:
-        rows |= {row.key: row for row in read_table(folder / ROWS, Row)}
-        old: dict[tuple[str, str, int], list[CurvePoint]] = {}
-        for point in read_table(folder / CURVES, CurvePoint):
-            old.setdefault((point.size, point.variant, point.seed), []).append(point)
-        points |= old
+    rows = {row.id: row for folder in folders for row in read_rows(folder / ROWS)}
     for root in results.workflows:
-        jobs = [job for job in all_jobs(root) if not results.is_outdated(job.folder.path)]
-        names = {job.variant for job in jobs}
-        for job in jobs:
-            size, _, what = job.variant.partition("-")
-            if f"{size}-{DENSE}" not in names or not what:
-                continue
-            if job.kind == EVALUATE:
-                row = row_of(results, job, size, what)
-                if row.state == DONE or rows.get(row.key, row).state != DONE:
-                    rows[row.key] = row
-            elif job.kind == PRETRAIN:
-                run = results.run_at(job.folder.run_dir)
-                if run is not None and run.validation:
-                    points[size, what, run.seed] = curve(run, size, what)
-    for row in rows.values():
-        fill_webnlg(results, row)
-    order = {DENSE: 0, STOPPED: 2, SMALL: 3, UNTRAINED: 4}
-    level: dict[tuple[str, str], float] = {}  # a cell without a result has no level of its own
-    for row in rows.values():
-        level[row.size, row.variant] = max(level.get((row.size, row.variant), 0.0), row.sparsity or 0.0)
-    ordered = sorted(
-        rows.values(),
-        key=lambda r: (r.size, order.get(r.variant, 1), level[r.size, r.variant], r.variant, r.finetuning, r.seed),
-    )
-    return Evidence(ordered, [point for key in sorted(points) for point in points[key]], outdated_text(results))
+        jobs = all_jobs(root)
+        if {job.name for job in jobs} >= SIGN:
+            for job in jobs:
+                if job.trains and not results.is_outdated(job.folder.path):
+                    row = row_of(results, job)
+                    if row.state == DONE or row.id not in rows:
+                        rows[row.id] = row
+    return Evidence(list(rows.values()), outdated_text(results))
 
 
-def row_of(results: Results, job: JobRecord, size: str, what: str) -> Row:
-    """The row of one evaluation."""
-    below = list(ancestors(job))
-    origin = next((parent for parent in below if parent.kind == PRETRAIN and parent.variant == job.variant), None)
-    tuned = next((parent for parent in below if parent.kind == FINETUNE), None)
-    score = next((s for s in results.scores if s.path.is_relative_to(job.folder.path.resolve())), None)
-    row = Row(size, what, seed=int(job.cell.get("seed", 0)))
-    if tuned and ((tuned.spec.get("config") or {}).get("finetune") or {}).get("keep_mask"):
-        row.finetuning = "sparse"
-    pretraining = results.run_at(origin.folder.run_dir) if origin else None
-    if origin and pretraining and origin.manifest().get("status") == JOB_DONE:
-        fill_pretraining(row, pretraining)
-        row.state = PRETRAINED
-    if job.manifest().get("status") == JOB_DONE and score is not None:
-        fill_finetuning(row, score.run)
-        for name, value in score.metrics.items():
-            if name in METRICS:
-                setattr(row, name, value)
-        row.state = DONE
-    else:
+def row_of(results: Results, job: JobRecord) -> Row:
+    """The row of one job."""
+    cell = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in job.cell.items() if key != "seed")
+    row = Row(job.name, job.variant, cell, int(job.cell.get("seed", 0)))
+    manifest, run = job.manifest(), results.run_at(job.folder.run_dir)
+    if manifest.get("status") != JOB_DONE or run is None:
         reason = failure(job)
-        if reason is not None:  # also for a pre-trained cell, because diverged fine-tuning is a result
-            row.state = f"failed: {reason}"
+        row.state = NOT_RUN if reason is None else f"failed: {reason}"
+        return row
+    row.state, row.seed, row.task = DONE, int(job.cell.get("seed", run.seed)), run.task
+    row.loss = run.best_validation if run.is_finetuning else run.final_validation
+    row.lr = float((run.tree.get("training") or {}).get("lr") or 0.0)
+    row.steps = run.step[-1] if run.step else 0
+    origins = list(continued(results, run))
+    row.tokens = sum(part.tokens[-1] for part in origins if part.tokens)
+    row.flops = sum(part.flops[-1] for part in origins if part.flops)
+    if run.pretraining is not None:
+        describe(row, run.pretraining.config)
+    if len(run.step) > 1:
+        times = step_times(run)
+        row.step_seconds = median(times.values())
+        if not run.is_finetuning:
+            row.update_seconds = update_time(run.config, times)
+    row.commit, row.key, row.ended = (str(manifest.get(name) or "") for name in ("git_commit", "key", "ended"))
+    versions = manifest.get("versions") or {}
+    row.versions = " ".join(f"{name} {versions[name]}" for name in ("spdf", "torch", "python") if name in versions)
     return row
 
 
-def seconds_at_median_speed(run: Run, tokens: float) -> float:
-    """Seconds for ``tokens`` at the run's median tokens/s, so that pauses do not count; 0 without a speed."""
-    return tokens / run.median_speed if run.median_speed else 0.0
+def describe(row: Row, config: PretrainConfig) -> None:
+    """Fill the columns about the model, its masks and its parameterization."""
+    model, sparsity, training = config.model, config.sparsity, config.training
+    row.layers, row.width = model.num_layers, model.hidden_size
+    row.seq_length, row.vocab_size = model.seq_length, model.vocab_size
+    row.parameters, row.linear = total_parameters(model), linear_parameters(model)
+    row.level = real_sparsity(model, sparsity) if sparsity.level else 0.0
+    row.pattern = sparsity.pattern + (" permuted" if sparsity.permute else "") if sparsity.level else ""
+    row.algorithm = sparsity.algorithm if sparsity.level else ""
+    row.parameterization, row.init_std = training.parameterization, training.init_std
 
 
-def fill_pretraining(row: Row, run: Run) -> None:
-    """Fill the columns of pre-training from its run."""
-    config = run.config
-    row.seed = run.seed
-    row.sparsity, row.pattern = config.sparsity.level, config.sparsity.pattern if config.sparsity.level else ""
-    row.parameters = total_parameters(config.model)
-    row.nonzeros = total_parameters(config.model, config.sparsity)
-    row.linears_share = linears_share(config.model)
-    row.tokens = run.tokens[-1] if run.tokens else 0.0
-    row.tokens_per_parameter = row.tokens / row.parameters
-    row.lr = config.training.lr if run.tokens else None
-    row.pretraining_flops = run.flops[-1] if run.flops else 0.0
-    row.pretraining_seconds = seconds_at_median_speed(run, row.tokens)
-    row.pretraining_val_loss = run.final_validation
+def continued(results: Results, run: Run) -> Iterable[Run]:
+    """The run, and before it the runs whose tokens and FLOPs its own counts do not contain."""
+    yield run
+    training = {} if run.is_finetuning else run.tree.get("training") or {}
+    if training.get("init_from") and "schedule" in (training.get("reset") or []):
+        origin = Path(training["init_from"])
+        for place in (origin, origin.parent.parent):  # a run folder, or a checkpoint in one
+            if (before := results.run_at(place)) is not None:
+                yield from continued(results, before)
+                return
 
 
-def fill_finetuning(row: Row, run: Run) -> None:
-    """Fill the columns of fine-tuning from the selected run."""
-    row.finetuning_lr = float((run.tree.get("training") or {}).get("lr") or 0.0)
-    row.finetuning_flops = run.flops[-1] if run.flops else None
-    row.finetuning_seconds = seconds_at_median_speed(run, run.tokens[-1]) if run.tokens else None
-    row.e2e_val_loss = run.best_validation
+def step_times(run: Run) -> dict[int, float]:
+    """Seconds of each training step."""
+    return {step: b - a for step, a, b in zip(run.step, [0.0, *run.seconds], run.seconds, strict=False)}
 
 
-def fill_webnlg(results: Results, row: Row) -> None:
-    """Fill the best validation loss of the cell's fine-tuning on WebNLG, if the study has it."""
-    losses = [
-        run.best_validation
-        for run in results.finetuning
-        if run.task == "webnlg"
-        and run.label == f"{row.size}-{row.variant}"
-        and run.parent is not None
-        and run.parent.seed == row.seed
-        and run.best_validation is not None
-        and row.finetuning == "dense"
-    ]
-    if losses:
-        row.webnlg_val_loss = min(losses)
+def update_time(config: PretrainConfig, times: dict[int, float]) -> float | None:
+    """Median over the mask updates of the extra seconds of their steps against the ten steps around each."""
+    extra = []
+    for step in update_steps(config.sparsity, max(times)):
+        around = [times[near] for near in range(step - 5, step + 6) if near != step and near in times]
+        if step in times and around:
+            extra.append(times[step] - median(around))
+    return median(extra) if extra else None
 
 
-def curve(run: Run, size: str, what: str) -> list[CurvePoint]:
-    """The validation curve of a run."""
-    return [
-        CurvePoint(
-            size,
-            what,
-            run.seed,
-            step,
-            run.at_step(step, run.tokens) or 0.0,
-            run.at_step(step, run.flops) or 0.0,
-            seconds_at_median_speed(run, run.at_step(step, run.tokens) or 0.0),
-            loss,
-        )
-        for step, loss in run.validation
-    ]
-
-
-def read_table(path: Path, kind: type[Any]) -> list[Any]:
-    """The records of a CSV from ``to_csv``; empty without the file. Raises UserError when it cannot be read."""
+def read_rows(path: Path) -> list[Row]:
+    """The rows in a CSV from ``to_csv``; none without the file. Raises UserError when it cannot be read."""
     if not path.is_file():
         return []
-    converters = {"int": int, "float": float, "float | None": float, "str": str}
-    types = {column.name: converters[str(column.type)] for column in fields(kind)}
-    records = []
+    converters: dict[str, Any] = {"int": int, "int | None": int, "float | None": float, "str": str}
+    types = {column.name: converters[str(column.type)] for column in fields(Row)}
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            for line in csv.DictReader(file):
-                records.append(kind(**{name: types[name](text) for name, text in line.items() if text != ""}))
+            lines = list(csv.DictReader(file))
+        return [Row(**{name: types[name](text) for name, text in line.items() if text != ""}) for line in lines]
     except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a table of an evidence study ({error}): move it away to begin anew") from None
-    return records
 
 
-def to_csv(records: Iterable[Any], kind: type[Any]) -> str:
-    """Records as CSV, with numbers in full precision."""
-    names = [column.name for column in fields(kind)]
-    filled = [["" if value is None else value for value in asdict(record).values()] for record in records]
-    return csv_text([names, *filled])
+def to_csv(rows: Iterable[Row]) -> str:
+    """Rows as CSV, with numbers in full precision."""
+    names = [column.name for column in fields(Row)]
+    return csv_text([names, *(["" if value is None else value for value in asdict(row).values()] for row in rows)])
