@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from spdf_dist.base.atomic_files import open_new
 from spdf_dist.base.file_locks import birth, is_locked, try_lock, unlock
 from spdf_dist.base.provenance import made_with
 from spdf_dist.base.signals import ReceivedSignals
@@ -187,7 +188,8 @@ class Runner:
             log.write(f"== {now()} {socket.gethostname()} attempt {number}: {json.dumps(command)}\n".encode())
             log.flush()
             if aside is not None:
-                with aside.open("wb") as output:
+                aside.unlink(missing_ok=True)  # of an earlier attempt; a link is not followed
+                with open_new(aside, "wb") as output:
                     code = self.wait(command, environment, output.fileno(), log.fileno())
             else:
                 code = self.wait(command, environment, log.fileno(), log.fileno())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -17,15 +18,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp", re.DOTALL)
+RANDOM_PART = r"\.[0-9a-f]{16}\.tmp"
+TEMPORARY = re.compile(rf"\..*{RANDOM_PART}", re.DOTALL)
 """Pattern of the names that `temporary_beside` makes."""
+LONGEST_STEM = 48
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 """Errors of file systems without fsync for folders. They are ignored, because the files have been synced."""
 
 
 def temporary_beside(path: Path) -> Path:
     """An unguessable name in the folder of ``path``, for content that will be renamed to ``path``."""
-    return path.with_name(f".{path.name[:48]}.{secrets.token_hex(8)}.tmp")
+    return path.with_name(f".{stem_of(path)}.{secrets.token_hex(8)}.tmp")
+
+
+def stem_of(path: Path) -> str:
+    """The part of a temporary name that tells its target. It is the name, or for a long name its start and a digest."""
+    if len(path.name) <= LONGEST_STEM:
+        return path.name
+    return f"{path.name[: LONGEST_STEM - 9]}-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}"
 
 
 def is_temporary(path: Path) -> bool:
@@ -37,10 +47,23 @@ def remove_temporaries(folder: Path) -> None:
     """Delete the temporary entries that killed writers left in ``folder``. No other process may write there."""
     for path in folder.iterdir():
         if is_temporary(path):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            remove(path)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Delete the temporary entries that killed writers of ``target`` left. No other process may write ``target``."""
+    pattern = re.compile(rf"\.{re.escape(stem_of(target))}{RANDOM_PART}")
+    for path in target.parent.iterdir():
+        if pattern.fullmatch(path.name):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a folder, a file or a link, if it exists. The target of a link stays. Raises OSError."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

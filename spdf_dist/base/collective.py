@@ -6,9 +6,11 @@ operations in the same order. ``spdf_dist.parallel.groups.Groups`` implements it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import stat
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -90,17 +92,27 @@ class MpiProcesses(Collective):
 
 
 class FileProcesses(Collective):
-    """Tasks with a shared file system. Each operation has a folder, to which each task writes one file."""
+    """Tasks with a shared file system. Each operation has a folder, to which each task writes one file.
+
+    The names of the folders follow from the job, so that the tasks agree on them. Therefore every folder must be this
+    user's own and closed to others (mode 700): nobody else can put a file or a link there. The files have unguessable
+    names until they are complete.
+
+    Raises UserError if a folder exists that is not this user's own.
+    """
 
     def __init__(self, rank: int, world_size: int, folder: Path) -> None:
         self.rank, self.world_size = rank, world_size
         self._folder = folder
         self._operations = 0
+        folder.parent.parent.mkdir(parents=True, exist_ok=True)
+        make_own_folder(folder.parent)
+        make_own_folder(folder)
 
     def allgather(self, value: Any) -> list[Any]:
         place = self._folder / str(self._operations)
         self._operations += 1
-        place.mkdir(parents=True, exist_ok=True)
+        make_own_folder(place)
         files = [place / f"{rank}.json" for rank in range(self.world_size)]
         write_text(files[self.rank], json.dumps(value))
         while not all(file.exists() for file in files):
@@ -114,6 +126,18 @@ class FileProcesses(Collective):
             while not all(file.exists() for file in left):
                 time.sleep(POLL_SECONDS)
             shutil.rmtree(self._folder.parent)
+
+
+def make_own_folder(path: Path) -> None:
+    """Create a folder that only this user can enter, unless it exists.
+
+    Raises UserError if ``path`` is a link, is no folder, belongs to another user, or is open to others.
+    """
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise UserError(f"{path} is a link, or others can write to it: remove it")
 
 
 def find_processes(out: Path) -> Collective:

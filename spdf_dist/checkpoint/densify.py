@@ -13,7 +13,7 @@ from tqdm import tqdm
 from spdf_dist.checkpoint.find import is_whole
 from spdf_dist.checkpoint.lineage import lineage
 from spdf_dist.checkpoint.manifest import Kind, read_manifest
-from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.checkpoint.read import Checkpoint, require_finite
 from spdf_dist.checkpoint.write import is_taken, new_folder, single_writer, whole
 from spdf_dist.config.errors import UserError
 from spdf_dist.parallel.layout import Piece
@@ -61,7 +61,8 @@ def densify(source: Path | str, out: Path) -> Densified:
     Nothing is written if ``out`` is the densification of the same checkpoint already.
 
     Raises:
-        UserError: ``source`` is not a complete checkpoint; ``out`` exists and is something else.
+        UserError: ``source`` is not a complete checkpoint or has a weight that is not finite; ``out`` exists and is
+            something else.
     """
     checkpoint = Checkpoint(source)
     reactivated, entries = reactivated_count(checkpoint)
@@ -77,6 +78,7 @@ def densify(source: Path | str, out: Path) -> Densified:
     def pieces() -> Iterator[tuple[Kind, Piece, Tensor]]:
         for name in tqdm(checkpoint.manifest.tensors, desc="densify", unit="tensor", leave=False, disable=None):
             tensor = checkpoint.read(name)
+            require_finite(tensor.numpy(), name, checkpoint.path)
             yield "model", whole(name, tensor), tensor
 
     single_writer(real, 0).write(

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from spdf_dist.base.atomic_files import sync
-from spdf_dist.checkpoint.find import ASIDE
+from spdf_dist.base.atomic_files import atomic_folder, remove_leftovers, sync
 from spdf_dist.checkpoint.hf_tokenizer import write_tokenizer
 from spdf_dist.checkpoint.huggingface import CONFIG, WEIGHTS, WEIGHTS_INDEX, hf_tensors
 from spdf_dist.checkpoint.model_card import model_card
-from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.checkpoint.read import Checkpoint, FloatArray, require_finite
 from spdf_dist.checkpoint.stream import SafetensorsStream, header_room
-from spdf_dist.checkpoint.write import describe, new_folder, remove
+from spdf_dist.checkpoint.write import describe, new_folder
 from spdf_dist.config.errors import SpdfError
 from spdf_dist.config.validate import one_of, require
 from spdf_dist.data.tokenizer import load_tokenizer
@@ -51,7 +49,8 @@ def export_hf(
         The name of the transformers class for the folder, and the number of parameters written.
 
     Raises:
-        UserError: ``source`` is not a complete checkpoint; ``out`` exists and is not empty; an argument is not valid.
+        UserError: ``source`` is not a complete checkpoint or has a weight that is not finite; ``out`` exists and is not
+            empty; an argument is not valid.
         SpdfError: the folder cannot be written, for example on a full disk.
     """
     one_of("dtype", dtype, tuple(ITEM_BYTES))
@@ -59,28 +58,25 @@ def export_hf(
     checkpoint = Checkpoint(source)
     family = family_module(checkpoint.model.family, "hf")
     real = new_folder(out)
-    aside = real.with_name(f".{real.name}.export{ASIDE}")
     try:
-        remove(aside)
-        aside.mkdir(parents=True)
-        count = write_weights(checkpoint, aside, dtype, shard_bytes)
-        end = None
-        if checkpoint.tokenizer_dir is not None:
-            tokenizer = load_tokenizer(checkpoint.tokenizer_dir)
-            end = tokenizer.eod_id
-            write_tokenizer(tokenizer, checkpoint.tokenizer_dir, checkpoint.model.seq_length, aside)
-        tokens = {"use_cache": True, "bos_token_id": end, "eos_token_id": end}
-        kind = {"architectures": [family.CLASS_NAME], "model_type": checkpoint.model.family, "dtype": dtype}
-        write_json(aside / CONFIG, kind | family.hf_config(checkpoint.model) | tokens)
-        write_json(aside / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
-        (aside / CARD).write_text(model_card(checkpoint, license_name), encoding="utf-8")
-        for path in aside.iterdir():
-            sync(path)
-        aside.rename(real)
+        real.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(real)
+        with atomic_folder(real) as aside:
+            count = write_weights(checkpoint, aside, dtype, shard_bytes)
+            end = None
+            if checkpoint.tokenizer_dir is not None:
+                tokenizer = load_tokenizer(checkpoint.tokenizer_dir)
+                end = tokenizer.eod_id
+                write_tokenizer(tokenizer, checkpoint.tokenizer_dir, checkpoint.model.seq_length, aside)
+            tokens = {"use_cache": True, "bos_token_id": end, "eos_token_id": end}
+            kind = {"architectures": [family.CLASS_NAME], "model_type": checkpoint.model.family, "dtype": dtype}
+            write_json(aside / CONFIG, kind | family.hf_config(checkpoint.model) | tokens)
+            write_json(aside / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
+            (aside / CARD).write_text(model_card(checkpoint, license_name), encoding="utf-8")
+            for path in aside.iterdir():
+                sync(path)
     except OSError as error:
         raise SpdfError(f"{out} was not written: {describe(error)}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return family.CLASS_NAME, count
 
 
@@ -97,7 +93,7 @@ def write_weights(checkpoint: Checkpoint, folder: Path, dtype: str, shard_bytes:
         for file, names in zip(files, shards, strict=True):
             with SafetensorsStream(folder / file, header_room(names, METADATA), METADATA) as stream:
                 for name in names:
-                    array = np.concatenate([checkpoint.read_folded(part.name) for part in tensors[name]])
+                    array = np.concatenate([read_finite(checkpoint, part.name) for part in tensors[name]])
                     stream.add(name, array.T if tensors[name][0].hf_transposed and array.ndim == 2 else array, dtype)
                     progress.update()
     if len(shards) > 1:
@@ -108,6 +104,13 @@ def write_weights(checkpoint: Checkpoint, folder: Path, dtype: str, shard_bytes:
         }
         write_json(folder / WEIGHTS_INDEX, index)
     return sum(sizes.values())
+
+
+def read_finite(checkpoint: Checkpoint, name: str) -> FloatArray:
+    """The weights ``name`` with multipliers folded in. Raises UserError if one is not finite."""
+    array = checkpoint.read_folded(name)
+    require_finite(array, name, checkpoint.path)
+    return array
 
 
 def divide(sizes: dict[str, int], most: int) -> list[list[str]]:

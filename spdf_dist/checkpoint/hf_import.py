@@ -18,6 +18,7 @@ from spdf_dist.checkpoint.hf_tokenizer import read_tokenizer
 from spdf_dist.checkpoint.huggingface import CONFIG, HEAD, WEIGHTS, WEIGHTS_INDEX, hf_tensors, read_json
 from spdf_dist.checkpoint.manifest import Kind, file_digest, global_shapes
 from spdf_dist.checkpoint.packed_masks import PackedMasks
+from spdf_dist.checkpoint.read import require_finite
 from spdf_dist.checkpoint.write import new_folder, single_writer, whole
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
@@ -173,7 +174,8 @@ def import_hf(
         The number of pruned weights.
 
     Raises:
-        UserError: ``folder`` does not hold a supported model; ``out`` exists and is not empty.
+        UserError: ``folder`` does not hold a supported model, or a weight is not finite; ``out`` exists and is not
+            empty.
     """
     real = new_folder(out)
     source = HfFolder(folder)
@@ -194,6 +196,7 @@ def import_hf(
     def pieces() -> Iterator[tuple[Kind, Piece, Tensor]]:
         total = len(global_shapes(source.model))
         for name, tensor in tqdm(source.tensors(), "import", total, unit="tensor", leave=False, disable=None):
+            require_finite(tensor.numpy(), name, folder, "the model cannot be used")
             if name in packed:
                 kept = torch.from_numpy(packed[name].copy())
                 yield "model", whole(name, tensor, kept), tensor[kept]

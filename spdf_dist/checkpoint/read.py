@@ -255,6 +255,15 @@ class Checkpoint:
         return out
 
 
+def require_finite(array: FloatArray, name: str, where: Path | str, advice: str = "") -> None:
+    """Raise UserError, with the name of the tensor and ``advice``, if a value of ``array`` is NaN or infinite."""
+    # NaN in an array makes both results NaN.
+    if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+        wrong = int((~np.isfinite(array)).sum())
+        advice = advice or "its run diverged before it was saved; take an earlier checkpoint"
+        raise UserError(f"{where}: {wrong:,} of {array.size:,} values of {name} are not finite: {advice}")
+
+
 def cut(dims: int, dim: int, start: int, stop: int) -> tuple[slice, ...]:
     """An index that selects [start, stop) along dimension ``dim`` of ``dims``."""
     return tuple(slice(start, stop) if d == dim else slice(None) for d in range(dims))

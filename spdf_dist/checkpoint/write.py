@@ -1,7 +1,8 @@
 """Writes checkpoints: every rank writes its own slices, and rank 0 writes the masks and, last, the manifest.
 
-Everything is written to ``step_N.tmp``, forced to the disk and renamed, so a folder named ``step_N`` is complete. If
-any rank fails, all ranks raise, the temporary folder is removed, and the earlier checkpoints stay intact.
+Everything is written to a temporary folder with an unguessable name, forced to the disk and renamed, so a folder named
+``step_N`` is complete. If any rank fails, all ranks raise, the temporary folder is removed, and the earlier checkpoints
+stay intact.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spdf_dist.base.atomic_files import sync
+from spdf_dist.base.atomic_files import is_temporary, remove, remove_leftovers, sync, temporary_beside
 from spdf_dist.base.collective import Collective, SingleProcess
 from spdf_dist.base.provenance import made_with
 from spdf_dist.base.self_digest import sealed
@@ -78,8 +79,8 @@ class CheckpointWriter:
         self.final = self.root / (name or f"step_{step}")
         self.among_others = name is None
         """Whether other checkpoints under ``root`` belong to the same run."""
-        self.aside = self.final.with_name(self.final.name + ASIDE)
-        self.old = self.final.with_name(f"{self.final.name}.old{ASIDE}")
+        self.aside = self.final
+        """The temporary folder, which ``begin`` names and creates."""
 
     def write(
         self,
@@ -128,15 +129,23 @@ class CheckpointWriter:
         )
 
     def begin(self) -> Exception | None:
-        """Create the temporary folder; collective. Returns the error on rank 0, if that fails."""
+        """Create the temporary folder; collective. Returns the error on rank 0, if that fails.
+
+        What an interrupted save left is deleted before.
+        """
         failure: Exception | None = None
+        aside = temporary_beside(self.final)
         if self.rank == 0:
             try:
-                remove(self.aside)
-                self.aside.mkdir(parents=True)
+                self.root.mkdir(parents=True, exist_ok=True)
+                if self.among_others:
+                    remove_remains(self.root)
+                else:
+                    remove_leftovers(self.final)
+                aside.mkdir()
             except OSError as error:
                 failure = error
-        self.ranks.barrier()
+        self.aside = self.final.with_name(self.ranks.broadcast(aside.name))
         return failure
 
     def write_slices(
@@ -288,18 +297,18 @@ class CheckpointWriter:
         sync(self.aside / MANIFEST)
         sync(self.aside)
         # An existing folder of this name is damaged or an earlier save of the same step. It is replaced only now.
-        remove(self.old)
+        old = temporary_beside(self.final)
         if self.final.exists():
-            self.final.rename(self.old)
+            self.final.rename(old)
         try:
             self.aside.rename(self.final)
         except OSError:
-            if self.old.exists():
-                self.old.rename(self.final)
+            if old.exists():
+                old.rename(self.final)
             raise
         sync(self.root)
         with contextlib.suppress(OSError):  # the new checkpoint is saved, even if the old one cannot be deleted
-            remove(self.old)
+            remove(old)
 
 
 def new_folder(out: Path) -> Path:
@@ -325,20 +334,8 @@ def is_taken(path: Path) -> bool:
 
 
 def single_writer(folder: Path, step: int) -> CheckpointWriter:
-    """A writer for a single process, to a folder of any name.
-
-    Raises UserError if the name of its temporary folder is taken by something other than an interrupted save.
-    """
-    writer = CheckpointWriter(folder.parent, step, SingleProcess(), name=folder.name)
-    for aside in (writer.aside, writer.old):
-        if is_taken(aside) and not (aside.is_dir() and all(map(is_part, aside.iterdir()))):
-            raise UserError(f"{aside} is in the way: move it, or choose another folder")
-    return writer
-
-
-def is_part(path: Path) -> bool:
-    """Whether a checkpoint's folder may contain an entry of this name."""
-    return path.name in (MANIFEST, MASKS, CONFIG, TOKENIZER) or path.suffix == ".safetensors"
+    """A writer for a single process, to a folder of any name."""
+    return CheckpointWriter(folder.parent, step, SingleProcess(), name=folder.name)
 
 
 def whole(name: str, tensor: Tensor, mask: Tensor | None = None) -> Piece:
@@ -421,12 +418,11 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
-def remove(path: Path) -> None:
-    """Delete a folder, a file or a link, if it exists."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
+def remove_remains(root: Path) -> None:
+    """Delete what interrupted saves and deletions left among a run's checkpoints, also those of older versions."""
+    for path in root.iterdir():
+        if is_temporary(path) or (path.name.startswith("step_") and path.name.endswith(ASIDE)):
+            remove(path)
 
 
 def prune(root: Path, keep: int, protect: int | None = None) -> None:
@@ -435,8 +431,7 @@ def prune(root: Path, keep: int, protect: int | None = None) -> None:
     The remains of interrupted saves are deleted too. Incomplete checkpoints are kept. Only one rank calls it, while no
     rank is saving.
     """
-    for folder in root.glob(f"step_*{ASIDE}"):
-        remove(folder)
+    remove_remains(root)
     for folder in whole_checkpoints(root)[: -keep or None]:
         if read_manifest(folder).step != protect:
             delete(folder)
@@ -444,4 +439,4 @@ def prune(root: Path, keep: int, protect: int | None = None) -> None:
 
 def delete(checkpoint: Path) -> None:
     """Delete a checkpoint. It is renamed first, so that an interrupted deletion leaves nothing like a checkpoint."""
-    remove(checkpoint.rename(checkpoint.with_name(f"step_old_{checkpoint.name}{ASIDE}")))
+    remove(checkpoint.rename(temporary_beside(checkpoint)))

@@ -9,7 +9,6 @@ first step and the shards of the second. The output does not depend on the numbe
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from spdf_dist.base.atomic_files import is_temporary, temporary_beside
+from spdf_dist.base.atomic_files import remove_leftovers, temporary_beside
 from spdf_dist.base.claims import claimed
 from spdf_dist.base.collective import Collective, find_processes
 from spdf_dist.config.errors import EXIT_BAD_INPUT, SpdfError, UserError
@@ -39,9 +38,6 @@ from spdf_dist.data.shards import (
 )
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.data.tokenizing import LISTED_PROBLEMS, StreamSummary, stream_path, usable_cores, write_streams
-
-ASIDE_SUFFIX = len("0123456789abcdef.tmp")
-"""Length of the part that differs between the temporary names of one target."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +107,9 @@ class Request:
 
     def make_aside(self) -> Path:
         """Make the temporary folder that is later renamed to ``target``. Remove such folders of killed processes."""
+        with contextlib.suppress(OSError):
+            remove_leftovers(self.target)
         aside = temporary_beside(self.target)
-        for left in self.target.parent.glob(f"{glob.escape(aside.name[:-ASIDE_SUFFIX])}*"):
-            if is_temporary(left) and left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
         aside.mkdir()
         return aside
 

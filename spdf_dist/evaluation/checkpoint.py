@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from spdf_dist.checkpoint.read import DenseCheckpoint, read_dense
+from spdf_dist.checkpoint.read import read_dense, require_finite
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.evaluation.decoder import Decoder
@@ -49,7 +49,8 @@ def load(checkpoint: Path, tokenizer: Path | None, device: str) -> Loaded:
     elif device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here; use cpu")
     dense = read_dense(checkpoint)
-    check_finite(dense, checkpoint)
+    for name, weight in dense.weights.items():
+        require_finite(weight.numpy(), name, checkpoint)
     folder = tokenizer or dense.tokenizer_dir
     if folder is None:
         raise UserError(f"{checkpoint} keeps no tokenizer; name it with --tokenizer")
@@ -61,15 +62,3 @@ def load(checkpoint: Path, tokenizer: Path | None, device: str) -> Loaded:
             " give the one it was trained with"
         )
     return Loaded(Decoder(dense.model, dense.weights, device, words=words.vocab_size), words, dense.step)
-
-
-def check_finite(dense: DenseCheckpoint, path: Path) -> None:
-    """Raise UserError when a weight is NaN or infinite, because all outputs would be meaningless."""
-    for name, weight in dense.weights.items():
-        least, most = torch.aminmax(weight)  # NaN if any value is NaN
-        if not (least.isfinite() and most.isfinite()):
-            wrong = int((~weight.isfinite()).sum())
-            raise UserError(
-                f"{path}: {wrong:,} of {weight.numel():,} values of {name} are not finite: its run diverged before it "
-                "was saved; take an earlier checkpoint"
-            )

@@ -116,3 +116,17 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -
     (tmp_path / "mine.tmp").write_text("kept")
     atomic_files.remove_temporaries(tmp_path)
     assert names(tmp_path) == ["mine.tmp"]
+
+
+def test_the_remains_of_one_target_are_told_from_those_of_others(tmp_path: Path) -> None:
+    long = ["a" * 60 + end for end in "12"]
+    for name in ("a", "a.b", *long):
+        atomic_files.temporary_beside(tmp_path / name).mkdir()
+    (tmp_path / "victim").write_text("kept")
+    atomic_files.temporary_beside(tmp_path / "a").symlink_to(tmp_path / "victim")
+    atomic_files.remove_leftovers(tmp_path / "a")
+    atomic_files.remove_leftovers(tmp_path / long[0])
+    left = names(tmp_path)
+    assert len(left) == 3 and "victim" in left and any(name.startswith(".a.b.") for name in left)
+    atomic_files.remove_leftovers(tmp_path / long[1])
+    assert len(names(tmp_path)) == 2

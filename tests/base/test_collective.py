@@ -41,6 +41,19 @@ def test_operations_over_files_and_alone(tmp_path: Path) -> None:
     assert work(SingleProcess()) == [[0], 0, 0.0, None]
 
 
+@pytest.mark.parametrize("case", ["link", "open"])
+def test_a_folder_that_others_could_have_made_is_refused(tmp_path: Path, case: str) -> None:
+    (tmp_path / "victim").mkdir()
+    if case == "link":
+        (tmp_path / ".out.ranks").symlink_to("victim")
+    else:
+        (tmp_path / ".out.ranks").mkdir()
+        (tmp_path / ".out.ranks").chmod(0o777)
+    with pytest.raises(UserError, match="others can write to it: remove it"):
+        FileProcesses(0, 2, tmp_path / ".out.ranks" / "7.0.0")
+    assert not any((tmp_path / "victim").iterdir())
+
+
 def test_an_error_of_rank_zero_is_every_ranks(tmp_path: Path) -> None:
     def fail() -> None:
         raise UserError("wrong file")

@@ -1,17 +1,34 @@
-"""Kills, signals, races, full disks and few open files against real commands (docs/reliability.md)."""
+"""Kills, signals, races, full disks, few open files and little memory against real commands (docs/reliability.md)."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from chaos.forks import Ended, few_files, kill_at, run, small_files, start, wait
+from chaos.forks import (
+    Child,
+    Ended,
+    few_files,
+    kill_at,
+    little_memory,
+    run,
+    small_files,
+    start,
+    start_process,
+    start_ranks,
+    start_together,
+    wait,
+    wait_process,
+)
+from spdf_dist.checkpoint.find import latest
 
 TINY = """
 device: cpu
@@ -23,6 +40,7 @@ data: {train: [packed], validation: [packed]}
 checkpoint: {interval: 3, keep: 2}
 validation: {interval: 5, batches: 1}
 """
+STEPS = 12
 COUNTED = ("loss", "grad_norm", "val_loss", "lr", "consumed_tokens", "total_flops")
 
 
@@ -50,9 +68,11 @@ class Campaign:
         texts = [f"document {n} tells of the number {n * n} and of {n % 7} other things" for n in range(400)]
         Path("text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         Path("tiny.yaml").write_text(TINY)
+        Path("e2e.csv").write_text("mr,ref\n" + "".join(f'"name[{n}]","It is {n}."\n' for n in range(4)))
         self.must("data", "tokenizer", "train", "--input", "text.jsonl", "--vocab-size", 320, "--out", "tok.model")
         self.must(*self.pack("packed"))
-        self.reference = self.finished("reference")
+        self.jobs = {"alone": Job(self, "alone", 1), "ranks": Job(self, "ranks", 2)}
+        self.reference = self.jobs["alone"].expected
 
     def must(self, *words: object) -> Ended:
         """Run a command that must succeed."""
@@ -64,51 +84,63 @@ class Campaign:
         words = ("data", "pack", "--input", "text.jsonl", "--tokenizer", "tok.model", "--out", out)
         return (*words, "--seq-len", 16, "--workers", 1)
 
-    def pretrain(self, out: str) -> tuple[str, ...]:
-        return ("pretrain", "tiny.yaml", f"run_dir={out}")
-
-    def finished(self, out: str) -> tuple[list[tuple[object, ...]], dict[str, str]]:
-        """Run to the end. Returns the metrics, and the digests of the files of the last checkpoint."""
-        self.must(*self.pretrain(out))
-        return result_of(Path(out))
+    def pretrain(self, out: str, ranks: int = 1) -> tuple[str, ...]:
+        return ("pretrain", "tiny.yaml", f"run_dir={out}", f"parallel.data={ranks}")
 
     # ---- kills and signals ------------------------------------------------------------------------------------------
 
     def kills(self, deadline: float, most: int) -> Tally:
-        """SIGKILL at random moments and at each file-system call, repeated until a run is finished.
+        """SIGKILL at random moments and before each file-system call, repeated until a run is finished.
 
-        The run must end with the losses and the bytes of the uninterrupted one.
+        Of ten runs, seven are forked processes and one is a job of two forked ranks, one of which is killed. Two are
+        real processes of the command line, with one rank or with two that it spawns. Each run must end with the
+        losses and the bytes of the uninterrupted one.
         """
         rng, tally, place = random.Random(f"{self.seed} kills"), Tally(), 0
+        out = Path("killed")
         while time.monotonic() < deadline and tally.counts.get("kills", 0) < most:
-            out = Path("killed")
-            for _ in range(rng.randrange(1, 6)):
-                if rng.random() < 0.5:
+            form = rng.choice((*("forked",) * 7, "forked ranks", "command", "command with ranks"))
+            job = self.jobs["ranks" if "ranks" in form else "alone"]
+            tally.add("runs")
+            for _ in range(rng.randrange(2, 9)):
+                if form == "forked" and rng.random() < 0.6:
                     place += 1
                     ended = run(self.pretrain(str(out)), prepare=kill_at(place))
                     place = 0 if ended.code == 0 else place
-                    tally.add("kills at a disk call", ended.code == -signal.SIGKILL)
+                    killed, how = ended.code == -signal.SIGKILL, "forked, at a disk call"
+                elif form == "forked":
+                    moment = rng.uniform(0, 1.1 * job.seconds)
+                    ended = run(self.pretrain(str(out)), send=signal.SIGKILL, after=moment)
+                    killed, how = ended.code == -signal.SIGKILL, "forked, at a random moment"
+                elif form == "forked ranks":
+                    killed, ended = job.kill_forked_rank(out, rng)
+                    how = "one of two forked ranks"
                 else:
-                    ended = run(self.pretrain(str(out)), send=signal.SIGKILL, after=rng.uniform(0, 2.0))
-                    tally.add("kills at a random moment", ended.code == -signal.SIGKILL)
-                tally.add("kills", ended.code == -signal.SIGKILL)
-                tally.require(ended.code in (0, -signal.SIGKILL), f"killed run: {ended}")
-            self.compare(tally, out)
-            tally.add("runs")
+                    killed, ended, how = job.kill_command(out, rng)
+                tally.add(f"kills: {how}", killed)
+                tally.add("kills", killed)
+                tally.require(killed or ended.code == 0, f"killed run, {how}: {ended}")
+                tally.require("Traceback" not in ended.said, f"killed run, {how}: {ended}")
+                if not killed:
+                    break
+            self.compare(tally, out, job)
             shutil.rmtree(out, ignore_errors=True)
         return tally
 
-    def compare(self, tally: Tally, out: Path) -> None:
+    def compare(self, tally: Tally, out: Path, job: Job | None = None) -> None:
         """Finish a run and compare it with the uninterrupted one."""
-        ended = run(self.pretrain(str(out)))
+        job = job or self.jobs["alone"]
+        before = newest_step(out)
+        ended = job.finish(out)
         tally.require(ended.code == 0, f"{out} does not go on: {ended}")
         if ended.code == 0:
             found = result_of(out)
-            tally.require(
-                found == self.reference, f"{out} ended with other numbers: {differences(found, self.reference)}"
-            )
-            left = [path.name for path in (out / "checkpoints").iterdir() if not path.name.startswith("step_")]
-            left += [path.name for path in (out / "checkpoints").iterdir() if path.name.endswith(".tmp")]
+            tally.require(found == job.expected, f"{out} ended with other numbers: {differences(found, job.expected)}")
+            started = [line for line in ended.said.splitlines() if "continues from" in line]
+            lost = before > 0 and not any(f"step {before} of" in line for line in started)
+            tally.require(not lost or before == STEPS, f"{out} did not continue from step {before}: {started}")
+            names = [path.name for path in (out / "checkpoints").iterdir()]
+            left = [name for name in names if not name.startswith("step_") or name.endswith(".tmp")]
             tally.require(not left, f"{out} has leftovers: {left}")
 
     def signals(self, deadline: float, most: int) -> Tally:
@@ -131,76 +163,199 @@ class Campaign:
     def makers(self) -> dict[str, tuple[object, ...]]:
         """Commands that write an output, without its path, which is the last argument."""
         text = ("--input", "text.jsonl")
+        task = ("--task", "e2e", "--input", "e2e.csv", "--greedy", "--max-new-tokens", 4)
+        if not Path("exported").exists():
+            self.must("export-hf", "alone", "exported")
         return {
             "tokenizer": ("data", "tokenizer", "train", *text, "--vocab-size", 320, "--out"),
             "pack": ("data", "pack", *text, "--tokenizer", "tok.model", "--seq-len", 16, "--workers", 1, "--out"),
             "synthetic": ("data", "synthetic-e2e", "--seed", 1, "--out"),
-            "densify": ("densify", "reference"),
-            "export-hf": ("export-hf", "reference"),
-            "report": ("report", "reference", "--out"),
+            "densify": ("densify", "alone"),
+            "export-hf": ("export-hf", "alone"),
+            "import-hf": ("import-hf", "exported"),
+            "generate": ("generate", "alone", *task, "--out"),
+            "report": ("report", "alone", "--out"),
+            "pretrain": ("pretrain", "tiny.yaml"),
         }
 
     def races(self, deadline: float, most: int) -> Tally:
-        """Three processes write one output: at least one succeeds, the output is complete, the others say why."""
-        tally = Tally()
-        expected: dict[str, dict[str, str]] = {}
+        """Two or three processes write one output at once: one makes it, the output is complete, the others say why."""
+        rng, tally = random.Random(f"{self.seed} races"), Tally()
+        expected: dict[str, object] = {}
         for name, words in self.makers().items():
             out = place_of(name, "expected")
-            self.must(*words, out)
-            expected[name] = digests(out)
-        for number in range(max(1, most // 6)):
+            self.must(*target_of(name, words, out))
+            expected[name] = outcome_of(name, out)
+        for number in range(max(1, most // len(expected))):
             for name, words in self.makers().items():
                 if time.monotonic() > deadline:
                     return tally
                 out = place_of(name, f"race{number}")
-                ends = [wait(racer) for racer in [start([*words, out]) for _ in range(3)]]
+                ends = [wait(racer) for racer in start_together([target_of(name, words, out)] * rng.choice((2, 3)))]
                 tally.add(f"races of {name}")
                 tally.require(any(end.code == 0 for end in ends), f"{name}: none won: {ends}")
                 for end in ends:
-                    lost = end.code == 2 and ("another process" in end.said or "exists" in end.said)
+                    reason = end.said.strip().splitlines()[-1:] or [""]
+                    lost = end.code == 2 and ("another process" in reason[0] or "exists" in reason[0])
                     tally.require(end.code == 0 or lost, f"{name}: {end}")
-                tally.require(name == "report" or digests(out) == expected[name], f"{name}: the result is not whole")
+                    tally.require("Traceback" not in end.said, f"{name}: {end}")
+                tally.require(outcome_of(name, out) == expected[name], f"{name}: the result is not whole")
                 hidden = [path.name for path in Path().iterdir() if path.name.startswith(".")]
                 tally.require(not hidden, f"{name}: leftovers {hidden}")
-                if out.is_dir():
-                    shutil.rmtree(out, ignore_errors=True)
-                else:
-                    out.unlink()
+                delete(out)
         return tally
 
     # ---- limits -----------------------------------------------------------------------------------------------------
 
     def limits(self, deadline: float, most: int) -> Tally:
-        """Full disks and few open files: one line, no traceback, no leftovers. A run can continue afterwards."""
+        """Full disks, few open files, little memory: one line, no leftovers. A run can continue afterwards."""
         rng, tally = random.Random(f"{self.seed} limits"), Tally()
-        for number in range(max(1, most // 6)):
-            for name, words in (*self.makers().items(), ("pretrain", ("pretrain", "tiny.yaml"))):
+        makers = self.makers()
+        for number in range(max(1, most // len(makers))):
+            for name, words in makers.items():
                 if time.monotonic() > deadline:
                     return tally
                 out = place_of(name, f"limit{number}")
-                full = rng.random() < 0.7
-                prepare = small_files(int(2 ** rng.uniform(4, 17))) if full else few_files(rng.randrange(8, 40))
-                target = f"run_dir={out}" if name == "pretrain" else out
-                ended = run([*words, target], prepare=prepare)
-                tally.add("full disks" if full else "few open files")
+                kind = rng.choice(("full disks", "full disks", "few open files", "little memory", "little memory"))
+                prepare = {
+                    "full disks": small_files(int(2 ** rng.uniform(4, 17))),
+                    "few open files": few_files(rng.randrange(8, 40)),
+                    "little memory": little_memory(int(2 ** rng.uniform(14, 28))),
+                }[kind]
+                ended = run(target_of(name, words, out), prepare=prepare)
+                tally.add(kind)
                 if ended.code != 0:
-                    tally.require("Traceback" not in ended.said, f"{name}: {ended}")
-                    tally.require(ended.code in (1, 2), f"{name}: {ended}")
+                    tally.add(f"{kind}: refused")
+                    tally.require("Traceback" not in ended.said, f"{name}, {kind}: {ended}")
+                    tally.require(ended.code in (1, 2), f"{name}, {kind}: {ended}")
                     lines = [line for line in ended.said.replace("\r", "\n").splitlines() if line.startswith("spdf ")]
-                    tally.require(len(lines) == 1, f"{name}: {len(lines)} lines: {ended}")
+                    tally.require(len(lines) == 1, f"{name}, {kind}: {len(lines)} lines: {ended}")
                 hidden = [path.name for path in Path().iterdir() if path.name.startswith(".")]
-                tally.require(not hidden, f"{name}: leftovers {hidden}")
+                tally.require(not hidden, f"{name}, {kind}: leftovers {hidden}")
                 if name == "pretrain":
                     self.compare(tally, out)
                 elif ended.code != 0:
-                    several = name in ("report", "synthetic")  # several files, each complete or missing
-                    tally.require(not out.exists() or several, f"{name}: half of {out} is there: {ended}")
-                    tally.require(run([*words, out]).code == 0, f"{name}: {out} cannot be made afterwards")
-                if out.is_dir():
-                    shutil.rmtree(out, ignore_errors=True)
-                else:
-                    out.unlink(missing_ok=True)
+                    several = name in ("report", "synthetic", "generate")  # several files, each complete or missing
+                    tally.require(not out.exists() or several, f"{name}, {kind}: half of {out} is there: {ended}")
+                    again = run([*words, out])
+                    tally.require(again.code == 0, f"{name}, {kind}: {out} cannot be made afterwards: {again}")
+                delete(out)
         return tally
+
+
+class Job:
+    """A training job with one or two ranks, and its result when nothing disturbs it."""
+
+    def __init__(self, campaign: Campaign, out: str, ranks: int) -> None:
+        self.campaign, self.ranks = campaign, ranks
+        ended = self.finish(Path(out))
+        assert ended.code == 0, ended
+        self.seconds = ended.seconds
+        """Duration of the undisturbed job in forked processes."""
+        self.command_seconds = 0.0
+        """The same for the command line, measured at the first use."""
+        self.expected = result_of(Path(out))
+
+    def words(self, out: Path) -> tuple[str, ...]:
+        """The command."""
+        return self.campaign.pretrain(str(out), self.ranks)
+
+    def fork(self, out: Path) -> list[Child]:
+        """Start the ranks as forked processes."""
+        if self.ranks == 1:
+            return [start(self.words(out))]
+        meeting = self.campaign.work / f"meeting-{time.monotonic_ns()}"
+        return start_ranks(self.words(out), self.ranks, str(meeting))
+
+    def finish(self, out: Path) -> Ended:
+        """Run the job to its end in forked processes. Returns the end of rank 0."""
+        ends = [wait(rank) for rank in self.fork(out)]
+        return ends[0]
+
+    def kill_forked_rank(self, out: Path, rng: random.Random) -> tuple[bool, Ended]:
+        """Kill one of the ranks at a random moment. Returns whether it was alive, and the end of another rank.
+
+        The other ranks must end by themselves within seconds, unless they had not yet met the killed rank. Then they
+        are killed too, as the process that spawns ranks does.
+        """
+        ranks = self.fork(out)
+        time.sleep(rng.uniform(0, 1.1 * self.seconds))
+        victim = ranks.pop(rng.randrange(len(ranks)))
+        os.kill(victim.pid, signal.SIGKILL)
+        killed = wait(victim)
+        others = [wait(rank, 5.0) for rank in ranks]
+        if killed.code == 0:
+            return False, others[0]
+        return killed.code == -signal.SIGKILL, others[0]
+
+    def kill_command(self, out: Path, rng: random.Random) -> tuple[bool, Ended, str]:
+        """Kill a real process of the command line, or one of the ranks that it spawned.
+
+        Returns whether something was killed, the end of the command, and what was killed.
+        """
+        if self.command_seconds == 0:
+            trial = Path(f"command-{self.ranks}")
+            ended = wait_process(start_process(self.words(trial)))
+            assert ended.code == 0 and result_of(trial) == self.expected, ended
+            self.command_seconds = ended.seconds
+        process = start_process(self.words(out))
+        time.sleep(rng.uniform(0, 1.05 * self.command_seconds))
+        ranks = children_of(process.pid)
+        chosen = rng.choice(("rank", "command", "all"))
+        if process.poll() is not None:
+            return False, wait_process(process), "a command"
+        if self.ranks == 1 or not ranks:
+            os.killpg(process.pid, signal.SIGKILL)
+            ended = wait_process(process)
+            return ended.code == -signal.SIGKILL, ended, "a command"
+        victims = {"rank": [rng.choice(ranks)], "command": [process.pid], "all": [process.pid, *ranks]}[chosen]
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        ended = wait_process(process)
+        end = time.monotonic() + 120
+        while any(Path(f"/proc/{rank}").exists() for rank in ranks) and time.monotonic() < end:
+            time.sleep(0.05)  # ranks without their parent save and end
+        how = {"rank": "one of a command's two ranks", "command": "a command, not its ranks", "all": "all processes"}
+        return ended.code not in (0, -signal.SIGALRM), ended, how[chosen]
+
+
+def children_of(pid: int) -> list[int]:
+    """The child processes of a process."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def target_of(name: str, words: Sequence[object], out: Path) -> list[object]:
+    """A command with the path of its output."""
+    return [*words, f"run_dir={out}" if name == "pretrain" else out]
+
+
+def outcome_of(name: str, out: Path) -> object:
+    """What must be equal after every completion of a command."""
+    if name == "pretrain":
+        return result_of(out)
+    if name == "report":  # figures and pages contain times
+        return {
+            str(path.relative_to(out)): path.stat().st_size > 0 for path in sorted(out.rglob("*")) if path.is_file()
+        }
+    return digests(out)
+
+
+def delete(out: Path) -> None:
+    """Delete an output, with the record beside a file."""
+    if out.is_dir():
+        shutil.rmtree(out, ignore_errors=True)
+    out.unlink(missing_ok=True) if not out.is_dir() else None
+    out.with_name(f"{out.name}.provenance.json").unlink(missing_ok=True)
+
+
+def newest_step(run_dir: Path) -> int:
+    """The step of the newest complete checkpoint of a run; 0 if there is none."""
+    found = latest(run_dir / "checkpoints")
+    return int(found.name.removeprefix("step_")) if found else 0
 
 
 def place_of(name: str, stem: str) -> Path:

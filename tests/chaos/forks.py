@@ -1,14 +1,24 @@
-"""Runs `spdf` commands in forked children of a process with all imports done, which makes starts fast."""
+"""Runs `spdf` commands in forked children of a process with all imports done, and some in processes of their own.
+
+A forked child calls the `main` of the command line. It has its own session, so that a kill of its process group kills
+its workers too.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from spdf_dist.base.rank_variables import RENDEZVOUS
+from spdf_dist.parallel.ranks import PARENT
 
 DISK_CALLS = ("fsync", "rename", "replace", "unlink", "mkdir", "link", "rmdir")
 """File-system calls before which a child can be killed: the effects of earlier calls are on disk."""
@@ -29,18 +39,27 @@ def preload() -> None:
     """Import the modules of the commands, so that children do not need to."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import deepspeed  # noqa: F401
+    import matplotlib.pyplot  # noqa: F401
     import torch
+    import torch._dynamo.trace_rules
     import torch.utils.tensorboard
+    from deepspeed.runtime.zero import utils  # noqa: F401
+    from deepspeed.runtime.zero.muon import muon_optimizer  # noqa: F401
 
     import spdf_dist.checkpoint.densify
     import spdf_dist.checkpoint.hf_export
+    import spdf_dist.checkpoint.hf_import
     import spdf_dist.cli.main
     import spdf_dist.data.pack
     import spdf_dist.data.tokenizer_training
     import spdf_dist.evaluation.checkpoint
+    import spdf_dist.evaluation.generation
     import spdf_dist.training.finetune
-    import spdf_dist.training.pretrain  # noqa: F401
+    import spdf_dist.training.pretrain
 
+    for point in spdf_dist.cli.main.entry_points().values():
+        point.load()
+    torch._dynamo.trace_rules.get_torch_obj_rule_map()
     torch.set_num_threads(1)
 
 
@@ -102,10 +121,61 @@ def wait(child: Child, limit: float = 120.0) -> Ended:
         if ended:
             return Ended(os.waitstatus_to_exitcode(status), child.said(), seconds)
         if seconds > limit:
-            os.kill(child.pid, signal.SIGKILL)
+            os.killpg(child.pid, signal.SIGKILL)
             os.waitpid(child.pid, 0)
             return Ended(-signal.SIGALRM, child.said(), seconds)
         time.sleep(0.002)
+
+
+def start_together(commands: Sequence[Sequence[object]]) -> list[Child]:
+    """Fork a child for each command. All of them begin at the same moment, when the last one has been forked."""
+    gate, opened = os.pipe()
+
+    def prepare() -> None:
+        os.close(opened)
+        os.read(gate, 1)  # returns when no process holds the other end
+
+    children = [start(words, prepare) for words in commands]
+    os.close(opened)
+    os.close(gate)
+    return children
+
+
+def start_ranks(words: Sequence[object], count: int, meeting: str) -> list[Child]:
+    """Fork the ranks of one job, with the environment that the command line gives to ranks it spawns."""
+
+    def rank(number: int) -> Callable[[], None]:
+        return lambda: os.environ.update(
+            RANK=str(number),
+            LOCAL_RANK=str(number),
+            WORLD_SIZE=str(count),
+            GLOO_SOCKET_IFNAME="lo",
+            **{RENDEZVOUS: meeting, PARENT: str(os.getppid())},
+        )
+
+    return [start(words, rank(number)) for number in range(count)]
+
+
+def start_process(words: Sequence[object]) -> subprocess.Popen[str]:
+    """Start the installed command line in a process and session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "spdf_dist", *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_process(process: subprocess.Popen[str], limit: float = 300.0) -> Ended:
+    """Wait for a process. After ``limit`` seconds its group is killed, and its code is -SIGALRM."""
+    began = time.monotonic()
+    try:
+        said, code = process.communicate(timeout=limit)[1], process.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, code = process.communicate()[1], -signal.SIGALRM
+    return Ended(code, said, time.monotonic() - began)
 
 
 def run(
@@ -119,6 +189,9 @@ def run(
     child = start(words, prepare)
     if send is not None:
         time.sleep(after)
+        with contextlib.suppress(ProcessLookupError):  # the child has not made its group yet, or has ended
+            if send == signal.SIGKILL:
+                os.killpg(child.pid, send)
         os.kill(child.pid, send)  # an ended child exists until it is waited for
     return wait(child)
 
@@ -148,6 +221,17 @@ def kill_at(number: int) -> Callable[[], None]:
 def small_files(size: int) -> Callable[[], None]:
     """Limit files of the child to ``size`` bytes, as on a full disk."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def little_memory(size: int) -> Callable[[], None]:
+    """Limit the child to ``size`` bytes of addresses more than it has."""
+
+    def prepare() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + size
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+    return prepare
 
 
 def few_files(count: int) -> Callable[[], None]:

@@ -179,14 +179,55 @@ def test_densify_a_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixt
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
 
 
-@pytest.mark.parametrize("name", ["out.tmp", "out.tmp/thesis.tex", "out.old.tmp/thesis.tex"])
-def test_what_is_in_the_way_is_not_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    (source,) = save(tmp_path / "a", 5)
+@pytest.mark.parametrize("command", ["densify", "export-hf", "import-hf"])
+@pytest.mark.parametrize("name", ["out.tmp", "out.tmp/model.safetensors", "out.old.tmp/x.tex", ".out.export.tmp/x.tex"])
+def test_files_of_the_user_beside_the_output_stay(tmp_path: Path, command: str, name: str, sources) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("years of work")
-    assert main(["densify", str(source), str(tmp_path / "out")]) == 2
-    assert f"{tmp_path / name.split('/')[0]} is in the way" in capsys.readouterr().err
-    assert (tmp_path / name).read_text() == "years of work" and not (tmp_path / "out").exists()
+    (tmp_path / ".out.0123456789abcdef.tmp").mkdir()  # the remains of a killed process
+    assert main([command, *sources[command], str(tmp_path / "out")]) == 0
+    assert (tmp_path / name).read_text() == "years of work"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted({"a", "hf", "out", name.split("/")[0]})
+
+
+def save_dense(folder: Path, tensors: Any) -> Path:
+    """A dense checkpoint of these tensors."""
+    from checkpoint_job import manifest_of, responsible
+
+    from spdf_dist.checkpoint.write import single_writer
+
+    return single_writer(folder, 1).write(
+        responsible(0, 1, {}, tensors), masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(None)
+    )
+
+
+def spoil(folder: Path, value: float) -> None:
+    """Put one value that is not finite into an exported model."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    tensors["transformer.h.1.mlp.c_fc.weight"][3, 5] = value
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("command", ["densify", "export-hf", "import-hf"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(  # type: ignore[no-untyped-def]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, value: float, sources
+) -> None:
+    source = sources[command]
+    if command == "import-hf":
+        spoil(tmp_path / "hf", value)
+    else:
+        tensors = make_tensors({})
+        tensors["model"]["layers.1.W_I"][5, 3] = value
+        source = [str(save_dense(tmp_path / "b", tensors))]
+    capsys.readouterr()
+    before = sorted(p.name for p in tmp_path.iterdir())
+    assert main([command, *source, str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.replace("\r", "\n").splitlines()[-1]
+    assert "1 of " in said and "values of layers.1.W_I are not finite" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
 @pytest.fixture

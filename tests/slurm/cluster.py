@@ -1,11 +1,13 @@
 """A real Slurm cluster on one machine: munge, slurmctld and a few slurmd. Each slurmd is a node in its own namespaces.
 
-A node has its own host name, hosts file and process tree. Killing its first process crashes the whole node. Nothing
-under /etc is changed. Needs root (for the namespaces) and the Debian packages slurm-wlm and munge.
+A node has its own host name, hosts file and process tree. Killing its first process crashes the whole node. With
+``network`` a node also has its own network: an address on a bridge, and a link that can be cut. Nothing under /etc is
+changed. Needs root (for the namespaces), the Debian packages slurm-wlm and munge, and iproute2 for networks.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -21,7 +23,7 @@ NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "unshare", "mou
 
 CONF = """
 ClusterName=test
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({controller})
 SlurmctldPort={ctl_port}
 SlurmUser=root
 SlurmdUser=root
@@ -56,13 +58,32 @@ AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
 JobCompLoc={base}/jobcomp.log
 GresTypes=gpu
-NodeName=n[1-{nodes}] NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}] Sockets=2 CoresPerSocket=64 ThreadsPerCore=1 \
+NodeName=n[1-{nodes}] NodeAddr={addresses} \
+Port=[{first_port}-{last_port}] Sockets=2 CoresPerSocket=64 ThreadsPerCore=1 \
 RealMemory=512000 Gres=gpu:{gpus} State=UNKNOWN
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=NO State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE OverSubscribe=NO State=UP PriorityTier=10
 """
+
+
+SUBNET = "10.213.77"
+"""Addresses of a cluster with its own network: .254 is the controller, and node N has .N."""
+CLONE_NEWNET = 0x40000000
+
+
+def own_network() -> None:
+    """Give this thread, and the processes that it starts from now on, a new network with loopback only.
+
+    The bridge and the links of a cluster then exist in this network, and the machine's own stays as it is. Raises
+    OSError if it is not possible.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 def free_ports(count: int) -> list[int]:
@@ -95,7 +116,7 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
 class Cluster:
     """Daemons that ``start`` starts and ``stop`` ends, each by its process id."""
 
-    def __init__(self, nodes: int = 4, min_job_age: int = 300) -> None:
+    def __init__(self, nodes: int = 4, min_job_age: int = 300, network: bool = False) -> None:
         missing = [program for program in NEEDED if shutil.which(program) is None]
         if missing or os.geteuid() != 0:
             lacking = ", ".join(missing) or "root"
@@ -103,18 +124,21 @@ class Cluster:
         self.base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.names = [f"n{number}" for number in range(1, nodes + 1)]
         self.min_job_age = min_job_age
+        self.network = network
+        """Whether each node has its own network. The caller must have called ``own_network``."""
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         self.env = os.environ | {"SLURM_CONF": str(self.base / "slurm.conf")}
 
     def start(self) -> None:
         """Start all daemons and wait until every node is idle."""
         self.write_files()
+        if self.network:
+            for words in ("add spdf type bridge", f"addr {SUBNET}.254/24", "set spdf up"):
+                verb, rest = words.split(" ", 1)
+                command = ["addr", "add", rest, "dev", "spdf"] if verb == "addr" else ["link", *words.split()]
+                subprocess.run(["ip", *command], check=True)
         self.start_munge()
-        log = (self.base / "slurmctld.out").open("ab")
-        self.daemons["slurmctld"] = subprocess.Popen(
-            ["slurmctld", "-D", "-c", "-i"], env=self.env, stdout=log, stderr=log, start_new_session=True
-        )
-        log.close()
+        self.start_controller("-c", "-i")
         for name in self.names:
             self.start_node(name)
         self.wait_idle()
@@ -128,6 +152,8 @@ class Cluster:
         (self.base / "slurm.conf").write_text(
             CONF.format(
                 host=socket.gethostname(),
+                controller=f"{SUBNET}.254" if self.network else "127.0.0.1",
+                addresses=f"{SUBNET}.[1-{len(self.names)}]" if self.network else "127.0.0.1",
                 base=self.base,
                 ctl_port=ports[0],
                 first_port=ports[1],
@@ -142,7 +168,12 @@ class Cluster:
             device = self.base / f"nvidia{number}"
             subprocess.run(["mknod", "-m", "666", str(device), "c", "1", "3"], check=True)
         (self.base / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={self.base}/nvidia[0-{GPUS - 1}]\n")
-        (self.base / "hosts").write_text(f"127.0.0.1 localhost {' '.join(self.names)} {socket.gethostname()}\n")
+        if self.network:
+            lines = ["127.0.0.1 localhost", f"{SUBNET}.254 {socket.gethostname()}"]
+            lines += [f"{SUBNET}.{number} {name}" for number, name in enumerate(self.names, 1)]
+        else:
+            lines = [f"127.0.0.1 localhost {' '.join(self.names)} {socket.gethostname()}"]
+        (self.base / "hosts").write_text("\n".join(lines) + "\n")
 
     def start_munge(self) -> None:
         """Start munged with its own key and socket."""
@@ -160,18 +191,54 @@ class Cluster:
         log.close()
         wait_for((folder / "socket").exists, 10, "munged")
 
+    def start_controller(self, *options: str) -> None:
+        """Start slurmctld."""
+        log = (self.base / "slurmctld.out").open("ab")
+        self.daemons["slurmctld"] = subprocess.Popen(
+            ["slurmctld", "-D", *options], env=self.env, stdout=log, stderr=log, start_new_session=True
+        )
+        log.close()
+
+    def kill_controller(self) -> None:
+        """Kill slurmctld. ``start_controller`` then reads its last saved state."""
+        daemon = self.daemons.pop("slurmctld")
+        daemon.kill()
+        daemon.wait()
+
     def start_node(self, name: str) -> None:
         """Start one node."""
         boot = f"hostname {name} && mount --bind {self.base}/hosts /etc/hosts && exec slurmd -D -N {name}"
+        if self.network:
+            address = f"{SUBNET}.{self.names.index(name) + 1}/24"
+            wait = "while ! ip link show eth0 >/dev/null 2>&1; do sleep 0.05; done"
+            up = f"ip link set lo up && ip addr add {address} dev eth0 && ip link set eth0 up"
+            boot = f"{wait}; {up} && {boot}"
         log = (self.base / f"{name}/out").open("ab")
+        spaces = ["--uts", "--mount", "--pid", *(["--net"] if self.network else [])]
         self.daemons[name] = subprocess.Popen(
-            ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", boot],
+            ["unshare", *spaces, "--fork", "--kill-child", "--mount-proc", "sh", "-c", boot],
             env=self.env,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
         log.close()
+        if self.network:
+            self.connect(name)
+
+    def connect(self, name: str) -> None:
+        """Connect a node that is starting with the bridge."""
+        pid = self.daemons[name].pid
+        ours = Path("/proc/thread-self/ns/net").readlink()
+        wait_for(lambda: Path(f"/proc/{pid}/ns/net").readlink() != ours, 10, f"the network of {name}")
+        subprocess.run(["ip", "link", "delete", f"spdf-{name}"], capture_output=True)  # of a node that has crashed
+        pair = ["link", "add", f"spdf-{name}", "type", "veth", "peer", "name", "eth0", "netns", str(pid)]
+        subprocess.run(["ip", *pair], check=True)
+        subprocess.run(["ip", "link", "set", f"spdf-{name}", "master", "spdf", "up"], check=True)
+
+    def link(self, name: str, state: str) -> None:
+        """Cut (`down`) or restore (`up`) the network of a node."""
+        subprocess.run(["ip", "link", "set", f"spdf-{name}", state], check=True)
 
     def crash_node(self, name: str) -> None:
         """Kill every process of a node at once."""
