@@ -21,6 +21,7 @@ from spdf_dist.base.claims import claimed
 from spdf_dist.base.rank_variables import ALONE, discover, is_rank_zero
 from spdf_dist.base.signals import STOP_SIGNALS, handled
 from spdf_dist.cli.memory import keep_freed_memory
+from spdf_dist.cli.scarcity import scarcity
 from spdf_dist.cli.surroundings import import_nothing_from_here, open_standard_streams
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_STOPPED, SpdfError
 from spdf_dist.config.paths import with_home
@@ -44,11 +45,6 @@ UNREACHABLE = (
 )
 """Errors of the file system for a path that a user gave and may not enter, or that no file can have."""
 
-SCARCE = (
-    *("Too many open files", "Cannot allocate memory", "can't allocate memory", "out of memory"),
-    *("No space left on device", "Resource temporarily unavailable", "Failed to init uv loop"),
-)
-"""What libraries' errors say when the machine lacks something."""
 EXIT_INTERRUPTED = 130
 """Of commands that save nothing."""
 LONGEST_LINE = 4000
@@ -252,18 +248,15 @@ def run_command(argv: Sequence[str]) -> int:
         where = f"{place}: " if place else ""
         unreachable = named and error.errno in UNREACHABLE
         return report(f"spdf {name}: {where}{error.strerror}", EXIT_BAD_INPUT if unreachable else 1)
-    except MemoryError as error:
-        return report(f"spdf {name}: out of memory{f' ({error})' if str(error) else ''}", 1)
     except Interrupted as stop:
         return report(f"spdf {name}: stopped by {signal.Signals(stop.number).name}", EXIT_INTERRUPTED)
     except KeyboardInterrupt:
         return report(f"spdf {name}: interrupted", EXIT_STOPPED if name in TRAINING else EXIT_INTERRUPTED)
-    except RuntimeError as error:
-        scarce = next((words for words in SCARCE if words in str(error)), None)
-        if scarce is not None:
-            first = next((line for line in str(error).splitlines() if scarce in line), scarce)
-            return report(f"spdf {name}: {scarce}: {first.strip()}", 1)
-        if not lost_peer(error):
+    except Exception as error:
+        lacking = scarcity(error)
+        if lacking is not None:
+            return report(f"spdf {name}: {lacking}", 1)
+        if not isinstance(error, RuntimeError) or not lost_peer(error):
             raise
         return report_lost_peer(f"spdf {name}: another rank is gone: {str(error).splitlines()[0]}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -126,6 +127,7 @@ def download(url: str, part: Path) -> None:
 
     Raises:
         ConnectionError: fewer bytes arrived than announced. They are kept.
+        OSError: ``part`` is a link (ELOOP) or cannot be written.
     """
     from tqdm import tqdm
 
@@ -143,7 +145,7 @@ def download(url: str, part: Path) -> None:
         length = int(answer.headers.get("Content-Length", 0))
         got = 0
         with (
-            part.open("ab" if have else "wb") as file,
+            open(part, "ab" if have else "wb", opener=no_link) as file,
             tqdm(total=have + length, initial=have, unit="B", unit_scale=True, desc=part.stem, file=sys.stderr) as bar,
         ):
             while block := answer.read(BLOCK_BYTES):
@@ -155,6 +157,11 @@ def download(url: str, part: Path) -> None:
         raise ConnectionError(
             f"ended early, {have + got} of {have + length} bytes; the same command goes on from there"
         )
+
+
+def no_link(name: str, flags: int) -> int:
+    """Open a file, but no link: the name of a partial file is fixed, so that the next attempt finds it."""
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def matches(path: Path, digest: str) -> bool:

@@ -12,8 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from chaos import campaign, forks, fuzz
+from chaos.slurm_faults import SlurmFaults
 
-PARTS = ("fuzz", "kills", "signals", "races", "limits")
+PARTS = ("fuzz", "kills", "signals", "races", "limits", "slurm")
+USUAL = PARTS[:-1]
 
 
 def main() -> int:
@@ -22,7 +24,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of every random choice (default: the time)")
     parser.add_argument("--most", type=int, default=10**6, help="most faults of a part")
     parser.add_argument("--fuzzed", type=int, default=150, help="damaged files of each kind (150)")
-    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS, help="parts to run (all)")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=USUAL, help="parts to run (all but slurm)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the counts go")
     args = parser.parse_args()
     seed = int(time.time()) if args.seed is None else args.seed
@@ -45,7 +47,11 @@ def main() -> int:
     for number, part in enumerate(rest):
         started = time.monotonic()
         deadline = started + max(0.0, end - started) / (len(rest) - number)
-        tally = getattr(faults, part)(deadline, args.most)
+        if part == "slurm":
+            assert faults is not None
+            tally = SlurmFaults(faults).run(deadline, args.most)
+        else:
+            tally = getattr(faults, part)(deadline, args.most)
         report[part] = asdict(tally)
         broken += tell(part, tally.counts, tally.failures, started)
     report["seconds"] = time.monotonic() - began

@@ -41,6 +41,11 @@ checkpoint: {interval: 3, keep: 2}
 validation: {interval: 5, batches: 1}
 """
 STEPS = 12
+FORMS = (
+    *(*("forked",) * 3, "forked ranks", *("forked",) * 5, "command"),
+    *(*("forked",) * 3, "forked ranks", *("forked",) * 5, "command with ranks"),
+)
+"""How the runs of a campaign are started, in turn."""
 COUNTED = ("loss", "grad_norm", "val_loss", "lr", "consumed_tokens", "total_flops")
 
 
@@ -92,14 +97,14 @@ class Campaign:
     def kills(self, deadline: float, most: int) -> Tally:
         """SIGKILL at random moments and before each file-system call, repeated until a run is finished.
 
-        Of ten runs, seven are forked processes and one is a job of two forked ranks, one of which is killed. Two are
-        real processes of the command line, with one rank or with two that it spawns. Each run must end with the
+        Of twenty runs, sixteen are forked processes and two are jobs of two forked ranks, one of which is killed. Two
+        are real processes of the command line, with one rank or with two that it spawns. Each run must end with the
         losses and the bytes of the uninterrupted one.
         """
         rng, tally, place = random.Random(f"{self.seed} kills"), Tally(), 0
         out = Path("killed")
         while time.monotonic() < deadline and tally.counts.get("kills", 0) < most:
-            form = rng.choice((*("forked",) * 7, "forked ranks", "command", "command with ranks"))
+            form = FORMS[tally.counts.get("runs", 0) % len(FORMS)]
             job = self.jobs["ranks" if "ranks" in form else "alone"]
             tally.add("runs")
             for _ in range(rng.randrange(2, 9)):

@@ -124,3 +124,11 @@ def test_a_git_blob_id_is_checked(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"hello\n")
     assert matches(tmp_path / "x", "git:ce013625030ba8dba906f756967f9e9ca394464a")
     assert not matches(tmp_path / "x", "git:ce013625030ba8dba906f756967f9e9ca394464b")
+
+
+def test_a_link_in_the_place_of_the_partial_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "source").write_text("content")
+    (tmp_path / "x.part").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic link"):
+        module.download((tmp_path / "source").as_uri(), tmp_path / "x.part")
+    assert not (tmp_path / "victim").exists()

@@ -1,0 +1,45 @@
+"""Recognizes errors that mean that the machine lacks something, and describes them in one line."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+
+NO_MEMORY = (
+    *("Cannot allocate memory", "can't allocate memory", "out of memory", "std::bad_alloc"),
+    # The dynamic linker, and oneDNN, do not say more.
+    *("failed to map segment", "could not create a primitive", "could not create a memory object"),
+)
+NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
+NO_ROOM = ("Too many open files", "No space left on device", "Failed to init uv loop")
+
+
+def scarcity(error: BaseException) -> str | None:
+    """What the machine lacks according to ``error`` or its causes, in one line; None for any other error."""
+    for each in causes(error):
+        if isinstance(each, MemoryError):
+            return f"out of memory{f': {each}' if str(each) else ''}{memory_limit()}"
+        if not isinstance(each, RuntimeError | ImportError):
+            continue
+        lines = [line.strip() for line in str(each).splitlines() if line.strip()]
+        for signs, meaning in ((NO_MEMORY, "out of memory"), (NO_THREAD, "a thread cannot be started"), (NO_ROOM, "")):
+            line = next((line for line in lines if any(sign in line for sign in signs)), None)
+            if line is not None:
+                limit = memory_limit() if meaning else ""
+                return f"{meaning}{': ' if meaning else ''}{line}{limit}"
+    return None
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that led to it, at most ten."""
+    for _ in range(10):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def memory_limit() -> str:
+    """The limit of this process's addresses, as text to append; empty if there is none."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return "" if limit == resource.RLIM_INFINITY else f" (ulimit -v allows this process {limit / 2**30:.2f} GiB)"
