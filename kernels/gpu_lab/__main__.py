@@ -19,6 +19,11 @@ def main() -> int:
     pack = commands.add_parser("pack", help="collect wheels and the tree for a machine without internet")
     pack.add_argument("--out", type=Path, default=Path(".gpu_pack"), help="folder to write (.gpu_pack)")
     pack.add_argument("--python", default="3.12", help="the target's Python (3.12)")
+    work = commands.add_parser("work", help="the process of `run` that measures")
+    work.add_argument("--out", type=Path, required=True)
+    work.add_argument("--seconds", type=float, required=True)
+    work.add_argument("--smoke", action="store_true")
+    work.add_argument("--parts", nargs="+", required=True)
     losses = commands.add_parser("losses", help="the losses of tiny models on one device, as JSON")
     losses.add_argument("device", choices=("cpu", "cuda"))
     losses.add_argument("count", type=int, help="of the first checks")
@@ -40,9 +45,11 @@ def main() -> int:
         return 0
     if args.smoke:
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
-    from gpu_lab.run import run_lab
+    from gpu_lab import run as lab
 
-    return run_lab(args.out, args.minutes * 60, args.smoke, args.parts)
+    if args.command == "work":
+        return lab.work(args.out, args.seconds, args.smoke, args.parts)
+    return lab.run_lab(args.out, args.minutes * 60, args.smoke, args.parts)
 
 
 if __name__ == "__main__":

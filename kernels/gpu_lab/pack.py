@@ -17,6 +17,7 @@ WHEELS = (
     "pydantic_core",
     "annotated-types",
     "typing-inspection",
+    "psutil",
     "py-cpuinfo",
     "einops",
     "zstandard",

@@ -31,15 +31,13 @@ def ceilings(bench: Bench, record: Record) -> None:
     record.say("ceiling", what="copy", tb_s=2 * source.numel() / bench.milliseconds(lambda: target.copy_(source)) / 1e9)
 
 
-def dense(bench: Bench, record: Record, model: str, shapes: Shapes) -> dict[tuple[str, str], float]:
-    """Milliseconds of cuBLAS by (place, product)."""
-    found = {}
+def dense(bench: Bench, record: Record, model: str, shapes: Shapes) -> None:
+    """Time cuBLAS at each place."""
     for place, (out, inputs) in shapes.items():
         for product, action in dense_actions(bench, out, inputs).items():
-            ms = found[place, product] = bench.milliseconds(action)
+            ms = bench.milliseconds(action)
             rate = 2 * bench.tokens * out * inputs / ms / 1e9
             record.say("dense", model=model, place=place, product=product, ms=ms, tflops=rate)
-    return found
 
 
 def dense_actions(bench: Bench, out: int, inputs: int) -> dict[str, Callable[[], Tensor]]:
@@ -134,6 +132,8 @@ def blocks(
         if out % block or inputs % block or columns * density < 1:
             record.say("blocks", model=model, place=place, block=block, skipped="too few blocks")
             continue
+        if record.is_over(f"{model} {place}, blocks of {block}"):
+            continue
         if kind == "balanced":
             grid = balanced_grid(rows, columns, round(columns * density))
         else:
@@ -184,6 +184,8 @@ def expansion(
     from spdf_kernels.triton import products
 
     for place, (out, inputs) in shapes.items():
+        if record.is_over(f"{model} {place}, expansion"):
+            continue
         weight = Weight.make(bench, torch.rand(out, inputs, device=bench.device) < 0.25)
         assert torch.equal(products.expand(weight.values, weight.pattern), weight.dense), "expand is not exact"
         assert torch.equal(products.gather(weight.dense, weight.pattern), weight.values), "gather is not exact"
@@ -219,6 +221,8 @@ def attention(bench: Bench, record: Record) -> None:
         flops = 3.5 * 2 * batch * heads * length * length * size
         for backend in [SDPBackend.MATH] if bench.smoke else backends:
             facts = {"head": size, "backend": backend.name}
+            if record.is_over(f"attention {size} {backend.name}"):
+                continue
             action = attention_action(bench, length, batch, heads, size, backend)
             ms = record.attempt("attention", functools.partial(bench.milliseconds, action), **facts)
             if ms is not None:

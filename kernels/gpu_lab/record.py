@@ -1,4 +1,4 @@
-"""Results as JSON lines, written and printed at once, and the remaining time."""
+"""Results as JSON lines, written and printed at once, and the remaining time of the part that runs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @dataclass
 class Record:
@@ -23,6 +25,8 @@ class Record:
     """Time limit of all parts together."""
     began: float = field(default_factory=time.monotonic)
     lines: list[dict[str, Any]] = field(default_factory=list)
+    part_ends: float = float("inf")
+    """When the current part should end, on the clock of ``time.monotonic``."""
 
     def say(self, part: str, **facts: Any) -> None:
         """Write and print one result."""
@@ -36,6 +40,22 @@ class Record:
     def left(self) -> float:
         """Seconds until the run should end."""
         return self.seconds - (time.monotonic() - self.began)
+
+    def part_left(self) -> float:
+        """Seconds until the current part should end."""
+        return min(self.part_ends - time.monotonic(), self.left())
+
+    def is_over(self, what: str) -> bool:
+        """Whether the part's time is over; if so, a line says that ``what`` is skipped."""
+        over = self.part_left() <= 0
+        if over:
+            self.say("clock", skipped=what, left=self.left())
+        return over
+
+    def dense_ms(self, model: str) -> dict[tuple[str, str], float]:
+        """Milliseconds of the dense products of a model by (place, product), from the lines so far."""
+        found = [line for line in self.lines if line["part"] == "dense" and line.get("model") == model and "ms" in line]
+        return {(line["place"], line["product"]): line["ms"] for line in found}
 
     def attempt(self, part: str, action: Callable[[], Any], **facts: Any) -> Any:
         """The result of `action`; if it fails, the error is recorded and the result is None."""

@@ -1,4 +1,4 @@
-"""The table and the figure of a results file."""
+"""The tables and the figure of a results file."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a results file without an incomplete last line."""
-    lines = []
+    """The lines of a results file without an incomplete last line; none if there is no file."""
+    lines: list[dict[str, Any]] = []
+    if not path.exists():
+        return lines
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(text))
@@ -102,6 +104,41 @@ def tables(lines: list[dict[str, Any]]) -> str:
             for s in steps
         ]
         parts.append(columns(("model", "execution", "ms a step", "tokens/s", "MFU", "GB", "dense / own"), rows))
+    groups = [line for line in steps if line.get("groups_us")]
+    if groups:
+        names = list(dict.fromkeys(name for line in groups for name in line["groups_us"]))
+        rows = [
+            (
+                line["model"],
+                line["execution"],
+                *(number(line["groups_us"].get(name, 0.0) / 1e3) for name in names),
+                number(line["ms"] - sum(line["groups_us"].values()) / 1e3),
+            )
+            for line in groups
+        ]
+        parts.append(columns(("model", "execution", *(f"{name}, ms" for name in names), "no kernel, ms"), rows))
+    fused = [line for line in lines if line["part"] == "elementwise" and "ms" in line]
+    if fused:
+        rows = [
+            (
+                line["model"],
+                line["function"],
+                number(1e3 * line["ms"]),
+                number(1e3 * line["torch_ms"]),
+                f"{line['times_torch']:.2f}x",
+                number(line["tb_s"]),
+            )
+            for line in fused
+        ]
+        head = ("model", "forward and backward", "fused, us", "torch, us", "torch / fused", "TB/s")
+        parts.append(columns(head, rows))
+    runs = curves(lines)
+    if runs:
+        rows = [
+            (name, points[-1]["step"], f"{points[-1]['loss']:.3f}", f"{points[-1]['tokens_per_s']:,.0f}")
+            for name, points in runs.items()
+        ]
+        parts.append(columns(("real run, GPT-2 Small", "steps", "last loss", "tokens/s"), rows))
     checks = [line for line in lines if line["part"] == "losses" and "difference" in line]
     if checks:
         rows = [(c["execution"], c["precision"], f"{c['difference']:.1e}") for c in checks]
@@ -115,43 +152,79 @@ def tables(lines: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
+def curves(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The lines of the real run by execution."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["part"] == "run" and "loss" in line:
+            found.setdefault(line["execution"], []).append(line)
+    return found
+
+
+def dense_step(steps: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The dense step with the fused kernels."""
+    return next((s for s in steps if s["level"] == 0 and s["fused"]), None)
+
+
+def by_kind(steps: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """(sparsity, ms per step) of each kind of mask and execution, from the dense step on."""
+    dense = dense_step(steps)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for step in steps:
+        if step["level"] > 0:
+            first = [] if dense is None else [(0.0, dense["ms"])]
+            found.setdefault(step["kind"], first).append((step["level"], step["ms"]))
+    return {kind: sorted(points) for kind, points in found.items()}
+
+
+def limit(steps: list[dict[str, Any]]) -> list[tuple[float, float]]:
+    """(sparsity, ms): the dense step's time, reduced in proportion to the FLOPs."""
+    dense = dense_step(steps)
+    return [] if dense is None else sorted({(s["level"], dense["ms"] * s["flops"] / dense["flops"]) for s in steps})
+
+
 def draw(lines: list[dict[str, Any]], path: Path) -> bool:
-    """Draw speed-ups of layers and steps over dense, with the limit 1 / density. False without data."""
-    layers = {
-        (s["model"], f"{s['kind']} {s['block']}"): s["times_dense"]
-        for s in lines
-        if s["part"] == "layer" and s["times_dense"] == s["times_dense"]
-    }
-    steps = [s for s in lines if s["part"] == "step" and s.get("times_dense")]
-    if not layers and not steps:
+    """Draw the time of a step over sparsity, with the limit by FLOPs, and the real run's losses. False without data."""
+    steps = [s for s in lines if s["part"] == "step" and "ms" in s]
+    models = list(dict.fromkeys(s["model"] for s in steps))
+    runs = curves(lines)
+    panels = len(models) + bool(runs)
+    if not panels:
         return False
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    bars = [(f"{model}: linears, {kind}", over) for (model, kind), over in layers.items()]
-    bars += [(f"{s['model']}: step, {s['execution']}", s["times_dense"]) for s in steps]
-    figure, axes = pyplot.subplots(figsize=(7, 0.8 + 0.35 * len(bars)), layout="constrained")
-    axes.barh([name for name, _ in bars][::-1], [over for _, over in bars][::-1], color="tab:blue")
-    axes.axvline(1.0, color="gray", linewidth=1)
-    axes.axvline(4.0, color="gray", linewidth=1, linestyle="--")
-    axes.set_xlabel("dense time / own time at 25% kept (dashed: the limit of the linears)")
+    figure, grid = pyplot.subplots(1, panels, figsize=(4.5 * panels, 3.6), layout="constrained", squeeze=False)
+    for model, axes in zip(models, grid[0], strict=False):
+        own = [s for s in steps if s["model"] == model]
+        for kind, points in by_kind(own).items():
+            axes.plot(*zip(*points, strict=True), marker="o", label=kind)
+        if bound := limit(own):
+            axes.plot(*zip(*bound, strict=True), color="gray", linestyle="--", label="limit by FLOPs")
+        axes.set(title=model, xlabel="sparsity", ylabel="ms per step", ylim=(0, None))
+        axes.legend(fontsize="small")
+    if runs:
+        for name, curve in runs.items():
+            grid[0][-1].plot([p["step"] for p in curve], [p["loss"] for p in curve], label=name)
+        grid[0][-1].set(title="real run: bytes of this repository", xlabel="step", ylabel="loss")
+        grid[0][-1].legend(fontsize="small")
     machine = next((line for line in lines if line["part"] == "machine"), {})
-    axes.set_title(str(machine.get("gpu", "interpreter: no time means anything")))
+    figure.suptitle(str(machine.get("gpu", "interpreter: no time means anything")))
     figure.savefig(path)
     pyplot.close(figure)
     return True
 
 
 def write_report(path: Path) -> int:
-    """Print the tables, write them beside the file, and draw the figure."""
+    """Print the tables, write them beside the file, and draw the figure. A failure of the figure is printed."""
     lines = read(path)
     text = tables(lines)
     path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     print(text)
     try:
         draw(lines, path.with_suffix(".svg"))
-    except ImportError as error:
-        print(f"no figure: {error}")
+    except Exception as error:  # the tables are written; the machine may have no matplotlib, or another version
+        print(f"no figure: {type(error).__name__}: {error}")
     return 0

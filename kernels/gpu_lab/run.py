@@ -1,8 +1,13 @@
-"""Runs all parts in the order of their value, each within the remaining time."""
+"""Runs all parts in the order of their value, each within its share of the time.
+
+The parts run in a worker process. If a part crashes, hangs, or leaves the GPU in a state of error, a new worker runs
+the parts after it. Parts find earlier results in the results file.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,30 +16,43 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from gpu_lab import products, steps
+from gpu_lab import layers, products, steps
 from gpu_lab.cases import SMALL, SMOKE, XL, Bench
-from gpu_lab.record import Record, machine_facts
-from gpu_lab.report import write_report
+from gpu_lab.record import ROOT, Record, machine_facts
+from gpu_lab.report import read, write_report
 
-ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 16384
 TEST_PROCESSES = 8
 """Several test processes, because kernels compile at the first launch."""
-RESERVE = 20.0
+RESERVE = 15.0
 """Seconds reserved for the report."""
+GRACE = 20.0
+"""Seconds that a part may take beyond its time before its worker is stopped."""
+FRESH = 75
+"""Exit code of a worker whose GPU is in a state of error."""
+
+
+class Part(NamedTuple):
+    """One section of the lab."""
+
+    seconds: float
+    """Its time. Measurements that would begin later are skipped. The times of all parts up to `real run` fit into the
+    whole time; the parts after it run only if time is left."""
+    action: Callable[[], object]
 
 
 def gpu_tests(record: Record, smoke: bool) -> None:
     """Run tests/gpu in a separate process, so that a fault of a kernel ends only that process."""
     arguments = [sys.executable, "-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", "-o", "addopts="]
     if smoke:
-        arguments += ["-k", "expand_and_gather"]
+        arguments += ["-k", "expand_and_gather or activation"]
     if find_spec("xdist"):
         arguments += ["-n", str(0 if smoke else TEST_PROCESSES)]
-    limit = 540 if smoke else 150
+    limit = 540 if smoke else max(30.0, record.part_left())
     began = time.monotonic()
     try:
         answer = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=limit)
@@ -47,7 +65,7 @@ def gpu_tests(record: Record, smoke: bool) -> None:
         if answer.returncode:
             print(answer.stdout[-6000:])
     except subprocess.TimeoutExpired:
-        record.say("tests", exit_code=None, summary=f"stopped after {limit} s", seconds=time.monotonic() - began)
+        record.say("tests", exit_code=None, summary=f"stopped after {limit:.0f} s", seconds=time.monotonic() - began)
 
 
 def compile_one(block: int, names: list[str]) -> None:
@@ -65,8 +83,99 @@ def compile_all(record: Record) -> None:
     record.say("compile", variants=len(jobs), workers=workers, seconds=time.monotonic() - began)
 
 
+def parts(bench: Bench, record: Record) -> dict[str, Part]:
+    """All parts by name, the most valuable first."""
+    smoke = bench.smoke
+    xl, small = (SMOKE, SMOKE) if smoke else (XL, SMALL)
+    density = 0.5 if smoke else 0.25
+
+    def blocks(model: str, block: int, **options: object) -> None:
+        shapes = xl if model == "xl" else small
+        products.blocks(bench, record, model, shapes, block, record.dense_ms(model), **{"density": density, **options})  # type: ignore[arg-type]
+
+    def train(name: str, model: tuple[str, ...], cases: tuple[steps.Case, ...]) -> None:
+        if not smoke:
+            steps.steps(record, name, model, cases, smoke)
+        elif name == "xl, 4 layers":
+            steps.steps(record, name, steps.TINY, steps.SMOKE_CASES, smoke)
+
+    def tried(block: int) -> dict[str, object]:
+        return {"tried": list(products.variants(block))}
+
+    return {
+        "ceilings": Part(10, lambda: products.ceilings(bench, record)),
+        "dense": Part(10, lambda: products.dense(bench, record, "xl", xl)),
+        "compile": Part(40, lambda: None if smoke else compile_all(record)),
+        "blocks128": Part(20, lambda: blocks("xl", 128)),
+        "blocks64": Part(20, lambda: blocks("xl", 64)),
+        "elementwise": Part(20, lambda: layers.elementwise(bench, record, "xl", 128 if smoke else 2048)),
+        "xl steps": Part(95, lambda: train("xl, 4 layers", steps.XL_FOUR_LAYERS, steps.XL_CASES)),
+        "tests": Part(75, lambda: gpu_tests(record, smoke)),
+        "losses": Part(40, lambda: steps.check_losses(record, smoke)),
+        "small steps": Part(45, lambda: train("small", steps.SMALL, steps.SMALL_CASES)),
+        "expand": Part(12, lambda: products.expansion(bench, record, "xl", xl, record.dense_ms("xl"))),
+        "attention": Part(12, lambda: products.attention(bench, record)),
+        "real run": Part(60, lambda: steps.real_run(record, steps.TINY if smoke else steps.SMALL, smoke)),
+        "small dense": Part(8, lambda: products.dense(bench, record, "small", small)),
+        "small blocks64": Part(15, lambda: blocks("small", 64)),
+        "small expand": Part(10, lambda: products.expansion(bench, record, "small", small, record.dense_ms("small"))),
+        "unbalanced": Part(15, lambda: blocks("xl", 128, kind="unbalanced", density=0.25)),
+        "variants128": Part(40, lambda: blocks("xl", 128, **tried(128))),
+        "variants64": Part(40, lambda: blocks("xl", 64, **tried(64))),
+        "xl whole": Part(90, lambda: train("xl", steps.XL_WHOLE, steps.WHOLE_CASES)),
+        "half": Part(20, lambda: blocks("xl", 128, density=0.5)),
+    }
+
+
+def gpu_is_sound(bench: Bench) -> bool:
+    """Whether the GPU still computes in this process. After an illegal access it does not."""
+    try:
+        return bench.smoke or float(torch.ones(8, device=bench.device).sum()) == 8.0
+    except Exception as error:  # torch raises several kinds for errors of the driver
+        print(f"gpu_lab: the GPU is in a state of error: {error}", file=sys.stderr)
+        return False
+
+
+def work(out: Path, seconds: float, smoke: bool, names: list[str]) -> int:
+    """Run parts in this process; returns FRESH when the rest needs a new process."""
+    path = out / "gpu_lab.jsonl"
+    record = Record(path, seconds, lines=read(path))
+    bench = Bench(torch.device("cpu" if smoke else "cuda"), 64 if smoke else TOKENS, smoke)
+    known = parts(bench, record)
+    for name in names:
+        if record.left() <= 0:
+            record.say("clock", skipped=name, left=record.left())
+            continue
+        began = time.monotonic()
+        limit = min(540.0 if smoke else known[name].seconds, record.left())
+        record.part_ends = began + limit
+        record.say("clock", begun=name, limit=limit)
+        record.attempt(name, known[name].action)
+        sound = gpu_is_sound(bench)
+        record.say("clock", finished=name, seconds=time.monotonic() - began, left=record.left(), sound=sound)
+        if not sound:
+            return FRESH
+    return 0
+
+
+def watch(worker: subprocess.Popen[bytes], path: Path) -> str | None:
+    """Wait for a worker; returns why it was stopped, None if it ended itself."""
+    seen, limit = "", GRACE + 60  # the start of the first part includes the imports
+    began = time.monotonic()
+    while worker.poll() is None:
+        time.sleep(0.2)
+        begun = [line for line in read(path) if "begun" in line]
+        if begun and begun[-1]["begun"] != seen:
+            seen, limit, began = begun[-1]["begun"], begun[-1]["limit"] + GRACE, time.monotonic()
+        if time.monotonic() - began > limit:
+            os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+            return f"stopped after {limit:.0f} s"
+    return None
+
+
 def run_lab(out: Path, seconds: float, smoke: bool, only: list[str] | None) -> int:
-    """Write OUT/gpu_lab.jsonl, a table and a figure. Returns 1 if a test or a part failed, 2 without a GPU."""
+    """Write OUT/gpu_lab.jsonl, a table and figures. Returns 1 if a test or a part failed, 2 without a GPU."""
     reason = products.can_run()
     if reason is not None:
         print(f"gpu_lab: the kernels do not run here: {reason}", file=sys.stderr)
@@ -75,52 +184,28 @@ def run_lab(out: Path, seconds: float, smoke: bool, only: list[str] | None) -> i
     out.mkdir(parents=True, exist_ok=True)
     path = out / "gpu_lab.jsonl"
     path.unlink(missing_ok=True)
-    record = Record(path, seconds)
-    bench = Bench(torch.device("cpu" if smoke else "cuda"), 64 if smoke else TOKENS, smoke)
-    record.say("machine", smoke=smoke, **machine_facts())
-    xl = SMOKE if smoke else XL
-    small = SMOKE if smoke else SMALL
-    density = 0.5 if smoke else 0.25
-    dense_xl: dict[tuple[str, str], float] = {}
-    dense_small: dict[tuple[str, str], float] = {}
-    parts: dict[str, Callable[[], object]] = {
-        "ceilings": lambda: products.ceilings(bench, record),
-        "dense": lambda: dense_xl.update(products.dense(bench, record, "xl", xl)),
-        "tests": lambda: gpu_tests(record, smoke),
-        "compile": lambda: None if smoke else compile_all(record),
-        "blocks128": lambda: products.blocks(bench, record, "xl", xl, 128, dense_xl, density=density),
-        "blocks64": lambda: products.blocks(bench, record, "xl", xl, 64, dense_xl, density=density),
-        "expand": lambda: products.expansion(bench, record, "xl", xl, dense_xl),
-        "losses": lambda: steps.check_losses(record, smoke),
-        "xl steps": lambda: steps.steps(
-            record, "xl, 4 layers", steps.TINY if smoke else steps.XL_FOUR_LAYERS, (64,) if smoke else (128, 64), smoke
-        ),
-        "small steps": lambda: None if smoke else steps.steps(record, "small", steps.SMALL, (64,), smoke),
-        "small dense": lambda: dense_small.update(products.dense(bench, record, "small", small)),
-        "small blocks64": lambda: products.blocks(bench, record, "small", small, 64, dense_small, density=density),
-        "small expand": lambda: products.expansion(bench, record, "small", small, dense_small),
-        "attention": lambda: products.attention(bench, record),
-        "unbalanced": lambda: products.blocks(bench, record, "xl", xl, 128, dense_xl, kind="unbalanced"),
-        "variants128": lambda: products.blocks(
-            bench, record, "xl", xl, 128, dense_xl, tried=list(products.variants(128))
-        ),
-        "variants64": lambda: products.blocks(bench, record, "xl", xl, 64, dense_xl, tried=list(products.variants(64))),
-        "xl whole": lambda: None if smoke else steps.steps(record, "xl", steps.XL_WHOLE, (128,), smoke),
-        "half": lambda: products.blocks(bench, record, "xl", xl, 128, dense_xl, density=0.5),
-    }
-    unknown = set(only or ()) - set(parts)
+    record = Record(path, 3600.0 if smoke else seconds - RESERVE)
+    bench = Bench(torch.device("cpu"), 0, smoke)
+    names = list(parts(bench, record))
+    unknown = set(only or ()) - set(names)
     if unknown:
-        print(f"gpu_lab: no such part: {', '.join(sorted(unknown))}; known are {', '.join(parts)}", file=sys.stderr)
+        print(f"gpu_lab: no such part: {', '.join(sorted(unknown))}; known are {', '.join(names)}", file=sys.stderr)
         return 2
-    for name, part in parts.items():
-        if only and name not in only:
-            continue
-        if record.left() < RESERVE:
-            record.say("clock", skipped=name, left=record.left())
-            continue
-        began = time.monotonic()
-        record.attempt(name, part)
-        record.say("clock", finished=name, seconds=time.monotonic() - began, left=record.left())
+    todo = [name for name in names if not only or name in only]
+    record.say("machine", smoke=smoke, **machine_facts())
+    while todo:
+        command = [sys.executable, "-m", "gpu_lab", "work", "--out", str(out), "--seconds", str(record.left())]
+        worker = subprocess.Popen([*command, *(["--smoke"] if smoke else []), "--parts", *todo], start_new_session=True)
+        why = watch(worker, path)
+        done = {line.get("finished") or line.get("skipped") for line in read(path) if line["part"] == "clock"}
+        left = [name for name in todo if name not in done]
+        if worker.returncode not in (0, FRESH) and left:  # the part that ran at that time is not repeated
+            record.say(left[0], error=why or f"the process ended with {worker.returncode}")
+            left = left[1:]
+        if left == todo:  # a worker that did nothing would be started for ever
+            record.say("clock", error=f"the process ended with {worker.returncode}", skipped=", ".join(left))
+            break
+        todo = left
     write_report(path)
-    failed = [line for line in record.lines if "error" in line or line.get("exit_code")]
+    failed = [line for line in read(path) if "error" in line or line.get("exit_code")]
     return 1 if failed else 0

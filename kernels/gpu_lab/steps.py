@@ -1,22 +1,24 @@
-"""Whole training steps: time, MFU, memory, host synchronisations, and losses against the CPU's."""
+"""Training steps: time by part, MFU, memory, host synchronisations; losses against the CPU's; a short real run."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
-from gpu_lab.record import Record
+from gpu_lab.record import ROOT, Record
 
 SEQUENCES = 8
 """Sequences of the micro-batch, which is the whole batch: 16,384 tokens at length 2,048."""
@@ -40,60 +42,107 @@ class Case(NamedTuple):
     execution: str
     """`dense`, `masked` or `compressed`."""
     pattern: str = "unstructured"
+    level: float = 0.75
+    fused: bool = True
+    """Whether norms and activation functions use the fused kernels."""
 
     @property
     def label(self) -> str:
         """The name in tables."""
-        return self.execution if self.pattern == "unstructured" else f"{self.execution}, {self.pattern}"
+        words = [self.execution]
+        if self.execution != "dense":
+            words += [self.pattern, f"{self.level:.3g}"]
+        return ", ".join(words if self.fused else [*words, "torch's norms and activations"])
 
 
-def cases(blocks: tuple[int, ...]) -> list[Case]:
-    """The measurements of a model, the most valuable first."""
-    return [
-        Case("dense"),
-        *(Case("compressed", f"balanced:{block}") for block in blocks),
-        Case("compressed"),
-        Case("masked"),
-    ]
+DENSE, PLAIN = Case("dense"), Case("dense", fused=False)
+XL_CASES = (
+    DENSE,
+    Case("compressed", "balanced:128"),
+    PLAIN,
+    Case("compressed", "balanced:64"),
+    Case("compressed"),
+    Case("compressed", "balanced:128", 0.5),
+    Case("compressed", "balanced:128", 0.875),
+    Case("masked"),
+    Case("compressed", level=0.5),
+    Case("compressed", level=0.875),
+)
+SMALL_CASES = (DENSE, Case("compressed", "balanced:64"), PLAIN, Case("compressed", "balanced:64", 0.5))
+WHOLE_CASES = (DENSE, Case("compressed", "balanced:128"), Case("compressed"))
+SMOKE_CASES = (DENSE, Case("compressed", "balanced:64", 0.5), PLAIN)
+"""The measurements of a model, the most valuable first. 64 is the block of GPT-2 Small, whose width is 6 * 128."""
 
 
-def load(model: tuple[str, ...], case: Case, device: str, level: float, precision: str) -> Any:
+def load(model: tuple[str, ...], case: Case, device: str, precision: str) -> Any:
     """The config of one case."""
     from spdf_dist.config.load import load_config
     from spdf_dist.config.schema import PretrainConfig
 
     overrides = [
         f"device={device}", f"training.global_batch_size={SEQUENCES}", f"training.micro_batch_size={SEQUENCES}",
-        "training.warmup_tokens=0", f"sparsity.level={level}", f"sparsity.pattern={case.pattern}",
+        "training.warmup_tokens=0", f"sparsity.level={case.level}", f"sparsity.pattern={case.pattern}",
         f"sparsity.execution={case.execution if case.execution != 'dense' else 'masked'}",
         f"training.precision={precision}",
     ]  # fmt: skip
     return load_config(PretrainConfig, model[0], [*model[1:], *overrides])
 
 
-def steps(record: Record, name: str, model: tuple[str, ...], blocks: tuple[int, ...], smoke: bool) -> None:
-    """Measure every case of one model in this process."""
-    from spdf_dist.parallel.ranks import ALONE
+started: list[Any] = []
+"""The groups of this process."""
+
+
+def groups_for(config: Any) -> Any:
+    """This process's groups, which are started once."""
+    from spdf_dist.base.rank_variables import ALONE
     from spdf_dist.training.setup import start
 
-    groups = None
+    if not started:
+        started.append(start(config, ALONE))
+    return started[0]
+
+
+def steps(record: Record, name: str, model: tuple[str, ...], cases: tuple[Case, ...], smoke: bool) -> None:
+    """Measure the cases of one model while the part's time lasts."""
     dense_ms: float | None = None
-    for case in cases(blocks)[: 2 if smoke else None]:
-        if record.left() < 45:
-            record.say("clock", skipped=f"{name} {case.label}", left=record.left())
+    for case in cases:
+        if record.is_over(f"{name} {case.label}"):
             continue
-        config = load(model, case, "cpu" if smoke else "cuda", 0.5 if smoke else 0.75, "bf16")
-        groups = groups or start(config, ALONE)
-        action = functools.partial(measure, config, groups, case, smoke)
+        config = load(model, case, "cpu" if smoke else "cuda", "bf16")
+        action = functools.partial(measure, config, groups_for(config), case, smoke)
         facts = record.attempt("step", action, model=name, execution=case.label)
         if facts is not None:
-            dense_ms = facts["ms"] if case.execution == "dense" else dense_ms
+            dense_ms = facts["ms"] if case == DENSE else dense_ms
             over = None if dense_ms is None else dense_ms / facts["ms"]
-            record.say("step", model=name, execution=case.label, times_dense=over, **facts)
+            level = 0.0 if case.execution == "dense" else case.level
+            record.say(
+                "step", model=name, execution=case.label, kind=f"{case.execution} {case.pattern}", level=level,
+                fused=case.fused, times_dense=over, **facts,
+            )  # fmt: skip
+
+
+@contextlib.contextmanager
+def layers_of(case: Case) -> Iterator[None]:
+    """Run the layers as the case wants: with fused kernels, or as where these do not run."""
+    from spdf_dist.model import layers
+
+    before = layers.unusable
+    if not case.fused:
+        layers.unusable = lambda x: "not wanted in this measurement"
+    try:
+        yield
+    finally:
+        layers.unusable = before
 
 
 def measure(config: Any, groups: Any, case: Case, smoke: bool) -> dict[str, Any]:
     """Milliseconds per step, and further facts of the step."""
+    with layers_of(case):
+        return measured(config, groups, case, smoke)
+
+
+def measured(config: Any, groups: Any, case: Case, smoke: bool) -> dict[str, Any]:
+    """The facts of `measure`, with the layers as they are."""
     from spdf_dist.accounting.flops import training_flops
     from spdf_dist.accounting.hardware import recognise_gpu
     from spdf_dist.training.bench import build_engine, random_batch
@@ -125,13 +174,20 @@ def measure(config: Any, groups: Any, case: Case, smoke: bool) -> dict[str, Any]
         "spread_ms": [1e3 * min(seconds), 1e3 * max(seconds)],
         "tokens_per_s": 1e3 * tokens / ms,
         "mfu": None if gpu is None else flops / (ms / 1e3) / gpu.bf16_flops,
+        "flops": flops,
         "memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else 0,
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "set_up_s": set_up,
     }
     if on_gpu:
-        facts |= {"synchronisations": synchronisations(step), "kernels_us": longest_kernels(step)}
+        kernels = kernel_times(step)
+        longest = sorted(kernels.items(), key=lambda item: -item[1])[:14]
+        facts |= {
+            "synchronisations": synchronisations(step),
+            "groups_us": by_group(kernels),
+            "kernels_us": {name[:90]: us for name, us in longest},
+        }
     del engine, step
     gc.collect()
     if on_gpu:
@@ -156,37 +212,56 @@ def synchronisations(step: Any) -> int:
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
-def longest_kernels(step: Any, count: int = 14) -> dict[str, float]:
-    """Microseconds per kernel in one step, the longest first."""
+GROUPS = {
+    "attention": r"flash|fmha|sdpa|attention|cudnn",
+    "loss": r"cross_entropy|softmax|nll",
+    "optimizer": r"adam|multi_tensor|foreach|lamb",
+    "products": r"gemm|nvjet|cutlass|cublas|spmm|sddmm|^expand|^gather|only_kept|splitk|xmma|gemv",
+    "fused norms and activations": r"add_norm|bias_gelu|swiglu",
+    "copies": r"memcpy|memset",
+}
+"""Groups of kernels by a pattern of their names, the first that fits; all others are `elementwise`."""
+
+
+def by_group(kernels: Mapping[str, float]) -> dict[str, float]:
+    """Microseconds of a step by group. The loss's own products count as products."""
+    found: dict[str, float] = {}
+    for name, us in kernels.items():
+        group = next((group for group, what in GROUPS.items() if re.search(what, name.lower())), "elementwise")
+        found[group] = found.get(group, 0.0) + us
+    return found
+
+
+def kernel_times(step: Any) -> dict[str, float]:
+    """Microseconds per kernel in one step."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         step()
         torch.cuda.synchronize()
-    found = {event.key[:90]: float(event.self_device_time_total) for event in profiled.key_averages()}
-    ordered = sorted(found.items(), key=lambda item: -item[1])[:count]
-    return {"all": sum(found.values()), **dict(ordered)}
+    times: dict[str, float] = {}
+    for event in profiled.key_averages():
+        times[event.key] = times.get(event.key, 0.0) + float(event.self_device_time_total)
+    return times
 
 
 def losses(device: str, case: Case, precision: str) -> list[float]:
     """Losses of the first steps of a tiny model."""
-    from spdf_dist.parallel.ranks import ALONE
     from spdf_dist.training.bench import build_engine, random_batch
-    from spdf_dist.training.setup import start
 
-    config = load(TINY, case, device, 0.5, precision)
-    groups = start(config, ALONE)
+    config = load(TINY, case, device, precision)
+    groups = groups_for(config)
     engine, batch = build_engine(config, groups, case.execution), random_batch(config, groups)
     tokens = SEQUENCES * config.model.seq_length
     return [engine.step(batch, tokens, config.training.lr).loss for _ in range(LOSS_STEPS)]
 
 
 CHECKS = (
-    (Case("compressed", "balanced:64"), "bf16"),
-    (Case("dense"), "fp32"),
-    (Case("compressed"), "fp32"),
-    (Case("dense"), "bf16"),
-    (Case("compressed"), "bf16"),
+    (Case("compressed", "balanced:64", 0.5), "bf16"),
+    (DENSE, "fp32"),
+    (Case("compressed", level=0.5), "fp32"),
+    (DENSE, "bf16"),
+    (Case("compressed", level=0.5), "bf16"),
 )
 
 
@@ -207,7 +282,7 @@ def check_losses(record: Record, smoke: bool) -> None:
         answer = subprocess.run(
             [sys.executable, "-m", "gpu_lab", "losses", on, str(count)], capture_output=True, text=True,
             timeout=540 if smoke else 180,
-            env=environment, cwd=Path(__file__).resolve().parents[2],
+            env=environment, cwd=ROOT,
         )  # fmt: skip
         if answer.returncode:
             raise RuntimeError(f"on the {device}: {answer.stderr.strip()[-300:]}")
@@ -218,3 +293,58 @@ def check_losses(record: Record, smoke: bool) -> None:
         if not difference < MOST_DIFFERENCE[precision]:
             facts["error"] = f"losses {on_gpu} on the GPU, {on_cpu} on the CPU"
         record.say("losses", **facts)
+
+
+RUN_CASES = (DENSE, Case("compressed", "balanced:64"))
+RUN_WARM_UP, RUN_RATE = 40, 6e-4
+"""Steps of the linear warm-up of the real run, and the learning rate after it."""
+
+
+def text_ids() -> torch.Tensor:
+    """The bytes of this repository's text files as token ids: real text that needs no download."""
+    files = sorted(file for end in ("md", "py", "cpp", "h", "yaml") for file in ROOT.rglob(f"*.{end}"))
+    text = b"".join(file.read_bytes() for file in files if not any(part.startswith(".") for part in file.parts))
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
+
+
+def real_run(record: Record, model: tuple[str, ...], smoke: bool) -> None:
+    """Train each case on the same batches for an equal share of the part's time; losses and tokens/s over the steps."""
+    ids = text_ids()
+    cases = SMOKE_CASES[:2] if smoke else RUN_CASES
+    for index, case in enumerate(cases):
+        if record.is_over(f"run {case.label}"):
+            continue
+        seconds = record.part_left() / (len(cases) - index)
+        action = functools.partial(trained, record, model, case, ids, seconds, smoke)
+        record.attempt("run", action, execution=case.label)
+
+
+def trained(record: Record, model: tuple[str, ...], case: Case, ids: torch.Tensor, seconds: float, smoke: bool) -> None:
+    """Train one case for some seconds; a line every 20 steps."""
+    from spdf_dist.training.batches import MicroBatch
+    from spdf_dist.training.bench import build_engine
+
+    config = load(model, case, "cpu" if smoke else "cuda", "bf16")
+    groups = groups_for(config)
+    began = time.monotonic()
+    engine = build_engine(config, groups, case.execution)
+    length, generator = config.model.seq_length, torch.Generator().manual_seed(0)
+    every, most = (1, 2) if smoke else (20, 10**6)
+    losses: list[float] = []
+    clock, counted = time.monotonic(), 0
+    while len(losses) < most and time.monotonic() - began < seconds:
+        starts = torch.randint(len(ids) - length - 1, (SEQUENCES, 1), generator=generator)
+        window = ids[starts + torch.arange(length + 1)].remainder(config.model.vocab_size).to(groups.device)
+        batch = MicroBatch(window[:, :-1].contiguous(), window[:, 1:].contiguous(), len(losses))
+        rate = RUN_RATE * min(1.0, (len(losses) + 1) / RUN_WARM_UP)
+        losses.append(one_step(engine, [batch], SEQUENCES * length, rate))
+        if len(losses) % every == 0:
+            now = time.monotonic()
+            speed = (len(losses) - counted) * SEQUENCES * length / (now - clock)
+            clock, counted = now, len(losses)
+            mean = sum(losses[-every:]) / every
+            record.say("run", execution=case.label, step=len(losses), loss=mean, tokens_per_s=speed)
+    del engine
+    gc.collect()
+    if groups.device.type == "cuda":
+        torch.cuda.empty_cache()

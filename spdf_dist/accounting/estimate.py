@@ -3,7 +3,8 @@
 Assumptions:
 * Compute: executed FLOPs run at ``efficiency`` of the GPU's dense peak. They include the zeros of masked products and
   recomputation. The default 0.40 is typical of a well-tuned 1B model on H100 GPUs (MPT-1B: 41.8% MFU on 8 GPUs).
-* Memory-bound layers: the share ``MEMORY_BOUND`` of a dense step's compute does not shrink with sparsity.
+* Work outside the products: the share ``MEMORY_BOUND`` of a dense step's compute does not shrink with sparsity. Without
+  the fused kernels it takes longer, in proportion to the values it moves.
 * Sparse products: compressed masks of whole blocks run at the rate in accounting.gpu_kernels over kept entries. All
   other compressed masks are expanded to dense products.
 * Optimizer: it reads and writes its state once per step at the memory bandwidth.
@@ -26,7 +27,15 @@ from spdf_dist.accounting.flops import (
     linear_parts,
     training_flops,
 )
-from spdf_dist.accounting.gpu_kernels import EXPANDED_BYTES, PASSES, Rate, rate_of, skipped_block
+from spdf_dist.accounting.gpu_kernels import (
+    EXPANDED_BYTES,
+    MEMORY_BOUND,
+    PASSES,
+    Rate,
+    rate_of,
+    skipped_block,
+    values_moved,
+)
 from spdf_dist.accounting.hardware import Gpu
 from spdf_dist.accounting.layout import Layout, layout_of, local_elements
 from spdf_dist.accounting.memory import memory
@@ -37,8 +46,6 @@ from spdf_dist.config.schema import PretrainConfig, SparsityConfig
 from spdf_dist.config.validate import tensor_size_fits
 
 EFFICIENCY = 0.40
-MEMORY_BOUND = 0.13
-"""Share of a dense step for norms, activation functions and residuals: 15% of the time of the linear layers."""
 HEADROOM = 0.90
 LINK_SHARE = 0.80
 NETWORK_BANDWIDTH = 50e9
@@ -74,8 +81,11 @@ def skipping_rate(config: PretrainConfig, layout: Layout, gpu: Gpu) -> Rate | No
     return rate_of(gpu.name, skipped_block(config.model, config.sparsity, layout.precision, layout.tensor))
 
 
-def compute_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster) -> float:
-    """Seconds of compute per sequence on one GPU: forward, backward and recomputation."""
+def compute_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster, fused: bool = True) -> float:
+    """Seconds of compute per sequence on one GPU: forward, backward and recomputation.
+
+    ``fused``: whether norms and activation functions use the fused kernels.
+    """
     model, gpu = config.model, cluster.gpu
     rate = skipping_rate(config, layout, gpu)
     done = executed_flops(
@@ -91,7 +101,8 @@ def compute_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster) ->
         weights = local_elements(model, config.sparsity, layout).compressed
         expansion = PASSES * EXPANDED_BYTES * weights / gpu.memory_bandwidth / layout.micro_batch
     dense = executed_flops(model, None, "dense", layout.activation_checkpointing)
-    done = round((1 - MEMORY_BOUND) * done + MEMORY_BOUND * dense)
+    outside = 1.0 if fused else values_moved(model, fused=False) / values_moved(model, fused=True)
+    done = round((1 - MEMORY_BOUND) * done + MEMORY_BOUND * outside * dense)
     return done / (gpu.peak(layout.precision) * cluster.efficiency) + expansion
 
 
@@ -241,5 +252,7 @@ def estimate(config: PretrainConfig, cluster: Cluster, gpu_hour_price: float | N
             "memory_headroom": HEADROOM,
             "masked_products_multiply_zeros": layout.execution == "masked",
             "sparse_products": products_text(config, layout, cluster.gpu),
+            "outside_products_share": MEMORY_BOUND,
+            "unfused_compute_seconds": compute_seconds(config, layout, cluster, fused=False) * batch / cluster.gpus,
         },
     }

@@ -1,4 +1,4 @@
-"""Cost of sparse products on a GPU: the masks whose blocks the kernels skip, and the rate of these kernels.
+"""Efficiencies of the GPU kernels: sparse products by mask, and the work outside the products, fused or not.
 
 In bf16, masks of whole blocks skip the pruned blocks. Every other mask is expanded to a dense weight. The products then
 take the dense time and the time of the expansion. This module does not need torch. The kernels are in
@@ -41,6 +41,27 @@ RATES: dict[str, dict[int, Rate]] = {
 }
 """Rates by the GPU's name in accounting.hardware and by block edge. On a GPU that is not listed, weights are expanded.
 Replace estimates by measurements of `make gpu`, and name their results."""
+
+
+MEMORY_BOUND = 0.13
+"""Share of a dense step for the work outside the products, in fused kernels: 15% of the time of the linear layers. An
+estimate, not measured."""
+
+
+def values_moved(model: ModelConfig, fused: bool) -> int:
+    """Values that the work outside products and attention reads and writes per token and layer, forward and backward.
+
+    ``fused``: by the kernels in spdf_kernels.triton.layers; otherwise by torch, one operation after the other. Counted
+    by hand from the operations, with D values of the residual stream, F of the hidden layer and K of keys and values.
+    """
+    D, F, K = model.hidden_size, model.ffn, model.key_value_heads * model.head_size
+    joined = 2 * (D + 2 * K)  # the gradients of Q, K and V are written side by side
+    if model.family == "llama":
+        # Rotary positions take 12 passes over Q and K in each direction; no kernel here fuses them.
+        rotary = 24 * (D + K) + joined
+        return 17 * D + 8 * F + rotary if fused else 30 * D + 18 * F + rotary
+    biases = D + 2 * K  # gradient of the bias of Q, K and V
+    return 18 * D + 5 * F + biases + joined if fused else 32 * D + 6 * F + biases + joined
 
 
 def skipped_block(model: ModelConfig, sparsity: SparsityConfig, precision: str, tensor: int = 1) -> int | None:

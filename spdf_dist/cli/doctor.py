@@ -163,6 +163,7 @@ def layer_paths(findings: dict[str, Finding]) -> list[LayerPath]:
     cuda = findings["CUDA"].found
     paths = [kernel_path(cuda), dense_path(cuda), memory_path()]
     if cuda:
+        paths.append(gpu_layer_path())
         paths.append(
             LayerPath(
                 "execution: auto",
@@ -241,6 +242,15 @@ def gpu_kernel_path(device: str = "cuda") -> LayerPath:
         if name.startswith("triton") and reason is not None:
             why.append(f"no {name}: {reason}")
     return LayerPath("sparse products", ", ".join(found), "; ".join(why) or "bf16; a trial of each kernel passed")
+
+
+def gpu_layer_path(device: str = "cuda") -> LayerPath:
+    """Norms, residual additions and activation functions on the GPU, after a trial of each kernel there."""
+    import torch
+
+    reason = importlib.import_module("spdf_kernels.triton.layers").why_not(torch.device(device))
+    layer = "norms, activations"
+    return LayerPath(layer, "torch", reason) if reason else LayerPath(layer, "fused Triton kernels", "a trial passed")
 
 
 def dense_path(cuda: bool) -> LayerPath:

@@ -71,6 +71,8 @@ def show(facts: dict[str, Any], price: float | None) -> str:
         ),
         f"run      {facts['steps']:,} steps, {facts['hours']:,.1f} hours, {facts['gpu_hours']:,.0f} GPU hours{cost}",
         f"products {facts['assumptions']['sparse_products']}",
+        f"norms and activations take {facts['assumptions']['outside_products_share']:.0%} of a dense step in fused "
+        f"kernels; without these, compute takes {facts['assumptions']['unfused_compute_seconds']:.3f} s (estimates)",
         f"speed    {facts['tokens_per_second']:,.0f} tokens/s, MFU {facts['mfu']:.1%}"
         + (" (model FLOPs of the sparse model; masked execution also multiplies the zeros)"
            if facts["assumptions"]["masked_products_multiply_zeros"] else ""),

@@ -166,6 +166,7 @@ def build_gpt(
     apply_multipliers(gpt, parameterization.multipliers(model))
     for layer in gpt.decoder.layers:
         layer.recompute = activation_checkpointing
+        layer.activation = family.fused_activation
     name_pieces(gpt)
     for parameter in gpt.parameters():
         parameter.tensor_model_parallel = any(piece.dim is not None for piece in pieces_of(parameter))

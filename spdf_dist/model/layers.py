@@ -18,20 +18,28 @@ from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubm
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from spdf_kernels.triton.layers import unusable
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from spdf_dist.model.fused import fused_layer
 
 
 class Layer(TransformerLayer):
     """megatron-core's layer, which is recomputed in the backward pass if ``recompute`` is set.
 
-    It uses torch's activation checkpointing, because megatron-core's needs CUDA's random number tracker.
+    It uses torch's activation checkpointing, because megatron-core's needs CUDA's random number tracker. On a GPU it
+    uses fused kernels for norms, residual additions and activation functions.
     """
 
     recompute = False
+    activation: Callable[[Tensor, Tensor | None], Tensor]
+    """The activation function of (output of the first linear without its bias, bias), as a fused kernel."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         forward = super().forward
+        if unusable(kwargs["hidden_states"]) is None:
+            forward = functools.partial(fused_layer, self)
         if self.recompute and self.training and torch.is_grad_enabled():
             return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **kwargs)
         return forward(*args, **kwargs)

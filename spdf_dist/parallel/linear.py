@@ -212,13 +212,15 @@ class ParallelLinear(nn.Module):
         """A tensor [O, I] in the stored form of the parameter: [O, I], or [nnz] if compressed."""
         return dense_OI if self.pattern is None else dense_OI[self.full_mask()]
 
-    def forward(self, x_TBI: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The output [T, B, O] and, if the inputs are divided, the bias that the caller must add.
+    def forward(self, x_TBI: Tensor, bias_apart: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The output [T, B, O] and, if the inputs are divided or with ``bias_apart``, the bias for the caller to add.
 
         With ``sequence``, T counts this rank's tokens in a column-parallel input and in a row-parallel output.
         """
         if self.column_parallel:
             enter = gather_from_sequence_parallel_region if self.sequence else copy_to_tensor_model_parallel_region
+            if bias_apart:
+                return self.local(enter(x_TBI), None), self.bias
             return self.local(enter(x_TBI), self.bias), None
         if self.sequence:
             y_TBO = reduce_scatter_to_sequence_parallel_region(self.local(x_TBI, None))

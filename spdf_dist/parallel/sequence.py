@@ -53,6 +53,15 @@ class ScatteredNorm:
         return kind(hidden_size, eps=eps)
 
 
+def norm_parameters(norm: nn.Module) -> tuple[Tensor, Tensor | None, float]:
+    """(weight, bias, eps) of a norm, for a kernel that replaces its forward pass. An RMS norm has no bias."""
+    weight: Tensor = norm.get_parameter("weight")
+    bias: Tensor | None = getattr(norm, "bias", None)
+    if isinstance(norm, ScatteredLayerNorm | ScatteredRMSNorm):
+        weight, bias = summed_gradient(weight), None if bias is None else summed_gradient(bias)
+    return weight, bias, float(norm.eps)  # type: ignore[arg-type]
+
+
 def scatter_inputs(decoder: nn.Module, device: torch.device) -> None:
     """Make the decoder divide its input of all tokens, which includes positions, among the tensor ranks."""
     if device.type == "cpu":

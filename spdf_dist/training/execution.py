@@ -12,6 +12,7 @@ import torch
 from spdf_kernels import Comparison, SparsityPattern, compare, describe
 from spdf_kernels.choose import CRITERION
 from spdf_kernels.state import backends_by_path, forced_backend
+from spdf_kernels.triton.layers import why_not
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import AnyConfig, ModelConfig
@@ -40,7 +41,8 @@ def decide(
 
     ``config.sparsity.execution`` sets it. With `auto`, a run that continues uses its ``execution.json``, unless another
     kind of device recorded that. Otherwise rank 0 compares each shape with dense on ``tokens`` tokens, or on fewer
-    where these suffice, and writes the file. Its key ``measured`` holds each speed-up with its lower bound.
+    where these suffice, and writes the file. Its key ``measured`` holds each speed-up with its lower bound. On a GPU,
+    ``layers_outside_products`` says whether the fused kernels of norms and activation functions are used.
 
     Raises UserError if ``execution.json`` is damaged.
     """
@@ -72,6 +74,8 @@ def decide(
             "reason": reason,
             "measured": measured,
         }
+        if groups.device.type == "cuda":
+            record["layers_outside_products"] = why_not(groups.device) or "fused kernels"
         folder.write_json(folder.execution.name, record)
         layers.update(chosen)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spdf_dist.accounting.estimate import Cluster, estimate
-from spdf_dist.accounting.gpu_kernels import BLOCKS, rate_of, skipped_block
+from spdf_dist.accounting.gpu_kernels import BLOCKS, MEMORY_BOUND, rate_of, skipped_block, values_moved
 from spdf_dist.accounting.hardware import GPUS
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
@@ -65,3 +65,14 @@ def test_an_estimate_gains_from_blocks_and_not_from_other_masks() -> None:
     assert masked == pytest.approx(dense) and said.startswith("masked")
     expanded, said = compute("sparsity.execution=compressed")
     assert 1.0 < expanded / dense < 1.1 and "expanded" in said
+
+
+def test_fused_kernels_move_fewer_values_and_an_estimate_has_the_time_without_them() -> None:
+    made = config("sparsity.level=0", "parallel.data=8")
+    d = made.model.hidden_size
+    assert (values_moved(made.model, fused=True), values_moved(made.model, fused=False)) == (47 * d, 65 * d)
+    facts = estimate(made, Cluster(1, 8, GPUS["h100"]))
+    more = facts["assumptions"]["unfused_compute_seconds"] / facts["step_seconds"]["compute"]
+    assert more == pytest.approx(1 + MEMORY_BOUND * (65 / 47 - 1))
+    llama = load_config(PretrainConfig, "llama_1b", []).model
+    assert 1.1 < values_moved(llama, fused=False) / values_moved(llama, fused=True) < 2

@@ -46,6 +46,7 @@ def test_why_the_block_kernels_do_not_take_a_mask_is_said(unstructured_case: Cas
 def test_doctor_tells_the_path_of_each_mask(device: torch.device) -> None:
     path = doctor.gpu_kernel_path(device.type)
     assert path.path == "blocks of 128: triton-block, blocks of 64: triton-block, other masks: triton-expand"
+    assert doctor.gpu_layer_path(device.type).path == "fused Triton kernels"
 
 
 @pytest.mark.parametrize("size", [64, None])

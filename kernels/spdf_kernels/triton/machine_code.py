@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from spdf_kernels.triton import cross_entropy, kernels
+from spdf_kernels.triton import cross_entropy, kernels, layer_kernels, layers
 from spdf_kernels.triton.configurations import CHUNK, CONFIGURATIONS, GROUP, SHARED_MEMORY, Configuration, Tile
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -139,6 +139,31 @@ def expand_builds(capability: int) -> Iterator[Build]:
     )  # fmt: skip
 
 
+def layer_builds(capability: int) -> Iterator[Build]:
+    """Norms and activation functions, at the width of GPT-3 XL, and with dropout at the largest width."""
+    tensors = ("x", "bias", "residual", "weight", "shift", "h", "y", "dy", "dh", "dx", "dresidual")
+    signature = {
+        **dict.fromkeys(tensors, "*bf16"),
+        **dict.fromkeys(("mean", "rstd", "sums"), "*fp32"),
+        **dict.fromkeys(("T", "D", "F", "threshold"), "i32"),
+        **dict.fromkeys(("eps", "scale"), "fp32"),
+        "seed": "i64",
+    }
+    for width, drop in ((2048, False), (layers.MOST_FEATURES, True)):
+        block = layers.block_of(width)
+        flags = {"BLOCK": block, "BIAS": True, "DROP": drop, "NORM": True, "CENTRED": True}
+        tile = Tile(0, 0, layers.warps_of(block), 3)
+        for name, flag in (("add_norm", "ADD"), ("add_norm_backward", "DH")):
+            yield Build(
+                f"{name} {width}", getattr(layer_kernels, name), signature, {**flags, flag: True}, tile, capability,
+                False, ("D",),
+            )  # fmt: skip
+    tile = Tile(0, 0, layers.ACTIVATION_WARPS, 3)
+    for name in ("bias_gelu", "bias_gelu_backward", "swiglu", "swiglu_backward"):
+        constants: dict[str, Any] = {"BLOCK": layers.FEATURES} | ({"BIAS": True} if "gelu" in name else {})
+        yield Build(name, getattr(layer_kernels, name), signature, constants, tile, capability, False, ("F",))
+
+
 def builds(capability: int) -> Iterator[Build]:
     """All kernels for a chip of `capability` (80, 90)."""
     for (chip, block), setting in CONFIGURATIONS.items():
@@ -146,6 +171,7 @@ def builds(capability: int) -> Iterator[Build]:
             yield from spmm_builds(capability, block, setting)
             yield from sddmm_builds(capability, block, setting)
     yield from expand_builds(capability)
+    yield from layer_builds(capability)
 
 
 def compiled(build: Build) -> Any:

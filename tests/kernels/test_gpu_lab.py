@@ -1,0 +1,117 @@
+"""The GPU lab goes on after a part that fails, crashes, hangs or spoils the GPU, and draws what it has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "kernels"))
+
+from gpu_lab import report, run, steps
+
+LIMIT = 30.0
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "gpu_lab.jsonl").read_text().splitlines()]
+
+
+def these_parts(monkeypatch: pytest.MonkeyPatch, **actions: Callable[[], object]) -> None:
+    made = {name: run.Part(LIMIT, action) for name, action in actions.items()}
+    monkeypatch.setattr(run, "parts", lambda bench, record: made)
+
+
+def test_a_part_that_fails_is_recorded_and_the_next_one_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    these_parts(monkeypatch, first=lambda: 1 / 0, second=lambda: ran.append("second"))
+    assert run.work(tmp_path, 60, True, ["first", "second"]) == 0
+    lines = lines_of(tmp_path)
+    assert ran == ["second"] and "ZeroDivisionError" in lines[1]["error"]
+    assert [line["finished"] for line in lines if "finished" in line] == ["first", "second"]
+
+
+def test_a_part_without_time_is_skipped_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    these_parts(monkeypatch, first=lambda: 1 / 0)
+    assert run.work(tmp_path, 0, True, ["first"]) == 0
+    assert [line["skipped"] for line in lines_of(tmp_path)] == ["first"]
+
+
+def test_a_gpu_in_a_state_of_error_needs_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    these_parts(monkeypatch, first=lambda: None, second=lambda: None)
+    monkeypatch.setattr(run, "gpu_is_sound", lambda bench: False)
+    assert run.work(tmp_path, 60, True, ["first", "second"]) == run.FRESH
+    assert [line["finished"] for line in lines_of(tmp_path) if "finished" in line] == ["first"]
+
+
+def test_parts_that_crash_or_hang_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each worker runs the first part of its list: it crashes, hangs, spoils the GPU, or ends well."""
+    these_parts(monkeypatch, **dict.fromkeys(("crash", "hang", "spoil", "well"), lambda: None))
+    monkeypatch.setattr(run, "GRACE", 0.5)
+    monkeypatch.setattr(run.products, "can_run", lambda: None)
+    started: list[list[str]] = []
+    real = subprocess.Popen
+
+    def worker(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        names = command[command.index("--parts") + 1 :]
+        started.append(names)
+        begin = json.dumps({"part": "clock", "begun": names[0], "limit": 0.1})
+        end = json.dumps({"part": "clock", "finished": names[0]})
+        then = {"crash": "kill -SEGV $$", "hang": "sleep 60", "spoil": f"echo '{end}' >> $1; exit 75"}
+        script = f"echo '{begin}' >> $1; {then.get(names[0], f'''echo '{end}' >> $1''')}"
+        return real(["sh", "-c", script, "sh", str(tmp_path / "gpu_lab.jsonl")], **options)
+
+    monkeypatch.setattr(run.subprocess, "Popen", worker)
+    began = time.monotonic()
+    assert run.run_lab(tmp_path, 60, True, None) == 1
+    assert time.monotonic() - began < LIMIT
+    assert [names[0] for names in started] == ["crash", "hang", "spoil", "well"]
+    errors = {line["part"]: line["error"] for line in lines_of(tmp_path) if "error" in line}
+    assert errors == {"crash": "the process ended with -11", "hang": "stopped after 1 s"}
+    assert "stopped after 1 s" in (tmp_path / "gpu_lab.md").read_text()
+
+
+def test_the_parts_up_to_the_real_run_fit_into_eight_minutes() -> None:
+    made = run.parts(run.Bench(run.torch.device("cpu"), 0, False), run.Record(Path(os.devnull), 0))
+    names = list(made)
+    most_valuable = names[: names.index("real run") + 1]
+    assert sum(made[name].seconds for name in most_valuable) <= 480 - run.RESERVE
+    assert names.index("xl steps") < names.index("small steps") < names.index("real run")
+
+
+def test_kernels_are_told_apart_by_name() -> None:
+    kernels = {
+        "nvjet_tst_128x256": 5.0,
+        "spmm_box": 1.0,
+        "add_norm_backward": 2.0,
+        "cudnn_generated_fort_native_sdpa": 3.0,
+        "multi_tensor_apply_kernel<FusedAdam>": 4.0,
+        "cross_entropy": 6.0,
+        "vectorized_elementwise_kernel": 7.0,
+    }
+    assert steps.by_group(kernels) == {
+        "products": 6.0,
+        "fused norms and activations": 2.0,
+        "attention": 3.0,
+        "optimizer": 4.0,
+        "loss": 6.0,
+        "elementwise": 7.0,
+    }
+
+
+def test_the_figure_has_the_limit_by_flops(tmp_path: Path) -> None:
+    dense = {"part": "step", "model": "xl", "kind": "dense unstructured", "level": 0.0, "fused": True, "ms": 100.0}
+    block = dense | {"kind": "compressed balanced:128", "level": 0.75, "ms": 55.0}
+    made = [dense | {"flops": 8.0}, dense | {"flops": 8.0, "fused": False, "ms": 120.0}, block | {"flops": 4.0}]
+    assert report.limit(made) == [(0.0, 100.0), (0.75, 50.0)]
+    assert report.by_kind(made) == {"compressed balanced:128": [(0.0, 100.0), (0.75, 55.0)]}
+    losses = [{"part": "run", "execution": "dense", "step": 20, "loss": 5.0, "tokens_per_s": 1e5}]
+    assert report.draw(made + losses, tmp_path / "figure.svg") and (tmp_path / "figure.svg").stat().st_size > 1000
+    assert not report.draw([], tmp_path / "nothing.svg")
