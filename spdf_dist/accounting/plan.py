@@ -1,21 +1,21 @@
-"""The plan of a pre-training run, computed from its config for `spdf pretrain --dry-run`."""
+"""The plan of a run, computed from its config: for `spdf pretrain --dry-run` and the first lines of a run."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from spdf_dist.accounting.communication import communication
 from spdf_dist.accounting.flops import executed_flops, linears_share, training_flops
 from spdf_dist.accounting.gpu_kernels import skipped_block
-from spdf_dist.accounting.layout import layout_of
-from spdf_dist.accounting.memory import memory
+from spdf_dist.accounting.layout import Layout, layout_of
+from spdf_dist.accounting.memory import activation_bytes, memory, state_bytes, structure_bytes
 from spdf_dist.accounting.parameters import parameter_counts, real_sparsity, total_parameters
 from spdf_dist.accounting.phases import phases, run_flops
 from spdf_dist.accounting.text_table import text_table
 from spdf_dist.config.budget import tokens_per_step, total_steps, warmup_steps
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.config.schema import FinetuneConfig, ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.config.validate import validate_batch
 from spdf_dist.sparsity.assignment import remarks
 from spdf_dist.sparsity.masks import logical_weights
@@ -72,6 +72,62 @@ def plan(config: PretrainConfig, world_size: int) -> dict[str, Any]:
         "memory_device": device,
         "memory_bytes": memory(model, sparsity, layout, device, config.kernels.code_budget_mb),
         "communication_bytes_per_step": communication(model, sparsity, layout, training.global_batch_size),
+    }
+
+
+def finetuning_plan(
+    config: FinetuneConfig,
+    model: ModelConfig,
+    sparsity: SparsityConfig | None,
+    world_size: int,
+    device: str,
+    *,
+    longest: int,
+    steps: int,
+    tokens: int,
+    flops: int,
+) -> dict[str, Any]:
+    """Size, FLOPs and memory per rank of a fine-tuning run, under the names that ``plan`` uses.
+
+    Args:
+        model: the architecture of the checkpoint.
+        sparsity: that of the model under training; None for a dense model.
+        longest: tokens of the longest sequence.
+        steps: optimizer steps of the run.
+        tokens: target tokens of all steps.
+        flops: model FLOPs of all steps, without padding.
+    """
+    training, parallel = config.training, config.parallel
+    skips = sparsity is None or bool(skipped_block(model, sparsity, training.precision, parallel.tensor))
+    execution = "dense" if sparsity is None or not sparsity.is_sparse else config.sparsity.execution
+    if execution == "auto":
+        execution = "compressed" if device == "cpu" or skips else "masked"
+    layout = Layout(
+        tensor=parallel.tensor,
+        data=world_size // parallel.tensor,
+        zero_stage=parallel.zero_stage,
+        micro_batch=training.micro_batch_size,
+        execution=execution,
+        precision=training.precision,
+        activation_checkpointing=training.activation_checkpointing,
+        sequence=parallel.sequence,
+    )
+    executed = executed_flops(
+        model, sparsity, execution, training.activation_checkpointing, expanded=device == "cuda" and not skips
+    )
+    needed = state_bytes(model, sparsity, layout)
+    needed |= structure_bytes(model, sparsity, layout, device, config.kernels.code_budget_mb)
+    needed["activations"] = sum(activation_bytes(replace(model, seq_length=longest), layout, device).values())
+    return {
+        "parameters": total_parameters(model),
+        "nonzeros": total_parameters(model, sparsity),
+        "sparsity": 0.0 if sparsity is None else real_sparsity(model, sparsity),
+        "tokens_per_step": round(tokens / steps),
+        "steps": steps,
+        "flops_per_step": flops / steps,
+        "executed_flops_per_step": flops / steps * executed / training_flops(model, sparsity),
+        "total_flops": flops,
+        "memory_bytes": needed | {"total": sum(needed.values())},
     }
 
 

@@ -51,6 +51,14 @@ def discover(env: Mapping[str, str] = os.environ) -> Ranks | None:
     return None
 
 
+def without_ranks(env: Mapping[str, str]) -> dict[str, str]:
+    """The variables of ``env`` without those by which launchers make a process a rank, for a process that is none."""
+    prefixes = ("OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_", "SLURM_STEP_")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+    left_out = (*names, "SLURM_PROCID", "SLURM_LOCALID", RENDEZVOUS)
+    return {name: value for name, value in env.items() if name not in left_out and not name.startswith(prefixes)}
+
+
 def is_rank_zero() -> bool:
     """Whether this process is rank 0 or the only process, and so prints the job's messages."""
     try:

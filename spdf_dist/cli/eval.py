@@ -22,18 +22,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N documents of each task, for a trial")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences per forward pass (8)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
+    parser.add_argument("--check", action="store_true", help="only check the tasks' names; CHECKPOINT is not read")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     from spdf_dist.config.errors import UserError
-    from spdf_dist.evaluation.harness import evaluate_tasks
+    from spdf_dist.evaluation.harness import check_tasks, evaluate_tasks
 
     for option, least in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
         value = getattr(args, option)
         if value is not None and value < least:
             raise UserError(f"--{option.replace('_', '-')}: must be {least} or more, got {value}")
     tasks = [name for word in args.tasks for name in word.split(",") if name]
+    if args.check:
+        check_tasks(tasks, args.include_path)
+        return 0
     result = evaluate_tasks(
         args.checkpoint,
         tasks,

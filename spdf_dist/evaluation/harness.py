@@ -53,10 +53,7 @@ def evaluate_tasks(
     checkpoint = Checkpoint(source)
     if checkpoint.tokenizer_dir is None:
         raise UserError(f"{source} keeps no tokenizer, which the tasks need")
-    harness, manager = open_harness(task_folder)
-    for task in tasks:
-        if task not in manager.all_tasks:
-            raise UserError(f"--tasks: '{task}' is not known{nearest(task, manager.all_tasks)}")
+    harness, manager = check_tasks(tasks, task_folder)
     import torch
 
     if device == "auto":
@@ -90,6 +87,15 @@ def evaluate_tasks(
         "task_versions": found["versions"],
         "lm_eval": harness.__version__,
     }
+
+
+def check_tasks(tasks: Sequence[str], task_folder: Path | None) -> tuple[Any, Any]:
+    """``open_harness``, and a check that it knows the tasks. Raises UserError if it does not."""
+    harness, manager = open_harness(task_folder)
+    for task in tasks:
+        if task not in manager.all_tasks:
+            raise UserError(f"--tasks: '{task}' is not known{nearest(task, manager.all_tasks)}")
+    return harness, manager
 
 
 def open_harness(task_folder: Path | None) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
 """Reads a run folder: its config, its curves, and the records beside them.
 
-The files are ``config.yaml``, ``metrics.jsonl`` and, if present, ``execution.json``, ``finetune.json`` and
-``lineage.json``.
+The files are ``config.yaml``, ``metrics.jsonl`` and, if present, ``execution.json``, ``finetune.json``,
+``lineage.json`` and ``changes.jsonl``.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class Run:
     synthetic: bool = False
     """Whether the run's record says that it trained on synthetic data."""
     skipped: int = 0
+    changes: list[tuple[int, str, str]] = field(default_factory=list)
+    """What ``--change`` and ``--rewind`` changed: (last saved step before, time, change)."""
     parent: Run | None = None
     """The pre-training run from which a fine-tuning run started; None where it is not recorded."""
     label: str = ""
@@ -291,8 +293,20 @@ def read_run(folder: Path) -> Run:
     if (folder / "lineage.json").is_file():
         recorded = read_json(folder / "lineage.json")
         run.lineage, run.synthetic = list(recorded.get("lineage") or []), recorded.get("synthetic") is True
+    run.changes = read_changes(folder / "changes.jsonl")
     check(run)
     return run
+
+
+def read_changes(path: Path) -> list[tuple[int, str, str]]:
+    """The changes of a run, oldest first; empty without the file. Raises UserError if it is damaged."""
+    if not path.is_file():
+        return []
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [(int(r["after_step"]), str(r["time"]), str(change)) for r in records for change in r["changes"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a record of changes: {error}") from None
 
 
 def check(run: Run) -> None:

@@ -345,6 +345,23 @@ def runs_table(results: Results) -> Table:
     )
 
 
+def changes_table(results: Results) -> Table | None:
+    """What ``--change`` and ``--rewind`` changed in the runs; None if nothing was changed."""
+    rows = []
+    for run in results.runs:
+        for step, when, change in run.changes:
+            key, _, values = change.partition(": ")
+            old, _, new = values.partition(" -> ")
+            rows.append(
+                [run.variant, str(run.seed), f"{step:,}", when, *([key, old, new] if new else [change, "", ""])]
+            )
+    if not rows:
+        return None
+    header = ["variant", "seed", "after step", "time", "change", "old value", "new value"]
+    note = "The run continued after this step with the new values (--change) or other batches (--rewind)."
+    return Table("changes", "Changes during the runs", header, rows, note, labels=7)
+
+
 def curve_rows(results: Results) -> str:
     """Every training step of every run, as CSV."""
     header = [

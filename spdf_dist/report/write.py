@@ -16,6 +16,7 @@ from spdf_dist.report.style import drawing, to_png, to_svg, variant_colours
 from spdf_dist.report.tables import (
     MINUS,
     by_variant,
+    changes_table,
     curve_rows,
     dense_baseline,
     finished,
@@ -65,6 +66,8 @@ def write_report(
     except OSError as error:
         raise UserError(f"--out {out}: cannot be made a folder: {error.strerror}") from None
     runs = [runs_table(results)] if results.runs else []
+    if (changes := changes_table(results)) is not None:
+        runs.append(changes)
     jobs = [jobs_table(root, results) for root in results.workflows]
     sections = [*first, *own_sections(results), *last, Section("Runs", tables=runs), Section("Jobs", tables=jobs)]
     figures = draw([plot for section in sections for plot in section.plots], out)

@@ -19,7 +19,7 @@ from spdf_dist.config.budget import to_steps, tokens_per_step, total_steps
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture
 from spdf_dist.parallel.groups import Groups
-from spdf_dist.training.opening import TimedMicroBatches, announce
+from spdf_dist.training.opening import Announcer, Opening, data_lines
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class PretrainBatches:
         self.validation_data = validation
         self.groups = groups
         self.total_steps = total_steps(config)
-        self._opened = False
         if first_token:
             self.total_steps = to_steps(config, config.training.train_tokens - first_token)
+        self._announcer = Announcer("pretrain", self.total_steps, self._opening_lines)
         self._flops = training_flops(config.model, config.sparsity) * config.training.global_batch_size
         wanted = config.validation.batches * config.training.global_batch_size
         self._held_out = 0 if validation is None else min(wanted, validation.num_sequences)
@@ -107,12 +107,14 @@ class PretrainBatches:
     def batch(self, step: int) -> GlobalBatch:
         size = self.config.training.global_batch_size
         start = self.first_sample + (step - 1) * size
-        if not self._opened:
-            announce(self.config, self.train, self.groups.device, self.groups.data_size * self.groups.tensor_size)
-        found = list(self._micro_batches(self.train, start, start + size))
-        micro_batches = TimedMicroBatches(found, step, self.total_steps, first=not self._opened)
-        self._opened = True
-        return GlobalBatch(micro_batches, tokens_per_step(self.config), self._flops)
+        self._announcer.announce()
+        micro_batches = list(self._micro_batches(self.train, start, start + size))
+        return GlobalBatch(self._announcer.timed(micro_batches, step), tokens_per_step(self.config), self._flops)
+
+    def _opening_lines(self) -> list[str]:
+        """Lines to print before the first step."""
+        opening = Opening.of_pretraining(self.config, self.groups.device, self.groups.world_size)
+        return opening.lines(data_lines(self.config, self.train))
 
     def consumed_tokens(self, step: int) -> int:
         return self.first_token + step * tokens_per_step(self.config)

@@ -10,18 +10,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.suggest import nearest
 from spdf_dist.training.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    from spdf_dist.parallel.groups import Groups
+    from spdf_dist.training.engine import Engine
+
 GROUP = "spdf.callbacks"
 OWN = {
     "wandb": "spdf_dist.training.experiment_trackers:Wandb",
     "mlflow": "spdf_dist.training.experiment_trackers:Mlflow",
     "profiler": "spdf_dist.training.profile_window:Profiler",
+    "eval": "spdf_dist.training.task_scores:TaskScores",
+    "norms": "spdf_dist.training.norms:Norms",
+    "ranks": "spdf_dist.training.rank_times:RankTimes",
 }
 """Callbacks of this package, by name. Other packages add theirs through the entry point group."""
 
@@ -67,9 +74,21 @@ class RunInfo:
     start_step: int
     """Steps done before this process started; 0 in a new run."""
     total_steps: int
-    rank: int
+    groups: Groups
+    engine: Engine
+    log: Callable[[int, Mapping[str, float]], None]
+    """Log further metrics of a step, by name; called on rank 0. They reach ``on_metrics`` of every callback."""
+    say: Callable[[str], None]
+    """Send a message to the user; called on rank 0. It reaches ``on_note`` of every callback."""
+    stop_requested: Callable[[], bool]
+    """Whether this rank has received a signal to stop."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Facts about the model: the sparsity and the execution of its linears."""
+
+    @property
+    def rank(self) -> int:
+        """The rank of this process."""
+        return self.groups.rank
 
 
 class Callback:
@@ -105,6 +124,9 @@ class Callback:
 
     def after_checkpoint(self, step: int, path: Path, stalled: float) -> None:
         """After a checkpoint is complete. ``stalled``: seconds that training has waited for all saves so far."""
+
+    def on_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Further metrics of a step, from a callback. The step may be before the newest one."""
 
     def on_note(self, text: str) -> None:
         """A message for the user."""
@@ -148,14 +170,15 @@ class Callbacks:
 
 
 def load_callbacks(run: RunInfo) -> dict[str, Callback]:
-    """The callbacks in the config's ``callbacks``, created from their entry points.
+    """The callbacks in the config's ``callbacks``, created from their entry points, and ``ranks`` for several ranks.
 
     Raises UserError for an unknown name, a missing package or options that a callback does not accept.
     """
     points = {name: importlib.metadata.EntryPoint(name, value, GROUP) for name, value in OWN.items()}
     points |= {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
     found: dict[str, Callback] = {}
-    for name, options in run.config.callbacks.items():
+    wanted = ({"ranks": None} if run.groups.world_size > 1 else {}) | run.config.callbacks
+    for name, options in wanted.items():
         if name not in points:
             known = ", ".join(sorted(points)) or "none"
             raise UserError(f"callbacks.{name}: no such callback{nearest(name, points)} (installed: {known})")
@@ -185,6 +208,9 @@ class MetricsFile(Callback):
 
     def after_validation(self, step: int, loss: float) -> None:
         self.write({"step": step, "val_loss": loss})
+
+    def on_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.write({"step": step, "metrics": dict(values)})
 
     def write(self, record: dict[str, Any]) -> None:
         """Add a line after those that are waiting, and try to write all of them."""
@@ -274,6 +300,9 @@ class TensorBoard(Callback):
         self.add({"validation/loss": loss}, step)
         if self.writer is not None:
             self.attempt(self.writer.flush)
+
+    def on_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.add(values, step)
 
     def on_end(self) -> None:
         if self.writer is not None:

@@ -6,8 +6,7 @@ import contextlib
 import io
 import json
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.utils import (
     safe_get_full_fp32_param,
+    safe_get_full_grad,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
@@ -33,6 +33,7 @@ from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups, Mpu
 from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.training.batches import MicroBatch
+from spdf_dist.training.phase_times import PhaseTimes
 
 MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
 
@@ -200,7 +201,12 @@ class Engine:
             self.deepspeed.enable_backward_allreduce = False
         self.adamw: torch.optim.AdamW = self.deepspeed.basic_optimizer
         self.norm_limit = math.inf
-        self.phases: dict[str, float] = {}
+        self.phases = PhaseTimes(groups.device)
+        reduce_gradients = self.deepspeed.allreduce_gradients
+        # The instance's attribute replaces the method, which DeepSpeed calls within its backward pass.
+        self.deepspeed.allreduce_gradients = self.phases.timed("reduce", reduce_gradients)
+        self.before_update: Callable[[], None] | None = None
+        """Called in each step when the gradients are reduced, before they are clipped and applied."""
         if self.stage:
             self.optimizer_step = self.adamw.step
             self.adamw.step = self.limited_step
@@ -231,17 +237,17 @@ class Engine:
         for group in self.adamw.param_groups:
             group["lr"] = lr * group["lr_scale"]
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.groups.device)
-        self.phases = {}
+        self.phases.begin_step()
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
             self.deepspeed.set_gradient_accumulation_boundary(last)
             torch.manual_seed(batch.dropout_seed)
-            with self.phase("forward"):
+            with self.phases.phase("forward"):
                 loss = self.model_loss(batch)
             loss_sum += loss.detach()
             # DeepSpeed averages over data ranks and, by default, over micro-batches. Needed is the sum over the global
             # batch divided by its target tokens.
-            with self.phase("backward"):
+            with self.phases.phase("backward"):
                 self.deepspeed.backward(loss * (self.groups.data_size / target_tokens), scale_wrt_gas=False)
             if not last:
                 self.deepspeed.step()
@@ -256,24 +262,14 @@ class Engine:
         if mean_loss > loss_limit:
             self.drop_gradients()
             return StepResult(mean_loss, math.nan, stop, saving, skipped=True)
-        with self.phase("update"):
+        if self.before_update is not None:
+            self.before_update()
+        with self.phases.phase("update"):
             norm = self.update(norm_limit)
         if not math.isfinite(norm):
             where = self.first_non_finite(batches)
             raise NonFiniteError(f"the gradient norm is {norm}; the update was not made{where}")
         return StepResult(mean_loss, norm, stop, saving, skipped=norm > norm_limit)
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a phase of the step. CUDA runs asynchronously, so nothing is recorded there."""
-        begin = time.perf_counter()
-        yield
-        if self.groups.device.type == "cpu":
-            self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - begin
-
-    def phases_ms(self) -> dict[str, float]:
-        """Milliseconds of the last step by phase; backward includes the reduction of gradients."""
-        return {name: 1000 * seconds for name, seconds in self.phases.items()}
 
     def model_loss(self, batch: MicroBatch) -> Tensor:
         """The summed token loss of a micro-batch, through DeepSpeed's hooks."""
@@ -393,6 +389,15 @@ class Engine:
         """This tensor rank's fp32 master weights of a parameter; collective over the data ranks."""
         master = safe_get_full_fp32_param(parameter) if self.stage else None
         return parameter.detach().float() if master is None else master
+
+    def full_gradient(self, parameter: nn.Parameter) -> Tensor:
+        """This tensor rank's reduced gradient of a parameter before the update; collective over the data ranks."""
+        gradient = None
+        if self.stage and parameter.numel() > 0:  # a parameter without elements is not mapped
+            gradient = parameter.get_full_hp_grad()  # type: ignore[attr-defined]
+        elif not self.stage:
+            gradient = safe_get_full_grad(parameter)
+        return torch.zeros_like(parameter) if gradient is None else gradient
 
     def full_moment(self, parameter: nn.Parameter, key: str) -> Tensor:
         """This tensor rank's AdamW moment ``key`` of a parameter, fp32; collective over the data ranks."""

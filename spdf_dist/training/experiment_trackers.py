@@ -65,6 +65,10 @@ class Wandb(Callback):
     def after_validation(self, step: int, loss: float) -> None:
         self.tracked.log({"validation/loss": loss}, step=step)
 
+    def on_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        # W&B drops metrics of a step before its newest one.
+        self.tracked.log(dict(values), step=max(step, self.tracked.step))
+
     def after_checkpoint(self, step: int, path: Path, stalled: float) -> None:
         self.tracked.summary["checkpoint"] = str(path)
 
@@ -117,6 +121,9 @@ class Mlflow(Callback):
 
     def after_validation(self, step: int, loss: float) -> None:
         self.log({"validation/loss": loss}, step)
+
+    def on_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.log(values, step)
 
     def on_end(self) -> None:
         if self.id is not None:

@@ -29,6 +29,7 @@ from spdf_dist.data.tokenizer import load_tokenizer
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.training.opening import warn_early
 from spdf_dist.training.run import AllowedChanges, TrainedModel, TrainingRun
 from spdf_dist.training.run_folder import writing
 from spdf_dist.training.schedule import Linear
@@ -64,6 +65,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks, allowed: AllowedChanges | Non
         origin_masks = PackedMasks.pack(origin.masks)
         sparsity = origin.sparsity if task.keep_mask else None
         data = TaskBatches(config, model_config, sparsity, tokenizer, groups)
+        warn_early(data.opening)
 
         run.open(tokenizer, {"training": content_digests(task.train), "validation": content_digests(task.validation)})
         run.resume()

@@ -165,7 +165,7 @@ class Loop:
                 skipped_iterations=state.skipped_iterations,
                 mask=changed,
             ),
-            {"data": 1000 * waited, **self.engine.phases_ms()},
+            {"data": 1000 * waited, **self.engine.phases.ms()},
         )
         if self.saver.in_flight and not result.still_saving:
             self.complete_save()

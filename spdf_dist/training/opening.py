@@ -1,4 +1,4 @@
-"""Messages of a pre-training run before its first step: its size, time, data and memory on this machine.
+"""Messages of a run before its first step: its size, time, data and memory on this machine.
 
 They warn at once if the machine cannot train the model in reasonable time or memory.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,17 +81,22 @@ def duration(seconds: float) -> str:
 class Opening:
     """Facts about a run before it starts, on the device that it uses."""
 
-    def __init__(self, config: PretrainConfig, device: torch.device, world_size: int | None = None) -> None:
-        self.config, self.device = config, device
-        ranks = discover()
-        tensor, data = config.parallel.tensor, config.parallel.data
-        self.ranks = world_size or (ranks.world_size if ranks else tensor * (data or 1))
-        self.facts: dict[str, Any] = plan(config, self.ranks)
-        precision = config.training.precision
+    def __init__(
+        self, kind: str, facts: Mapping[str, Any], precision: str, device: torch.device, world_size: int
+    ) -> None:
+        """``kind`` is `pretrain` or `finetune`; ``facts`` are those of ``plan`` or ``finetuning_plan``."""
+        self.kind, self.facts, self.precision, self.device, self.ranks = kind, facts, precision, device, world_size
         self.rate = product_rate(precision, device)
         self.slower = product_rate("fp32", device) / self.rate if precision != "fp32" else 1.0
-        self.step_seconds = self.facts["executed_flops_per_step"] / (self.rate * self.ranks)
-        self.seconds = self.step_seconds * self.facts["steps"]
+        self.step_seconds = facts["executed_flops_per_step"] / (self.rate * self.ranks)
+        self.seconds = self.step_seconds * facts["steps"]
+
+    @classmethod
+    def of_pretraining(cls, config: PretrainConfig, device: torch.device, world_size: int | None = None) -> Opening:
+        """The facts of a pre-training run; by default with the ranks of the launcher or the config."""
+        ranks, parallel = discover(), config.parallel
+        count = world_size or (ranks.world_size if ranks else parallel.tensor * (parallel.data or 1))
+        return cls("pretrain", plan(config, count), config.training.precision, device, count)
 
     def size_line(self) -> str:
         """Parameters, steps and FLOPs."""
@@ -123,7 +128,7 @@ class Opening:
             )
         if self.slower > SLOW_PRECISION:
             found.append(
-                f"WARNING: {self.config.training.precision} is emulated on this machine and {self.slower:.1f} times "
+                f"WARNING: {self.precision} is emulated on this machine and {self.slower:.1f} times "
                 "slower than fp32: set training.precision=fp32"
             )
         return found
@@ -132,6 +137,10 @@ class Opening:
         """Lines to print before the model is built; none unless there are warnings or the run is very long."""
         found = self.warnings()
         return [self.size_line(), self.time_line(), *found] if found or self.seconds > TOO_LONG_SECONDS else []
+
+    def lines(self, about_data: Sequence[str]) -> list[str]:
+        """Lines to print before the first step: size, time, the lines about the data, and warnings."""
+        return [self.size_line(), self.time_line(), *about_data, *self.warnings()]
 
 
 def data_lines(config: PretrainConfig, train: Mixture) -> list[str]:
@@ -147,24 +156,39 @@ def data_lines(config: PretrainConfig, train: Mixture) -> list[str]:
     return lines
 
 
-def warn_early(config: PretrainConfig) -> None:
+def warn_early(opening: Callable[[], Opening]) -> None:
     """Print ``Opening.early`` on rank 0, before the model is built."""
     if is_rank_zero():
-        say(Opening(config, choose_device(config.device, 0)).early())
+        found = opening()
+        say(found.kind, found.early())
 
 
-def announce(config: PretrainConfig, train: Mixture, device: torch.device, world_size: int) -> None:
-    """Print size, time, data and warnings on rank 0, before the first step."""
-    if is_rank_zero():
-        opening = Opening(config, device, world_size)
-        say([opening.size_line(), opening.time_line(), *data_lines(config, train), *opening.warnings()])
-
-
-def say(lines: list[str]) -> None:
-    """Print lines to stderr, on rank 0 only."""
+def say(kind: str, lines: Sequence[str]) -> None:
+    """Print lines about a run of a kind to stderr, on rank 0 only."""
     if is_rank_zero():
         for line in lines:
-            print(f"pretrain: {line}", file=sys.stderr, flush=True)
+            print(f"{kind}: {line}", file=sys.stderr, flush=True)
+
+
+class Announcer:
+    """Announces a run of ``steps`` steps when its first batch is read, and times long steps.
+
+    ``lines`` returns the lines to print; it is called on rank 0 only.
+    """
+
+    def __init__(self, kind: str, steps: int, lines: Callable[[], list[str]]) -> None:
+        self.kind, self.steps, self.lines = kind, steps, lines
+        self.first = True
+
+    def announce(self) -> None:
+        """Print the lines, if this is the first batch of this process."""
+        if self.first and is_rank_zero():
+            say(self.kind, self.lines())
+
+    def timed(self, batches: list[T], step: int) -> TimedMicroBatches[T]:
+        """The micro-batches of a step, which report its progress."""
+        first, self.first = self.first, False
+        return TimedMicroBatches(batches, step, self.steps, first=first, kind=self.kind)
 
 
 class TimedMicroBatches(list[T]):
@@ -174,9 +198,9 @@ class TimedMicroBatches(list[T]):
     this process.
     """
 
-    def __init__(self, batches: list[T], step: int, steps: int, *, first: bool) -> None:
+    def __init__(self, batches: list[T], step: int, steps: int, *, first: bool, kind: str = "pretrain") -> None:
         super().__init__(batches)
-        self.step, self.steps, self.first = step, steps, first
+        self.step, self.steps, self.first, self.kind = step, steps, first, kind
 
     def __iter__(self) -> Iterator[T]:
         begin = last = time.monotonic()
@@ -189,17 +213,18 @@ class TimedMicroBatches(list[T]):
                 step_seconds = one * len(self)
                 rest = step_seconds * (self.steps - self.step + 1)
                 text = f"a micro-batch took {duration(one)}: about {duration(step_seconds)} per step"
-                say([f"{text}, {duration(rest)} in all"])
+                say(self.kind, [f"{text}, {duration(rest)} in all"])
             elif now - last > WITHIN_STEP_SECONDS and index + 1 < len(self):
                 last = now
                 left = (now - begin) / (index + 1) * (len(self) - index - 1)
-                say([f"step {self.step}: micro-batch {index + 1} of {len(self)}, {duration(left)} left in this step"])
+                text = f"step {self.step}: micro-batch {index + 1} of {len(self)}"
+                say(self.kind, [f"{text}, {duration(left)} left in this step"])
 
 
 def foresee(config: PretrainConfig, world_size: int) -> list[str]:
     """The lines on time and data, and the warnings, that the run would print on this machine."""
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-    opening = Opening(config, choose_device(config.device, 0), world_size)
+    opening = Opening.of_pretraining(config, choose_device(config.device, 0), world_size)
     lines = [opening.time_line()]
     if config.data.train:
         model = config.model

@@ -16,6 +16,7 @@ from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture, open_mixture
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.model.initialize import initialize_parameters
+from spdf_dist.parallel.groups import choose_device
 from spdf_dist.sparsity.levels import at_step, change_steps, next_masks
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.sparsity.update import SWAPPING
@@ -23,7 +24,7 @@ from spdf_dist.training.batches import PretrainBatches
 from spdf_dist.training.dynamic import DynamicMasks
 from spdf_dist.training.init_from import Origin, through_masks
 from spdf_dist.training.loop import Spikes
-from spdf_dist.training.opening import warn_early
+from spdf_dist.training.opening import Opening, warn_early
 from spdf_dist.training.run import AllowedChanges, TrainedModel, TrainingRun
 from spdf_dist.training.schedule import schedule_of
 from spdf_dist.training.setup import check_tokenizer
@@ -145,7 +146,7 @@ def open_data(config: PretrainConfig) -> tuple[Mixture, Mixture | None, Tokenize
 
     Raises UserError if the data or the tokenizer cannot be used with the model.
     """
-    warn_early(config)
+    warn_early(lambda: Opening.of_pretraining(config, choose_device(config.device, 0)))
     model = config.model
     train = open_mixture(config.data.train, model.seq_length, config.seed, model.vocab_size)
     validation = None

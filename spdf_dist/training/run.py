@@ -285,7 +285,19 @@ class TrainingRun:
         trained, state = self.trained, self.state
         sparsity = sparsity_by_group(self.engine.model)
         facts = {"sparsity": sparsity, "execution": self.execution}
-        run = RunInfo(self.kind, self.config, self.folder, state.step, self.data.total_steps, self.groups.rank, facts)
+        run = RunInfo(
+            self.kind,
+            self.config,
+            self.folder,
+            state.step,
+            self.data.total_steps,
+            self.groups,
+            self.engine,
+            log=lambda step, values: self.callbacks.on_metrics(step, values),
+            say=lambda text: self.callbacks.on_note(text),
+            stop_requested=lambda: self.stop.requested,
+            facts=facts,
+        )
         further = load_callbacks(run)
         if self.groups.rank != 0:
             return further

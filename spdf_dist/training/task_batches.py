@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from spdf_dist.accounting.flops import training_flops
+from spdf_dist.accounting.plan import finetuning_plan
 from spdf_dist.base.random_streams import derive_seed
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import FinetuneConfig, ModelConfig, SparsityConfig
@@ -16,6 +17,7 @@ from spdf_dist.data.tasks.encoding import EncodedExample, collate
 from spdf_dist.data.tokenizer import Tokenizer
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.training.batches import GlobalBatch, MicroBatch
+from spdf_dist.training.opening import Announcer, Opening
 
 
 class TaskBatches:
@@ -61,12 +63,41 @@ class TaskBatches:
         size = config.training.micro_batch_size
         self.validation_passes = len(micro_batches(numbers, groups.data_rank, groups.data_size, size))
         self._flops = {length: training_flops(model, sparsity, length - 1) for length in set(lengths)}
+        self._plan = functools.partial(
+            finetuning_plan,
+            config,
+            model,
+            sparsity,
+            groups.world_size,
+            groups.device.type,
+            longest=max(lengths) - 1,
+            steps=self.total_steps,
+        )
+        self._announcer = Announcer("finetune", self.total_steps, lambda: self.opening().lines(self.data_lines()))
+
+    def opening(self) -> Opening:
+        """The facts about the run before it starts, on this rank's device."""
+        epochs = self.total_steps / self.steps_per_epoch
+        flops = round(epochs * sum(self._flops[len(example.ids)] for example in self.examples))
+        facts = self._plan(tokens=self.consumed_tokens(self.total_steps), flops=flops)
+        precision = self.config.training.precision
+        return Opening("finetune", facts, precision, self.groups.device, self.groups.world_size)
+
+    def data_lines(self) -> list[str]:
+        """Lines on the pairs that the run reads, and how often."""
+        pairs, targets = len(self.examples), sum(example.target_tokens for example in self.examples)
+        longest = max(len(example.ids) for example in self.examples)
+        passes = f"{self.total_steps / self.steps_per_epoch:.3g} times, {self.steps_per_epoch:,} steps each time"
+        return [
+            f"reads {pairs:,} pairs with {targets:,} target tokens {passes}; the longest pair has {longest:,} tokens"
+        ]
 
     def batch(self, step: int) -> GlobalBatch:
         epoch, index = divmod(step - 1, self.steps_per_epoch)
         numbers = self._batches_of(epoch)[index]
+        self._announcer.announce()
         return GlobalBatch(
-            list(self._collated(self.examples, numbers, step)),
+            self._announcer.timed(list(self._collated(self.examples, numbers, step)), step),
             sum(self.examples[number].target_tokens for number in numbers),
             sum(self._flops[len(self.examples[number].ids)] for number in numbers),
         )

@@ -104,6 +104,33 @@ def test_where_a_container_is_every_command_starts_in_it(  # type: ignore[no-unt
     assert f"exec {sys.executable} -m spdf_launcher.job" in (bench.dir / "slurm/dense.sbatch").read_text()
 
 
+def test_the_remedies_of_the_cluster_page_reach_the_batch_script(bench, slurm: Path) -> None:  # type: ignore[no-untyped-def]
+    bench.file.write_text(GRID)
+    submit(
+        bench,
+        "clusters.big.account=other",
+        "clusters.big.sbatch=[--exclude=n3]",
+        "clusters.big.env={NCCL_SOCKET_IFNAME: ib0, GLOO_SOCKET_IFNAME: ib0, NCCL_DEBUG: INFO}",
+        "jobs.pretrain.resources.time=2-00:00:00",
+        "jobs.pretrain.resources.mem=128G",
+        "jobs.pretrain.resources.signal_seconds=300",
+        "jobs.pretrain.set.training.global_batch_size=4",
+        "jobs.pretrain.set.training.micro_batch_size=2",
+        "jobs.pretrain.set.training.activation_checkpointing=true",
+        "jobs.pretrain.set.parallel.timeout_minutes=60",
+        "jobs.pretrain.set.checkpoint.asynchronous=true",
+    )
+    text = (bench.dir / "slurm/pretrain.sbatch").read_text()
+    for option in ("account=other", "exclude=n3", "time=2-00:00:00", "mem=128G", "signal=B:USR1@300"):
+        assert f"#SBATCH --{option}\n" in text
+    for variable in ("NCCL_SOCKET_IFNAME=ib0", "GLOO_SOCKET_IFNAME=ib0", "NCCL_DEBUG=INFO"):
+        assert f"export {variable}\n" in text
+    job = json.loads((bench.dir / "jobs/pretrain/job.json").read_text())
+    training = job["config"]["training"]
+    assert (training["micro_batch_size"], training["activation_checkpointing"]) == (2, True)
+    assert job["config"]["parallel"]["timeout_minutes"] == 60 and job["config"]["checkpoint"]["asynchronous"] is True
+
+
 def test_refusal_submits_nothing(bench, slurm: Path) -> None:  # type: ignore[no-untyped-def]
     bench.file.write_text(GRID)
     (slurm / "refuse").write_text("select")

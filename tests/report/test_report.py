@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from spdf_dist.report.tables import finetuning_text, score_tables, summary_table
 from spdf_dist.report.write import cards
 from spdf_dist.studies.paper.printed import our_estimate
 from spdf_dist.studies.paper.section import own_panels
+from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.workflow_folder import all_jobs, ancestors, job_of, read_job, selections
 
 
@@ -387,6 +389,28 @@ def test_a_loss_that_was_not_finite_is_null(tmp_path: Path) -> None:
     run = read_run(tmp_path / "run")
     assert len(run.validation) == 7 and run.final_validation != run.final_validation
     assert run.best_validation == pytest.approx(run.validation[-2][1])
+
+
+def test_the_report_shows_what_change_and_rewind_did(tmp_path: Path) -> None:
+    pretrain_run(tmp_path / "run", 0.0)
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "before")]) == 0
+    assert not (tmp_path / "before" / "changes.csv").exists()
+    folder = RunFolder(tmp_path / "run")
+    shutil.rmtree(folder.checkpoints)
+    folder.record_change(["training.lr: 0.0006 -> 0.0003", "data.train: [] -> ['a -> b']"])
+    folder.record_change(["rewound to step 40; the batches of steps 41 to 52 are left out"])
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
+    rows = list(csv.reader((tmp_path / "out" / "changes.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row[4:] for row in rows[1:]] == [
+        ["training.lr", "0.0006", "0.0003"],
+        ["data.train", "[]", "['a -> b']"],
+        ["rewound to step 40; the batches of steps 41 to 52 are left out", "", ""],
+    ]
+    assert all(row[2] == "0" and row[3].endswith("+00:00") for row in rows[1:])
+    assert "Changes during the runs" in (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    folder.changes.write_text("[]\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"changes\.jsonl: not a record of changes"):
+        read_run(tmp_path / "run")
 
 
 @pytest.mark.parametrize("row", [5, {"op": "forward", "speedup": 1.0, "sparsity": 0.5}])

@@ -83,7 +83,7 @@ class Recorder(Callback):
         self.steps = step
 
     def after_step(self, metrics, phases_ms):
-        assert {"data", "forward", "backward", "update"} == set(phases_ms)
+        assert {"data", "forward", "backward", "reduce", "update"} == set(phases_ms)
         if metrics.step % self.every == 0:
             self.seen.append(f"step {metrics.step}")
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from spdf_command import read_metrics, run_spdf
 
+from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.checkpoint.densify import densify
 from spdf_dist.checkpoint.manifest import global_shapes
 from spdf_dist.checkpoint.read import Checkpoint
@@ -95,6 +96,18 @@ def test_pruned_weights_wake_up_and_the_best_checkpoint_stays(finetuned):
 
 
 @pytest.mark.distributed
+def test_the_first_lines_name_the_run_s_size_time_and_data(finetuned):
+    run, output = finetuned
+    facts = json.loads((run / "finetune.json").read_text())
+    assert facts["steps"] == 6
+    tokens = read_metrics(run)[-2]["consumed_tokens"]
+    parameters = total_parameters(Checkpoint(run).model)
+    assert f"finetune: {parameters:,} parameters; 6 steps of {round(tokens / 6):,} tokens; " in output
+    assert f" FLOPs per step, {facts['total_flops']:.3g} in all" in output
+    assert "finetune: at least " in output and "finetune: a micro-batch took " in output
+    assert f"finetune: reads 22 pairs with {tokens // 2:,} target tokens 2 times, 3 steps each time; " in output
+
+
 def test_the_loss_is_per_target_token_at_any_data_parallelism_with_dropout(sparse_run, task_files, tmp_path):
     finetune(tmp_path / "one", sparse_run, task_files, "finetune.dropout=0.1")
     finetune(tmp_path / "two", sparse_run, task_files, "finetune.dropout=0.1", "parallel.data=2")

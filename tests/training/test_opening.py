@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 def test_a_run_out_of_proportion_says_so_before_its_model_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "available_memory", lambda device: 8 * 10**9)
-    found = Opening(load_config(PretrainConfig, "gpt3_xl", ["device=cpu"]), CPU).early()
+    found = Opening.of_pretraining(load_config(PretrainConfig, "gpt3_xl", ["device=cpu"]), CPU).early()
     text = "\n".join(found)
     assert "1,315,723,264 parameters" in text and "FLOPs per step" in text
     assert "years in all" in text or "days in all" in text
@@ -28,13 +28,13 @@ def test_a_run_out_of_proportion_says_so_before_its_model_is_made(monkeypatch: p
 
 
 def test_a_run_that_fits_says_nothing_early(tiny_config: Path) -> None:
-    assert Opening(load_config(PretrainConfig, str(tiny_config)), CPU).early() == []
+    assert Opening.of_pretraining(load_config(PretrainConfig, str(tiny_config)), CPU).early() == []
 
 
 def test_a_precision_that_the_machine_emulates_is_named(tiny_config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "product_rate", lambda precision, device: 1e9 if precision == "bf16" else 30e9)
     config = load_config(PretrainConfig, str(tiny_config), ["training.precision=bf16"])
-    (warning,) = Opening(config, CPU).warnings()
+    (warning,) = Opening.of_pretraining(config, CPU).warnings()
     assert "bf16 is emulated on this machine and 30.0 times slower than fp32" in warning
 
 

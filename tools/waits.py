@@ -1,0 +1,148 @@
+"""Measures how long training waits for checkpoints and for a slow disk. One process, variants in turn.
+
+  python tools/waits.py saves CONFIG key=value...               no checkpoints; synchronous; asynchronous
+  python tools/waits.py data CONFIG key=value... --delay 0.1    a disk that takes --delay seconds per batch
+
+The cost of a save is given as a share of --every steps of the config's own batch. The measured steps have a small batch
+(--batch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spdf_dist.base.rank_variables import ALONE
+from spdf_dist.config.load import load_config
+from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.training.batches import GlobalBatch, PretrainBatches
+from spdf_dist.training.loop import Loop
+from spdf_dist.training.prefetch import Prefetch
+from spdf_dist.training.pretrain import pretrain
+
+Seconds = tuple[float, float]
+"""Seconds of the loop, and those of them in which it waited for checkpoints."""
+
+
+def seconds_of(config: PretrainConfig) -> Seconds:
+    """Train; returns the seconds of the loop and those that it waited for checkpoints. The run folder is deleted."""
+    took: list[float] = []
+    stalled: list[float] = []
+    run = Loop.run
+
+    def timed(self: Loop) -> None:
+        begin = time.perf_counter()
+        run(self)
+        took.append(time.perf_counter() - begin)
+        stalled.append(self.saver.stalled)
+
+    Loop.run = timed  # type: ignore[method-assign]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            pretrain(config, ALONE)
+    finally:
+        Loop.run = run  # type: ignore[method-assign]
+        shutil.rmtree(config.run_dir)
+    return took[0], stalled[0]
+
+
+def in_turn(variants: dict[str, Callable[[], Seconds]], rounds: int) -> dict[str, list[Seconds]]:
+    """The results of each variant, round after round; a first round is not counted."""
+    found: dict[str, list[Seconds]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            result = run()
+            if number:
+                found[name].append(result)
+    return found
+
+
+def medians(results: list[Seconds]) -> Seconds:
+    """Median seconds of the loop and of the waits for checkpoints."""
+    return statistics.median(r[0] for r in results), statistics.median(r[1] for r in results)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("saves", "data"))
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--steps", type=int, default=24, help="steps of a measured run (24)")
+    parser.add_argument("--batch", type=int, default=2, help="sequences of a measured step (2)")
+    parser.add_argument("--every", type=int, default=20, help="steps between checkpoints that the share is for (20)")
+    parser.add_argument("--saves", type=int, default=3, help="checkpoints of a measured run besides the last (3)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--delay", type=float, default=0.1, help="seconds per batch of the slow disk (0.1)")
+    parser.add_argument("--step-seconds", type=float, help="of the config's batch; else computed")
+    args = parser.parse_args()
+    whole: Any = load_config(PretrainConfig, args.config, args.overrides)
+    tokens = args.steps * args.batch * whole.model.seq_length
+    with tempfile.TemporaryDirectory(dir=".", prefix=".waits-") as folder:
+        short = [
+            *args.overrides,
+            *("validation.interval=1000000", "parallel.data=1", f"run_dir={Path(folder) / 'run'}"),
+            *(f"training.global_batch_size={args.batch}", f"training.micro_batch_size={args.batch}"),
+            *(f"training.train_tokens={tokens}", "training.warmup_tokens=0"),
+        ]
+
+        def run(*more: str) -> Callable[[], Seconds]:
+            return lambda: seconds_of(load_config(PretrainConfig, args.config, [*short, *more]))
+
+        if args.what == "saves":
+            interval = f"checkpoint.interval={-(-args.steps // (args.saves + 1))}"
+            found = in_turn(
+                {
+                    "none": run(f"checkpoint.interval={args.steps + 1}"),
+                    "synchronous": run(interval),
+                    "asynchronous": run(interval, "checkpoint.asynchronous=true"),
+                },
+                args.rounds,
+            )
+            base, last = medians(found["none"])
+            own = args.step_seconds or (base - last) / args.steps * whole.training.global_batch_size / args.batch
+            print(f"a step of {whole.training.global_batch_size} sequences: {own:.2f} s")
+            for name in ("synchronous", "asynchronous"):
+                extra = [(a[0] - b[0]) / args.saves for a, b in zip(found[name], found["none"], strict=True)]
+                waited = (medians(found[name])[1] - last) / args.saves
+                cost = statistics.median(extra)
+                print(
+                    f"{name}: {cost:.3f} s per checkpoint ({', '.join(f'{x:.3f}' for x in extra)}), of which training "
+                    f"waited {waited:.3f} s; every {args.every} steps {cost / args.every / own:.2%} of the time"
+                )
+        else:
+            read, ahead = PretrainBatches.batch, Prefetch.batch
+
+            def slow(self: PretrainBatches, step: int) -> GlobalBatch:
+                time.sleep(args.delay)
+                return read(self, step)
+
+            def without(self: Prefetch, step: int) -> GlobalBatch:
+                return self.data.batch(step)
+
+            def with_disk(batch: Any, method: Any) -> Seconds:
+                PretrainBatches.batch, Prefetch.batch = batch, method  # type: ignore[method-assign]
+                return run(f"checkpoint.interval={args.steps + 1}")()
+
+            found = in_turn(
+                {
+                    "fast disk": lambda: with_disk(read, ahead),
+                    "slow disk, prefetched": lambda: with_disk(slow, ahead),
+                    "slow disk, not prefetched": lambda: with_disk(slow, without),
+                },
+                args.rounds,
+            )
+            for name, results in found.items():
+                took, last = medians(results)
+                print(f"{name}: {1000 * (took - last) / args.steps:.0f} ms per step")
+
+
+if __name__ == "__main__":
+    main()
