@@ -220,7 +220,7 @@ def test_page_and_files_from_the_csv_alone(tmp_path: Path, capsys: pytest.Captur
 
 
 def write_part(root: Path) -> None:
-    """A workflow with the names of the study, of which three jobs have run."""
+    """A workflow with the names of the study. Three jobs have run; one ran with other inputs, one is not planned."""
     for job_id in ("dense-equal/seed=1", "cooldown-10/dense/seed=1"):
         variant = "dense" if "dense/" in job_id else None
         write_job(root, job_id, "pretrain", [], variant, cell={"seed": "1"}, done=False)
@@ -234,13 +234,23 @@ def write_part(root: Path) -> None:
     place.write_text(yaml.safe_dump(tree), encoding="utf-8")
     tuned = write_job(root, "e2e-20/dense/seed=1", "finetune", ["variable-dense/seed=1"], "dense", cell={"seed": "1"})
     finetune_run(tuned / "run", dense / "run", "e2e", config)
-    write_json(tuned / "manifest.json", {"status": "done", "git_commit": "abc", "versions": {"spdf": "1"}, "key": "k"})
+    write_json(
+        tuned / "manifest.json", {"status": "done", "git_commit": "abc", "versions": {"spdf": "1"}, "key": "key"}
+    )
+    stale = write_job(root, "e2e-20/s75/seed=1", "finetune", [], "s75", cell={"seed": "1"})
+    finetune_run(stale / "run", dense / "run", "e2e", config)
+    write_json(stale / "manifest.json", {"status": "done", "key": "of other inputs"})
+    write_job(root, "e2e-masked/s75/seed=1", "finetune", [], "s75", cell={"seed": "1"}, done=False)
+    planned = ["dense-equal/seed=1", "cooldown-10/dense/seed=1", "e2e-20/s75/seed=1"]
+    write_json(root / "plan.json", {"jobs": [{"id": job_id} for job_id in planned]})
 
 
 def test_rows_of_a_workflow(tmp_path: Path) -> None:
     write_part(tmp_path / "study")
     evidence = read_evidence(read_results([tmp_path / "study"]), [])
-    rows = {row.job: row for row in evidence.rows}
+    states = {row.id: row.state for row in evidence.rows}
+    assert states.pop(("e2e-20", "s75", "", 1)) == NOT_RUN and ("e2e-masked", "s75", "", 1) not in states
+    rows = {row.job: row for row in evidence.rows if row.id in states}
     assert [rows[name].state for name in ("dense-equal", "cooldown-10", "e2e-20")] == [NOT_RUN, NOT_RUN, "done"]
     first, second, tuned = rows["variable-sparse"], rows["variable-dense"], rows["e2e-20"]
     assert (first.level, first.width, first.layers, second.level) == (pytest.approx(0.9, abs=1e-3), 128, 4, 0.0)

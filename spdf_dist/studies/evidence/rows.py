@@ -16,8 +16,7 @@ from spdf_dist.report.results import Results, outdated_text
 from spdf_dist.report.runs import Run
 from spdf_dist.report.tables import csv_text
 from spdf_dist.sparsity.update import update_steps
-from spdf_dist.workflow_folder import DONE as JOB_DONE
-from spdf_dist.workflow_folder import JobRecord, all_jobs, failure
+from spdf_dist.workflow_folder import PLAN, JobRecord, all_jobs, failure, read_json
 
 ROWS = "evidence.csv"
 SIGN = {"cooldown-10", "dense-equal"}
@@ -108,10 +107,11 @@ def read_evidence(results: Results, folders: Iterable[Path]) -> Evidence:
     for root in results.workflows:
         jobs = all_jobs(root)
         if {job.name for job in jobs} >= SIGN:
+            planned = {entry["id"] for entry in (read_json(root / PLAN) or {}).get("jobs") or []}
             for job in jobs:
                 if job.trains and not results.is_outdated(job.folder.path):
                     row = row_of(results, job)
-                    if row.state == DONE or row.id not in rows:
+                    if row.state == DONE or (job.id in planned and row.id not in rows):
                         rows[row.id] = row
     return Evidence(list(rows.values()), outdated_text(results))
 
@@ -121,7 +121,7 @@ def row_of(results: Results, job: JobRecord) -> Row:
     cell = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in job.cell.items() if key != "seed")
     row = Row(job.name, job.variant, cell, int(job.cell.get("seed", 0)))
     manifest, run = job.manifest(), results.run_at(job.folder.run_dir)
-    if manifest.get("status") != JOB_DONE or run is None:
+    if run is None or not job.folder.is_done(str(job.spec.get("key"))):
         reason = failure(job)
         row.state = NOT_RUN if reason is None else f"failed: {reason}"
         return row
