@@ -3,8 +3,9 @@
   python tools/waits.py saves CONFIG key=value...               no checkpoints; synchronous; asynchronous
   python tools/waits.py data CONFIG key=value... --delay 0.1    a disk that takes --delay seconds per batch
 
-The cost of a save is given as a share of --every steps of the config's own batch. The measured steps have a small batch
-(--batch).
+The measured steps have a small batch (--batch). The cost of a save is given as a share of --every steps of the config's
+own batch, of which one is measured too. With --processor, the times of `saves` are processor time of all threads, which
+other work on the machine does not lengthen.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ Seconds = tuple[float, float]
 """Seconds of the loop, and those of them in which it waited for checkpoints."""
 
 
-def seconds_of(config: PretrainConfig) -> Seconds:
+def seconds_of(config: PretrainConfig, clock: Callable[[], float] = time.perf_counter) -> Seconds:
     """Train; returns the seconds of the loop and those that it waited for checkpoints. The run folder is deleted."""
     took: list[float] = []
     stalled: list[float] = []
     run = Loop.run
 
     def timed(self: Loop) -> None:
-        begin = time.perf_counter()
+        begin = clock()
         run(self)
-        took.append(time.perf_counter() - begin)
+        took.append(clock() - begin)
         stalled.append(self.saver.stalled)
 
     Loop.run = timed  # type: ignore[method-assign]
@@ -81,34 +82,37 @@ def main() -> None:
     parser.add_argument("--saves", type=int, default=3, help="checkpoints of a measured run besides the last (3)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--delay", type=float, default=0.1, help="seconds per batch of the slow disk (0.1)")
-    parser.add_argument("--step-seconds", type=float, help="of the config's batch; else computed")
+    parser.add_argument("--processor", action="store_true", help="measure processor time")
     args = parser.parse_args()
     whole: Any = load_config(PretrainConfig, args.config, args.overrides)
-    tokens = args.steps * args.batch * whole.model.seq_length
+    length, own_batch = whole.model.seq_length, whole.training.global_batch_size
+    clock = time.process_time if args.processor else time.perf_counter
     with tempfile.TemporaryDirectory(dir=".", prefix=".waits-") as folder:
-        short = [
-            *args.overrides,
-            *("validation.interval=1000000", "parallel.data=1", f"run_dir={Path(folder) / 'run'}"),
-            *(f"training.global_batch_size={args.batch}", f"training.micro_batch_size={args.batch}"),
-            *(f"training.train_tokens={tokens}", "training.warmup_tokens=0"),
-        ]
 
-        def run(*more: str) -> Callable[[], Seconds]:
-            return lambda: seconds_of(load_config(PretrainConfig, args.config, [*short, *more]))
+        def run(steps: int, *more: str, batch: int = args.batch) -> Callable[[], Seconds]:
+            short = (
+                *("validation.interval=1000000", "parallel.data=1", f"run_dir={Path(folder) / 'run'}"),
+                *(f"training.global_batch_size={batch}", f"training.train_tokens={steps * batch * length}"),
+                f"training.micro_batch_size={min(batch, whole.training.micro_batch_size)}",
+                "training.warmup_tokens=0",
+            )
+            config = load_config(PretrainConfig, args.config, [*args.overrides, *short, *more])
+            return lambda: seconds_of(config, clock)
 
         if args.what == "saves":
             interval = f"checkpoint.interval={-(-args.steps // (args.saves + 1))}"
             found = in_turn(
                 {
-                    "none": run(f"checkpoint.interval={args.steps + 1}"),
-                    "synchronous": run(interval),
-                    "asynchronous": run(interval, "checkpoint.asynchronous=true"),
+                    "none": run(args.steps, f"checkpoint.interval={args.steps + 1}"),
+                    "synchronous": run(args.steps, interval),
+                    "asynchronous": run(args.steps, interval, "checkpoint.asynchronous=true"),
                 },
                 args.rounds,
             )
-            base, last = medians(found["none"])
-            own = args.step_seconds or (base - last) / args.steps * whole.training.global_batch_size / args.batch
-            print(f"a step of {whole.training.global_batch_size} sequences: {own:.2f} s")
+            last = medians(found["none"])[1]
+            one, three = (run(steps, batch=own_batch)()[0] for steps in (1, 3))
+            own = (three - one) / 2
+            print(f"a step of {own_batch} sequences of {length} tokens: {own:.2f} s")
             for name in ("synchronous", "asynchronous"):
                 extra = [(a[0] - b[0]) / args.saves for a, b in zip(found[name], found["none"], strict=True)]
                 waited = (medians(found[name])[1] - last) / args.saves
@@ -129,7 +133,7 @@ def main() -> None:
 
             def with_disk(batch: Any, method: Any) -> Seconds:
                 PretrainBatches.batch, Prefetch.batch = batch, method  # type: ignore[method-assign]
-                return run(f"checkpoint.interval={args.steps + 1}")()
+                return run(args.steps, f"checkpoint.interval={args.steps + 1}")()
 
             found = in_turn(
                 {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from in_process import STEP, losses, train
+from spdf_command import read_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils import tensorboard
 
@@ -176,6 +177,16 @@ def test_lines_that_the_disk_refuses_for_a_moment_are_written_later(
     assert capsys.readouterr().err.count("Disk quota exceeded; training goes on") == 1
 
 
+NORM = "norm/gradient/layers.0.W_Q"
+
+
+def further_metrics(run: Path) -> dict[int, float]:
+    """The norm ``NORM`` of steps 3 and 6, from the run's metrics file."""
+    found = {line["step"]: line["metrics"][NORM] for line in read_metrics(run) if "metrics" in line}
+    assert sorted(found) == [3, 6]
+    return found
+
+
 def leveldb_records(log: bytes) -> Iterator[bytes]:
     """The records of W&B's offline file after its header: a LevelDB log in blocks of 32 KiB, header included."""
     at, parts = 7, b""
@@ -197,10 +208,10 @@ def test_wandb_offline_holds_the_run_and_a_continued_run_goes_on_in_it(tiny_conf
     from wandb.proto import wandb_internal_pb2
 
     run = tmp_path / "run"
-    how = ("callbacks.wandb.mode=offline", "callbacks.wandb.project=mine")
+    how = ("callbacks.wandb.mode=offline", "callbacks.wandb.project=mine", "callbacks.norms.every=3")
     train(tiny_config, run, *how, f"training.train_tokens={5 * STEP}")
     train(tiny_config, run, *how, f"training.train_tokens={6 * STEP}", change=True)
-    ids, steps = set(), []
+    ids, steps, norms = set(), [], {}
     for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
         for content in leveldb_records(file.read_bytes()[7:]):
             record = wandb_internal_pb2.Record()
@@ -210,8 +221,11 @@ def test_wandb_offline_holds_the_run_and_a_continued_run_goes_on_in_it(tiny_conf
             values = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
             if "train/loss" in values:
                 steps.append((int(values["_step"]), json.loads(values["train/loss"])))
+            if NORM in values:
+                norms[int(values["_step"])] = json.loads(values[NORM])
     assert len(ids) == 1 and next(iter(ids))[1] == "mine"
     assert dict(steps) == pytest.approx({step: loss for step, (loss, _, _) in losses(run).items()})
+    assert norms == pytest.approx(further_metrics(run))
 
 
 def test_mlflow_offline_holds_the_run_and_a_continued_run_goes_on_in_it(
@@ -221,13 +235,16 @@ def test_mlflow_offline_holds_the_run_and_a_continued_run_goes_on_in_it(
     from mlflow.tracking import MlflowClient
 
     run = tmp_path / "run"
-    train(tiny_config, run, "callbacks.mlflow={}", f"training.train_tokens={5 * STEP}")
-    train(tiny_config, run, "callbacks.mlflow={}", f"training.train_tokens={6 * STEP}", change=True)
+    how = ("callbacks.mlflow={}", "callbacks.norms.every=3")
+    train(tiny_config, run, *how, f"training.train_tokens={5 * STEP}")
+    train(tiny_config, run, *how, f"training.train_tokens={6 * STEP}", change=True)
     client = MlflowClient((run / "mlruns").as_uri())
     (found,) = client.search_runs([client.get_experiment_by_name("spdf").experiment_id])
     assert found.data.params["training.lr"] == "0.005" and found.info.status == "FINISHED"
     history = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, "train/loss")}
     assert history == pytest.approx({step: loss for step, (loss, _, _) in losses(run).items()})
+    norms = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, NORM)}
+    assert norms == pytest.approx(further_metrics(run))
 
 
 def test_a_profiler_window_is_written_and_tensorboard_has_config_and_phases(tiny_config: Path, tmp_path: Path) -> None:
