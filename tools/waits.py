@@ -117,9 +117,10 @@ def main() -> None:
                 extra = [(a[0] - b[0]) / args.saves for a, b in zip(found[name], found["none"], strict=True)]
                 waited = (medians(found[name])[1] - last) / args.saves
                 cost = statistics.median(extra)
+                wait = "" if args.processor else f" (training waited {waited:.3f} s)"
                 print(
-                    f"{name}: {cost:.3f} s per checkpoint ({', '.join(f'{x:.3f}' for x in extra)}), of which training "
-                    f"waited {waited:.3f} s; every {args.every} steps {cost / args.every / own:.2%} of the time"
+                    f"{name}: {cost:.3f} s per checkpoint{wait}, {cost / args.every / own:.2%} of the time with one "
+                    f"every {args.every} steps; rounds: {', '.join(f'{x:.3f}' for x in extra)}"
                 )
         else:
             read, ahead = PretrainBatches.batch, Prefetch.batch

@@ -16,7 +16,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "waits.py"
 @pytest.mark.parametrize(
     ("what", "pattern"),
     [
-        ("saves", r"a step of 16 sequences of 32 tokens: .* s\nsynchronous: .*\nasynchronous: .* per checkpoint .*\n"),
+        ("saves", r"a step of 16 sequences of 32 tokens: .* s\nsynchronous: .* per checkpoint, .*\nasynchronous: .*\n"),
         ("data", r"fast disk: \d+ ms per step\nslow disk, prefetched: .*\nslow disk, not prefetched: .*\n"),
     ],
 )
