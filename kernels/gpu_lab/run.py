@@ -32,6 +32,8 @@ RESERVE = 15.0
 """Seconds reserved for the report."""
 GRACE = 20.0
 """Seconds that a part may take beyond its time before its worker is stopped."""
+SMOKE_SECONDS = 1500.0
+"""Time of a part in the interpreter, where times mean nothing and the machine may be busy."""
 FRESH = 75
 """Exit code of a worker whose GPU is in a state of error."""
 
@@ -52,7 +54,7 @@ def gpu_tests(record: Record, smoke: bool) -> None:
         arguments += ["-k", "expand_and_gather or activation"]
     if find_spec("xdist"):
         arguments += ["-n", str(0 if smoke else TEST_PROCESSES)]
-    limit = 540 if smoke else max(30.0, record.part_left())
+    limit = SMOKE_SECONDS if smoke else max(30.0, record.part_left())
     began = time.monotonic()
     try:
         answer = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=limit)
@@ -147,7 +149,7 @@ def work(out: Path, seconds: float, smoke: bool, names: list[str]) -> int:
             record.say("clock", skipped=name, left=record.left())
             continue
         began = time.monotonic()
-        limit = min(540.0 if smoke else known[name].seconds, record.left())
+        limit = min(SMOKE_SECONDS if smoke else known[name].seconds, record.left())
         record.part_ends = began + limit
         record.say("clock", begun=name, limit=limit)
         record.attempt(name, known[name].action)
@@ -184,7 +186,7 @@ def run_lab(out: Path, seconds: float, smoke: bool, only: list[str] | None) -> i
     out.mkdir(parents=True, exist_ok=True)
     path = out / "gpu_lab.jsonl"
     path.unlink(missing_ok=True)
-    record = Record(path, 3600.0 if smoke else seconds - RESERVE)
+    record = Record(path, 4 * SMOKE_SECONDS if smoke else seconds - RESERVE)
     bench = Bench(torch.device("cpu"), 0, smoke)
     names = list(parts(bench, record))
     unknown = set(only or ()) - set(names)
