@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 from torch.utils.flop_counter import register_flop_formula
 
 from spdf_kernels.backends import backend_for
@@ -173,8 +174,8 @@ def _differentiable(
 ) -> None:
     """Register derivatives: `backward` in reverse mode, the product rule in forward mode.
 
-    `apply` of torch.autograd.Function rejects the transforms of torch.func. Inside an operator, which handles one level
-    of the transforms at a time, `apply` of its base class is correct.
+    `apply` of torch.autograd.Function rejects the transforms of torch.func. An operator handles one level of the
+    transforms at a time, as the functions do that torch.func generates. So it has their base class.
     """
 
     def below_autograd(keyset: torch._C.DispatchKeySet, arguments: tuple[Any, ...]) -> torch.Tensor:
@@ -192,8 +193,7 @@ def _differentiable(
             return below_autograd(keyset, arguments)
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    function = type(f"{op._opname}_with_gradient", (torch.autograd.Function,), methods)
-    apply = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    apply = type(f"{op._opname}_with_gradient", (_SingleLevelFunction,), methods).apply  # type: ignore[attr-defined]
 
     def reverse(keyset: torch._C.DispatchKeySet, arguments: tuple[Any, ...]) -> torch.Tensor:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):

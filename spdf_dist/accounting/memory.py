@@ -83,7 +83,7 @@ def layer_activation_bytes(model: ModelConfig, layout: Layout) -> int:
     dropped = 2 * model.hidden_size if model.dropout > 0 else 0  # one byte per value, after attention and the MLP
     values = 2 * model.hidden_size * tokens + 2 * kept.norm_values * own + kept.divided_values * tokens // t
     fp32 = 2 * kept.norm_fp32 * own + kept.divided_fp32 * tokens // t
-    return layout.value_bytes * values + 4 * fp32 + dropped * tokens
+    return layout.value_bytes * values + 4 * fp32 + dropped * own
 
 
 def own_tokens(model: ModelConfig, layout: Layout) -> int:

@@ -13,7 +13,7 @@ import argparse
 
 from spdf_dist.config.load import load_config, to_yaml
 from spdf_dist.config.schema import FinetuneConfig
-from spdf_dist.config.validate import require_inputs, validate_tensor_parallel
+from spdf_dist.config.validate import require_inputs, validate_sequence_parallel, validate_tensor_parallel
 
 HELP = "fine-tune a checkpoint, dense, on a task"
 
@@ -33,14 +33,18 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from spdf_dist.base.rank_variables import Ranks
     from spdf_dist.checkpoint.read import Checkpoint
+    from spdf_dist.cli.memory import uncollected
     from spdf_dist.cli.start import start
 
-    # Before ranks start: whether there is a checkpoint, and whether they can share it.
-    validate_tensor_parallel(Checkpoint(config.finetune.checkpoint).model, config.parallel.tensor)
+    # Before ranks start: whether there is a checkpoint, and whether they can divide its model.
+    model = Checkpoint(config.finetune.checkpoint).model
+    validate_tensor_parallel(model, config.parallel.tensor)
+    validate_sequence_parallel(model, config.parallel)
 
     def work(ranks: Ranks) -> None:
-        from spdf_dist.training.finetune import finetune
-        from spdf_dist.training.run import AllowedChanges
+        with uncollected():
+            from spdf_dist.training.finetune import finetune
+            from spdf_dist.training.run import AllowedChanges
 
         finetune(config, ranks, AllowedChanges(args.change))
 

@@ -54,11 +54,13 @@ def run(args: argparse.Namespace) -> int:
         print("\non this machine:", *(f"  {line}" for line in foresee(config, ranks)), sep="\n")
         return 0
     from spdf_dist.base.rank_variables import Ranks
+    from spdf_dist.cli.memory import uncollected
     from spdf_dist.cli.start import start
 
     def work(ranks: Ranks) -> None:
-        from spdf_dist.training.pretrain import pretrain
-        from spdf_dist.training.run import AllowedChanges
+        with uncollected():
+            from spdf_dist.training.pretrain import pretrain
+            from spdf_dist.training.run import AllowedChanges
 
         pretrain(config, ranks, AllowedChanges(args.change, args.rewind))
 

@@ -161,7 +161,7 @@ class ParallelConfig:
     """Number of tensor-parallel ranks, which divide each layer's matrices."""
     sequence: bool = False
     """Sequence parallelism: outside the matrices, divide the tokens among the tensor ranks. It saves activation memory.
-    Only for pre-training."""
+    Tensor ranks must divide model.seq_length."""
     data: int | None = None
     """Number of data-parallel ranks, which divide each batch. null: world size / tensor under a launcher; otherwise the
     node's GPUs / tensor, or 1 without GPUs."""

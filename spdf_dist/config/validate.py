@@ -10,6 +10,7 @@ from spdf_dist.config.schema import (
     AnyConfig,
     FinetuneConfig,
     ModelConfig,
+    ParallelConfig,
     PretrainConfig,
     SparsityConfig,
     TrainingConfig,
@@ -136,15 +137,12 @@ def validate_tensor_parallel(model: ModelConfig, tensor: int) -> None:
     require(model.ffn % tensor == 0, f"parallel.tensor: model.ffn_hidden_size {model.ffn} is not divisible by {tensor}")
 
 
-def validate_sequence_parallel(config: PretrainConfig) -> None:
+def validate_sequence_parallel(model: ModelConfig, parallel: ParallelConfig) -> None:
     """Raise UserError unless the tensor ranks can divide the tokens, where sequence parallelism is on."""
-    if not config.parallel.sequence:
-        return
-    length, tensor = config.model.seq_length, config.parallel.tensor
-    require(length % tensor == 0, f"parallel.sequence: model.seq_length {length} is not divisible by {tensor}")
+    length, tensor = model.seq_length, parallel.tensor
     require(
-        config.model.dropout == 0,
-        "parallel.sequence: model.dropout must be 0: tensor ranks would drop the same places of different tokens",
+        not parallel.sequence or length % tensor == 0,
+        f"parallel.sequence: model.seq_length {length} is not divisible by {tensor}",
     )
 
 
@@ -201,7 +199,7 @@ def validate_pretrain(config: PretrainConfig) -> None:
     validate_sparsity(config.sparsity)
     validate_pattern(config.sparsity, config.model)
     validate_tensor_parallel(config.model, config.parallel.tensor)
-    validate_sequence_parallel(config)
+    validate_sequence_parallel(config.model, config.parallel)
     training = config.training
     require(training.train_tokens >= 0, f"training.train_tokens: must not be negative, got {training.train_tokens}")
     require(training.warmup_tokens >= 0, f"training.warmup_tokens: must not be negative, got {training.warmup_tokens}")
@@ -290,10 +288,6 @@ def validate_parameterization(config: PretrainConfig) -> None:
 
 def validate_finetune(config: FinetuneConfig) -> None:
     """Check the keys that only fine-tuning has. Raises UserError."""
-    require(
-        not config.parallel.sequence,
-        "parallel.sequence: is for pre-training; sequences of fine-tuning differ in length",
-    )
     task = config.finetune
     one_of("finetune.task", task.task, tuple(task_names()))
     one_of("sparsity.execution", config.sparsity.execution, ("masked", "compressed", "auto"))

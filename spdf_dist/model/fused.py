@@ -31,11 +31,14 @@ def drawn_dropout(layer: Any) -> Dropout | None:
     """The dropout of the layer's next residual branch; None if nothing is dropped.
 
     The seed is from the CPU's stream, which is the same on all tensor ranks and is restored for recomputation. Drawing
-    it does not wait for the GPU.
+    it does not wait for the GPU. With sequence parallelism, each tensor rank adds its number, because it holds other
+    tokens (see parallel/dropout.py).
     """
     if not layer.training or layer.hidden_dropout == 0:
         return None
-    return Dropout(layer.hidden_dropout, int(torch.randint(2**62, ()).item()))
+    attention = layer.self_attention
+    own = attention.core_attention.tensor_rank if attention.linear_proj.sequence else 0
+    return Dropout(layer.hidden_dropout, int(torch.randint(2**62, ()).item()) + own)
 
 
 def fused_layer(layer: Any, hidden_states: Tensor, context: Tensor | None = None, **options: Any) -> Any:

@@ -10,12 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.torch_norm import WrappedTorchNorm
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from spdf_dist.config.schema import ModelConfig
@@ -23,9 +17,19 @@ from spdf_dist.model.architecture import Architecture, architecture_of, family_m
 from spdf_dist.model.layers import pre_norm_layer
 from spdf_dist.model.loss import linear_cross_entropy
 from spdf_dist.model.parameterization import STANDARD, Multipliers, Parameterization, Rule
+from spdf_dist.parallel.dropout import scattered_bias_dropout_add
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.layout import Piece, pieces_of
 from spdf_dist.parallel.linear import ParallelLinear
+from spdf_dist.parallel.megatron_core import (
+    GPTModel,
+    ModuleSpec,
+    TransformerBlockSubmodules,
+    TransformerConfig,
+    WrappedTorchNorm,
+    gather_from_sequence_parallel_region,
+    get_bias_dropout_add,
+)
 from spdf_dist.parallel.sequence import ScatteredNorm, scatter_inputs
 from spdf_dist.sparsity.masks import BoolArray
 
@@ -128,6 +132,7 @@ def build_gpt(
     family = family_module(model.family, "layers")
 
     norm = ScatteredNorm if sequence else WrappedTorchNorm
+    bias_dropout_add = scattered_bias_dropout_add(groups.tensor_rank) if sequence else get_bias_dropout_add
 
     def linear(layer: int, name: str) -> ModuleSpec:
         return ModuleSpec(
@@ -144,7 +149,10 @@ def build_gpt(
             },
         )
 
-    layers = [pre_norm_layer(functools.partial(linear, index), norm, model.ffn) for index in range(model.num_layers)]
+    layers = [
+        pre_norm_layer(functools.partial(linear, index), norm, bias_dropout_add, model.ffn)
+        for index in range(model.num_layers)
+    ]
     gpt = GPT(
         transformer_config(model, groups.tensor_size, dtype),
         TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm),

@@ -13,16 +13,22 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
-from megatron.core.transformer.spec_utils import ModuleSpec, build_module
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from spdf_kernels.triton.layers import unusable
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spdf_dist.model.fused import fused_layer
+from spdf_dist.parallel.dropout import own_stream
+from spdf_dist.parallel.megatron_core import (
+    MLP,
+    MLPSubmodules,
+    ModuleSpec,
+    SelfAttention,
+    SelfAttentionSubmodules,
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    build_module,
+)
 
 
 class Layer(TransformerLayer):
@@ -94,11 +100,7 @@ class CausalAttention(nn.Module):
                 )
 
         if self.training and self.dropout > 0:
-            # Tensor ranks hold different heads and must drop different weights. The activations that all ranks hold are
-            # dropped from a common stream. Drawing one seed from it and forking keeps it the same on all ranks.
-            seed = int(torch.randint(2**62, ()).item()) + self.tensor_rank
-            with torch.random.fork_rng(devices=[q_TBhc.device] if q_TBhc.is_cuda else []):
-                torch.manual_seed(seed)
+            with own_stream(self.tensor_rank, q_TBhc.device):  # tensor ranks hold different heads
                 y_BhTc = attend(self.dropout)
         else:
             y_BhTc = attend(0.0)
@@ -120,8 +122,13 @@ def preferred_kernels(device: torch.device) -> AbstractContextManager[None]:
     return context
 
 
-def pre_norm_layer(linear: Callable[[str], ModuleSpec], norm: type, ffn_hidden_size: int) -> ModuleSpec:
-    """The spec of a layer with attention and MLP, each after a norm. ``linear`` gives the spec of a linear by name."""
+def pre_norm_layer(
+    linear: Callable[[str], ModuleSpec], norm: type, bias_dropout_add: Callable[..., Any], ffn_hidden_size: int
+) -> ModuleSpec:
+    """The spec of a layer with attention and MLP, each after a norm. ``linear`` gives the spec of a linear by name.
+
+    ``bias_dropout_add`` has the interface of megatron-core's ``get_bias_dropout_add``.
+    """
     return ModuleSpec(
         module=Layer,
         submodules=TransformerLayerSubmodules(
@@ -134,13 +141,13 @@ def pre_norm_layer(linear: Callable[[str], ModuleSpec], norm: type, ffn_hidden_s
                     linear_proj=linear("projection"),
                 ),
             ),
-            self_attn_bda=get_bias_dropout_add,
+            self_attn_bda=bias_dropout_add,
             pre_mlp_layernorm=norm,
             mlp=ModuleSpec(
                 module=MLP,
                 params={"ffn_hidden_size": ffn_hidden_size},
                 submodules=MLPSubmodules(linear_fc1=linear("expand"), linear_fc2=linear("contract")),
             ),
-            mlp_bda=get_bias_dropout_add,
+            mlp_bda=bias_dropout_add,
         ),
     )

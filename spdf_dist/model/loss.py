@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel.mappings import copy_to_tensor_model_parallel_region
 from spdf_kernels import dense_linear
 from spdf_kernels.triton import cross_entropy
 from torch import Tensor
 
 from spdf_dist.data.labels import IGNORED
 from spdf_dist.model.architecture import LOGITS_CHUNK, LOGITS_CHUNK_CUDA
+from spdf_dist.parallel.megatron_core import copy_to_tensor_model_parallel_region
 
 
 def linear_cross_entropy(

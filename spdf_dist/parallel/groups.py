@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from spdf_dist.base.collective import Collective
 from spdf_dist.base.extras import require_extra
 from spdf_dist.base.rank_variables import RENDEZVOUS, Ranks
 from spdf_dist.config.errors import SpdfError, UserError
+from spdf_dist.parallel.megatron_core import parallel_state
 
 TIMEOUT_MINUTES = 30.0
 

@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
-    gather_from_sequence_parallel_region,
-    reduce_from_tensor_model_parallel_region,
-    reduce_scatter_to_sequence_parallel_region,
-)
 from spdf_kernels import SparsityPattern, dense_linear, sparse_linear
 from torch import Tensor, nn
 
 from spdf_dist.model.architecture import TensorSpec
 from spdf_dist.parallel.layout import Piece
+from spdf_dist.parallel.megatron_core import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
 from spdf_dist.parallel.sequence import summed_gradient
 from spdf_dist.sparsity.masks import BoolArray
 

@@ -12,11 +12,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.tensor_parallel.mappings import (
-    copy_to_tensor_model_parallel_region,
-    scatter_to_sequence_parallel_region,
-)
 from torch import Tensor, nn
+
+from spdf_dist.parallel.megatron_core import copy_to_tensor_model_parallel_region, scatter_to_sequence_parallel_region
 
 
 def summed_gradient(parameter: Tensor) -> Tensor:

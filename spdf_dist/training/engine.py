@@ -32,6 +32,7 @@ from spdf_dist.data.labels import IGNORED
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups, Mpu
 from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.parallel.uncompiled import uncompiled
 from spdf_dist.training.batches import MicroBatch
 from spdf_dist.training.phase_times import PhaseTimes
 
@@ -189,7 +190,8 @@ class Engine:
         for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
             settings["zero_optimization"].setdefault(bucket, max(BUCKET_UNIT, min(REDUCE_BUCKET, elements)))
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed's bf16 optimizer prints memory reports
+            # DeepSpeed's bf16 optimizer prints memory reports. The first call imports its Muon optimizer.
+            with contextlib.redirect_stdout(io.StringIO()), uncompiled():
                 self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=Mpu())
         except Exception as error:  # DeepSpeed raises many kinds for settings that are unknown or do not fit together
             if not config.deepspeed:

@@ -24,7 +24,7 @@ from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import delete
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.schema import FinetuneConfig
-from spdf_dist.config.validate import validate_tensor_parallel
+from spdf_dist.config.validate import validate_sequence_parallel, validate_tensor_parallel
 from spdf_dist.data.tokenizer import load_tokenizer
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups
@@ -62,6 +62,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks, allowed: AllowedChanges | Non
             raise UserError(f"finetune.keep_mask: {origin.path} was made dense: start from the sparse checkpoint")
         model_config = replace(origin.model, dropout=task.dropout)
         validate_tensor_parallel(model_config, groups.tensor_size)
+        validate_sequence_parallel(model_config, config.parallel)
         origin_masks = PackedMasks.pack(origin.masks)
         sparsity = origin.sparsity if task.keep_mask else None
         data = TaskBatches(config, model_config, sparsity, tokenizer, groups)

@@ -104,10 +104,11 @@ class TaskBatches:
 
     def _collated(self, examples: Sequence[EncodedExample], numbers: Sequence[int], step: int) -> Iterator[MicroBatch]:
         """This rank's share of the examples ``numbers``, as micro-batches padded to their longest example."""
-        size = self.config.training.micro_batch_size
+        size, parallel = self.config.training.micro_batch_size, self.config.parallel
+        multiple = parallel.tensor if parallel.sequence else 1
         for index, part in micro_batches(numbers, self.groups.data_rank, self.groups.data_size, size):
             rows = [examples[number] for number in part]
-            tokens_BT, labels_BT = collate(rows, max(1, len(rows)), self.pad)
+            tokens_BT, labels_BT = collate(rows, max(1, len(rows)), self.pad, multiple)
             device = self.groups.device
             # As in pre-training, the seed depends on the samples and not on the rank.
             seed = derive_seed("dropout", self.config.seed, f"{step}/{index}") >> 1

@@ -112,3 +112,26 @@ def test_sequence_parallel_equals_one_process(tmp_path):
     ]
     for result in train_cases([case | {"sequence": True} for case in cases], 2, tmp_path):
         check(result, expected(0.75, result["case"]["model"]), TOLERANCE)
+
+
+@pytest.mark.distributed
+def test_with_divided_tokens_ranks_drop_alike_what_both_hold_and_apart_what_each_holds(tmp_path):
+    output = run_ranks([str(Path(__file__).parent / "dropout_job.py")], 2, tmp_path)
+    line = next(line for line in output.splitlines() if line.startswith("RESULT "))
+    results = json.loads(line.removeprefix("RESULT "))
+    for family in ("gpt2", "llama"):
+        plain, recomputed = results[f"{family} False"], results[f"{family} True"]
+        zero, one = plain["ranks"]
+        kinds = [(kind, shape[0]) for kind, shape, _ in zero["events"]]
+        layer = [("attention", 8), ("dropout", 8), ("dropout", 8)]  # of 8 sequences, and of 8 tokens of 16
+        assert kinds == [("dropout", 16), *layer, *layer]  # the embedding's dropout sees all tokens
+        same = [mine[2] == others[2] for mine, others in zip(zero["events"], one["events"], strict=True)]
+        assert same == [True, *[False] * 6]
+        assert len({event[2] for rank in (zero, one) for event in rank["events"]}) == 13  # no stream is used twice
+        assert zero["common"] == one["common"] and zero["replicated"] == one["replicated"]
+        assert zero["replicated"]
+        assert (recomputed["losses"], recomputed["norms"]) == (plain["losses"], plain["norms"])
+        for again, rank in zip(recomputed["ranks"], (zero, one), strict=True):
+            assert again["replicated"] == rank["replicated"]
+            assert again["events"][:7] == rank["events"] and len(again["events"]) > 7
+            assert {tuple(map(str, event)) for event in again["events"]} == {tuple(map(str, e)) for e in rank["events"]}

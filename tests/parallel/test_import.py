@@ -1,4 +1,4 @@
-"""Importing the package silences warnings."""
+"""Importing the package silences warnings and loads no compiler."""
 
 from __future__ import annotations
 
@@ -18,3 +18,16 @@ assert torch.utils.cpp_extension.CUDA_HOME == "/usr"
     environment = os.environ | {"CUDA_HOME": "/usr"}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_imports_of_training_leave_torch_s_compiler_out() -> None:
+    """It would cost each rank more than a second of CPU time."""
+    program = """
+import sys, torch
+compile = torch.compile
+import spdf_dist.training.finetune, spdf_dist.training.pretrain
+assert torch.compile is compile
+print([name for name in ("torch._inductor", "torch._dynamo") if name in sys.modules])
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("[]\n", "")

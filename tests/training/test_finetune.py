@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from spdf_command import read_metrics, run_spdf
+from spdf_command import read_metrics, run_spdf, start_and_signal
 
 from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.checkpoint.densify import densify
@@ -114,6 +115,36 @@ def test_the_loss_is_per_target_token_at_any_data_parallelism_with_dropout(spars
     one, two = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two")
     for key in ("loss", "grad_norm", "val_loss", "consumed_tokens", "model_flops"):
         assert [x[key] for x in one if key in x] == pytest.approx([x[key] for x in two if key in x], rel=1e-4)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_divided_tokens_fine_tune_as_one_rank_does_and_repeat_themselves(family, tiny_config, task_files, tmp_path):
+    origin = tmp_path / "pretrained"
+    short = ("training.train_tokens=1024", "training.warmup_tokens=0", f"model.family={family}")
+    done = run_spdf("pretrain", tiny_config, f"run_dir={origin}", *short)
+    assert done.returncode == 0, done.stderr
+    divided = ("parallel.tensor=2", "parallel.sequence=true")
+    long = ("finetune.epochs=7", "finetune.patience=7", "checkpoint.interval=2", "checkpoint.keep=99")
+    finetune(tmp_path / "one", origin, task_files, *long)
+    finetune(tmp_path / "two", origin, task_files, *long, *divided)
+    one, two = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two")
+    assert one[-1]["step"] == 21
+    for key in ("loss", "grad_norm", "val_loss", "consumed_tokens", "model_flops"):
+        assert [x[key] for x in one if key in x] == pytest.approx([x[key] for x in two if key in x], rel=1e-4)
+
+    dropped = (*long, *divided, "finetune.dropout=0.1")
+    finetune(tmp_path / "dropped", origin, task_files, *dropped)
+    stopped = tmp_path / "stopped"
+    arguments = ("finetune", config_of(stopped, origin, task_files), f"run_dir={stopped}", *dropped)
+    code, stderr = start_and_signal(signal.SIGTERM, stopped, 3, *arguments)
+    assert code == 75 and read_metrics(stopped)[-1]["step"] < 21, stderr
+    finetune(stopped, origin, task_files, *dropped)
+
+    def numbers(run: Path) -> list[tuple]:
+        return [tuple(x.get(key) for key in ("step", "loss", "grad_norm", "val_loss")) for x in read_metrics(run)]
+
+    assert numbers(stopped) == numbers(tmp_path / "dropped") != numbers(tmp_path / "two")
 
 
 def test_only_weights_that_a_mask_kept_at_zero_are_reactivated(sparse_run, finetuned, tmp_path):

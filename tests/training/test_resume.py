@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from spdf_command import read_metrics, run_spdf
+from spdf_command import read_metrics, run_spdf, start_and_signal
 
 RANKS = ("parallel.tensor=2", "sparsity.execution=compressed")
 
@@ -28,32 +24,10 @@ def uninterrupted(tiny_config, tmp_path_factory) -> Path:
     return run
 
 
-def start_and_signal(config: Path, run: Path, number: int, after_step: int, *overrides: str) -> tuple[int, str]:
-    """Start a run, send a signal once a step is logged, and wait. Returns exit code and stderr."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spdf_dist", "pretrain", str(config), f"run_dir={run}", *RANKS, *overrides],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    log = run / "metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.exists() and log.read_text().count('"loss"') >= after_step:
-            break
-        time.sleep(0.01)
-    if number == signal.SIGKILL:
-        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            os.kill(int(child), signal.SIGKILL)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=200)
-    return process.returncode, stderr
-
-
 @pytest.mark.distributed
 def test_kill_9_in_mid_run_changes_no_bit(uninterrupted, tiny_config, tmp_path):
     run = tmp_path / "run"
-    code, _ = start_and_signal(tiny_config, run, signal.SIGKILL, after_step=7)
+    code, _ = start_and_signal(signal.SIGKILL, run, 7, "pretrain", tiny_config, f"run_dir={run}", *RANKS)
     assert code != 0
     assert read_metrics(run)[-1]["step"] < 12
     done = run_spdf("pretrain", tiny_config, f"run_dir={run}", *RANKS)
@@ -66,7 +40,8 @@ def test_kill_9_in_mid_run_changes_no_bit(uninterrupted, tiny_config, tmp_path):
 def test_sigterm_saves_and_the_run_goes_on_at_another_topology_and_execution(tiny_config, tmp_path):
     moved, whole = tmp_path / "moved", tmp_path / "whole"
     # Without dropout, because the dropped attention weights depend on the division of heads.
-    code, stderr = start_and_signal(tiny_config, moved, signal.SIGTERM, 2, "model.dropout=0")
+    first = ("pretrain", tiny_config, f"run_dir={moved}", *RANKS, "model.dropout=0")
+    code, stderr = start_and_signal(signal.SIGTERM, moved, 2, *first)
     assert code == 75, stderr
     assert "after saving" in stderr
     stopped_at = read_metrics(moved)[-1]["step"]
@@ -108,3 +83,18 @@ def test_a_llama_with_divided_tokens_continues_on_one_rank(tiny_config, tmp_path
     assert done.returncode == 0 and "continues from step 5" in done.stderr, done.stderr
     for ours, theirs in zip(numbers(run), before, strict=True):
         assert [x for x in ours if x is not None] == pytest.approx([x for x in theirs if x is not None], rel=1e-4)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_with_divided_tokens_and_dropout_a_run_resumes_bit_for_bit_recomputed_or_not(family, tiny_config, tmp_path):
+    run = tmp_path / "run"
+    divided = [f"run_dir={run}", f"model.family={family}", *RANKS, "parallel.sequence=true"]
+    done = run_spdf("pretrain", tiny_config, *divided)
+    assert done.returncode == 0, done.stderr
+    before = numbers(run)
+    for step in (10, 12):
+        shutil.rmtree(run / "checkpoints" / f"step_{step}")
+    done = run_spdf("pretrain", tiny_config, *divided, "training.activation_checkpointing=true")
+    assert done.returncode == 0 and "continues from step 5" in done.stderr, done.stderr
+    assert numbers(run) == before

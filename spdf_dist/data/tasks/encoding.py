@@ -56,8 +56,10 @@ def encode_example(example: Example, tokenizer: Tokenizer, max_length: int) -> E
     return encode_examples([example], tokenizer, max_length)[0]
 
 
-def collate(items: Sequence[EncodedExample], rows: int, pad_id: int) -> tuple[Tensor, Tensor]:
+def collate(items: Sequence[EncodedExample], rows: int, pad_id: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
     """A micro-batch, padded at the end to the length of its longest item and to ``rows`` rows.
+
+    The length is rounded up to a ``multiple``: sequence parallelism divides it among the tensor ranks.
 
     Returns:
         tokens, int64 [rows, T], and labels, int64 [rows, T]. A label is the next token where it is in the loss, else
@@ -65,7 +67,7 @@ def collate(items: Sequence[EncodedExample], rows: int, pad_id: int) -> tuple[Te
     """
     import torch
 
-    width = max((len(item.ids) - 1 for item in items), default=1)
+    width = -(-max((len(item.ids) - 1 for item in items), default=1) // multiple) * multiple
     tokens = torch.full((rows, width), pad_id, dtype=torch.int64)
     labels = torch.full((rows, width), IGNORED, dtype=torch.int64)
     for row, item in enumerate(items):

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from spdf_kernels.triton import layers as fused
 from torch import Tensor
 
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.model.llama.rotary import inverse_frequencies
+from spdf_dist.parallel.megatron_core import RotaryEmbedding
 
 
 class Rotary(RotaryEmbedding):
