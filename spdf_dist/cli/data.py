@@ -3,6 +3,7 @@
 Tokenizers are a SentencePiece .model file, or a folder with GPT-2's encoder.json and vocab.bpe.
 Inputs are .jsonl, .jsonl.gz, .jsonl.zst (one {"text": ...} per line), .parquet (a column text), .txt and .tar files
 (webdataset's shards: KEY.txt, or KEY.json with a text), or patterns such as 'part-*.tar' and 'part-{000..127}.tar'.
+`pack` also reads http:// and https:// URLs, and shards that a command prints: 'pipe:aws s3 cp s3://b/{0..9}.tar -'.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         description="Tokenize text and pack it into WebDataset shards with an index. Under mpirun or srun the ranks "
         "share the files. Exit code 1: all was packed but for lines that could not be used, listed on standard error.",
     )
-    pack.add_argument("--input", nargs="+", required=True, metavar="FILE", help=INPUT_HELP)
+    pack.add_argument(
+        "--input", nargs="+", required=True, metavar="FILE", help=f"{INPUT_HELP}; URLs; 'pipe:COMMAND', without a shell"
+    )
     pack.add_argument(
         "--tokenizer", required=True, metavar="TOK", help="a .model file, or a folder with encoder.json and vocab.bpe"
     )

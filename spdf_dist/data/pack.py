@@ -25,7 +25,8 @@ from spdf_dist.config.errors import EXIT_BAD_INPUT, SpdfError, UserError
 from spdf_dist.data.loader import PackedDataset, read_index
 from spdf_dist.data.pack_progress import PackProgress
 from spdf_dist.data.placing import made
-from spdf_dist.data.readers import check_inputs
+from spdf_dist.data.readers import check_pack_inputs
+from spdf_dist.data.remote import Input, known_bytes, local_copy
 from spdf_dist.data.shards import (
     INDEX_FILE,
     TOKENIZER_FOLDER,
@@ -38,6 +39,9 @@ from spdf_dist.data.shards import (
 )
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.data.tokenizing import LISTED_PROBLEMS, StreamSummary, stream_path, usable_cores, write_streams
+
+REMOTE_BYTES = 1 << 30
+"""The assumed size of a remote input: that of a usual shard."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class TokenStreams:
 class Request:
     """The checked arguments of ``pack``."""
 
-    files: list[Path]
+    files: list[Input]
     tokenizer: str
     loaded: Tokenizer
     target: Path
@@ -101,7 +105,7 @@ class Request:
             raise UserError(f"--seq-len {seq_len}: at least 1")
         if workers is not None and workers < 1:
             raise UserError(f"--workers {workers}: at least 1")
-        files, loaded = check_inputs(inputs), load_tokenizer(tokenizer)
+        files, loaded = check_pack_inputs(inputs), load_tokenizer(tokenizer)
         workers = workers or usable_cores()
         return cls(files, tokenizer, loaded, Path(out).resolve(), seq_len, workers, sequences_per_shard, show_progress)
 
@@ -259,8 +263,7 @@ def holds_this_already(request: Request) -> bool:
         )
     if made_with[1] != request.loaded.digest:
         raise UserError(f"{other} (made with another tokenizer); name a new folder or remove this one")
-    sizes_differ = [(path.name, path.stat().st_size) for path in files] != [entry[:2] for entry in recorded]
-    if sizes_differ or [digest_of(path) for path in files] != [entry[2] for entry in recorded]:
+    if not same_inputs(files, recorded, target):
         raise UserError(f"{other} (made from other input files); name a new folder or remove this one")
     try:
         PackedDataset(target).verify()
@@ -269,6 +272,19 @@ def holds_this_already(request: Request) -> bool:
         raise UserError(f"--out {target} holds this data, but damaged: {error}; remove the folder") from None
     if kept != request.loaded.digest:
         raise UserError(f"--out {target} holds this data, but its {TOKENIZER_FOLDER} is damaged; remove the folder")
+    return True
+
+
+def same_inputs(files: list[Input], recorded: list[tuple[str, int, str]], target: Path) -> bool:
+    """Whether the inputs have the recorded names, sizes and digests. Remote inputs are copied once more for this."""
+    if [file.name for file in files] != [name for name, _, _ in recorded]:
+        return False
+    if any(known_bytes(file) not in (None, size) for file, (_, size, _) in zip(files, recorded, strict=True)):
+        return False
+    for file, (_, _, digest) in zip(files, recorded, strict=True):
+        with local_copy(file, temporary_beside(target)) as path:
+            if digest_of(path) != digest:
+                return False
     return True
 
 
@@ -283,13 +299,14 @@ def finish(request: Request, index: dict[str, Any], aside: Path) -> None:
     aside.rename(request.target)
 
 
-def share_files(files: list[Path], ranks: Collective) -> list[tuple[int, Path]]:
-    """(number, path) of this rank's files. Files are assigned largest first, each to the rank with the fewest bytes."""
+def share_files(files: list[Input], ranks: Collective) -> list[tuple[int, Input]]:
+    """(number, input) of this rank's inputs, assigned largest first, each to the rank with the fewest bytes."""
+    sizes = [REMOTE_BYTES if (size := known_bytes(file)) is None else size for file in files]
     load = [0] * ranks.world_size
     mine = []
-    for number in sorted(range(len(files)), key=lambda number: (-files[number].stat().st_size, number)):
+    for number in sorted(range(len(files)), key=lambda number: (-sizes[number], number)):
         rank = load.index(min(load))
-        load[rank] += files[number].stat().st_size
+        load[rank] += sizes[number]
         if rank == ranks.rank:
             mine.append((number, files[number]))
     return sorted(mine)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 
 from spdf_dist.data.readers import Chunk, Problem
+from spdf_dist.data.remote import Input, known_bytes
 
 PRINTED_PROBLEMS = 100
 
@@ -14,10 +14,11 @@ PRINTED_PROBLEMS = 100
 class PackProgress:
     """A progress bar on standard error (input bytes, MB/s of text, tokens/s). Problems are printed above it."""
 
-    def __init__(self, files: list[tuple[int, Path]], show: bool) -> None:
+    def __init__(self, files: list[tuple[int, Input]], show: bool) -> None:
         from tqdm import tqdm
 
-        total = sum(path.stat().st_size for _, path in files)
+        sizes = [known_bytes(given) for _, given in files]
+        total = None if None in sizes else sum(size for size in sizes if size is not None)
         self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=not show)
         self._start = time.monotonic()
         self._file = ""

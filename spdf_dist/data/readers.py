@@ -27,6 +27,7 @@ from braceexpand import braceexpand
 from spdf_dist.base.extras import require_extra
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.encodings import wide_encoding
+from spdf_dist.data.remote import Input, is_remote, remote_input
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt", ".tar")
 UNNAMED_SET = "unnamed"
@@ -88,6 +89,17 @@ class Document:
     starts: bool = True
 
 
+def check_pack_inputs(given: Iterable[str | Path], option: str = "--input") -> list[Input]:
+    """As ``check_inputs``, but ``http(s)://`` URLs and ``pipe:`` commands are inputs too, also with braces."""
+    checked: list[Input] = []
+    for one in map(str, given):
+        if is_remote(one):
+            checked += [remote_input(name, option, SUFFIXES) for name in without_braces(one, option)]
+        else:
+            checked += check_inputs([one], option)
+    return checked
+
+
 def check_inputs(paths: Iterable[str | Path], option: str = "--input") -> list[Path]:
     """The inputs as checked paths. Messages name ``option`` as their source.
 
@@ -113,22 +125,27 @@ def check_inputs(paths: Iterable[str | Path], option: str = "--input") -> list[P
 def matched(given: str, option: str) -> list[Path]:
     """The files that one input stands for. Raises UserError for a URL and for a pattern without a match."""
     if given.startswith(("http:", "https:", "pipe:", "s3:", "gs:")):
-        raise UserError(f"{option} {given}: packing reads files twice; download it first and name the file")
+        raise UserError(f"{option} {given}: download it first and name the file (`spdf data pack` reads http and pipe)")
     if Path(given).exists() or not any(mark in given for mark in "*?[{"):
         return [Path(given)]
+    found: list[Path] = []
+    for name in without_braces(given, option):
+        is_pattern = any(mark in name for mark in "*?[") and not Path(name).exists()
+        found += map(Path, sorted(glob.glob(name)) if is_pattern else [name])  # noqa: PTH207
+    if not found:
+        raise UserError(f"{option} {given} matches no file")
+    return found
+
+
+def without_braces(given: str, option: str) -> list[str]:
+    """The names that an input with braces stands for. Raises UserError for unbalanced braces and for too many names."""
     try:
         names = list(itertools.islice(braceexpand(given), MOST_NAMES + 1))
     except ValueError as error:
         raise UserError(f"{option} {given}: {error}") from None
     if len(names) > MOST_NAMES:
         raise UserError(f"{option} {given} stands for more than {MOST_NAMES} names")
-    found: list[Path] = []
-    for name in names:
-        is_pattern = any(mark in name for mark in "*?[") and not Path(name).exists()
-        found += map(Path, sorted(glob.glob(name)) if is_pattern else [name])  # noqa: PTH207
-    if not found:
-        raise UserError(f"{option} {given} matches no file")
-    return found
+    return names
 
 
 def read_chunks(path: Path) -> Iterator[Chunk | Problem]:

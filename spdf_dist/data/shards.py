@@ -3,6 +3,9 @@
 A member is one packed sequence: a ``.npy`` array of ``seq_len + 1`` token ids, named by its number in the folder. All
 members of a folder have the same size, and member ``i`` of a shard starts at byte ``i * stride``. Therefore the index
 needs no table of offsets, and a shard can be read as one strided array. Any tar or WebDataset reader can read shards.
+
+webdataset's TarWriter does not write them: it has one group name per file, and here each member's header holds the
+digest of its content. It also pads a shard to tarfile's record size, and writes one member at a time.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from spdf_dist.base.signals import STOP_SIGNALS
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.data.pack_progress import PackProgress
 from spdf_dist.data.readers import Chunk, Problem, parse_chunk, read_chunks
+from spdf_dist.data.remote import Input, local_copy
 from spdf_dist.data.shards import token_dtype
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -146,19 +147,19 @@ def work(chunk: Chunk) -> TokenizedChunk:
 
 
 def write_streams(
-    files: list[tuple[int, Path]], tokenizer: str, folder: Path, workers: int, progress: PackProgress
+    files: list[tuple[int, Input]], tokenizer: str, folder: Path, workers: int, progress: PackProgress
 ) -> list[StreamSummary]:
-    """Tokenize ``files`` (number, path) into ``folder/NUMBER.tokens``. The output does not depend on ``workers``.
+    """Tokenize ``files`` (number, input) into ``folder/NUMBER.tokens``. The output does not depend on ``workers``.
 
     Raises:
         OSError: a file cannot be read or written.
-        UserError: a file is not UTF-8, or is too long for a tokenizer that needs the whole text.
+        UserError: a file is not UTF-8, is too long for a tokenizer that needs the whole text, or cannot be copied.
         SpdfError: a worker process died.
     """
     loaded = load_tokenizer(tokenizer)
     item_bytes = np.dtype(token_dtype(loaded.vocab_size)).itemsize
     summaries = []
-    with closing(tokenized(files, loaded, tokenizer, workers)) as results:
+    with closing(tokenized(files, loaded, tokenizer, workers, folder)) as results:
         stream = None
         try:
             for item in results:
@@ -189,19 +190,19 @@ Item = StreamSummary | Problem | tuple[Chunk, TokenizedChunk]
 
 
 def tokenized(
-    files: list[tuple[int, Path]], loaded: Tokenizer, tokenizer: str, workers: int
+    files: list[tuple[int, Input]], loaded: Tokenizer, tokenizer: str, workers: int, folder: Path
 ) -> Generator[Item, None, None]:
     """For each file: its summary, still empty, and then its problems and tokenized chunks in order."""
     if workers == 1:
         tokenize = ChunkTokenizer(loaded)
-        for item in chunks_of(files):
+        for item in chunks_of(files, folder):
             yield (item, tokenize(item)) if isinstance(item, Chunk) else item
         return
     pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (tokenizer,))
     waiting: deque[StreamSummary | Problem | tuple[Chunk, Future[TokenizedChunk]]] = deque()
     busy = 0
     try:
-        for item in chunks_of(files):
+        for item in chunks_of(files, folder):
             if isinstance(item, Chunk):
                 waiting.append((item, pool.submit(work, item)))
                 busy += 1
@@ -226,13 +227,14 @@ def finished(item: StreamSummary | Problem | tuple[Chunk, Future[TokenizedChunk]
     return item
 
 
-def chunks_of(files: list[tuple[int, Path]]) -> Iterator[StreamSummary | Problem | Chunk]:
-    """For each file: its summary, still empty, and then its chunks and problems."""
-    for number, path in files:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        yield StreamSummary(number, path.name, path.stat().st_size, sha256)
-        yield from read_chunks(path)
+def chunks_of(files: list[tuple[int, Input]], folder: Path) -> Iterator[StreamSummary | Problem | Chunk]:
+    """For each file: its summary, still empty, and then its chunks and problems. Copies are made in ``folder``."""
+    for number, given in files:
+        with local_copy(given, folder / f"{number:06d}.input") as path:
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            yield StreamSummary(number, given.name, path.stat().st_size, sha256)
+            yield from read_chunks(path)
 
 
 def stream_path(folder: Path, number: int) -> Path:

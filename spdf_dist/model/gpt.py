@@ -67,13 +67,13 @@ class GPT(GPTModel):
             label_smoothing=self.label_smoothing if self.training else 0.0,
         )
 
-    def loss(self, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
         """The sum of the token losses, fp32. Labels equal to ``IGNORED`` do not count.
 
         Label smoothing applies only in training mode.
         """
         positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand_as(tokens_BT)
-        total: Tensor = self(tokens_BT, positions, None, labels=labels_BT)
+        total: Tensor = super().forward(tokens_BT, positions, None, labels=labels_BT)
         return total
 
 

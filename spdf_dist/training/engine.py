@@ -245,7 +245,7 @@ class Engine:
             self.deepspeed.set_gradient_accumulation_boundary(last)
             torch.manual_seed(batch.dropout_seed)
             with self.phases.phase("forward"):
-                loss = self.model_loss(batch)
+                loss = self.deepspeed(batch.tokens_BT, batch.labels_BT)
             loss_sum += loss.detach()
             # DeepSpeed averages over data ranks and, by default, over micro-batches. Needed is the sum over the global
             # batch divided by its target tokens.
@@ -272,12 +272,6 @@ class Engine:
             where = self.first_non_finite(batches)
             raise NonFiniteError(f"the gradient norm is {norm}; the update was not made{where}")
         return StepResult(mean_loss, norm, stop, saving, skipped=norm > norm_limit)
-
-    def model_loss(self, batch: MicroBatch) -> Tensor:
-        """The summed token loss of a micro-batch, through DeepSpeed's hooks."""
-        positions = torch.arange(batch.tokens_BT.shape[1], device=batch.tokens_BT.device).expand_as(batch.tokens_BT)
-        loss: Tensor = self.deepspeed(batch.tokens_BT, positions, None, labels=batch.labels_BT)
-        return loss
 
     def update(self, norm_limit: float = math.inf) -> float:
         """Clip and apply the accumulated gradients, unless their global norm is above the limit or not finite.
@@ -334,7 +328,7 @@ class Engine:
         try:
             for batch in batches:
                 torch.manual_seed(batch.dropout_seed)
-                loss = self.model.loss(batch.tokens_BT, batch.labels_BT)
+                loss = self.model(batch.tokens_BT, batch.labels_BT)
                 parameters = [parameter for _, parameter in named if parameter.requires_grad]
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 for (name, _), gradient in reversed(list(zip(named, gradients, strict=True))):
@@ -380,7 +374,7 @@ class Engine:
                 # The layers' sums need every tensor rank, so a tensor rank must continue until its batches end.
                 if self.groups.tensor_size == 1:
                     break
-            sums[0] += self.model.loss(batch.tokens_BT, batch.labels_BT)
+            sums[0] += self.model(batch.tokens_BT, batch.labels_BT)
             sums[1] += (batch.labels_BT != IGNORED).sum()
         dist.all_reduce(sums)
         if sums[2] > 0:

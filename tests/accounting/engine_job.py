@@ -153,7 +153,7 @@ def main() -> None:
     logits = LiveLogits(padded_vocab_size(config.model.vocab_size, groups.tensor_size) // groups.tensor_size)
     with logits, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         one = batch()
-        loss = engine.model.loss(one.tokens_BT, one.labels_BT)
+        loss = engine.model(one.tokens_BT, one.labels_BT)
     activations = sum(kept.values())
     del loss
     gc.collect()

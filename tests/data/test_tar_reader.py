@@ -107,6 +107,6 @@ def test_patterns_stand_for_the_files_that_they_match(tmp_path: Path, monkeypatc
     ):
         with pytest.raises(UserError, match=words):
             check_inputs([tmp_path / pattern])
-    for url in ("https://host/a.tar", "pipe:curl a.tar"):
+    for url in ("https://host/a.tar", "pipe:curl a.tar", "s3://bucket/a.tar"):
         with pytest.raises(UserError, match="download it first"):
             check_inputs([url])
