@@ -54,9 +54,6 @@ VALUES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Wordings by slot and value, for slots with a fixed set of values. No wording is part of another value's wording."""
 
-OPEN_SLOTS = ("name", "beside")
-"""Slots whose value is a name, which the text contains literally."""
-
 SIZES = {"trainset.csv": (2400, 2), "devset.csv": (120, 4), "testset_w_refs.csv": (160, 4)}
 """(number of meaning representations, texts per meaning representation) of each file."""
 

@@ -22,7 +22,6 @@ DOMAIN = "spdf/data-order"
 """Separates the random stream of the order from those of masks, initialisation and dropout with the same seed."""
 
 WEIGHT_DENOMINATOR = 10**6
-MAX_SAMPLE = 1 << 40
 
 
 @lru_cache(maxsize=1024)

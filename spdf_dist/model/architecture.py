@@ -132,11 +132,6 @@ class Architecture:
         return tuple(dict.fromkeys(tensor.part for tensor in self.prunable.values()))
 
     @functools.cached_property
-    def flops_parts(self) -> tuple[str, ...]:
-        """Names of the matrices and of the output layer in the FLOPs table."""
-        return tuple(dict.fromkeys(t.flops_part for t in self.tensors.values() if t.flops_part))
-
-    @functools.cached_property
     def linears(self) -> tuple[str, ...]:
         """Names of the linears of a layer. All layers have the same ones."""
         return tuple(dict.fromkeys(t.stack for t in self.tensors.values() if t.stack))

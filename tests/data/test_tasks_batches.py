@@ -11,7 +11,7 @@ import pytest
 
 from spdf_dist.data.tasks import Example
 from spdf_dist.data.tasks.batches import FinetuneBatches, micro_batches
-from spdf_dist.data.tasks.encoding import IGNORED, EncodedExample, collate, encode_example, encode_prompt
+from spdf_dist.data.tasks.encoding import IGNORED, EncodedExample, collate, encode_examples, encode_prompt
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -46,7 +46,7 @@ def ids(text: str) -> list[int]:
     ],
 )
 def test_long_examples_lose_the_end_of_their_context(length: int, expected: str, loss_start: int) -> None:
-    encoded = encode_example(Example("context", "target", 0), Letters(), length)
+    (encoded,) = encode_examples([Example("context", "target", 0)], Letters(), length)
     assert (encoded.ids, encoded.loss_start) == (ids(expected), loss_start)
     assert encoded.target_tokens == len(expected) - loss_start
     assert encode_prompt("context", Letters()) == ids("context#")
@@ -57,7 +57,7 @@ def test_gpt2_form_is_lora_s() -> None:
     if not folder:
         pytest.skip("SPDF_DATA is not set: no GPT-2 vocabulary")
     tokenizer = load_tokenizer(Path(folder) / "gpt2_vocab")
-    encoded = encode_example(Example("name : Blue Spice", "Blue Spice .", 0), tokenizer, 512)
+    (encoded,) = encode_examples([Example("name : Blue Spice", "Blue Spice .", 0)], tokenizer, 512)
     # LoRA's file has a space before the completion, and 50256 after both parts.
     assert encoded.ids == [3672, 1058, 4518, 43537, 50256, 4518, 43537, 764, 50256]
     assert encoded.loss_start == 5

@@ -76,8 +76,7 @@ class Submitter:
 
     def __init__(self, executor: Executor, workflow: Workflow, jobs: list[Job], root: Path, journal: Journal) -> None:
         self.executor, self.workflow, self.jobs, self.root, self.journal = executor, workflow, jobs, root, journal
-        self.scripts = found = scripts(jobs, root)
-        self.script_of = {job.id: script for script in found for job in script.jobs}
+        self.scripts = scripts(jobs, root)
         self.live: dict[str, Submission] = {}
         self.new: list[str] = []
 

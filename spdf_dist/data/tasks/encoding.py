@@ -51,11 +51,6 @@ def encode_examples(examples: Sequence[Example], tokenizer: Tokenizer, max_lengt
     return encoded
 
 
-def encode_example(example: Example, tokenizer: Tokenizer, max_length: int) -> EncodedExample:
-    """Encode one example as :func:`encode_examples` does."""
-    return encode_examples([example], tokenizer, max_length)[0]
-
-
 def collate(items: Sequence[EncodedExample], rows: int, pad_id: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
     """A micro-batch, padded at the end to the length of its longest item and to ``rows`` rows.
 
