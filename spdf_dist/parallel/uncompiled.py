@@ -22,7 +22,8 @@ def uncompiled() -> Iterator[None]:
     optimizer. Each of these decorations loads torch's compiler: more than a second of CPU time in each rank. This
     project calls none of these functions.
     """
-    compiled, torch.compile = torch.compile, not_compiled
+    compiled = torch.compile
+    torch.compile = not_compiled  # type: ignore[assignment]
     try:
         yield
     finally:
