@@ -132,6 +132,25 @@ def rename_new(aside: Path, path: Path) -> None:
         aside.unlink()
 
 
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder that becomes ``path`` if the block ends without an exception; otherwise it is deleted.
+
+    The block must force its files to the disk. ``path`` must be absent or an empty folder. Of two writers one succeeds.
+
+    Raises OSError (ENOTEMPTY or EEXIST if ``path`` was taken in the meantime).
+    """
+    aside = temporary_beside(path)
+    aside.mkdir()
+    try:
+        yield aside
+        sync(aside)
+        aside.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # after a success it does not exist
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically. Raises OSError."""
     with atomic_file(path, "wb") as file:

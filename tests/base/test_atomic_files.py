@@ -74,6 +74,16 @@ def test_of_many_writers_of_a_new_file_one_wins(tmp_path: Path) -> None:
     assert len(won) == 1 and target.read_text() == f"{won[0]}" * 1000 and names(tmp_path) == ["a"]
 
 
+def test_a_folder_appears_whole_and_never_over_a_full_one(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    with atomic_files.atomic_folder(target) as aside:
+        (aside / "x").write_text("1")
+        assert not target.exists()
+    with pytest.raises(OSError), atomic_files.atomic_folder(target) as aside:
+        (aside / "x").write_text("2")
+    assert (target / "x").read_text() == "1" and names(tmp_path) == ["folder"]
+
+
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
 def test_a_file_system_without_fsync_of_folders_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
