@@ -304,7 +304,7 @@ class Job:
         """
         if self.command_seconds == 0:
             trial = Path(f"command-{self.ranks}")
-            ended = wait_process(start_process(self.words(trial)))
+            ended = wait_process(start_process(self.words(trial)), limit=1800.0)
             assert ended.code == 0 and result_of(trial) == self.expected, ended
             self.command_seconds = ended.seconds
         process = start_process(self.words(out))

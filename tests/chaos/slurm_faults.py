@@ -219,7 +219,7 @@ class SlurmFaults:
     def cut_long(self) -> None:
         name = self.one_node()
         self.cluster.link(name, "down")
-        self.wait_for(lambda: "down" in self.node_state(name), 90)
+        self.wait_for(lambda: "down" in self.node_state(name), 150)
         time.sleep(self.rng.uniform(0, 5))
         self.cluster.link(name, "up")
 
