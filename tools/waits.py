@@ -86,7 +86,7 @@ def main() -> None:
     args = parser.parse_args()
     whole: Any = load_config(PretrainConfig, args.config, args.overrides)
     length, own_batch = whole.model.seq_length, whole.training.global_batch_size
-    clock = time.process_time if args.processor else time.perf_counter
+    clock = time.process_time if args.processor and args.what == "saves" else time.perf_counter
     with tempfile.TemporaryDirectory(dir=".", prefix=".waits-") as folder:
 
         def run(steps: int, *more: str, batch: int = args.batch) -> Callable[[], Seconds]:
@@ -134,7 +134,10 @@ def main() -> None:
 
             def with_disk(batch: Any, method: Any) -> Seconds:
                 PretrainBatches.batch, Prefetch.batch = batch, method  # type: ignore[method-assign]
-                return run(args.steps, f"checkpoint.interval={args.steps + 1}")()
+                try:
+                    return run(args.steps, f"checkpoint.interval={args.steps + 1}")()
+                finally:
+                    PretrainBatches.batch, Prefetch.batch = read, ahead  # type: ignore[method-assign]
 
             found = in_turn(
                 {
