@@ -143,7 +143,24 @@ class Origin:
         if "optimizer" not in self.reset:
             load_moments(engine, self.checkpoint, read)
 
-    def note(self) -> str:
-        """A message that says what the run takes over from the checkpoint."""
+    def note(self, masks: PackedMasks) -> str:
+        """A message that says what a run with these masks takes over from the checkpoint."""
         kept = [what for what in ("optimizer", "schedule", "data") if what not in self.reset]
-        return f"starts from {self.checkpoint.path}: weights{''.join(f', {what}' for what in kept)}"
+        text = f"starts from {self.checkpoint.path}: weights{''.join(f', {what}' for what in kept)}"
+        lost = self.share_pruned(masks)
+        return f"{text}; the masks prune {lost:.1%} of the linear weights that it keeps" if lost else text
+
+    def share_pruned(self, masks: PackedMasks) -> float:
+        """The share of the checkpoint's kept linear weights that these masks prune."""
+        total = lost = 0
+        for name, (rows, columns) in logical_weights(self.config.model).items():
+            if not self.checkpoint.manifest.tensors[name].sparse:
+                old, kept = None, rows * columns
+            else:
+                old, kept = self.checkpoint.masks[name], self.checkpoint.manifest.masks[name].kept
+            total += kept
+            if name not in masks or (old is not None and masks.facts[name] == self.checkpoint.manifest.masks[name]):
+                continue
+            new = masks[name]
+            lost += kept - int((new if old is None else new & old).sum())
+        return lost / total

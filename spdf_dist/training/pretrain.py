@@ -97,7 +97,7 @@ def train_at_one_level(
         method = DynamicMasks(
             run.engine, config.model, config.sparsity, training.clip_grad, data.total_steps, state, checkpoint
         )
-    notes = [rewound] if rewound else [origin.note()] if origin else []
+    notes = [rewound] if rewound else [origin.note(masks)] if origin else []
     if is_gmp:
         notes.append(f"sparsity {now.sparsity.level:g} from step {state.step + 1}")
     run.train(

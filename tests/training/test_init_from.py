@@ -10,6 +10,9 @@ import pytest
 from spdf_command import read_metrics, run_spdf
 
 from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.config.load import load_config
+from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.training.init_from import Origin
 
 pytestmark = pytest.mark.slow  # each run of the trainer takes seconds
 
@@ -82,6 +85,19 @@ def test_values_are_taken_where_the_mask_keeps_them(trunk, tiny_config, tmp_path
         if name in new.masks:
             expected = np.where(new.masks[name], expected, 0)
         assert np.array_equal(new.read_array(name), expected)
+
+
+@pytest.mark.parametrize(
+    ("how", "share"),
+    [((), 0.0), (("sparsity.seed=9",), 0.75), (("sparsity.level=0",), 0.0)],
+    ids=["same", "other", "no"],
+)
+def test_a_run_says_how_many_kept_weights_its_masks_prune(trunk, tiny_config, how, share):
+    config = load_config(PretrainConfig, str(tiny_config), [*how, f"training.init_from={trunk}"])
+    origin = Origin(config)
+    masks = origin.masks()
+    assert origin.share_pruned(masks) == pytest.approx(share, abs=0.03)
+    assert ("the masks prune" in origin.note(masks)) == (share > 0)
 
 
 def test_dense_to_sparse_keeps_the_moments_of_what_stays(trunk, tiny_config, tmp_path):
