@@ -7,7 +7,8 @@ Assumptions:
   the fused kernels it takes longer, in proportion to the values it moves.
 * Sparse products: compressed masks of whole blocks run at the rate in accounting.gpu_kernels over kept entries. All
   other compressed masks are expanded to dense products.
-* Optimizer: it reads and writes its state once per step at the memory bandwidth.
+* Optimizer: it reads and writes its state once per step at the memory bandwidth. Muon's products run at
+  ``efficiency`` too.
 * Traffic: it runs at ``LINK_SHARE`` of the data-sheet rate and does not overlap with compute. It uses the link within a
   node, and the network between nodes. Tensor-parallel traffic uses the network where ``parallel.tensor`` does not
   divide the GPUs of a node.
@@ -21,6 +22,7 @@ from typing import Any
 
 from spdf_dist.accounting.communication import communication
 from spdf_dist.accounting.flops import (
+    MUON_ITERATIONS,
     TRAINING_FACTOR,
     executed_flops,
     forward_flops,
@@ -42,8 +44,9 @@ from spdf_dist.accounting.memory import memory
 from spdf_dist.accounting.phases import phases
 from spdf_dist.config.budget import total_steps
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.schema import PretrainConfig, SparsityConfig
+from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.config.validate import tensor_size_fits
+from spdf_dist.model.architecture import architecture_of
 
 EFFICIENCY = 0.40
 HEADROOM = 0.90
@@ -119,18 +122,31 @@ def products_text(config: PretrainConfig, layout: Layout, gpu: Gpu) -> str:
     return f"compressed: blocks of {block} are skipped at {rate.relative:.2f} of the dense rate ({rate.source})"
 
 
+def muon_flops(model: ModelConfig, layout: Layout) -> float:
+    """FLOPs of one rank's orthogonalisations in an update of Muon; 0 for AdamW.
+
+    An iteration on a matrix [m, n], m <= n, has two products of m m n and one of m m m multiplications.
+    """
+    if layout.optimizer != "muon":
+        return 0.0
+    shapes = [sorted(t.shape) for t in architecture_of(model).tensors.values() if t.is_hidden_matrix]
+    total = sum(MUON_ITERATIONS * (4 * m * m * n + 2 * m**3) for m, n in shapes)
+    return total / layout.tensor / (layout.data if layout.zero_stage else 1)
+
+
 def step_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster) -> dict[str, float]:
     """Seconds of one optimizer step, by part."""
     batch = config.training.global_batch_size
     parts = memory(config.model, config.sparsity, layout)
     traffic = communication(config.model, config.sparsity, layout, batch)
-    state = parts["masters"] + parts["moments"] + parts["weights"] // layout.data
+    state = parts["masters"] + parts["moments"] + (parts["weights"] // layout.data if layout.zero_stage < 3 else 0)
     gpu = cluster.gpu
     link = LINK_SHARE * gpu.link_bandwidth
     network = LINK_SHARE * cluster.network_bandwidth if cluster.nodes > 1 else link
     return {
         "compute": compute_seconds(config, layout, cluster) * batch / cluster.gpus,
-        "optimizer": 2 * state / gpu.memory_bandwidth,
+        "optimizer": 2 * state / gpu.memory_bandwidth
+        + muon_flops(config.model, layout) / (gpu.peak(layout.precision) * cluster.efficiency),
         "tensor_parallel": traffic["tensor_sent"] / (network if leaves_the_node(layout, cluster) else link),
         "data_parallel": traffic["data_sent"] / network,
     }
@@ -145,8 +161,10 @@ def layouts(config: PretrainConfig, cluster: Cluster) -> list[Layout]:
         if cluster.gpus_per_node % tensor or not tensor_size_fits(config.model, tensor):
             continue
         data = cluster.gpus // tensor
-        for stage in (0, 1, 2):
-            if stage == 0 and layout_of(config, cluster.gpus).precision == "bf16":
+        for stage in (0, 1, 2, 3):
+            if stage == 0 and base.precision == "bf16":
+                continue
+            if stage == 3 and (base.optimizer == "muon" or config.sparsity.algorithm != "static"):
                 continue
             for micro in MICRO_BATCHES:
                 if batch % (micro * data) == 0:

@@ -18,6 +18,8 @@ from spdf_dist.accounting.parameters import nonzeros
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.model.architecture import architecture_of
 
+MUON_ITERATIONS = 5
+"""Newton-Schulz iterations of Muon on each matrix per update."""
 TRAINING_FACTOR = 3
 """FLOPs of forward and backward pass, in units of a forward pass."""
 

@@ -34,6 +34,8 @@ class Layout:
     activation_checkpointing: bool
     sequence: bool = False
     """Whether the tensor ranks divide the tokens outside the linear layers (sequence parallelism)."""
+    optimizer: str = "adamw"
+    """`adamw` or `muon`."""
 
     @property
     def value_bytes(self) -> int:
@@ -66,6 +68,7 @@ def layout_of(config: PretrainConfig, world_size: int, device: str = "cuda") -> 
         precision=config.training.precision,
         activation_checkpointing=config.training.activation_checkpointing,
         sequence=config.parallel.sequence,
+        optimizer=config.training.optimizer,
     )
 
 
@@ -73,8 +76,10 @@ def layout_of(config: PretrainConfig, world_size: int, device: str = "cuda") -> 
 class LocalElements:
     """Elements on one tensor rank, before any division among data ranks."""
 
-    decayed: int
-    """Parameters with weight decay: linear layers (only the kept values where compressed) and embeddings."""
+    matrices: int
+    """Parameters of the matrices of the layers; only the kept values where compressed."""
+    others: int
+    """Other parameters with weight decay: embeddings and the output layer."""
     undecayed: int
     """Norms and biases."""
     masked: int
@@ -83,33 +88,48 @@ class LocalElements:
     """Entries, kept and pruned, of weights whose kept values only are stored."""
     nonzeros: int
     """Kept entries of these compressed weights."""
+    layer: int
+    """Parameters of one layer."""
+    ends: int
+    """Parameters outside the layers: embeddings, the output layer and the last norm."""
 
     @property
     def parameters(self) -> int:
         """All trainable values that the rank holds."""
-        return self.decayed + self.undecayed
+        return self.matrices + self.others + self.undecayed
 
-    def padded(self, data: int) -> int:
-        """Parameters including DeepSpeed's padding of its two parameter groups."""
-        step = ALIGNMENT * data
-        return sum(-(-count // step) * step for count in (self.decayed, self.undecayed))
+    def padded(self, data: int, optimizer: str = "adamw") -> int:
+        """Parameters including DeepSpeed's padding of its parameter groups. Muon has a group for matrices."""
+        together = (self.matrices + self.others, self.undecayed)
+        apart = (self.matrices, self.others, self.undecayed)
+        return sum(padded(count, data) for count in (apart if optimizer == "muon" else together))
+
+
+def padded(count: int, data: int) -> int:
+    """Elements of a parameter group with DeepSpeed's padding for ``data`` ranks."""
+    step = ALIGNMENT * data
+    return -(-count // step) * step
 
 
 def local_elements(model: ModelConfig, sparsity: SparsityConfig | None, layout: Layout) -> LocalElements:
     """The elements of one tensor rank. A parameter that stacks several weights is sparse when any of them is."""
     kept = nonzeros(model, sparsity)
     sparse = sparse_weights(logical_weights(model), sparsity) if sparsity is not None and sparsity.is_sparse else {}
-    decayed = undecayed = masked = compressed = values = 0
+    matrices = others = undecayed = masked = compressed = values = ends = 0
     for stacked in architecture_of(model).by_parameter().values():
         is_sparse = any(tensor.name in sparse for tensor in stacked)
         elements = sum(tensor.local_numel(layout.tensor) for tensor in stacked)
+        ends += 0 if stacked[0].name.startswith("layers.") else elements
         if is_sparse and layout.execution == "compressed":
             compressed += elements
             values += sum(kept[tensor.name] for tensor in stacked)  # sum over all ranks; divided below
-        elif stacked[0].decays:
-            decayed += elements
+        elif stacked[0].is_hidden_matrix:
+            matrices += elements
             masked += elements if is_sparse and layout.execution == "masked" else 0
+        elif stacked[0].decays:
+            others += elements
         else:
             undecayed += elements
     values //= layout.tensor
-    return LocalElements(decayed + values, undecayed, masked, compressed, values)
+    layer = (matrices + values + undecayed + others - ends) // model.num_layers
+    return LocalElements(matrices + values, others, undecayed, masked, compressed, values, layer, ends)

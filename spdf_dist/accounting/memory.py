@@ -1,12 +1,23 @@
 """Memory of one rank by part, in bytes, for dense, masked and compressed execution.
 
-Sizes of the state, as DeepSpeed 0.19 stores it, with N parameters of p bytes per tensor rank and D data ranks:
+Sizes of the state with N parameters of p bytes per tensor rank and D data ranks. At stages 0 to 2, DeepSpeed 0.19
+stores:
 
     weights     p N
     masters     4 N / D                  0 at stage 0
-    moments     8 N / D                  8 N at stage 0
+    moments     8 N / D                  8 N at stage 0; with Muon 4 instead of 8 bytes for the layers' matrices
     gradients   fp32: 4 N at stages 0 and 1; 4 N / D and one bucket at stage 2
                 bf16: 2 N, and fp32 sums of 4 N at stage 1 or 4 N / D at stage 2
+
+At stage 3, FSDP2 stores, with L parameters of one layer and E outside the layers:
+
+    weights     p (E + 2 L): the gathered ones, with the next layer's
+    masters     4 N / D
+    moments     8 N / D
+    gradients   4 N / D, and those of one layer or of E before (p) and in (4) their reduction
+
+Both:
+
     masks       1 byte per entry (masked)
     indices     1 bit per entry and 4 bytes per non-zero (compressed, plain torch path)
     code        up to 10 bytes per non-zero and direction (compressed, generated AVX-512 code) or 24 (AVX2 code), within
@@ -14,12 +25,13 @@ Sizes of the state, as DeepSpeed 0.19 stores it, with N parameters of p bytes pe
 
 Activations are the tensors that the layers keep for the backward pass of one micro-batch, and the tensors of the loss:
 one chunk of logits and the fp32 gradient of the output embedding. tests/accounting/test_engine_bytes.py compares these
-sizes with the tensors of a real engine. Weights, masters, moments and traffic agree to the byte.
+sizes with the tensors of a real engine. Weights, masters, moments and traffic agree to the byte. Temporary copies of
+one matrix in the update are not counted.
 """
 
 from __future__ import annotations
 
-from spdf_dist.accounting.layout import Layout, local_elements
+from spdf_dist.accounting.layout import Layout, local_elements, padded
 from spdf_dist.base.cpu import cpu_features
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.model.architecture import (
@@ -40,9 +52,20 @@ def state_bytes(model: ModelConfig, sparsity: SparsityConfig | None, layout: Lay
     """Bytes of weights, masters, moments and gradients."""
     local = local_elements(model, sparsity, layout)
     stage, data = layout.zero_stage, layout.data
-    count = local.parameters if stage == 0 else local.padded(data)
+    count = local.parameters if stage == 0 else local.padded(data, layout.optimizer)
+    single = (
+        0 if layout.optimizer == "adamw" else local.matrices if stage == 0 else padded(local.matrices, data) // data
+    )
     share = count if stage == 0 else count // data
     bucket = min(REDUCE_BUCKET, local.parameters)
+    if stage == 3:
+        share = -(-local.parameters // data)
+        return {
+            "weights": layout.value_bytes * (local.ends + 2 * local.layer),
+            "masters": 4 * share,
+            "moments": 8 * share,
+            "gradients": 4 * share + (layout.value_bytes + 4) * max(local.layer, local.ends),
+        }
     if layout.precision == "fp32":
         gradients = 4 * local.parameters if stage < 2 else 4 * (share + bucket)
     else:
@@ -50,7 +73,7 @@ def state_bytes(model: ModelConfig, sparsity: SparsityConfig | None, layout: Lay
     return {
         "weights": layout.value_bytes * count,
         "masters": 0 if stage == 0 else 4 * share,
-        "moments": 8 * share,
+        "moments": 8 * share - 4 * single,
         "gradients": gradients,
     }
 

@@ -21,7 +21,7 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.config.validate import validate_model
-from spdf_dist.model.architecture import architecture_of
+from spdf_dist.model.architecture import TensorSpec, architecture_of
 from spdf_dist.model.parameterization import Parameterization
 
 FORMAT = "spdf-checkpoint"
@@ -55,7 +55,20 @@ OPTIONAL_KEYS = ("parameterization",)
 
 Kind = Literal["model", "exp_avg", "exp_avg_sq"]
 KINDS: tuple[Kind, ...] = ("model", "exp_avg", "exp_avg_sq")
-"""Kinds of content: weights, and AdamW's first and second moments."""
+"""Kinds of content: weights, and first and second moments. Muon's momentum of a matrix is its first moment."""
+
+
+OPTIMIZERS = ("adamw", "muon")
+
+
+def optimizer_of(record: dict[str, Any] | None) -> str:
+    """The optimizer of a manifest's ``optimizer``. AdamW's record has no name."""
+    return str((record or {}).get("name", "adamw"))
+
+
+def has_kind(kind: Kind, tensor: TensorSpec, optimizer: str) -> bool:
+    """Whether a state of ``optimizer`` has this kind of content of ``tensor``. Muon keeps one moment of a matrix."""
+    return not (kind == "exp_avg_sq" and optimizer == "muon" and tensor.is_hidden_matrix)
 
 
 @dataclass(frozen=True)
@@ -213,9 +226,12 @@ def check(manifest: Manifest) -> None:
         if mask.shape != manifest.tensors[name].shape:
             raise ValueError(f"the mask of {name} has another shape than {name}")
     stored = {kind for tensor in manifest.tensors.values() for kind in tensor.slices}
+    specs, optimizer = architecture_of(manifest.model).tensors, optimizer_of(manifest.optimizer)
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"the optimizer {optimizer[:40]!r} is not known")
     for tensor in manifest.tensors.values():
         for kind in KINDS:
-            if kind in stored or kind == "model":
+            if kind == "model" or (kind in stored and has_kind(kind, specs[tensor.name], optimizer)):
                 check_cover(f"{kind} of {tensor.name}", tensor.shape, tensor.slices.get(kind, ()))
         for part in itertools.chain(*tensor.slices.values()):
             if part.file not in manifest.files:

@@ -26,7 +26,9 @@ from spdf_dist.checkpoint.manifest import (
     StoredTensor,
     file_digest,
     global_shapes,
+    has_kind,
     key_of,
+    optimizer_of,
     problem,
     read_manifest,
 )
@@ -64,6 +66,7 @@ class Checkpoint:
         self.model = self.manifest.model
         self.sparsity = self.manifest.sparsity
         self.parameterization = self.manifest.parameterization
+        self.optimizer = optimizer_of(self.manifest.optimizer)
         self.files = StoredFiles(self.path, {name: file.sha256 for name, file in self.manifest.files.items()})
         self.masks: Mapping[str, BoolArray] = StoredMasks(self)
         shapes = {name: tensor.shape for name, tensor in self.manifest.tensors.items()}
@@ -105,8 +108,10 @@ class Checkpoint:
             self.files.check(name)
 
     def has(self, kind: Kind) -> bool:
-        """Whether weights (`model`) or moments of this kind are stored."""
-        return all(kind in tensor.slices for tensor in self.manifest.tensors.values())
+        """Whether weights (`model`) or all the optimizer's moments of this kind are stored."""
+        specs = architecture_of(self.model).tensors
+        tensors = self.manifest.tensors.values()
+        return all(kind in t.slices for t in tensors if has_kind(kind, specs[t.name], self.optimizer))
 
     def check_model(self, model: ModelConfig) -> None:
         """Raise UserError, with the keys that differ, unless ``model`` has this checkpoint's architecture."""

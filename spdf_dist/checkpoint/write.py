@@ -37,7 +37,9 @@ from spdf_dist.checkpoint.manifest import (
     check_cover,
     file_digest,
     global_shapes,
+    has_kind,
     key_of,
+    optimizer_of,
     read_manifest,
 )
 from spdf_dist.checkpoint.packed_masks import PackedMasks
@@ -46,6 +48,7 @@ from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.data.tokenizer import load_tokenizer
+from spdf_dist.model.architecture import architecture_of
 from spdf_dist.model.parameterization import STANDARD, Parameterization
 from spdf_dist.parallel.layout import Piece
 from spdf_dist.sparsity.masks import BoolArray
@@ -252,7 +255,8 @@ class CheckpointWriter:
         """On rank 0: write masks, config, tokenizer and manifest, and rename the folder."""
         packed = PackedMasks.pack(masks or {})
         parameterization: Parameterization = given.get("parameterization", STANDARD)
-        tensors = collect_tensors(reports, build(ModelConfig, given["model"], "model"), packed)
+        model, optimizer = build(ModelConfig, given["model"], "model"), optimizer_of(given.get("optimizer"))
+        tensors = collect_tensors(reports, model, packed, optimizer)
         files = {name: fact for report in reports for name, fact in report["files"].items()}
         for name in files:
             if not (self.aside / name).is_file():
@@ -368,7 +372,9 @@ def stored_form(piece: Piece, tensor: Tensor) -> tuple[Tensor, int]:
     return tensor.contiguous(), 0
 
 
-def collect_tensors(reports: list[Any], model: ModelConfig, masks: PackedMasks) -> dict[str, Any]:
+def collect_tensors(
+    reports: list[Any], model: ModelConfig, masks: PackedMasks, optimizer: str = "adamw"
+) -> dict[str, Any]:
     """The manifest's ``tensors``, from every rank's slices.
 
     Raises ValueError unless the slices cover each tensor of the model exactly once, in weights and in any moments.
@@ -395,9 +401,13 @@ def collect_tensors(reports: list[Any], model: ModelConfig, masks: PackedMasks) 
             raise ValueError(f"{name} is sparse and its mask was not given")
         if masks.facts[name].shape != shapes[name] or masks.facts[name].kept != count:
             raise ValueError(f"{kind} of {name} has {count} values, the mask that was given is another")
-    kinds = {kind for tensor in tensors.values() for kind in tensor["slices"]} | {"model"}
+    stored = {kind for tensor in tensors.values() for kind in tensor["slices"]} | {"model"}
+    kinds: list[Kind] = [kind for kind in KINDS if kind in stored]
+    specs = architecture_of(model).tensors
     for name, tensor in tensors.items():
         for kind in kinds:
+            if not has_kind(kind, specs[name], optimizer):
+                continue
             parts = tensor["slices"].setdefault(kind, [])
             parts.sort(key=lambda part: part["start"])
             check_cover(f"{kind} of {name}", shapes[name], [Slice(**part) for part in parts])

@@ -47,6 +47,7 @@ FIXED = (
     "finetune.task",
     "finetune.keep_mask",
     "training.init_from",
+    "training.optimizer",
 )
 """Keys that cannot change, not even with ``--change``: another value makes another run."""
 

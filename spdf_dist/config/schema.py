@@ -169,8 +169,8 @@ class ParallelConfig:
     """Time limit of one collective operation, in minutes. It must exceed the time that rank 0 needs to save a
     checkpoint, because the other ranks wait for it."""
     zero_stage: int = 1
-    """DeepSpeed ZeRO stage, which says what is divided among the data ranks: 0 nothing, 1 the optimizer state, 2 also
-    the gradients."""
+    """ZeRO stage, which says what is divided among the data ranks: 0 nothing, 1 the optimizer state, 2 also the
+    gradients, 3 also the parameters. DeepSpeed carries out stages 0 to 2, and torch's FSDP2 stage 3."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,11 @@ class TrainingConfig:
     weight_decay_scaling: str = "none"
     """supar: `none` (weight decay does not depend on width and density), or `product` (weight decay is larger where the
     learning rate is smaller, so that their product stays that of the base model)."""
+    optimizer: str = "adamw"
+    """`adamw`, or `muon`: orthogonalised momentum for the matrices of the layers, AdamW for all other parameters
+    (docs/methods.md)."""
+    muon_momentum: float = 0.95
+    """muon: decay rate of the momentum of matrices."""
     beta1: float = 0.9
     """AdamW: decay rate of the first moment."""
     beta2: float = 0.999
@@ -236,7 +241,7 @@ class TrainingConfig:
     clip_grad: float = 1.0
     """Gradients are scaled down to this global norm if theirs is larger. 0: no clipping."""
     precision: str = "fp32"
-    """`fp32` or `bf16`. bf16 needs parallel.zero_stage 1 or 2; gradients accumulate in fp32."""
+    """`fp32` or `bf16`. bf16 needs parallel.zero_stage 1, 2 or 3; gradients accumulate in fp32."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     deterministic: bool = False
@@ -372,6 +377,11 @@ class FinetuneTrainingConfig:
     """Peak learning rate."""
     weight_decay: float = 0.01
     """Weight decay of linear weights and embeddings. Norms and biases do not decay."""
+    optimizer: str = "adamw"
+    """`adamw`, or `muon`: orthogonalised momentum for the matrices of the layers, AdamW for all other parameters
+    (docs/methods.md)."""
+    muon_momentum: float = 0.95
+    """muon: decay rate of the momentum of matrices."""
     beta1: float = 0.9
     """AdamW: decay rate of the first moment."""
     beta2: float = 0.999
@@ -381,7 +391,7 @@ class FinetuneTrainingConfig:
     clip_grad: float = 0.0
     """Gradients are scaled down to this global norm if theirs is larger. 0: no clipping."""
     precision: str = "fp32"
-    """`fp32` or `bf16`. bf16 needs parallel.zero_stage 1 or 2; gradients accumulate in fp32."""
+    """`fp32` or `bf16`. bf16 needs parallel.zero_stage 1, 2 or 3; gradients accumulate in fp32."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
     deterministic: bool = False
@@ -419,3 +429,4 @@ class FinetuneConfig:
 
 
 AnyConfig = PretrainConfig | FinetuneConfig
+AnyTraining = TrainingConfig | FinetuneTrainingConfig

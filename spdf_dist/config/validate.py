@@ -121,10 +121,24 @@ def validate_parallel(config: AnyConfig) -> None:
         0 < parallel.timeout_minutes < 1e6,
         f"parallel.timeout_minutes: must be positive and finite, got {parallel.timeout_minutes}",
     )
-    require(parallel.zero_stage in (0, 1, 2), f"parallel.zero_stage: must be 0, 1 or 2, got {parallel.zero_stage}")
+    require(parallel.zero_stage in (0, 1, 2, 3), f"parallel.zero_stage: must be 0 to 3, got {parallel.zero_stage}")
+    if parallel.zero_stage == 3:
+        require(
+            config.deepspeed is None,
+            "deepspeed: has no effect with parallel.zero_stage=3, for which torch's FSDP2 takes DeepSpeed's place",
+        )
+        require(
+            config.training.optimizer == "adamw",
+            "training.optimizer: muon needs whole matrices and parallel.zero_stage 0, 1 or 2; stage 3 divides them",
+        )
+        method = getattr(config.sparsity, "algorithm", "static")
+        require(
+            method == "static",
+            f"sparsity.algorithm: {method} needs whole weights and parallel.zero_stage 0, 1 or 2; stage 3 divides them",
+        )
     require(
         not (config.training.precision == "bf16" and parallel.zero_stage == 0),
-        "parallel.zero_stage: bf16 needs stage 1 or 2 (stage 0 gives wrong gradient norms under tensor parallelism)",
+        "parallel.zero_stage: bf16 needs stage 1, 2 or 3 (stage 0 gives wrong gradient norms under tensor parallelism)",
     )
 
 
@@ -165,7 +179,10 @@ def validate(config: AnyConfig) -> None:
     for key in ("weight_decay", "clip_grad"):
         value = getattr(training, key)
         require(0 <= value < math.inf, f"training.{key}: must be finite and not negative, got {value}")
-    for key in ("beta1", "beta2"):
+    one_of("training.optimizer", training.optimizer, ("adamw", "muon"))
+    idle = training.optimizer != "muon" and training.muon_momentum != TrainingConfig().muon_momentum
+    require(not idle, "training.muon_momentum: has no effect without training.optimizer=muon")
+    for key in ("beta1", "beta2", "muon_momentum"):
         require(0 <= getattr(training, key) < 1, f"training.{key}: must be in [0, 1), got {getattr(training, key)}")
     budget = config.kernels.code_budget_mb
     require(budget >= 0, f"kernels.code_budget_mb: must not be negative, got {budget}")
@@ -276,6 +293,11 @@ def validate_parameterization(config: PretrainConfig) -> None:
                 f"training.{key}: has no effect without training.parameterization=supar",
             )
         return
+    require(
+        training.optimizer == "adamw",
+        "training.optimizer: supar's rates are AdamW's, and are wrong for muon, whose update does not depend on the "
+        "gradient's size; set training.parameterization=standard",
+    )
     require(
         training.base_hidden_size is not None,
         "training.base_hidden_size: supar needs it: the width at which training.lr was tuned",

@@ -85,6 +85,11 @@ class TensorSpec:
         return self.role not in ("norm", "bias")
 
     @property
+    def is_hidden_matrix(self) -> bool:
+        """Whether it is a matrix of a layer."""
+        return self.role in ("hidden", "residual_output")
+
+    @property
     def flops_per_token(self) -> int:
         """FLOPs of the dense tensor for one token in the forward pass: a multiplication and an addition per entry."""
         return 2 * self.numel if self.flops_part else 0

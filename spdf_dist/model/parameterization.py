@@ -28,9 +28,6 @@ from dataclasses import dataclass, fields
 from spdf_dist.config.schema import ModelConfig, TrainingConfig
 from spdf_dist.model.architecture import Architecture, TensorSpec
 
-HIDDEN = ("hidden", "residual_output")
-"""Roles of the matrices whose rules depend on width and density."""
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -106,7 +103,7 @@ class Parameterization:
         rules = {}
         for name, tensor in table.items():
             std = tensor.initial_std if scale == 1 else tensor.initial_std * scale
-            if self.is_standard or tensor.role not in HIDDEN:
+            if self.is_standard or not tensor.is_hidden_matrix:
                 rules[name] = Rule(std, 1.0, 1.0)
                 continue
             if self.base_num_layers:

@@ -159,9 +159,13 @@ class ParallelLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParallelLinear:
         """Move the pattern along with the weight (``to``, ``cuda``), because it is not a tensor of the module."""
         super()._apply(fn, recurse)
-        if self.pattern is not None and self.pattern.device != self.weight.device:
-            self.pattern = SparsityPattern.from_mask(self.pattern.mask().to(self.weight.device))
+        self.move_pattern(self.weight.device)
         return self
+
+    def move_pattern(self, device: torch.device) -> None:
+        """Move the pattern of a compressed weight to ``device``."""
+        if self.pattern is not None and self.pattern.device != device:
+            self.pattern = SparsityPattern.from_mask(self.pattern.mask().to(device))
 
     def mask_rows(self, row: int, count: int) -> Tensor:
         """The mask, bool [count, I], of ``count`` rows from ``row`` on."""

@@ -28,7 +28,7 @@ from spdf_dist.parallel.linear import ParallelLinear
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.batches import MicroBatch
 from spdf_dist.training.engine import Engine
-from spdf_dist.training.setup import build_model, start
+from spdf_dist.training.setup import build_model, make_engine, start
 
 EXECUTIONS = ("compressed", "masked", "dense")
 
@@ -40,7 +40,7 @@ def build_engine(config: PretrainConfig, groups: Groups, execution: str) -> Engi
     executions = {} if execution == "dense" else dict.fromkeys(architecture_of(config.model).linears, execution)
     model = build_model(config, config.model, groups, masks, executions)
     initialize_parameters(model, config.model, sparsity, config.seed)
-    return Engine(model.to(groups.device), config, groups)
+    return make_engine(model, config, groups)
 
 
 def random_batch(config: PretrainConfig, groups: Groups) -> list[MicroBatch]:

@@ -25,8 +25,7 @@ from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.ranks import ALONE
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.batches import MicroBatch
-from spdf_dist.training.engine import Engine
-from spdf_dist.training.setup import build_model, start
+from spdf_dist.training.setup import build_model, make_engine, start
 
 PLACES = ("attention", "mlp")
 """Names of the two outputs of a layer that are added to the residual stream."""
@@ -146,7 +145,7 @@ def trace(config: PretrainConfig, groups: Groups, steps: int) -> list[dict[str, 
     executions = dict.fromkeys(architecture_of(config.model).linears, "masked")
     model = build_model(config, config.model, groups, masks, executions)
     initialize_parameters(model, config.model, config.sparsity, config.seed)
-    engine = Engine(model.to(groups.device), config, groups)
+    engine = make_engine(model, config, groups)
     recorder, batch = Recorder(engine.model), synthetic_batch(config, groups)
     tokens, found = config.training.micro_batch_size * config.model.seq_length, []
     for _ in range(steps + 1):

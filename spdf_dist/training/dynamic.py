@@ -146,7 +146,7 @@ class DynamicMasks:
         parameter, engine = linear.weight, self.engine
         old = linear.full_mask().clone()  # with `masked`, `set_mask` changes this buffer in place
         value = linear.expand(engine.full_parameter(parameter))
-        moments = {key: linear.expand(engine.full_moment(parameter, key)) for key in ("exp_avg", "exp_avg_sq")}
+        moments = {key: linear.expand(engine.full_moment(parameter, key)) for key in engine.moments_of(parameter)}
         rows, row = [], 0
         for piece in pieces_of(parameter):
             count = piece_shape(piece)[0]
@@ -161,7 +161,7 @@ class DynamicMasks:
         grown = new & ~old
         for tensor in (value, *moments.values()):
             tensor[~new | grown] = 0
-        if self.sparsity.new_moments == "gradient":
+        if self.sparsity.new_moments == "gradient" and "exp_avg_sq" in moments:
             second = moments["exp_avg_sq"]
             if gradient_OI is not None:
                 estimate = torch.nan_to_num(gradient_OI, nan=0.0, posinf=0.0, neginf=0.0).square()

@@ -1,56 +1,33 @@
-"""Runs a model with DeepSpeed: ZeRO, gradient accumulation, clipping and AdamW, one optimizer step at a time."""
+"""Runs a model, one optimizer step at a time: forward, backward, clipping, update, and access to the whole state.
+
+What all engines share is here. `zero.py` has the engine of ZeRO 0 to 2, `fully_sharded.py` that of stage 3.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_grad,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-)
 from torch import Tensor, nn
 
-from spdf_dist.accounting.memory import REDUCE_BUCKET
 from spdf_dist.checkpoint.manifest import Kind
 from spdf_dist.config.errors import NonFiniteError, UserError
-from spdf_dist.config.schema import AnyConfig
+from spdf_dist.config.schema import AnyConfig, AnyTraining
 from spdf_dist.data.labels import IGNORED
 from spdf_dist.model.gpt import GPT
-from spdf_dist.parallel.groups import Groups, Mpu
+from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.layout import pieces_of
-from spdf_dist.parallel.uncompiled import uncompiled
 from spdf_dist.training.batches import MicroBatch
+from spdf_dist.training.muon import Muon, shards_of
 from spdf_dist.training.phase_times import PhaseTimes
 
 MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
 
-OWN_SETTINGS = {
-    "optimizer": "training.lr, beta1, beta2, eps and weight_decay",
-    "scheduler": "training.warmup_tokens and min_lr_ratio",
-    "train_batch_size": "training.global_batch_size",
-    "fp16": "training.precision (fp32 or bf16)",
-    "amp": "training.precision (fp32 or bf16)",
-    "torch_autocast": "training.precision (fp32 or bf16)",
-}
-"""DeepSpeed's keys for settings that the config makes elsewhere. DeepSpeed would ignore some of them and fail on
-others."""
-
-BUCKET_UNIT = 512
-"""Elements. DeepSpeed needs bucket sizes that divide into aligned parts."""
 NORM_ROW = 1024
 """Number of elements whose squares are summed in fp32; see `sum_of_squares`."""
 
@@ -71,17 +48,20 @@ class StepResult:
     """Whether the update was skipped because the loss or the gradient norm was above its limit."""
 
 
-def parameter_groups(model: GPT, weight_decay: float, embedding_lr: float = 1.0) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: those with weight decay first, each group with its own decay and learning rate.
+def parameter_groups(
+    model: GPT, weight_decay: float, embedding_lr: float = 1.0, optimizer: str = "adamw"
+) -> list[dict[str, Any]]:
+    """The optimizer's parameter groups: those with weight decay first, each with its own decay and learning rate.
 
     ``lr_scale`` of a group multiplies the step's learning rate. The standard parameterization has two groups, or three
-    with an ``embedding_lr`` other than 1.
+    with an ``embedding_lr`` other than 1. With `muon`, the matrices of the layers are groups of their own, whose
+    ``shards`` describe them. ``shards`` of the other groups is empty.
 
     Raises:
         UserError: the weights that one parameter stacks have different rules.
     """
     tensors = model.architecture.tensors
-    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float, float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         pieces = pieces_of(parameter)
         rule, tensor = model.rules[pieces[0].name], tensors[pieces[0].name]
@@ -93,58 +73,18 @@ def parameter_groups(model: GPT, weight_decay: float, embedding_lr: float = 1.0)
                 )
         lr = rule.lr * (embedding_lr if tensor.role == "embedding" else 1.0)
         decay = weight_decay * rule.decay if tensor.decays else 0.0
-        groups.setdefault((not tensor.decays, lr, decay), []).append(parameter)
+        orthogonalised = optimizer == "muon" and tensor.is_hidden_matrix
+        groups.setdefault((not tensor.decays, lr, decay, orthogonalised), []).append(parameter)
     ordered = sorted(groups.items(), key=lambda group: group[0][0])
-    return [{"params": params, "weight_decay": decay, "lr_scale": lr} for (_, lr, decay), params in ordered]
-
-
-def deepspeed_settings(config: AnyConfig, data_size: int) -> dict[str, Any]:
-    """DeepSpeed's settings for a config, with the user's own settings merged in.
-
-    Raises UserError if these cannot be read or conflict with the config.
-    """
-    training, stage = config.training, config.parallel.zero_stage
-    ours: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": training.micro_batch_size,
-        "gradient_accumulation_steps": training.global_batch_size // (training.micro_batch_size * data_size),
-        "gradient_clipping": training.clip_grad,
-        "zero_optimization": {"stage": stage},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**12,
-    }
-    ours["data_types"] = {"grad_accum_dtype": "fp32"}
-    ours["bf16"] = {"enabled": training.precision == "bf16"}
-    if training.precision == "bf16":
-        ours["bf16"]["check_grad_overflow"] = True
-        ours["communication_data_type"] = "fp32"
-    user = config.deepspeed
-    if isinstance(user, str):
-        try:
-            user = json.loads(Path(user).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"deepspeed: cannot read {config.deepspeed}: {error}") from None
-    if not isinstance(user, dict | None):
-        raise UserError(f"deepspeed: expected keys and values, got a {type(user).__name__}")
-    for key, instead in OWN_SETTINGS.items():
-        if key in (user or {}):
-            raise UserError(f"deepspeed.{key}: set {instead} instead")
-    merge_settings(ours, user or {}, "deepspeed")
-    if stage == 0:  # stage 0 computes no norm in fp32; `Engine.update` computes it and clips
-        ours["gradient_clipping"] = 0.0
-    return ours
-
-
-def merge_settings(ours: dict[str, Any], user: dict[str, Any], where: str) -> None:
-    """Merge the user's settings into ours, in place. Raises UserError for a key with another value than ours."""
-    for key, value in user.items():
-        if isinstance(value, dict) and isinstance(ours.get(key), dict):
-            merge_settings(ours[key], value, f"{where}.{key}")
-        elif value == "auto":
-            continue
-        elif key in ours and ours[key] != value:
-            raise UserError(f"{where}.{key}: {value!r} conflicts with {ours[key]!r}, which this config sets")
-        else:
-            ours[key] = value
+    return [
+        {
+            "params": params,
+            "weight_decay": decay,
+            "lr_scale": lr,
+            "shards": shards_of(params) if orthogonalised else [],
+        }
+        for (_, lr, decay, orthogonalised), params in ordered
+    ]
 
 
 def sum_of_squares(x: Tensor) -> Tensor:
@@ -164,57 +104,36 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
-class Engine:
+def make_optimizer(model: GPT, training: AnyTraining, groups: Groups) -> torch.optim.AdamW:
+    """The optimizer ``training.optimizer``, before DeepSpeed divides its groups."""
+    embedding_lr = getattr(training, "embedding_lr_multiplier", 1.0)
+    parameters = parameter_groups(model, training.weight_decay, embedding_lr, training.optimizer)
+    adamw: dict[str, Any] = {
+        "lr": training.lr,
+        "betas": (training.beta1, training.beta2),
+        "eps": training.eps,
+        "fused": True,
+    }
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **adamw)
+    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    return Muon(parameters, momentum=training.muon_momentum, dtype=dtype, groups=groups, **adamw)
+
+
+class Engine(ABC):
     """A model with its optimizer: optimizer steps, evaluation, and access to the whole state by parameter."""
+
+    optimizer: torch.optim.Optimizer
 
     def __init__(self, model: GPT, config: AnyConfig, groups: Groups) -> None:
         self.model = model
         self.groups = groups
         self.stage = config.parallel.zero_stage
         self.clip = config.training.clip_grad
-        training = config.training
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model, training.weight_decay, getattr(training, "embedding_lr_multiplier", 1.0)),
-            lr=training.lr,
-            betas=(training.beta1, training.beta2),
-            eps=training.eps,
-            fused=True,
-        )
-        # Without this DeepSpeed compiles inference collectives at its first start. Training never calls them.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        if not deepspeed.comm.is_initialized():
-            deepspeed.init_distributed(verbose=False)
-        settings = deepspeed_settings(config, groups.data_size)
-        # DeepSpeed allocates whole buckets. Its default is 2 GB of fp32, also for a model of a few kilobytes.
-        elements = -(-sum(parameter.numel() for parameter in model.parameters()) // BUCKET_UNIT) * BUCKET_UNIT
-        for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
-            settings["zero_optimization"].setdefault(bucket, max(BUCKET_UNIT, min(REDUCE_BUCKET, elements)))
-        try:
-            # DeepSpeed's bf16 optimizer prints memory reports. The first call imports its Muon optimizer.
-            with contextlib.redirect_stdout(io.StringIO()), uncompiled():
-                self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=Mpu())
-        except Exception as error:  # DeepSpeed raises many kinds for settings that are unknown or do not fit together
-            if not config.deepspeed:
-                raise
-            what = " ".join(str(error).split())[:300]
-            raise UserError(f"deepspeed: its settings are not accepted: {type(error).__name__}: {what}") from None
-        if self.stage == 0 and groups.data_size == 1 and not isinstance(self.deepspeed.optimizer, BF16_Optimizer):
-            # DeepSpeed would copy all gradients into a buffer and back, although there is no other rank.
-            self.deepspeed.enable_backward_allreduce = False
-        self.adamw: torch.optim.AdamW = self.deepspeed.basic_optimizer
-        self.norm_limit = math.inf
+        self.name = config.training.optimizer
         self.phases = PhaseTimes(groups.device)
-        reduce_gradients = self.deepspeed.allreduce_gradients
-        # The instance's attribute replaces the method, which DeepSpeed calls within its backward pass.
-        self.deepspeed.allreduce_gradients = self.phases.timed("reduce", reduce_gradients)
         self.before_update: Callable[[], None] | None = None
         """Called in each step when the gradients are reduced, before they are clipped and applied."""
-        if self.stage:
-            self.optimizer_step = self.adamw.step
-            self.adamw.step = self.limited_step
-        # DeepSpeed links parameters to their moments after the first group's first update, when the second group has no
-        # moments yet. With the state created here, every group is linked.
-        self.prepare_moments(0)
 
     def step(
         self,
@@ -236,23 +155,21 @@ class Engine:
                 names the first tensor that is not finite.
         """
         self.model.train()
-        for group in self.adamw.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.groups.device)
         self.phases.begin_step()
         for index, batch in enumerate(batches):
             last = index == len(batches) - 1
-            self.deepspeed.set_gradient_accumulation_boundary(last)
+            self.begin_pass(last)
             torch.manual_seed(batch.dropout_seed)
             with self.phases.phase("forward"):
-                loss = self.deepspeed(batch.tokens_BT, batch.labels_BT)
+                loss = self.model_loss(batch)
             loss_sum += loss.detach()
-            # DeepSpeed averages over data ranks and, by default, over micro-batches. Needed is the sum over the global
-            # batch divided by its target tokens.
+            # Gradients are averaged over the data ranks. Needed is the sum over the global batch divided by its target
+            # tokens.
             with self.phases.phase("backward"):
-                self.deepspeed.backward(loss * (self.groups.data_size / target_tokens), scale_wrt_gas=False)
-            if not last:
-                self.deepspeed.step()
+                self.backward(loss * (self.groups.data_size / target_tokens), last)
         flags = torch.tensor([stop_requested, still_saving], dtype=torch.float64, device=loss_sum.device)
         totals = torch.cat([loss_sum.reshape(1), flags])
         dist.all_reduce(totals)
@@ -273,33 +190,28 @@ class Engine:
             raise NonFiniteError(f"the gradient norm is {norm}; the update was not made{where}")
         return StepResult(mean_loss, norm, stop, saving, skipped=norm > norm_limit)
 
+    @abstractmethod
+    def begin_pass(self, last: bool) -> None:
+        """Called before the forward pass of a micro-batch; ``last``: it is the last of the step."""
+
+    @abstractmethod
+    def model_loss(self, batch: MicroBatch) -> Tensor:
+        """The summed token loss of a micro-batch."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Add the gradients of ``loss``, averaged over the data ranks, to those of the step; collective."""
+
+    @abstractmethod
     def update(self, norm_limit: float = math.inf) -> float:
         """Clip and apply the accumulated gradients, unless their global norm is above the limit or not finite.
 
         Returns the norm before clipping; it is not finite if a gradient is not.
         """
-        if self.stage == 0:
-            norm = self.gradient_norm()
-            if not norm <= norm_limit or not math.isfinite(norm):
-                self.drop_gradients()
-                return norm
-            if self.clip and norm + 1e-6 > self.clip:
-                for parameter in self.model.parameters():
-                    if parameter.grad is not None:
-                        parameter.grad.mul_(self.clip / (norm + 1e-6))
-            self.deepspeed.step()
-            return norm
-        self.norm_limit = norm_limit
-        skipped = self.deepspeed.skipped_steps
-        self.deepspeed.step()
-        norm = float(self.deepspeed.get_global_grad_norm())
-        return norm if self.deepspeed.skipped_steps == skipped else math.inf
 
-    def limited_step(self, *arguments: Any, **more: Any) -> Any:
-        """The optimizer's step under ZeRO, which calls it when the global gradient norm is known."""
-        if self.norm_limit < math.inf and float(self.deepspeed.optimizer._global_grad_norm) > self.norm_limit:
-            return None
-        return self.optimizer_step(*arguments, **more)
+    @abstractmethod
+    def drop_gradients(self) -> None:
+        """Discard the accumulated gradients instead of applying them."""
 
     def first_non_finite(self, batches: Sequence[MicroBatch]) -> str:
         """The first weight, module output or gradient that is not finite, as text to append; collective.
@@ -309,56 +221,9 @@ class Engine:
         found = next((name for name in self.groups.allgather(self.non_finite_here(batches)) if name), "")
         return f"; first not finite: {found}" if found else ""
 
+    @abstractmethod
     def non_finite_here(self, batches: Sequence[MicroBatch]) -> str:
         """This rank's first weight, module output or gradient that is not finite; empty if there is none."""
-        named = [(pieces_of(parameter)[0].name, parameter) for parameter in self.model.parameters()]
-        found = [f"the weight {name}" for name, parameter in named if not is_finite(parameter)]
-        if found:
-            return found[0]
-
-        def look(name: str, output: Any) -> None:
-            tensors = output if isinstance(output, tuple) else (output,)
-            if not all(is_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
-                found.append(f"the output of {name}")
-
-        def hook_of(name: str) -> Callable[..., None]:
-            return lambda module, inputs, output: look(name, output)
-
-        hooks = [module.register_forward_hook(hook_of(name)) for name, module in self.model.named_modules() if name]
-        try:
-            for batch in batches:
-                torch.manual_seed(batch.dropout_seed)
-                loss = self.model(batch.tokens_BT, batch.labels_BT)
-                parameters = [parameter for _, parameter in named if parameter.requires_grad]
-                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-                for (name, _), gradient in reversed(list(zip(named, gradients, strict=True))):
-                    if gradient is not None and not is_finite(gradient):
-                        found.append(f"the gradient of {name}")
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return found[0] if found else ""
-
-    def gradient_norm(self) -> float:
-        """L2 norm of the reduced gradient. A parameter that all tensor ranks hold counts only once."""
-        square = torch.zeros((), dtype=torch.float64, device=self.groups.device)
-        for parameter in self.model.parameters():
-            if parameter.grad is not None and (parameter.tensor_model_parallel or self.groups.tensor_rank == 0):
-                square += sum_of_squares(parameter.grad)
-        if self.groups.tensor_size > 1:
-            dist.all_reduce(square, group=self.groups.tensor_group)
-        return math.sqrt(float(square)) if math.isfinite(float(square)) else float(square)
-
-    def drop_gradients(self) -> None:
-        """Discard the accumulated gradients instead of applying them."""
-        optimizer = self.deepspeed.optimizer
-        optimizer.zero_grad(set_to_none=True)
-        if isinstance(optimizer, BF16_Optimizer):
-            optimizer.clear_hp_grads()
-        for held in (getattr(optimizer, "averaged_gradients", {}), getattr(optimizer, "all_grad_tensors", {})):
-            for key in held:
-                held[key] = None
-        self.deepspeed.micro_steps += 1
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[MicroBatch], stop: Any) -> tuple[float, int] | None:
@@ -371,8 +236,8 @@ class Engine:
         for batch in batches:
             if stop():
                 sums[2] = 1
-                # The layers' sums need every tensor rank, so a tensor rank must continue until its batches end.
-                if self.groups.tensor_size == 1:
+                # Tensor ranks, and at stage 3 data ranks, need one another until the batches end.
+                if self.groups.tensor_size == 1 and self.stage < 3:
                     break
             sums[0] += self.model(batch.tokens_BT, batch.labels_BT)
             sums[1] += (batch.labels_BT != IGNORED).sum()
@@ -381,59 +246,36 @@ class Engine:
             return None
         return float(sums[0] / sums[1]), int(sums[1]) // self.groups.tensor_size
 
-    def full_parameter(self, parameter: nn.Parameter) -> Tensor:
-        """This tensor rank's fp32 master weights of a parameter; collective over the data ranks."""
-        master = safe_get_full_fp32_param(parameter) if self.stage else None
-        return parameter.detach().float() if master is None else master
-
-    def full_gradient(self, parameter: nn.Parameter) -> Tensor:
-        """This tensor rank's reduced gradient of a parameter before the update; collective over the data ranks."""
-        gradient = None
-        if self.stage and parameter.numel() > 0:  # a parameter without elements is not mapped
-            gradient = parameter.get_full_hp_grad()  # type: ignore[attr-defined]
-        elif not self.stage:
-            gradient = safe_get_full_grad(parameter)
-        return torch.zeros_like(parameter) if gradient is None else gradient
-
-    def full_moment(self, parameter: nn.Parameter, key: str) -> Tensor:
-        """This tensor rank's AdamW moment ``key`` of a parameter, fp32; collective over the data ranks."""
-        if self.stage == 0:
-            return self.adamw.state[parameter][key]
-        if parameter.numel() == 0:  # a slice without kept values, which DeepSpeed does not map
-            return torch.zeros_like(parameter, dtype=torch.float32)
-        moment: Tensor = safe_get_full_optimizer_state(parameter, key)
-        return moment
+    def moments_of(self, parameter: nn.Parameter) -> tuple[Kind, ...]:
+        """The moments that the optimizer keeps of a parameter. Muon keeps only ``exp_avg`` of a matrix."""
+        tensor = self.model.architecture.tensors[pieces_of(parameter)[0].name]
+        return MOMENTS[:1] if self.name == "muon" and tensor.is_hidden_matrix else MOMENTS
 
     def updates_done(self) -> int:
-        """The step count of AdamW: the number of updates made."""
-        counts = {int(state["step"]) for state in self.adamw.state.values()}
+        """The step count of the optimizer: the number of updates made."""
+        counts = {int(state["step"]) for state in self.optimizer.state.values()}
         return max(counts, default=0)
 
-    @torch.no_grad()
+    @abstractmethod
+    def full_parameter(self, parameter: nn.Parameter) -> Tensor:
+        """This tensor rank's fp32 master weights of a parameter; collective over the data ranks."""
+
+    @abstractmethod
+    def full_gradient(self, parameter: nn.Parameter) -> Tensor:
+        """This tensor rank's reduced gradient of a parameter before the update; collective over the data ranks."""
+
+    @abstractmethod
+    def full_moment(self, parameter: nn.Parameter, key: str) -> Tensor:
+        """This tensor rank's moment ``key`` of a parameter, fp32; collective over the data ranks."""
+
+    @abstractmethod
     def load_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Copy an fp32 value into the parameter and its master weights."""
-        parameter.copy_(value)
-        if self.stage:
-            safe_set_full_fp32_param(parameter, value)
 
-    @torch.no_grad()
+    @abstractmethod
     def prepare_moments(self, updates: int) -> None:
-        """Create AdamW's state with a step count of ``updates`` and moments of zero."""
-        for group in self.adamw.param_groups:
-            for parameter in group["params"]:
-                self.adamw.state[parameter] = {
-                    "step": torch.tensor(float(updates), device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-        if self.stage:
-            self.deepspeed.optimizer._hp_optimizer_states_linked = False
-            self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+        """Create the optimizer's state with a step count of ``updates`` and moments of zero."""
 
-    @torch.no_grad()
+    @abstractmethod
     def load_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         """Copy an fp32 value into the moment ``key`` of a parameter."""
-        if self.stage == 0:
-            self.adamw.state[parameter][key].copy_(value)
-        elif parameter.numel() > 0:
-            safe_set_full_optimizer_state(parameter, value, key)

@@ -3,7 +3,7 @@
 Weights are used where the new mask keeps them. Entries that the checkpoint had pruned start at zero. Unless
 ``training.reset`` names it, this state continues:
 
-    optimizer   AdamW's moments and step count; moments of entries that were pruned start at zero
+    optimizer   the moments and step count; moments of entries that were pruned start at zero
     schedule    the run's steps, and so the learning rate, from the checkpoint's consumed tokens
     data        the batches, from where the checkpoint's run stopped reading
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from spdf_dist.checkpoint.manifest import Kind
+from spdf_dist.checkpoint.manifest import KINDS, Kind
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.budget import tokens_per_step, total_steps
@@ -25,7 +25,7 @@ from spdf_dist.model.parameterization import of_training
 from spdf_dist.parallel.layout import Piece
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import RandomMasks, logical_weights
-from spdf_dist.training.engine import MOMENTS, Engine
+from spdf_dist.training.engine import Engine
 from spdf_dist.training.state import Read, load_moments, load_training_state, load_weights
 from spdf_dist.training.training_state import TrainingState
 
@@ -76,7 +76,10 @@ class Origin:
                 f"training.reset: {path} is a {manifest.kind} checkpoint, whose run cannot go on; "
                 f"add {', '.join(sorted(kept))}"
             )
-        if "optimizer" in kept and not all(self.checkpoint.has(kind) for kind in MOMENTS):
+        theirs, ours = self.checkpoint.optimizer, config.training.optimizer
+        if "optimizer" in kept and theirs != ours:
+            raise UserError(f"training.reset: {path} holds the state of {theirs}, not of {ours}; add optimizer")
+        if "optimizer" in kept and not all(self.checkpoint.has(kind) for kind in KINDS):
             raise UserError(f"training.reset: {path} holds no optimizer state to go on with; add optimizer")
         self.state = self.starting_state()
 

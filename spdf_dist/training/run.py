@@ -43,6 +43,7 @@ from spdf_dist.training.saving import Saver
 from spdf_dist.training.setup import (
     build_model,
     executed_ratio,
+    make_engine,
     newest_checkpoint,
     peak_flops,
     sparsity_by_group,
@@ -216,7 +217,7 @@ class TrainingRun:
         )
         if self.checkpoint is None and initialize is not None:
             initialize(model)
-        self.engine = Engine(model.to(self.groups.device), self.config, self.groups)
+        self.engine = make_engine(model, self.config, self.groups)
         if self.checkpoint is not None:
             load_weights(self.engine, self.checkpoint, read)
             load_moments(self.engine, self.checkpoint, read)
@@ -331,7 +332,7 @@ class TrainingRun:
             "sparsity": to_tree(sparsity) if sparsity is not None and sparsity.is_sparse else None,
             "parameterization": self.engine.model.parameterization,
             "consumed_tokens": self.data.consumed_tokens(state.step),
-            "optimizer": {"updates": self.engine.updates_done()},
+            "optimizer": optimizer_record(self.engine),
             "state": vars(state),
             "source": None if trained.source is None else dict(trained.source),
         }
@@ -372,6 +373,12 @@ class TrainingRun:
             self.callbacks.on_note(
                 f"training stood still for {self.stalled:.1f} s ({share:.0%} of its time) for {self.saves} checkpoints"
             )
+
+
+def optimizer_record(engine: Engine) -> dict[str, Any]:
+    """What a checkpoint records of the optimizer: its number of updates and, unless it is AdamW, its name."""
+    name = {} if engine.name == "adamw" else {"name": engine.name}
+    return {"updates": engine.updates_done(), **name}
 
 
 def as_code(text: str) -> str:

@@ -24,8 +24,10 @@ from spdf_dist.model.parameterization import STANDARD, Parameterization, of_trai
 from spdf_dist.parallel.groups import Groups, initialize
 from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.sparsity.masks import BoolArray
-from spdf_dist.training.engine import deepspeed_settings
+from spdf_dist.training.engine import Engine
+from spdf_dist.training.fully_sharded import FullyShardedEngine
 from spdf_dist.training.run_folder import RunFolder
+from spdf_dist.training.zero import ZeroEngine, deepspeed_settings
 
 
 def start(config: AnyConfig, ranks: Ranks) -> Groups:
@@ -95,12 +97,19 @@ def build_model(
         groups,
         masks=masks,
         execution=execution,
-        dtype=weight_dtype(config),
+        dtype=torch.float32 if config.parallel.zero_stage == 3 else weight_dtype(config),
         activation_checkpointing=config.training.activation_checkpointing,
         label_smoothing=label_smoothing,
         sequence=config.parallel.sequence,
         parameterization=parameterization,
     )
+
+
+def make_engine(model: GPT, config: AnyConfig, groups: Groups) -> Engine:
+    """The engine of ``parallel.zero_stage`` for a model on the CPU, which is moved to the device. Raises UserError."""
+    if config.parallel.zero_stage == 3:
+        return FullyShardedEngine(model, config, groups)
+    return ZeroEngine(model.to(groups.device), config, groups)
 
 
 def executed_ratio(

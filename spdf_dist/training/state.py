@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spdf_dist.checkpoint.manifest import Kind
@@ -12,7 +13,7 @@ from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import build
 from spdf_dist.parallel.layout import Piece, join_pieces, pieces_of, split_pieces
-from spdf_dist.training.engine import MOMENTS, Engine
+from spdf_dist.training.engine import Engine
 from spdf_dist.training.training_state import TrainingState
 
 
@@ -27,7 +28,7 @@ def state_pieces(engine: Engine) -> Iterator[tuple[Kind, Piece, Tensor]]:
         mine = number % groups.data_size == groups.data_rank
         contents: dict[Kind, Tensor] = {"model": engine.full_parameter(parameter)}
         if engine.updates_done():
-            for key in MOMENTS:
+            for key in engine.moments_of(parameter):
                 contents[key] = engine.full_moment(parameter, key)
         for kind, content in contents.items():
             if not mine:
@@ -62,13 +63,17 @@ def load_weights(engine: Engine, checkpoint: Checkpoint, read: Read | None = Non
 
 
 def load_moments(engine: Engine, checkpoint: Checkpoint, read: Read | None = None) -> None:
-    """Load the checkpoint's AdamW state, if it has one."""
+    """Load the checkpoint's optimizer state, if it has one. Raises UserError if it is another optimizer's."""
     updates = int((checkpoint.manifest.optimizer or {}).get("updates", 0))
     if updates == 0:
         return
+    if checkpoint.optimizer != engine.name:
+        raise UserError(
+            f"{checkpoint.path} holds the state of training.optimizer={checkpoint.optimizer}, not {engine.name}"
+        )
     engine.prepare_moments(updates)
-    for key in MOMENTS:
-        for parameter in engine.model.parameters():
+    for parameter in engine.model.parameters():
+        for key in engine.moments_of(parameter):
             engine.load_moment(parameter, key, assemble(read or checkpoint.read_piece, parameter, key))
 
 
@@ -76,6 +81,6 @@ def assemble(read: Read, parameter: Any, kind: Kind) -> Tensor:
     """A parameter's content, fp32 in the parameter's shape, from the checkpoint's slices."""
     pieces = pieces_of(parameter)
     contents = {piece.name: read(piece, kind) for piece in pieces}
-    value = parameter.detach().float().clone()
+    value = torch.empty(parameter.shape, device=parameter.device)
     join_pieces(pieces, contents, value)
     return value

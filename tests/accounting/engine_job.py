@@ -1,6 +1,6 @@
 """One rank of a tiny training run that measures its memory and its traffic. Rank 0 prints JSON.
 
-    engine_job.py TENSOR DATA STAGE PRECISION EXECUTION CHECKPOINTING [FAMILY [sequence]]
+    engine_job.py TENSOR DATA STAGE PRECISION EXECUTION CHECKPOINTING [FAMILY [sequence] [muon]]
 
 RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe the ranks.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from live_logits import LiveLogits
+from torch.distributed.tensor import DTensor
 
 from spdf_dist.accounting.communication import communication
 from spdf_dist.accounting.layout import layout_of
@@ -30,6 +31,7 @@ from spdf_dist.parallel.groups import initialize
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.batches import MicroBatch
 from spdf_dist.training.engine import Engine
+from spdf_dist.training.setup import make_engine
 
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "seq_length": 32, "vocab_size": 301},
@@ -57,6 +59,7 @@ def tree(
             "global_batch_size": 4 * data,
             "micro_batch_size": 2,
             "precision": precision,
+            "optimizer": "muon" if "muon" in rest else "adamw",
             "activation_checkpointing": checkpointing,
         },
     }
@@ -79,6 +82,8 @@ class Traffic:
             "all_gather",
             "reduce",
             "broadcast",
+            "all_gather_single",  # FSDP2's names of all_gather_into_tensor and reduce_scatter_tensor
+            "reduce_scatter_single",
         ):
             self.wrap(name)
 
@@ -106,8 +111,10 @@ def storages(tensors: list[torch.Tensor]) -> int:
 
 def optimizer_state(engine: Engine) -> dict[str, int]:
     """Bytes of masters and moments, from the tensors of the optimizer."""
-    masters = [p for group in engine.adamw.param_groups for p in group["params"]] if engine.stage else []
-    state = engine.adamw.state.values()
+    masters = [p for group in engine.optimizer.param_groups for p in group["params"]] if engine.stage else []
+    if engine.stage == 3:  # FSDP2 pads the slices of each parameter
+        masters = [p.detach().clone() for p in masters]
+    state = engine.optimizer.state.values()
     moments = [value for entry in state for key, value in entry.items() if key != "step" and value.numel() > 1]
     return {"masters": storages(masters), "moments": storages(moments)}
 
@@ -119,7 +126,8 @@ def main() -> None:
     assert ranks is not None
     traffic = Traffic()
     groups = initialize(ranks, config.parallel.tensor, config.parallel.data, "cpu")
-    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    bf16 = config.training.precision == "bf16" and config.parallel.zero_stage < 3
+    dtype = torch.bfloat16 if bf16 else torch.float32
     masks = PackedMasks.pack(RandomMasks(config.model, config.sparsity))
     execution = dict.fromkeys(architecture_of(config.model).linears, config.sparsity.execution)
     model = build_gpt(
@@ -132,7 +140,7 @@ def main() -> None:
         sequence=config.parallel.sequence,
     )
     initialize_parameters(model, config.model, config.sparsity, 1)
-    engine = Engine(model, config, groups)
+    engine = make_engine(model, config, groups)
     generator = torch.Generator().manual_seed(groups.data_rank)
     shape = (config.training.micro_batch_size, config.model.seq_length)
 
@@ -140,13 +148,11 @@ def main() -> None:
         ids = torch.randint(config.model.vocab_size, shape, generator=generator)
         return MicroBatch(ids, ids, 1)
 
-    kept: dict[int, int] = {}
-    fixed = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in fixed:
-            kept[storage.data_ptr()] = storage.nbytes()
+        kept[storage._cdata] = storage
         return tensor
 
     model.train()
@@ -154,8 +160,16 @@ def main() -> None:
     with logits, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         one = batch()
         loss = engine.model(one.tokens_BT, one.labels_BT)
-    activations = sum(kept.values())
+    # Storages of gathered weights are empty after the forward pass of their layer.
+    held = {storage.data_ptr(): storage.nbytes() for storage in kept.values() if storage.nbytes()}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if not isinstance(tensor, DTensor):
+            held.pop(tensor.untyped_storage().data_ptr(), None)
+    activations = sum(held.values())
     del loss
+    kept.clear()
+    if config.parallel.zero_stage == 3:
+        model.reshard()  # a backward pass would free the embeddings
     gc.collect()
 
     steps = config.training.global_batch_size // (config.training.micro_batch_size * groups.data_size)
@@ -165,7 +179,7 @@ def main() -> None:
     layout = layout_of(config, groups.world_size, "cpu")
     if config.sparsity.level == 0:
         assert layout.execution == "dense"
-    weights = [p.data for p in model.parameters()]
+    weights = [p.data for p in model.parameters() if not isinstance(p, DTensor)]
     told = {
         "weights": storages(weights),
         **optimizer_state(engine),

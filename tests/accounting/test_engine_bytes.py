@@ -80,6 +80,30 @@ def test_llama_holds_and_sends_what_is_estimated(tensor: int, precision: str, se
 
 @pytest.mark.slow
 @pytest.mark.distributed
+def test_muon_keeps_one_moment_of_the_matrices() -> None:
+    told = run_job(1, 2, "1", "fp32", "compressed", "0", "gpt2", "muon")
+    for key in ("weights", "masters", "moments"):
+        assert told[key] == told["expected_state"][key]
+    assert told["traffic"]["all_gather_into_tensor/2"] == told["expected_traffic"]["weight_payload"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(("precision", "execution"), [("fp32", "masked"), ("bf16", "compressed")])
+def test_stage_3_divides_the_parameters_and_frees_gathered_ones(precision: str, execution: str) -> None:
+    told = run_job(1, 2, "3", precision, execution, "0")
+    expected, traffic, held = told["expected_state"], told["expected_traffic"], told["expected_activations"]
+    for key in ("masters", "moments"):
+        assert told[key] == pytest.approx(expected[key], rel=0.01)
+    assert told["weights"] == 0  # between steps
+    # The weights of the layers, which the backward pass needs, are not among the tensors that the forward pass keeps.
+    assert told["activations"] == pytest.approx(held["layers"] + held["ends"] + held["loss"], rel=0.01)
+    assert told["traffic"]["all_gather_single/2"] == pytest.approx(traffic["weight_payload"], rel=0.01)
+    assert told["traffic"]["reduce_scatter_single/2"] * 2 == pytest.approx(traffic["gradient_payload"], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
 def test_one_rank_copies_no_gradients_to_share_them() -> None:
     assert run_job(1, 1, "0", "fp32", "compressed", "0")["traffic"] == {}
 

@@ -72,12 +72,14 @@ def test_code_is_that_of_the_machines_instruction_set(
     assert structure_bytes(model, SparsityConfig(level=0.75), layout, "cuda")["code"] == 0
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_zero_stages_divide_what_they_should(stage: int) -> None:
     one, many = (memory(XL.model, None, Layout(1, n, stage, 1, "dense", "fp32", False)) for n in (1, 8))
+    whole = memory(XL.model, None, Layout(1, 1, 1, 1, "dense", "fp32", False))["weights"]
     assert many["weights"] == one["weights"]
+    assert (many["weights"] < whole / 4) == (stage == 3)
     assert (many["moments"] < one["moments"]) == (stage >= 1)
-    assert (many["gradients"] < one["gradients"]) == (stage == 2)
+    assert (many["gradients"] < one["gradients"]) == (stage >= 2)
 
 
 def test_recomputation_trades_activations_for_flops() -> None:

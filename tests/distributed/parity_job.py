@@ -21,7 +21,8 @@ from spdf_dist.parallel.groups import initialize
 from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.batches import MicroBatch
-from spdf_dist.training.engine import MOMENTS, Engine, parameter_groups
+from spdf_dist.training.engine import parameter_groups
+from spdf_dist.training.setup import make_engine
 
 STEPS = 20
 SIZES = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16, "vocab_size": 61}
@@ -59,6 +60,7 @@ def config_of(case: dict) -> PretrainConfig:
                 "micro_batch_size": case.get("micro", 4),
                 "precision": case.get("precision", "fp32"),
                 "clip_grad": 0.5,
+                "optimizer": case.get("optimizer", "adamw"),
                 "activation_checkpointing": case.get("recompute", False),
             },
         },
@@ -71,7 +73,7 @@ def batches() -> list[torch.Tensor]:
     return [torch.randint(0, 61, (16, 17), generator=generator) ** 2 // 61 for _ in range(STEPS)]
 
 
-def reference(level: float, kind: str = "gpt2") -> dict:
+def reference(level: float, kind: str = "gpt2", momentum: float | None = None) -> dict:
     config = config_of({"execution": "masked", "tensor": 1, "zero": 1, "level": level, "model": kind})
     model = config.model
     tensors = architecture_of(model).tensors
@@ -84,7 +86,16 @@ def reference(level: float, kind: str = "gpt2") -> dict:
     initial = {name: initial_tensor(tensor, config.seed) for name, tensor in tensors.items()}
     masks = {name: torch.from_numpy(mask) for name, mask in RandomMasks(model, config.sparsity).items()}
     losses, norms, _ = train(
-        initial, masks, batches(), layers=2, heads=4, lrs=LRS, weight_decay=0.1, clip=0.5, network=network
+        initial,
+        masks,
+        batches(),
+        layers=2,
+        heads=4,
+        lrs=LRS,
+        weight_decay=0.1,
+        clip=0.5,
+        network=network,
+        momentum=momentum,
     )
     return {"losses": losses, "norms": norms}
 
@@ -93,7 +104,8 @@ def run_case(case: dict) -> dict:
     config = config_of(case)
     parallel_state.destroy_model_parallel()
     groups = initialize(discover(), case["tensor"], None, "cpu")
-    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    bf16 = config.training.precision == "bf16" and case["zero"] < 3
+    dtype = torch.bfloat16 if bf16 else torch.float32
     model = build_gpt(
         config.model,
         groups,
@@ -104,7 +116,7 @@ def run_case(case: dict) -> dict:
         sequence=config.parallel.sequence,
     )
     initialize_parameters(model, config.model, config.sparsity, config.seed)
-    engine = Engine(model, config, groups)
+    engine = make_engine(model, config, groups)
     size = config.training.micro_batch_size
     losses, norms = [], []
     for ids, lr in zip(batches(), LRS, strict=True):
@@ -118,7 +130,7 @@ def run_case(case: dict) -> dict:
     pruned = 0
     for parameter in model.parameters():
         tensors = [engine.full_parameter(parameter)]
-        tensors += [engine.full_moment(parameter, key) for key in MOMENTS]
+        tensors += [engine.full_moment(parameter, key) for key in engine.moments_of(parameter)]
         for piece in pieces_of(parameter):
             if piece.mask is not None and parameter.dim() > 1:
                 rows = slice(piece.offset, piece.offset + piece.length)

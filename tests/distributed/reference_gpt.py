@@ -49,6 +49,15 @@ def forward(w: dict[str, Tensor], tokens: Tensor, layers: int, heads: int) -> Te
     return x @ w["embedding.word"].T
 
 
+def orthogonal(g: Tensor) -> Tensor:
+    """Muon's five Newton-Schulz iterations, as a polynomial of the singular values in float64."""
+    u, s, v = torch.linalg.svd(g.double(), full_matrices=False)
+    s = s / s.norm()
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return (u * s @ v).to(g)
+
+
 def train(
     initial: dict[str, Tensor],
     masks: dict[str, Tensor],
@@ -62,8 +71,11 @@ def train(
     network: Callable[[dict[str, Tensor], Tensor], Tensor] | None = None,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
+    momentum: float | None = None,
 ) -> tuple[list[float], list[float], dict[str, Tensor]]:
     """AdamW on whole batches [B, T + 1]. Returns losses, gradient norms before clipping, and final weights.
+
+    With ``momentum`` the matrices of the layers are updated by Muon.
 
     ``network`` computes logits from weights and token ids. The default is the GPT of ``layers`` and ``heads``.
     """
@@ -83,6 +95,12 @@ def train(
         factor = min(1.0, clip / norm) if clip else 1.0
         for name, g in gradients.items():
             g = g * factor
+            if momentum is not None and ".W_" in name:
+                first[name] = momentum * first[name] + (1 - momentum) * g
+                update = orthogonal((1 - momentum) * g + momentum * first[name])
+                update = torch.where(masks[name], update, 0) if name in masks else update
+                w[name] = w[name] * (1 - lr * weight_decay) - lr * 0.2 * max(g.shape) ** 0.5 * update
+                continue
             first[name] = betas[0] * first[name] + (1 - betas[0]) * g
             second[name] = betas[1] * second[name] + (1 - betas[1]) * g * g
             decay = weight_decay if g.dim() == 2 else 0.0

@@ -21,8 +21,8 @@ BF16_TOLERANCE = 2e-2
 
 
 @cache
-def expected(level: float = 0.75, kind: str = "gpt2") -> dict:
-    return reference(level, kind)
+def expected(level: float = 0.75, kind: str = "gpt2", momentum: float | None = None) -> dict:
+    return reference(level, kind, momentum)
 
 
 def train_cases(cases: list[dict], ranks: int, folder: Path) -> list[dict]:
@@ -135,3 +135,50 @@ def test_with_divided_tokens_ranks_drop_alike_what_both_hold_and_apart_what_each
             assert again["replicated"] == rank["replicated"]
             assert again["events"][:7] == rank["events"] and len(again["events"]) > 7
             assert {tuple(map(str, event)) for event in again["events"]} == {tuple(map(str, e)) for e in rank["events"]}
+
+
+MUON = {
+    2: [
+        {"tensor": 2, "zero": 0, "execution": "masked"},
+        {"tensor": 2, "zero": 1, "execution": "compressed", "model": "llama"},
+        {"tensor": 2, "zero": 1, "execution": "masked", "level": 0.0},
+    ],
+    # The partitions of four data ranks end within a matrix.
+    4: [
+        {"tensor": 2, "zero": 1, "execution": "compressed"},
+        {"tensor": 1, "zero": 1, "execution": "masked"},
+        {"tensor": 1, "zero": 2, "execution": "compressed", "model": "llama_scaled"},
+        {"tensor": 1, "zero": 1, "execution": "compressed", "precision": "bf16"},
+    ],
+}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_muon_equals_one_process(ranks, tmp_path):
+    for result in train_cases([case | {"optimizer": "muon"} for case in MUON[ranks]], ranks, tmp_path):
+        case = result["case"]
+        wanted = expected(case.get("level", 0.75), case.get("model", "gpt2"), 0.95)
+        check(result, wanted, BF16_TOLERANCE if "precision" in case else TOLERANCE)
+
+
+STAGE_3 = {
+    2: [
+        {"tensor": 1, "execution": "masked"},
+        {"tensor": 1, "execution": "compressed", "model": "llama", "recompute": True},
+        {"tensor": 1, "execution": "masked", "precision": "bf16"},
+    ],
+    4: [
+        {"tensor": 2, "execution": "compressed", "micro": 2},
+        {"tensor": 2, "execution": "masked", "model": "llama_scaled", "sequence": True},
+    ],
+}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_stage_3_equals_one_process(ranks, tmp_path):
+    for result in train_cases([case | {"zero": 3} for case in STAGE_3[ranks]], ranks, tmp_path):
+        case = result["case"]
+        wanted = expected(0.75, case.get("model", "gpt2"))
+        check(result, wanted, BF16_TOLERANCE if "precision" in case else TOLERANCE)

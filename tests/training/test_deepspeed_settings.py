@@ -9,7 +9,7 @@ import pytest
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
-from spdf_dist.training.engine import deepspeed_settings
+from spdf_dist.training.zero import deepspeed_settings
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.training.batches import MicroBatch
 from spdf_dist.training.divergence import WINDOW, SpikeLimit
 from spdf_dist.training.engine import MOMENTS, Engine
-from spdf_dist.training.setup import build_model, start
+from spdf_dist.training.setup import build_model, make_engine, start
 
 
 def test_a_limit_adapts_to_a_level_that_stays() -> None:
@@ -44,7 +44,7 @@ def engine_of(config: Path, *overrides: str) -> tuple[Engine, list[MicroBatch]]:
     model = build_model(loaded, loaded.model, groups, {}, {})
     initialize_parameters(model, loaded.model, loaded.sparsity, 1)
     ids = torch.randint(300, (4, 33), generator=torch.Generator().manual_seed(1))
-    return Engine(model, loaded, groups), [MicroBatch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), 1)] * 4
+    return make_engine(model, loaded, groups), [MicroBatch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), 1)] * 4
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16")])

@@ -1,0 +1,210 @@
+"""The engine of ZeRO stage 3: torch's FSDP2 also divides the parameters among the data ranks.
+
+Each data rank keeps a slice of every parameter along its first dimension, in fp32, with its gradient and moments. A
+layer's parameters are gathered for its forward and its backward pass, in the training precision, and freed after each.
+The embeddings, the output layer and the last norm are gathered for the whole forward and backward pass. Gradients are
+reduced in fp32 after every micro-batch. Tensor ranks divide the matrices first. Each has its own group of data ranks.
+
+FSDP2 frees the storage of gathered parameters, so that views of them, which autograd keeps, hold no memory. DeepSpeed's
+stage 3 replaces the parameters' tensors. Views, as of a masked weight, would then keep the gathered weights until the
+backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from spdf_dist.config.schema import AnyConfig
+from spdf_dist.data.labels import IGNORED
+from spdf_dist.model.gpt import GPT
+from spdf_dist.parallel.groups import Groups
+from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.parallel.linear import ParallelLinear
+from spdf_dist.training.batches import MicroBatch
+from spdf_dist.training.engine import MOMENTS, Engine, is_finite, make_optimizer, sum_of_squares
+
+ATTRIBUTES = ("pieces", "tensor_model_parallel")
+"""Attributes of a model's parameters that its sharded parameters take over."""
+
+
+def shard(model: GPT, groups: Groups, dtype: torch.dtype) -> None:
+    """Divide the parameters of an fp32 model on the CPU among the data ranks, layer by layer, in place; collective.
+
+    A rank's device never holds more than the slices and one layer, or the embeddings. ``dtype`` is that of the gathered
+    parameters.
+    """
+    attributes = {
+        name: {key: getattr(parameter, key) for key in ATTRIBUTES} for name, parameter in model.named_parameters()
+    }
+    mesh = DeviceMesh.from_group(groups.data_group, groups.device.type)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in model.decoder.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for name, parameter in model.named_parameters():
+        for key, value in attributes[name].items():
+            setattr(parameter, key, value)
+    for module in model.modules():
+        if isinstance(module, ParallelLinear):
+            module.move_pattern(groups.device)
+
+
+def local(parameter: Tensor) -> Tensor:
+    """This rank's slice of a sharded tensor, which shares its memory."""
+    assert isinstance(parameter, DTensor)
+    slice_: Tensor = parameter.to_local()
+    return slice_
+
+
+class FullyShardedEngine(Engine):
+    """FSDP2 over the data ranks, with torch's AdamW on each rank's slices."""
+
+    optimizer: torch.optim.AdamW
+
+    def __init__(self, model: GPT, config: AnyConfig, groups: Groups) -> None:
+        """``model`` is on the CPU with fp32 parameters."""
+        super().__init__(model, config, groups)
+        shard(model, groups, torch.bfloat16 if config.training.precision == "bf16" else torch.float32)
+        self.slices: dict[nn.Parameter, nn.Parameter] = {
+            parameter: nn.Parameter(local(parameter.detach())) for parameter in model.parameters()
+        }
+        self.optimizer = make_optimizer(model, config.training, groups)
+        for group in self.optimizer.param_groups:
+            group["params"] = [self.slices[parameter] for parameter in group["params"]]
+        self.prepare_moments(0)
+
+    def begin_pass(self, last: bool) -> None:
+        pass  # every pass reduces its gradients, so that no rank holds whole ones
+
+    def model_loss(self, batch: MicroBatch) -> Tensor:
+        loss: Tensor = self.model(batch.tokens_BT, batch.labels_BT)
+        return loss
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        loss.backward()
+
+    def update(self, norm_limit: float = math.inf) -> float:
+        for parameter, part in self.slices.items():
+            part.grad = None if parameter.grad is None else local(parameter.grad)
+        norm = self.gradient_norm()
+        if norm <= norm_limit and math.isfinite(norm):
+            if self.clip and norm + 1e-6 > self.clip:
+                for part in self.slices.values():
+                    if part.grad is not None:
+                        part.grad.mul_(self.clip / (norm + 1e-6))
+            self.optimizer.step()
+        if math.isfinite(norm):
+            self.drop_gradients()
+        return norm
+
+    def gradient_norm(self) -> float:
+        """L2 norm of the reduced gradient. A parameter that all tensor ranks hold counts only once."""
+        square = torch.zeros((), dtype=torch.float64, device=self.groups.device)
+        for parameter, part in self.slices.items():
+            once = parameter.tensor_model_parallel or self.groups.tensor_rank == 0  # type: ignore[attr-defined]
+            if part.grad is not None and once:
+                square += sum_of_squares(part.grad)
+        dist.all_reduce(square)
+        return math.sqrt(float(square)) if math.isfinite(float(square)) else float(square)
+
+    def drop_gradients(self) -> None:
+        for parameter, part in self.slices.items():
+            parameter.grad = part.grad = None
+
+    def evaluate(self, batches: Iterable[MicroBatch], stop: Any) -> tuple[float, int] | None:
+        result = super().evaluate(self.in_step(batches), stop)
+        self.model.reshard()  # without a backward pass, the embeddings stay gathered
+        return result
+
+    def in_step(self, batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+        """The batches, followed by empty ones until every rank has had its last, because gathering is collective."""
+        remaining = iter(batches)
+        while True:
+            batch = next(remaining, None)
+            if not self.groups.largest(float(batch is not None)):
+                return
+            if batch is None:
+                tokens = torch.zeros(1, self.model.architecture.model.seq_length, dtype=torch.int64)
+                tokens = tokens.to(self.groups.device)
+                batch = MicroBatch(tokens, torch.full_like(tokens, IGNORED), 0)
+            yield batch
+
+    @torch.no_grad()
+    def non_finite_here(self, batches: Sequence[MicroBatch]) -> str:
+        found: list[str] = []
+        named = [(pieces_of(parameter)[0].name, part) for parameter, part in self.slices.items()]
+        found += [f"the weight {name}" for name, part in named if not is_finite(part)]
+
+        def look(name: str, output: Any) -> None:
+            tensors = output if isinstance(output, tuple) else (output,)
+            if not all(is_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
+                found.append(f"the output of {name}")
+
+        def hook_of(name: str) -> Callable[..., None]:
+            return lambda module, inputs, output: look(name, output)
+
+        hooks = [module.register_forward_hook(hook_of(name)) for name, module in self.model.named_modules() if name]
+        try:
+            for batch in batches:  # every rank runs every pass, because gathering is collective
+                torch.manual_seed(batch.dropout_seed)
+                self.model(batch.tokens_BT, batch.labels_BT)
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.model.reshard()
+        found += [
+            f"the gradient of {name}"
+            for name, part in reversed(named)
+            if part.grad is not None and not is_finite(part.grad)
+        ]
+        return found[0] if found else ""
+
+    def full_parameter(self, parameter: nn.Parameter) -> Tensor:
+        return self.whole(parameter, self.slices[parameter].detach())
+
+    def full_gradient(self, parameter: nn.Parameter) -> Tensor:
+        gradient = parameter.grad
+        return self.whole(parameter, torch.zeros_like(self.slices[parameter]) if gradient is None else local(gradient))
+
+    def full_moment(self, parameter: nn.Parameter, key: str) -> Tensor:
+        return self.whole(parameter, self.optimizer.state[self.slices[parameter]][key])
+
+    def whole(self, parameter: nn.Parameter, part: Tensor) -> Tensor:
+        """All data ranks' slices of a tensor that is divided as ``parameter`` is; collective."""
+        assert isinstance(parameter, DTensor)
+        mesh, placements = parameter.device_mesh, parameter.placements
+        stride = parameter.stride()
+        sharded = DTensor.from_local(part, mesh, placements, run_check=False, shape=parameter.shape, stride=stride)
+        full: Tensor = sharded.full_tensor()
+        return full
+
+    def own_slice(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """This rank's slice of a whole tensor, which every data rank has."""
+        assert isinstance(parameter, DTensor)
+        value = value.to(self.groups.device)
+        return local(distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None))
+
+    @torch.no_grad()
+    def load_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        self.slices[parameter].copy_(self.own_slice(parameter, value))
+
+    @torch.no_grad()
+    def prepare_moments(self, updates: int) -> None:
+        for part in self.slices.values():
+            self.optimizer.state[part] = {
+                "step": torch.tensor(float(updates), device=part.device),
+                **{key: torch.zeros_like(part) for key in MOMENTS},
+            }
+
+    @torch.no_grad()
+    def load_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        self.optimizer.state[self.slices[parameter]][key].copy_(self.own_slice(parameter, value))

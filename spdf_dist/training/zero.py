@@ -1,0 +1,288 @@
+"""The engine of ZeRO 0 to 2: DeepSpeed divides optimizer state and gradients among the data ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_grad,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
+
+from spdf_dist.accounting.memory import REDUCE_BUCKET
+from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import AnyConfig
+from spdf_dist.model.gpt import GPT
+from spdf_dist.parallel.groups import Groups, Mpu
+from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.parallel.uncompiled import uncompiled
+from spdf_dist.training.batches import MicroBatch
+from spdf_dist.training.engine import MOMENTS, Engine, is_finite, make_optimizer, sum_of_squares
+from spdf_dist.training.muon import Muon
+
+OWN_SETTINGS = {
+    "optimizer": "training.lr, beta1, beta2, eps, weight_decay and optimizer",
+    "scheduler": "training.warmup_tokens and min_lr_ratio",
+    "train_batch_size": "training.global_batch_size",
+    "fp16": "training.precision (fp32 or bf16)",
+    "amp": "training.precision (fp32 or bf16)",
+    "torch_autocast": "training.precision (fp32 or bf16)",
+}
+"""DeepSpeed's keys for settings that the config makes elsewhere. DeepSpeed would ignore some of them and fail on
+others."""
+
+BUCKET_UNIT = 512
+"""Elements. DeepSpeed needs bucket sizes that divide into aligned parts."""
+
+
+def deepspeed_settings(config: AnyConfig, data_size: int) -> dict[str, Any]:
+    """DeepSpeed's settings for a config, with the user's own settings merged in.
+
+    Raises UserError if these cannot be read or conflict with the config.
+    """
+    training, stage = config.training, config.parallel.zero_stage
+    ours: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": training.global_batch_size // (training.micro_batch_size * data_size),
+        "gradient_clipping": training.clip_grad,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**12,
+    }
+    ours["data_types"] = {"grad_accum_dtype": "fp32"}
+    ours["bf16"] = {"enabled": training.precision == "bf16"}
+    if training.precision == "bf16":
+        ours["bf16"]["check_grad_overflow"] = True
+        ours["communication_data_type"] = "fp32"
+    user = config.deepspeed
+    if isinstance(user, str):
+        try:
+            user = json.loads(Path(user).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"deepspeed: cannot read {config.deepspeed}: {error}") from None
+    if not isinstance(user, dict | None):
+        raise UserError(f"deepspeed: expected keys and values, got a {type(user).__name__}")
+    for key, instead in OWN_SETTINGS.items():
+        if key in (user or {}):
+            raise UserError(f"deepspeed.{key}: set {instead} instead")
+    if training.optimizer == "muon":
+        for key in ("offload_optimizer", "round_robin_gradients", "parameter_alignment"):
+            if (user or {}).get("zero_optimization", {}).get(key):
+                raise UserError(f"deepspeed.zero_optimization.{key}: training.optimizer=muon does not know this layout")
+    merge_settings(ours, user or {}, "deepspeed")
+    if stage == 0:  # stage 0 computes no norm in fp32; `Engine.update` computes it and clips
+        ours["gradient_clipping"] = 0.0
+    return ours
+
+
+def merge_settings(ours: dict[str, Any], user: dict[str, Any], where: str) -> None:
+    """Merge the user's settings into ours, in place. Raises UserError for a key with another value than ours."""
+    for key, value in user.items():
+        if isinstance(value, dict) and isinstance(ours.get(key), dict):
+            merge_settings(ours[key], value, f"{where}.{key}")
+        elif value == "auto":
+            continue
+        elif key in ours and ours[key] != value:
+            raise UserError(f"{where}.{key}: {value!r} conflicts with {ours[key]!r}, which this config sets")
+        else:
+            ours[key] = value
+
+
+class ZeroEngine(Engine):
+    """DeepSpeed's engine with ZeRO 0, 1 or 2."""
+
+    def __init__(self, model: GPT, config: AnyConfig, groups: Groups) -> None:
+        super().__init__(model, config, groups)
+        optimizer = make_optimizer(model, config.training, groups)
+        # Without this DeepSpeed compiles inference collectives at its first start. Training never calls them.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if not deepspeed.comm.is_initialized():
+            deepspeed.init_distributed(verbose=False)
+        settings = deepspeed_settings(config, groups.data_size)
+        # DeepSpeed allocates whole buckets. Its default is 2 GB of fp32, also for a model of a few kilobytes.
+        elements = -(-sum(parameter.numel() for parameter in model.parameters()) // BUCKET_UNIT) * BUCKET_UNIT
+        for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
+            settings["zero_optimization"].setdefault(bucket, max(BUCKET_UNIT, min(REDUCE_BUCKET, elements)))
+        try:
+            # DeepSpeed's bf16 optimizer prints memory reports. The first call imports its Muon optimizer.
+            with contextlib.redirect_stdout(io.StringIO()), uncompiled():
+                self.deepspeed, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, mpu=Mpu())
+        except Exception as error:  # DeepSpeed raises many kinds for settings that are unknown or do not fit together
+            if not config.deepspeed:
+                raise
+            what = " ".join(str(error).split())[:300]
+            raise UserError(f"deepspeed: its settings are not accepted: {type(error).__name__}: {what}") from None
+        if self.stage == 0 and groups.data_size == 1 and not isinstance(self.deepspeed.optimizer, BF16_Optimizer):
+            # DeepSpeed would copy all gradients into a buffer and back, although there is no other rank.
+            self.deepspeed.enable_backward_allreduce = False
+        self.optimizer: torch.optim.AdamW = self.deepspeed.basic_optimizer
+        if isinstance(self.optimizer, Muon):
+            self.optimizer.divide(partitioned=self.stage > 0)
+        self.norm_limit = math.inf
+        reduce_gradients = self.deepspeed.allreduce_gradients
+        # The instance's attribute replaces the method, which DeepSpeed calls within its backward pass.
+        self.deepspeed.allreduce_gradients = self.phases.timed("reduce", reduce_gradients)
+        if self.stage:
+            self.optimizer_step = self.optimizer.step
+            self.optimizer.step = self.limited_step
+        # DeepSpeed links parameters to their moments after the first group's first update, when the second group has no
+        # moments yet. With the state created here, every group is linked.
+        self.prepare_moments(0)
+
+    def begin_pass(self, last: bool) -> None:
+        self.deepspeed.set_gradient_accumulation_boundary(last)
+
+    def model_loss(self, batch: MicroBatch) -> Tensor:
+        """The summed token loss of a micro-batch, through DeepSpeed's hooks."""
+        loss: Tensor = self.deepspeed(batch.tokens_BT, batch.labels_BT)
+        return loss
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        # By default DeepSpeed also averages over micro-batches.
+        self.deepspeed.backward(loss, scale_wrt_gas=False)
+        if not last:
+            self.deepspeed.step()
+
+    def update(self, norm_limit: float = math.inf) -> float:
+        """Clip and apply the accumulated gradients, unless their global norm is above the limit or not finite.
+
+        Returns the norm before clipping; it is not finite if a gradient is not.
+        """
+        if self.stage == 0:
+            norm = self.gradient_norm()
+            if not norm <= norm_limit or not math.isfinite(norm):
+                self.drop_gradients()
+                return norm
+            if self.clip and norm + 1e-6 > self.clip:
+                for parameter in self.model.parameters():
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(self.clip / (norm + 1e-6))
+            self.deepspeed.step()
+            return norm
+        self.norm_limit = norm_limit
+        skipped = self.deepspeed.skipped_steps
+        self.deepspeed.step()
+        norm = float(self.deepspeed.get_global_grad_norm())
+        return norm if self.deepspeed.skipped_steps == skipped else math.inf
+
+    def limited_step(self, *arguments: Any, **more: Any) -> Any:
+        """The optimizer's step under ZeRO, which calls it when the global gradient norm is known."""
+        if self.norm_limit < math.inf and float(self.deepspeed.optimizer._global_grad_norm) > self.norm_limit:
+            return None
+        return self.optimizer_step(*arguments, **more)
+
+    def non_finite_here(self, batches: Sequence[MicroBatch]) -> str:
+        """This rank's first weight, module output or gradient that is not finite; empty if there is none."""
+        named = [(pieces_of(parameter)[0].name, parameter) for parameter in self.model.parameters()]
+        found = [f"the weight {name}" for name, parameter in named if not is_finite(parameter)]
+        if found:
+            return found[0]
+
+        def look(name: str, output: Any) -> None:
+            tensors = output if isinstance(output, tuple) else (output,)
+            if not all(is_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
+                found.append(f"the output of {name}")
+
+        def hook_of(name: str) -> Callable[..., None]:
+            return lambda module, inputs, output: look(name, output)
+
+        hooks = [module.register_forward_hook(hook_of(name)) for name, module in self.model.named_modules() if name]
+        try:
+            for batch in batches:
+                torch.manual_seed(batch.dropout_seed)
+                loss = self.model(batch.tokens_BT, batch.labels_BT)
+                parameters = [parameter for _, parameter in named if parameter.requires_grad]
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                for (name, _), gradient in reversed(list(zip(named, gradients, strict=True))):
+                    if gradient is not None and not is_finite(gradient):
+                        found.append(f"the gradient of {name}")
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found[0] if found else ""
+
+    def gradient_norm(self) -> float:
+        """L2 norm of the reduced gradient. A parameter that all tensor ranks hold counts only once."""
+        square = torch.zeros((), dtype=torch.float64, device=self.groups.device)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None and (parameter.tensor_model_parallel or self.groups.tensor_rank == 0):
+                square += sum_of_squares(parameter.grad)
+        if self.groups.tensor_size > 1:
+            dist.all_reduce(square, group=self.groups.tensor_group)
+        return math.sqrt(float(square)) if math.isfinite(float(square)) else float(square)
+
+    def drop_gradients(self) -> None:
+        """Discard the accumulated gradients instead of applying them."""
+        optimizer = self.deepspeed.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        if isinstance(optimizer, BF16_Optimizer):
+            optimizer.clear_hp_grads()
+        for held in (getattr(optimizer, "averaged_gradients", {}), getattr(optimizer, "all_grad_tensors", {})):
+            for key in held:
+                held[key] = None
+        self.deepspeed.micro_steps += 1
+
+    def full_parameter(self, parameter: nn.Parameter) -> Tensor:
+        """This tensor rank's fp32 master weights of a parameter; collective over the data ranks."""
+        master = safe_get_full_fp32_param(parameter) if self.stage else None
+        return parameter.detach().float() if master is None else master
+
+    def full_gradient(self, parameter: nn.Parameter) -> Tensor:
+        """This tensor rank's reduced gradient of a parameter before the update; collective over the data ranks."""
+        gradient = None
+        if self.stage and parameter.numel() > 0:  # a parameter without elements is not mapped
+            gradient = parameter.get_full_hp_grad()  # type: ignore[attr-defined]
+        elif not self.stage:
+            gradient = safe_get_full_grad(parameter)
+        return torch.zeros_like(parameter) if gradient is None else gradient
+
+    def full_moment(self, parameter: nn.Parameter, key: str) -> Tensor:
+        """This tensor rank's moment ``key`` of a parameter, fp32; collective over the data ranks."""
+        if self.stage == 0:
+            return self.optimizer.state[parameter][key]
+        if parameter.numel() == 0:  # a slice without kept values, which DeepSpeed does not map
+            return torch.zeros_like(parameter, dtype=torch.float32)
+        moment: Tensor = safe_get_full_optimizer_state(parameter, key)
+        return moment
+
+    @torch.no_grad()
+    def load_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Copy an fp32 value into the parameter and its master weights."""
+        parameter.copy_(value)
+        if self.stage:
+            safe_set_full_fp32_param(parameter, value)
+
+    @torch.no_grad()
+    def prepare_moments(self, updates: int) -> None:
+        """Create the optimizer's state with a step count of ``updates`` and moments of zero."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(updates), device=parameter.device),
+                    **{key: torch.zeros_like(parameter) for key in MOMENTS[: 1 if group["shards"] else 2]},
+                }
+        if self.stage:
+            self.deepspeed.optimizer._hp_optimizer_states_linked = False
+            self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+    @torch.no_grad()
+    def load_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
+        """Copy an fp32 value into the moment ``key`` of a parameter."""
+        if self.stage == 0:
+            self.optimizer.state[parameter][key].copy_(value)
+        elif parameter.numel() > 0:
+            safe_set_full_optimizer_state(parameter, value, key)
