@@ -107,15 +107,25 @@ def _taken_by_name(descriptor: int, path: Path, refused: OSError) -> bool:
     Returns whether this process holds the lock. ``refused`` is the error of ``flock``, for the warning.
     """
     holder_file = _holder_file(path)
-    if _lives(holder_file):
-        return False
-    holder_file.unlink(missing_ok=True)
-    try:
-        made = os.open(holder_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except FileExistsError:
-        return False
-    with os.fdopen(made, "w", encoding="utf-8") as file:
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "birth": birth(os.getpid())}, file)
+    state = os.fstat(descriptor)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deciding:
+        # Without this, a process could remove the file of one that took a dead holder's place a moment before. The name
+        # belongs to one process of the machine, and the kernel frees it when the process ends.
+        try:
+            deciding.bind(f"\0spdf-lock-{os.getuid()}-{state.st_dev}-{state.st_ino}")
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+        if _lives(holder_file):
+            return False
+        holder_file.unlink(missing_ok=True)
+        try:
+            made = os.open(holder_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(made, "w", encoding="utf-8") as file:
+            json.dump({"host": socket.gethostname(), "pid": os.getpid(), "birth": birth(os.getpid())}, file)
     _holder_files[descriptor] = holder_file
     print(
         f"WARNING: the file system of {path.parent} has no file locks ({refused.strerror}); "
