@@ -11,6 +11,8 @@ NO_MEMORY = (
     *("failed to map segment", "could not create a primitive", "could not create a memory object"),
 )
 NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
+NO_SOCKET = ("Cannot resolve 127.0.0.1",)
+"""Of gloo. An address in digits needs no name service, but a socket."""
 NO_ROOM = ("Too many open files", "No space left on device", "Failed to init uv loop")
 
 
@@ -22,11 +24,15 @@ def scarcity(error: BaseException) -> str | None:
         if not isinstance(each, RuntimeError | ImportError):
             continue
         lines = [line.strip() for line in str(each).splitlines() if line.strip()]
-        for signs, meaning in ((NO_MEMORY, "out of memory"), (NO_THREAD, "a thread cannot be started"), (NO_ROOM, "")):
+        for signs, meaning, limit in (
+            (NO_MEMORY, "out of memory: ", memory_limit()),
+            (NO_THREAD, "a thread cannot be started: ", memory_limit()),
+            (NO_SOCKET, "a socket cannot be opened; are too few open files allowed (ulimit -n)? ", ""),
+            (NO_ROOM, "", ""),
+        ):
             line = next((line for line in lines if any(sign in line for sign in signs)), None)
             if line is not None:
-                limit = memory_limit() if meaning else ""
-                return f"{meaning}{': ' if meaning else ''}{line}{limit}"
+                return f"{meaning}{line}{limit}"
     return None
 
 

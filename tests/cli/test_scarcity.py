@@ -24,6 +24,10 @@ from spdf_dist.cli.scarcity import scarcity
         (ImportError("x.so: failed to map segment"), "out of memory: x.so: failed to map segment"),
         (RuntimeError("can't start new thread"), "a thread cannot be started: can't start new thread"),
         (RuntimeError("Too many open files"), "Too many open files"),
+        (
+            RuntimeError("Cannot resolve 127.0.0.1"),
+            "a socket cannot be opened; are too few open files allowed (ulimit -n)? Cannot resolve 127.0.0.1",
+        ),
         (RuntimeError("sizes differ"), None),
         (ImportError("No module named 'x'"), None),
         (ValueError("out of memory"), None),

@@ -20,6 +20,7 @@ from spdf_dist.training.batches import GlobalBatch
 from spdf_dist.training.callbacks import Callback, Callbacks, MetricsFile
 from spdf_dist.training.engine import StepResult
 from spdf_dist.training.loop import Loop
+from spdf_dist.training.phase_times import PhaseTimes
 from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.state import load_training_state
 from spdf_dist.training.training_state import TrainingState
@@ -48,6 +49,7 @@ class Run:
     """A run folder with checkpoints in memory. ``stop_at`` names the place at which a signal arrives."""
 
     groups = ALONE
+    phases = PhaseTimes(torch.device("cpu"))
 
     def __init__(self, path: Path, losses: dict[int, float] = VAL_LOSSES) -> None:
         self.folder = RunFolder(path)
@@ -61,9 +63,6 @@ class Run:
 
     def step(self, *arguments: Any, stop_requested: bool, **more: Any) -> StepResult:
         return StepResult(7.0 - self.state.step, 1.0, self.stop_at == ("step", self.state.step + 1), False, False)
-
-    def phases_ms(self) -> dict[str, float]:
-        return {}
 
     def evaluate(self, batches: Any, stop: Any) -> tuple[float, int] | None:
         return None if self.stop_at == ("validation", self.state.step) else (self.losses[self.state.step], 20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from spdf_dist.config.load import config_from_tree
 from spdf_dist.config.schema import FinetuneConfig, ModelConfig
@@ -26,7 +27,7 @@ def batches(tiny_data, tmp_path_factory):
     tokenizer = load_tokenizer(tiny_data.tokenizer)
 
     def of(rank: int, ranks: int) -> TaskBatches:
-        groups = SimpleNamespace(data_rank=rank, data_size=ranks, device="cpu")
+        groups = SimpleNamespace(data_rank=rank, data_size=ranks, world_size=ranks, device=torch.device("cpu"))
         return TaskBatches(config, MODEL, None, tokenizer, groups)
 
     return of
