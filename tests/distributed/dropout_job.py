@@ -20,7 +20,7 @@ from spdf_dist.model.initialize import initialize_parameters
 from spdf_dist.parallel.groups import initialize
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.batches import MicroBatch
-from spdf_dist.training.engine import Engine
+from spdf_dist.training.setup import make_engine
 
 STEPS = 3
 
@@ -47,7 +47,7 @@ def train(family: str, recompute: bool) -> dict[str, Any]:
         sequence=True,
     )
     initialize_parameters(model, model_config, config.sparsity, config.seed)
-    engine = Engine(model, config, groups)
+    engine = make_engine(model, config, groups)
     events: list[tuple[str, list[int], str]] = []
     dropout, attention = F.dropout, F.scaled_dot_product_attention
 
