@@ -5,9 +5,10 @@ What all engines share is here. `zero.py` has the engine of ZeRO 0 to 2, `fully_
 
 from __future__ import annotations
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,6 +225,47 @@ class Engine(ABC):
     @abstractmethod
     def non_finite_here(self, batches: Sequence[MicroBatch]) -> str:
         """This rank's first weight, module output or gradient that is not finite; empty if there is none."""
+
+    @contextlib.contextmanager
+    def outputs_checked(self, found: list[str]) -> Iterator[None]:
+        """In the block, add to ``found`` each module whose output is not finite, in the order of the forward pass."""
+
+        def look(name: str, output: Any) -> None:
+            tensors = output if isinstance(output, tuple) else (output,)
+            if not all(is_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
+                found.append(f"the output of {name}")
+
+        def hook_of(name: str) -> Callable[..., None]:
+            return lambda module, inputs, output: look(name, output)
+
+        hooks = [module.register_forward_hook(hook_of(name)) for name, module in self.model.named_modules() if name]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def norm_of(self, parts: Mapping[nn.Parameter, nn.Parameter], ranks: dist.ProcessGroup | None) -> float:
+        """L2 norm of the reduced gradients of ``parts``, this rank's parts of the parameters; collective.
+
+        ``ranks`` divide the gradients; None: all ranks. A parameter that all tensor ranks hold counts only once.
+        """
+        square = torch.zeros((), dtype=torch.float64, device=self.groups.device)
+        for parameter, part in parts.items():
+            once = parameter.tensor_model_parallel or self.groups.tensor_rank == 0  # type: ignore[attr-defined]
+            if part.grad is not None and once:
+                square += sum_of_squares(part.grad)
+        if dist.get_world_size(ranks) > 1:
+            dist.all_reduce(square, group=ranks)
+        total = float(square)
+        return math.sqrt(total) if math.isfinite(total) else total
+
+    def clip_gradients(self, parts: Iterable[nn.Parameter], norm: float) -> None:
+        """Scale the gradients of ``parts`` so that a norm above ``training.clip_grad`` becomes that."""
+        if self.clip and norm + 1e-6 > self.clip:
+            for part in parts:
+                if part.grad is not None:
+                    part.grad.mul_(self.clip / (norm + 1e-6))
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[MicroBatch], stop: Any) -> tuple[float, int] | None:

@@ -13,11 +13,10 @@ backward pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -30,7 +29,7 @@ from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.parallel.linear import ParallelLinear
 from spdf_dist.training.batches import MicroBatch
-from spdf_dist.training.engine import MOMENTS, Engine, is_finite, make_optimizer, sum_of_squares
+from spdf_dist.training.engine import MOMENTS, Engine, is_finite, make_optimizer
 
 ATTRIBUTES = ("pieces", "tensor_model_parallel")
 """Attributes of a model's parameters that its sharded parameters take over."""
@@ -95,26 +94,13 @@ class FullyShardedEngine(Engine):
     def update(self, norm_limit: float = math.inf) -> float:
         for parameter, part in self.slices.items():
             part.grad = None if parameter.grad is None else local(parameter.grad)
-        norm = self.gradient_norm()
+        norm = self.norm_of(self.slices, ranks=None)
         if norm <= norm_limit and math.isfinite(norm):
-            if self.clip and norm + 1e-6 > self.clip:
-                for part in self.slices.values():
-                    if part.grad is not None:
-                        part.grad.mul_(self.clip / (norm + 1e-6))
+            self.clip_gradients(self.slices.values(), norm)
             self.optimizer.step()
         if math.isfinite(norm):
             self.drop_gradients()
         return norm
-
-    def gradient_norm(self) -> float:
-        """L2 norm of the reduced gradient. A parameter that all tensor ranks hold counts only once."""
-        square = torch.zeros((), dtype=torch.float64, device=self.groups.device)
-        for parameter, part in self.slices.items():
-            once = parameter.tensor_model_parallel or self.groups.tensor_rank == 0  # type: ignore[attr-defined]
-            if part.grad is not None and once:
-                square += sum_of_squares(part.grad)
-        dist.all_reduce(square)
-        return math.sqrt(float(square)) if math.isfinite(float(square)) else float(square)
 
     def drop_gradients(self) -> None:
         for parameter, part in self.slices.items():
@@ -143,24 +129,11 @@ class FullyShardedEngine(Engine):
         found: list[str] = []
         named = [(pieces_of(parameter)[0].name, part) for parameter, part in self.slices.items()]
         found += [f"the weight {name}" for name, part in named if not is_finite(part)]
-
-        def look(name: str, output: Any) -> None:
-            tensors = output if isinstance(output, tuple) else (output,)
-            if not all(is_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
-                found.append(f"the output of {name}")
-
-        def hook_of(name: str) -> Callable[..., None]:
-            return lambda module, inputs, output: look(name, output)
-
-        hooks = [module.register_forward_hook(hook_of(name)) for name, module in self.model.named_modules() if name]
-        try:
+        with self.outputs_checked(found):
             for batch in batches:  # every rank runs every pass, because gathering is collective
                 torch.manual_seed(batch.dropout_seed)
                 self.model(batch.tokens_BT, batch.labels_BT)
-        finally:
-            for hook in hooks:
-                hook.remove()
-            self.model.reshard()
+        self.model.reshard()
         found += [
             f"the gradient of {name}"
             for name, part in reversed(named)

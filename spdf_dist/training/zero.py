@@ -6,13 +6,12 @@ import contextlib
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.utils import (
     safe_get_full_fp32_param,
@@ -31,7 +30,7 @@ from spdf_dist.parallel.groups import Groups, Mpu
 from spdf_dist.parallel.layout import pieces_of
 from spdf_dist.parallel.uncompiled import uncompiled
 from spdf_dist.training.batches import MicroBatch
-from spdf_dist.training.engine import MOMENTS, Engine, is_finite, make_optimizer, sum_of_squares
+from spdf_dist.training.engine import MOMENTS, Engine, is_finite, make_optimizer
 from spdf_dist.training.muon import Muon
 
 OWN_SETTINGS = {
@@ -163,14 +162,11 @@ class ZeroEngine(Engine):
         Returns the norm before clipping; it is not finite if a gradient is not.
         """
         if self.stage == 0:
-            norm = self.gradient_norm()
+            norm = self.norm_of({each: each for each in self.model.parameters()}, self.groups.tensor_group)
             if not norm <= norm_limit or not math.isfinite(norm):
                 self.drop_gradients()
                 return norm
-            if self.clip and norm + 1e-6 > self.clip:
-                for parameter in self.model.parameters():
-                    if parameter.grad is not None:
-                        parameter.grad.mul_(self.clip / (norm + 1e-6))
+            self.clip_gradients(self.model.parameters(), norm)
             self.deepspeed.step()
             return norm
         self.norm_limit = norm_limit
@@ -192,16 +188,7 @@ class ZeroEngine(Engine):
         if found:
             return found[0]
 
-        def look(name: str, output: Any) -> None:
-            tensors = output if isinstance(output, tuple) else (output,)
-            if not all(is_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
-                found.append(f"the output of {name}")
-
-        def hook_of(name: str) -> Callable[..., None]:
-            return lambda module, inputs, output: look(name, output)
-
-        hooks = [module.register_forward_hook(hook_of(name)) for name, module in self.model.named_modules() if name]
-        try:
+        with self.outputs_checked(found):
             for batch in batches:
                 torch.manual_seed(batch.dropout_seed)
                 loss = self.model(batch.tokens_BT, batch.labels_BT)
@@ -210,20 +197,7 @@ class ZeroEngine(Engine):
                 for (name, _), gradient in reversed(list(zip(named, gradients, strict=True))):
                     if gradient is not None and not is_finite(gradient):
                         found.append(f"the gradient of {name}")
-        finally:
-            for hook in hooks:
-                hook.remove()
         return found[0] if found else ""
-
-    def gradient_norm(self) -> float:
-        """L2 norm of the reduced gradient. A parameter that all tensor ranks hold counts only once."""
-        square = torch.zeros((), dtype=torch.float64, device=self.groups.device)
-        for parameter in self.model.parameters():
-            if parameter.grad is not None and (parameter.tensor_model_parallel or self.groups.tensor_rank == 0):
-                square += sum_of_squares(parameter.grad)
-        if self.groups.tensor_size > 1:
-            dist.all_reduce(square, group=self.groups.tensor_group)
-        return math.sqrt(float(square)) if math.isfinite(float(square)) else float(square)
 
     def drop_gradients(self) -> None:
         """Discard the accumulated gradients instead of applying them."""
