@@ -82,8 +82,8 @@ class CheckpointWriter:
         self.final = self.root / (name or f"step_{step}")
         self.among_others = name is None
         """Whether other checkpoints under ``root`` belong to the same run."""
-        self.aside = self.final
-        """The temporary folder, which ``begin`` names and creates."""
+        self.aside = temporary_beside(self.final)
+        """The temporary folder. ``begin`` gives it one name on all ranks and creates it."""
 
     def write(
         self,
