@@ -153,11 +153,12 @@ class SlurmFaults:
         self.restore()
 
     def restore(self) -> None:
-        """Bring every node back."""
+        """Bring every node back. A new controller refuses jobs until the nodes have registered with it."""
         for name in self.cluster.names:
             if name not in self.cluster.daemons:
                 self.cluster.start_node(name)
             self.cluster.link(name, "up")
+        self.cluster.wait_idle()
 
     def step(self) -> int:
         """The last step in the metrics file; 0 without one."""
