@@ -32,7 +32,7 @@ from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
 from spdf_dist.config.suggest import nearest
 from spdf_dist.config.validate import require_inputs
 from spdf_dist.data.tasks import lower_is_better
-from spdf_dist.workflow_folder import RUN, job_folder
+from spdf_dist.workflow_folder import RUN, job_folder, read_json
 from spdf_launcher import kinds
 from spdf_launcher.fingerprint import fingerprint
 from spdf_launcher.folder import digest
@@ -41,6 +41,8 @@ from spdf_launcher.references import escape, references, substitute
 from spdf_launcher.workflow import Resources, Template, Workflow, nested
 
 SELECT_OPTIONS = ("metric", "mode", "per")
+RUN_DIR = "run_dir"
+"""Name of the output of training jobs."""
 
 
 @dataclass(frozen=True)
@@ -300,7 +302,8 @@ class Expansion:
             resources=template.resources,
             key="",
         )
-        return dataclasses.replace(unfilled, key=self.key(unfilled))
+        job = dataclasses.replace(unfilled, key=self.key(unfilled))
+        return dataclasses.replace(job, key=self.written_key(job) or job.key)
 
     def selection(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The metric of a `select` job, and whether the minimum or the maximum is best."""
@@ -414,6 +417,27 @@ class Expansion:
         parents = {need: self.jobs[need].key for need in job.needs}
         content = [job.kind, job.arguments, config, job.select, parents, job.files]
         return digest(replace_text(content, str(self.root), "${dir}"))
+
+    def written_key(self, job: Job) -> str | None:
+        """The key in the folder if an older version wrote the same job before the config had some of today's keys.
+
+        The jobs are the same if each of these keys has its default today. None if the folder has no such job.
+        """
+        spec = read_json(job_folder(self.root, job.id).spec)
+        if spec is None or job.config is None or not isinstance(spec.get("config"), dict):
+            return None
+        kind = KINDS[job.kind].config
+        assert kind is not None
+        defaults, older = flatten(to_tree(kind())), flatten(spec["config"])
+        added = {key: value for key, value in defaults.items() if key in flatten(job.config) and key not in older}
+        try:
+            written = job_from_json(spec | {"config": older | added})
+            here = Path(job.outputs[RUN_DIR])
+            root = written.outputs[RUN_DIR].removesuffix(f"/{here.relative_to(self.root)}")
+            moved = replace_text(dataclasses.asdict(written), root, str(self.root))
+            return written.key if self.key(job_from_json(moved)) == job.key else None
+        except (AttributeError, KeyError, TypeError):  # not a job of this version
+            return None
 
 
 class Resolver:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -83,6 +84,23 @@ def test_keys_follow_inputs_alone(make, tmp_path: Path) -> None:  # type: ignore
     touched = {name: job.key for name, job in make(GOOD).items()}
     assert touched["pretrain/s75"] == before["pretrain/s75"]
     assert touched["finetune/s75/seed=1,lr=0.0001"] != before["finetune/s75/seed=1,lr=0.0001"]
+
+
+@pytest.mark.parametrize(("changed", "kept"), [("", True), ("variants.dense.training.optimizer=muon", False)])
+def test_a_new_config_key_makes_no_job_run_again(make, tmp_path: Path, changed: str, kept: bool) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "work/jobs"
+    older = json.loads(json.dumps(make(GOOD)["pretrain/dense"].to_json()))
+    del older["config"]["training"]["optimizer"]  # a key that the version before did not have
+    older = json.loads(json.dumps(older).replace(str(tmp_path), "/before/the/move")) | {"key": "of the version before"}
+    (folder / "pretrain/dense").mkdir(parents=True)
+    (folder / "pretrain/dense/job.json").write_text(json.dumps(older))
+    jobs = make(GOOD, *[changed] * bool(changed))
+    assert (jobs["pretrain/dense"].key == "of the version before") is kept
+    child = jobs["finetune/dense/seed=1,lr=0.0001"]
+    (folder / child.id).mkdir(parents=True)
+    (folder / child.id / "job.json").write_text(json.dumps(child.to_json()))
+    again = make(GOOD, *[changed] * bool(changed))
+    assert {job.id: job.key for job in again.values()} == {job.id: job.key for job in jobs.values()}
 
 
 def test_named_bundles_and_per(make) -> None:  # type: ignore[no-untyped-def]

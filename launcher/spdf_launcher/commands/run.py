@@ -9,6 +9,7 @@ Exit codes: 0 done (slurm: submitted); 1 a job is not done; 2 bad input, nothing
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,9 +74,10 @@ def print_plan(executor: Executor, workflow: Workflow, jobs: list[Job], root: Pa
     for job in jobs:
         executor.program(job, workflow, root)
     print("\n".join(summary(jobs, wanted)))
-    changed = [job.id for job in jobs if job.id in wanted and is_changed(job, root)]
+    changed = Counter(job.name for job in jobs if job.id in wanted and is_changed(job, root))
     if changed:
-        print(f"to run again, as their inputs have changed: {', '.join(changed)}")
+        names = ", ".join(f"{name} ({count})" for name, count in changed.items())
+        print(f"to run again, as their inputs have changed: {names}")
     if verbose:
         executor.describe(workflow, jobs, wanted, root)
     checked = executor.dry_check(workflow, jobs, root)
