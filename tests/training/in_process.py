@@ -8,7 +8,7 @@ from spdf_command import read_metrics
 
 from spdf_dist.base.rank_variables import ALONE
 from spdf_dist.config.load import load_config
-from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
 
 ONE_RANK = ("parallel.data=1", "model.dropout=0", "training.schedule=constant")
 STEP = 16 * 32
@@ -22,6 +22,29 @@ def train(config: Path, run: Path, *overrides: str, change: bool = False, rewind
 
     loaded = load_config(PretrainConfig, str(config), [*ONE_RANK, *overrides, f"run_dir={run}"])
     pretrain(loaded, ALONE, AllowedChanges(change, rewind))
+
+
+def finetuning_config(run: Path, origin: Path, task_files: tuple[Path, Path]) -> Path:
+    """A config that fine-tunes the checkpoint ``origin`` for seconds: two epochs of three steps."""
+    config = run.parent / f"{run.name}.yaml"
+    config.write_text(
+        f"""
+device: cpu
+finetune: {{checkpoint: {origin}, train: {task_files[0]}, validation: {task_files[1]}, epochs: 2, warmup_steps: 2,
+            dropout: 0}}
+training: {{global_batch_size: 8, micro_batch_size: 2, lr: 3e-3}}
+"""
+    )
+    return config
+
+
+def finetune_here(run: Path, origin: Path, task_files: tuple[Path, Path], *overrides: str) -> None:
+    """Start or continue the fine-tuning ``run`` of ``finetuning_config``."""
+    from spdf_dist.training.finetune import finetune
+
+    config = finetuning_config(run, origin, task_files)
+    loaded = load_config(FinetuneConfig, str(config), ["parallel.data=1", *overrides, f"run_dir={run}"])
+    finetune(loaded, ALONE)
 
 
 def losses(run: Path) -> dict[int, tuple[float, float, float]]:

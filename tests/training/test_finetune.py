@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_process import finetuning_config
 from spdf_command import read_metrics, run_spdf, start_and_signal
 
 from spdf_dist.accounting.parameters import total_parameters
@@ -39,36 +40,9 @@ def sparse_run(tiny_config, tmp_path_factory) -> Path:
     return run
 
 
-@pytest.fixture(scope="module")
-def task_files(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("task")
-    for name, start, count in (("train", 0, 22), ("validation", 50, 6)):
-        # Targets of very different lengths: a mean of means would weight their tokens unequally.
-        rows = [
-            f'"name[House {n}], area[street {n % 7}]","The house {"and the house " * (n % 5)}has {n} windows."'
-            for n in range(start, start + count)
-        ]
-        (folder / f"{name}.csv").write_text("mr,ref\n" + "\n".join(rows) + "\n")
-    return folder / "train.csv", folder / "validation.csv"
-
-
-def config_of(run: Path, sparse_run: Path, task_files: tuple[Path, Path]) -> Path:
-    """A config that runs for seconds: two epochs of three steps."""
-    config = run.parent / f"{run.name}.yaml"
-    config.write_text(
-        f"""
-device: cpu
-finetune: {{checkpoint: {sparse_run}, train: {task_files[0]}, validation: {task_files[1]}, epochs: 2, warmup_steps: 2,
-            dropout: 0}}
-training: {{global_batch_size: 8, micro_batch_size: 2, lr: 3e-3}}
-"""
-    )
-    return config
-
-
 def finetune(run: Path, sparse_run: Path, task_files: tuple[Path, Path], *overrides: str, code: int = 0) -> str:
     """Run `spdf finetune` and return its stderr."""
-    done = run_spdf("finetune", config_of(run, sparse_run, task_files), f"run_dir={run}", *overrides)
+    done = run_spdf("finetune", finetuning_config(run, sparse_run, task_files), f"run_dir={run}", *overrides)
     assert done.returncode == code, done.stderr
     return done.stderr
 
@@ -136,7 +110,7 @@ def test_divided_tokens_fine_tune_as_one_rank_does_and_repeat_themselves(family,
     dropped = (*long, *divided, "finetune.dropout=0.1")
     finetune(tmp_path / "dropped", origin, task_files, *dropped)
     stopped = tmp_path / "stopped"
-    arguments = ("finetune", config_of(stopped, origin, task_files), f"run_dir={stopped}", *dropped)
+    arguments = ("finetune", finetuning_config(stopped, origin, task_files), f"run_dir={stopped}", *dropped)
     code, stderr = start_and_signal(signal.SIGTERM, stopped, 3, *arguments)
     assert code == 75 and read_metrics(stopped)[-1]["step"] < 21, stderr
     finetune(stopped, origin, task_files, *dropped)
@@ -180,7 +154,7 @@ sys.exit(main())
 def test_the_best_step_s_save_fails_and_the_best_that_was_saved_stays(sparse_run, task_files, tmp_path):
     run = tmp_path / "run"
     rising = ("training.lr=0.15", "finetune.warmup_steps=5")
-    arguments = ["finetune", str(config_of(run, sparse_run, task_files)), f"run_dir={run}", *rising]
+    arguments = ["finetune", str(finetuning_config(run, sparse_run, task_files)), f"run_dir={run}", *rising]
     done = subprocess.run([sys.executable, "-c", DISK_IS_FULL, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     log = done.stderr
