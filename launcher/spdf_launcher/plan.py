@@ -426,6 +426,8 @@ class Expansion:
         spec = read_json(job_folder(self.root, job.id).spec)
         if spec is None or job.config is None or not isinstance(spec.get("config"), dict):
             return None
+        if spec.get("parents") != {need: self.jobs[need].key for need in job.needs}:
+            return None
         kind = KINDS[job.kind].config
         assert kind is not None
         defaults, older = flatten(to_tree(kind())), flatten(spec["config"])

@@ -86,21 +86,26 @@ def test_keys_follow_inputs_alone(make, tmp_path: Path) -> None:  # type: ignore
     assert touched["finetune/s75/seed=1,lr=0.0001"] != before["finetune/s75/seed=1,lr=0.0001"]
 
 
-@pytest.mark.parametrize(("changed", "kept"), [("", True), ("variants.dense.training.optimizer=muon", False)])
-def test_a_new_config_key_makes_no_job_run_again(make, tmp_path: Path, changed: str, kept: bool) -> None:  # type: ignore[no-untyped-def]
-    folder = tmp_path / "work/jobs"
-    older = json.loads(json.dumps(make(GOOD)["pretrain/dense"].to_json()))
-    del older["config"]["training"]["optimizer"]  # a key that the version before did not have
-    older = json.loads(json.dumps(older).replace(str(tmp_path), "/before/the/move")) | {"key": "of the version before"}
-    (folder / "pretrain/dense").mkdir(parents=True)
-    (folder / "pretrain/dense/job.json").write_text(json.dumps(older))
-    jobs = make(GOOD, *[changed] * bool(changed))
-    assert (jobs["pretrain/dense"].key == "of the version before") is kept
-    child = jobs["finetune/dense/seed=1,lr=0.0001"]
-    (folder / child.id).mkdir(parents=True)
-    (folder / child.id / "job.json").write_text(json.dumps(child.to_json()))
-    again = make(GOOD, *[changed] * bool(changed))
-    assert {job.id: job.key for job in again.values()} == {job.id: job.key for job in jobs.values()}
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        ("", {"pretrain", "finetune"}),
+        ("jobs.finetune.set.training.optimizer=muon", {"pretrain"}),
+        ("variants.dense.training.optimizer=muon", set()),
+    ],
+)
+def test_a_new_config_key_makes_no_job_run_again(make, tmp_path: Path, changed: str, kept: set[str]) -> None:  # type: ignore[no-untyped-def]
+    ids = {"pretrain": "pretrain/dense", "finetune": "finetune/dense/seed=1,lr=0.0001"}
+    before = make(GOOD)
+    for job in (before[job_id] for job_id in ids.values()):
+        spec = json.loads(json.dumps(job.to_json()).replace(str(tmp_path / "work"), "/before/the/move"))
+        del spec["config"]["training"]["optimizer"]  # a key that the version before did not have
+        parents = {need: f"written key of {need}" for need in job.needs}
+        folder = tmp_path / "work/jobs" / job.id
+        folder.mkdir(parents=True)
+        (folder / "job.json").write_text(json.dumps(spec | {"key": f"written key of {job.id}", "parents": parents}))
+    after = make(GOOD, *[changed] * bool(changed))
+    assert {name for name, job_id in ids.items() if after[job_id].key == f"written key of {job_id}"} == kept
 
 
 def test_named_bundles_and_per(make) -> None:  # type: ignore[no-untyped-def]
