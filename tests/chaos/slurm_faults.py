@@ -77,6 +77,8 @@ class SlurmFaults:
             raise
         self.bench_of: Callable[[Path], Any] = lambda path: module.SlurmBench(path, self.cluster, fake=False)
         self.settings = settings
+        self.order: list[str] = []
+        """Faults that are still to be made before each has had its turn again."""
         self.faults: dict[str, Callable[[], None]] = {
             "node crash, reported": self.crash_reported,
             "node crash, not reported": self.crash_silent,
@@ -91,35 +93,40 @@ class SlurmFaults:
         }
 
     def run(self, deadline: float, most: int) -> Tally:
-        """Disturb jobs until ``most`` faults are made or the time is over. Each job is completed and compared."""
+        """Disturb jobs until ``most`` faults are made or the time is over. The cluster is stopped at the end."""
         tally = Tally()
-        order: list[str] = []
         number = 0
-        while tally.counts.get("faults", 0) < most and time.monotonic() < deadline:
-            number += 1
-            folder = Path(f"slurm-{number}").absolute()
-            folder.mkdir()
-            self.bench = bench = self.bench_of(folder)
-            job = {"kind": "pretrain", "set": self.settings}
-            job["resources"] = {"nodes": 2, "ranks_per_node": 1, "time": "30:00"}
-            bench.file = bench.write(yaml.safe_dump({"jobs": {"pretrain": job}}))
-            bench.run()
-            self.run_dir = bench.dir / "jobs/pretrain/run"
-            self.slurm_id = bench.states()["pretrain"]["slurm_id"]
-            while self.progress(tally, self.rng.randrange(1, INTERVAL)):
-                if tally.counts.get("faults", 0) >= most or time.monotonic() >= deadline:
-                    break
-                order = order or self.rng.sample(list(self.faults), len(self.faults))
-                name = order.pop()
-                step = self.step()
-                self.faults[name]()
-                tally.add("faults")
-                tally.add(name)
-                print(f"  slurm {number}: {name} at step {step}", flush=True)
-            self.complete(tally, number)
-            tally.add("jobs")
-        self.cluster.stop()
+        try:
+            while tally.counts.get("faults", 0) < most and time.monotonic() < deadline:
+                number += 1
+                self.disturb(tally, number, deadline, most)
+        finally:
+            self.cluster.stop()
         return tally
+
+    def disturb(self, tally: Tally, number: int, deadline: float, most: int) -> None:
+        """Start one job, disturb it between checkpoints, and compare its result with the undisturbed one."""
+        folder = Path(f"slurm-{number}").absolute()
+        folder.mkdir()
+        self.bench = bench = self.bench_of(folder)
+        job = {"kind": "pretrain", "set": self.settings}
+        job["resources"] = {"nodes": 2, "ranks_per_node": 1, "time": "30:00"}
+        bench.file = bench.write(yaml.safe_dump({"jobs": {"pretrain": job}}))
+        bench.run()
+        self.run_dir = bench.dir / "jobs/pretrain/run"
+        self.slurm_id = bench.states()["pretrain"]["slurm_id"]
+        while self.progress(tally, self.rng.randrange(1, INTERVAL)):
+            if tally.counts.get("faults", 0) >= most or time.monotonic() >= deadline:
+                break
+            self.order = self.order or self.rng.sample(list(self.faults), len(self.faults))
+            name = self.order.pop()
+            step = self.step()
+            self.faults[name]()
+            tally.add("faults")
+            tally.add(name)
+            print(f"  slurm {number}: {name} at step {step}", flush=True)
+        self.complete(tally, number)
+        tally.add("jobs")
 
     def progress(self, tally: Tally, more: int) -> bool:
         """Wait for a new checkpoint and ``more`` steps after it. False when the job ends first, or makes none."""
