@@ -40,7 +40,7 @@ class StepResult:
     loss: float
     """Mean over the global batch's target tokens, in nats per token."""
     grad_norm: float
-    """L2 norm before clipping; NaN if the loss was above its limit, so that no norm was computed."""
+    """L2 norm before clipping; NaN if the loss was above its limit."""
     stop: bool
     """Whether any rank was asked to stop."""
     still_saving: bool
@@ -171,10 +171,14 @@ class Engine(ABC):
             # tokens.
             with self.phases.phase("backward"):
                 self.backward(loss * (self.groups.data_size / target_tokens), last)
-        flags = torch.tensor([stop_requested, still_saving], dtype=torch.float64, device=loss_sum.device)
-        totals = torch.cat([loss_sum.reshape(1), flags])
+        # A number becomes a tensor by `full`, which launches a kernel. `torch.tensor` would wait for the device.
+        flags = (torch.full_like(loss_sum, float(flag)) for flag in (stop_requested, still_saving))
+        totals = torch.stack([loss_sum, *flags])
         dist.all_reduce(totals)
-        whole_loss, stops, saves = totals.tolist()
+        with self.phases.phase("update"):
+            values = torch.cat([totals, self.gradient_norm().double().reshape(1)])
+        # The host waits for the device here, and nowhere else in the step.
+        whole_loss, stops, saves, norm = values.tolist()
         mean_loss = whole_loss / self.groups.tensor_size / target_tokens
         stop, saving = stops > 0, saves > 0
         if not math.isfinite(mean_loss):
@@ -184,12 +188,16 @@ class Engine(ABC):
             return StepResult(mean_loss, math.nan, stop, saving, skipped=True)
         if self.before_update is not None:
             self.before_update()
-        with self.phases.phase("update"):
-            norm = self.update(norm_limit)
         if not math.isfinite(norm):
             where = self.first_non_finite(batches)
             raise NonFiniteError(f"the gradient norm is {norm}; the update was not made{where}")
-        return StepResult(mean_loss, norm, stop, saving, skipped=norm > norm_limit)
+        skipped = norm > norm_limit
+        with self.phases.phase("update"):
+            if skipped:
+                self.drop_gradients()
+            else:
+                self.update(norm)
+        return StepResult(mean_loss, norm, stop, saving, skipped)
 
     @abstractmethod
     def begin_pass(self, last: bool) -> None:
@@ -204,11 +212,12 @@ class Engine(ABC):
         """Add the gradients of ``loss``, averaged over the data ranks, to those of the step; collective."""
 
     @abstractmethod
-    def update(self, norm_limit: float = math.inf) -> float:
-        """Clip and apply the accumulated gradients, unless their global norm is above the limit or not finite.
+    def gradient_norm(self) -> Tensor:
+        """L2 norm of the reduced gradients, a scalar on the device, not finite if a gradient is not; collective."""
 
-        Returns the norm before clipping; it is not finite if a gradient is not.
-        """
+    @abstractmethod
+    def update(self, norm: float) -> None:
+        """Clip the accumulated gradients, whose norm is ``norm``, and apply them; collective."""
 
     @abstractmethod
     def drop_gradients(self) -> None:
@@ -245,27 +254,31 @@ class Engine(ABC):
             for hook in hooks:
                 hook.remove()
 
-    def norm_of(self, parts: Mapping[nn.Parameter, nn.Parameter], ranks: dist.ProcessGroup | None) -> float:
-        """L2 norm of the reduced gradients of ``parts``, this rank's parts of the parameters; collective.
+    def norm_of(self, parts: Mapping[nn.Parameter, nn.Parameter], ranks: dist.ProcessGroup | None) -> Tensor:
+        """L2 norm of the reduced gradients of ``parts``, this rank's parts of the parameters, fp64; collective.
 
         ``ranks`` divide the gradients; None: all ranks. A parameter that all tensor ranks hold counts only once.
         """
+        gradients = [
+            part.grad
+            for parameter, part in parts.items()
+            if part.grad is not None and (parameter.tensor_model_parallel or self.groups.tensor_rank == 0)  # type: ignore[attr-defined]
+        ]
         square = torch.zeros((), dtype=torch.float64, device=self.groups.device)
-        for parameter, part in parts.items():
-            once = parameter.tensor_model_parallel or self.groups.tensor_rank == 0  # type: ignore[attr-defined]
-            if part.grad is not None and once:
-                square += sum_of_squares(part.grad)
+        if square.is_cuda and gradients:  # few launches; fp64 is slow on CPUs only
+            square = torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float64)).square().sum()
+        else:
+            for gradient in gradients:
+                square += sum_of_squares(gradient)
         if dist.get_world_size(ranks) > 1:
             dist.all_reduce(square, group=ranks)
-        total = float(square)
-        return math.sqrt(total) if math.isfinite(total) else total
+        return square.sqrt()
 
     def clip_gradients(self, parts: Iterable[nn.Parameter], norm: float) -> None:
         """Scale the gradients of ``parts`` so that a norm above ``training.clip_grad`` becomes that."""
-        if self.clip and norm + 1e-6 > self.clip:
-            for part in parts:
-                if part.grad is not None:
-                    part.grad.mul_(self.clip / (norm + 1e-6))
+        gradients = [part.grad for part in parts if part.grad is not None]
+        if self.clip and norm + 1e-6 > self.clip and gradients:
+            torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[MicroBatch], stop: Any) -> tuple[float, int] | None:

@@ -12,7 +12,6 @@ backward pass.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -91,16 +90,15 @@ class FullyShardedEngine(Engine):
     def backward(self, loss: Tensor, last: bool) -> None:
         loss.backward()
 
-    def update(self, norm_limit: float = math.inf) -> float:
+    def gradient_norm(self) -> Tensor:
         for parameter, part in self.slices.items():
             part.grad = None if parameter.grad is None else local(parameter.grad)
-        norm = self.norm_of(self.slices, ranks=None)
-        if norm <= norm_limit and math.isfinite(norm):
-            self.clip_gradients(self.slices.values(), norm)
-            self.optimizer.step()
-        if math.isfinite(norm):
-            self.drop_gradients()
-        return norm
+        return self.norm_of(self.slices, ranks=None)
+
+    def update(self, norm: float) -> None:
+        self.clip_gradients(self.slices.values(), norm)
+        self.optimizer.step()
+        self.drop_gradients()
 
     def drop_gradients(self) -> None:
         for parameter, part in self.slices.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from spdf_dist.parallel.uncompiled import uncompiled
 from spdf_dist.training.batches import MicroBatch
 from spdf_dist.training.engine import MOMENTS, Engine, is_finite, make_optimizer
 from spdf_dist.training.muon import Muon
+from spdf_dist.training.zero_update import update_of
 
 OWN_SETTINGS = {
     "optimizer": "training.lr, beta1, beta2, eps, weight_decay and optimizer",
@@ -83,7 +83,7 @@ def deepspeed_settings(config: AnyConfig, data_size: int) -> dict[str, Any]:
             if (user or {}).get("zero_optimization", {}).get(key):
                 raise UserError(f"deepspeed.zero_optimization.{key}: training.optimizer=muon does not know this layout")
     merge_settings(ours, user or {}, "deepspeed")
-    if stage == 0:  # stage 0 computes no norm in fp32; `Engine.update` computes it and clips
+    if stage == 0:  # stage 0 does not compute the norm in fp32; `Engine` computes it and clips
         ours["gradient_clipping"] = 0.0
     return ours
 
@@ -131,13 +131,11 @@ class ZeroEngine(Engine):
         self.optimizer: torch.optim.AdamW = self.deepspeed.basic_optimizer
         if isinstance(self.optimizer, Muon):
             self.optimizer.divide(partitioned=self.stage > 0)
-        self.norm_limit = math.inf
         reduce_gradients = self.deepspeed.allreduce_gradients
         # The instance's attribute replaces the method, which DeepSpeed calls within its backward pass.
         self.deepspeed.allreduce_gradients = self.phases.timed("reduce", reduce_gradients)
         if self.stage:
-            self.optimizer_step = self.optimizer.step
-            self.optimizer.step = self.limited_step
+            self.zero_update = update_of(self.deepspeed.optimizer, self.clip, groups)
         # DeepSpeed links parameters to their moments after the first group's first update, when the second group has no
         # moments yet. With the state created here, every group is linked.
         self.prepare_moments(0)
@@ -156,30 +154,15 @@ class ZeroEngine(Engine):
         if not last:
             self.deepspeed.step()
 
-    def update(self, norm_limit: float = math.inf) -> float:
-        """Clip and apply the accumulated gradients, unless their global norm is above the limit or not finite.
+    def gradient_norm(self) -> Tensor:
+        if self.stage:
+            return self.zero_update.gradient_norm()
+        return self.norm_of({each: each for each in self.model.parameters()}, self.groups.tensor_group)
 
-        Returns the norm before clipping; it is not finite if a gradient is not.
-        """
+    def update(self, norm: float) -> None:
         if self.stage == 0:
-            norm = self.norm_of({each: each for each in self.model.parameters()}, self.groups.tensor_group)
-            if not norm <= norm_limit or not math.isfinite(norm):
-                self.drop_gradients()
-                return norm
             self.clip_gradients(self.model.parameters(), norm)
-            self.deepspeed.step()
-            return norm
-        self.norm_limit = norm_limit
-        skipped = self.deepspeed.skipped_steps
         self.deepspeed.step()
-        norm = float(self.deepspeed.get_global_grad_norm())
-        return norm if self.deepspeed.skipped_steps == skipped else math.inf
-
-    def limited_step(self, *arguments: Any, **more: Any) -> Any:
-        """The optimizer's step under ZeRO, which calls it when the global gradient norm is known."""
-        if self.norm_limit < math.inf and float(self.deepspeed.optimizer._global_grad_norm) > self.norm_limit:
-            return None
-        return self.optimizer_step(*arguments, **more)
 
     def non_finite_here(self, batches: Sequence[MicroBatch]) -> str:
         """This rank's first weight, module output or gradient that is not finite; empty if there is none."""
