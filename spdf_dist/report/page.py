@@ -1,16 +1,56 @@
-"""Renders one self-contained HTML page without scripts, with the light or dark theme of the reader's system."""
+"""One self-contained HTML page without scripts, with the light or dark theme of the reader's system, and its parts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from spdf_dist.report.plots import Plot
-from spdf_dist.report.tables import Table
+import pandas as pd
 
-EMPTY = ("not run", "not computed", "–")
+from spdf_dist.report.numbers import MINUS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOT_RUN, NOT_COMPUTED, NONE = EMPTY = ("not run", "not computed", "–")
 """Texts of cells without a value."""
+
+
+@dataclass
+class Table:
+    """A table of text cells. After a line break in a cell, the text is smaller."""
+
+    name: str
+    """File name of the CSV, without suffix."""
+    title: str
+    header: Sequence[str]
+    rows: list[list[str]]
+    note: str = ""
+    synthetic: bool = False
+    labels: int = 1
+    """Number of leading columns that are labels."""
+    marks: set[tuple[int, int]] = field(default_factory=set)
+    """Cells (row, column) to highlight: numbers that differ from the printed ones."""
+
+    def csv(self) -> str:
+        """The table as CSV. A semicolon joins the lines of a cell, and minus signs are ASCII."""
+        frame = pd.DataFrame(self.rows, columns=list(self.header), dtype=str)
+        frame = frame.replace({"\n": "; ", MINUS: "-"}, regex=True)
+        return (frame.assign(data="synthetic") if self.synthetic else frame).to_csv(index=False)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with its section and caption."""
+
+    name: str
+    """File name without suffix."""
+    section: str
+    caption: str
+    draw: Callable[[], Figure]
 
 
 @dataclass
@@ -25,41 +65,21 @@ class Section:
     """Whether the section is collapsed at first."""
 
 
-def anchor(title: str) -> str:
-    """The HTML id of a heading."""
-    return "".join(c if c.isalnum() else "-" for c in title.lower())
-
-
 def render_page(
-    title: str,
-    subtitle: str,
-    warning: str,
-    cards: Sequence[tuple[str, str]],
-    sections: Sequence[Section],
-    figures: Mapping[str, str],
-    colours: Mapping[str, str],
-    footer: str,
+    *, sections: Sequence[Section], figures: Mapping[str, str], colours: Mapping[str, str], **texts: Any
 ) -> str:
     """The HTML text of the page.
 
     Args:
-        cards: headline numbers, as (number, label).
         sections: sections without content are left out.
         figures: SVG of each plot, by name.
         colours: colour of each variant.
+        texts: ``title``, ``subtitle``, ``warning``, ``footer``, and ``cards``, the headline numbers as (number, label).
     """
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
-    environment.filters["anchor"] = anchor
-    return environment.get_template("page.html.j2").render(
-        title=title,
-        subtitle=subtitle,
-        warning=warning,
-        cards=cards,
-        sections=[section for section in sections if section.plots or section.tables or section.intro],
-        figures=figures,
-        colours=colours,
-        footer=footer,
-        EMPTY=EMPTY,
-    )
+    environment.filters["anchor"] = lambda title: re.sub(r"[\W_]", "-", title.lower())
+    shown = [section for section in sections if section.plots or section.tables or section.intro]
+    template = environment.get_template("page.html.j2")
+    return template.render(sections=shown, figures=figures, colours=colours, EMPTY=EMPTY, **texts)

@@ -8,24 +8,38 @@ are listed as unattributed. A workflow's folder also provides names, selections,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks import all_tasks
 from spdf_dist.report.runs import Run, is_run, read_run
-from spdf_dist.report.scores import TEXT, Score, Unattributed
+from spdf_dist.report.scores import TEXT, Score, ScoreGroup, Unattributed, group_scores
 from spdf_dist.report.speedups import is_gemm_bench
-from spdf_dist.report.variants import difference_names, name_variants
+from spdf_dist.report.variants import Variant, difference_names, group_by, group_variants, name_variants
 from spdf_dist.scoring.metrics import LOSSES
 from spdf_dist.workflow_folder import FINETUNE, PRETRAIN, candidates, job_of, outdated, read_json, selections
 
+T = TypeVar("T")
 NOT_SEARCHED = ("checkpoints", "tensorboard", "report", "logs", "tokenizer")
 LARGEST_RESULT = 16 << 20
 SYNTHETIC_METRICS = ("slot_accuracy",)
 """Metrics of synthetic data, which do not belong to a task."""
+
+
+class ByWorkflow(dict[Path, T]):
+    """What ``find`` returns for the folder of each workflow, computed once."""
+
+    def __init__(self, find: Callable[[Path], T]) -> None:
+        super().__init__()
+        self.find = find
+
+    def __missing__(self, root: Path) -> T:
+        self[root] = self.find(root)
+        return self[root]
 
 
 @dataclass
@@ -42,10 +56,10 @@ class Results:
     """Output of ``spdf bench gemm --json``."""
     damaged: dict[Path, str] = field(default_factory=dict)
     """Run folders that could not be read and are left out, each with the reason."""
-    outdated: dict[Path, dict[str, str]] = field(default_factory=dict)
+    outdated: dict[Path, dict[str, str]] = field(default_factory=lambda: ByWorkflow(outdated))
     """By workflow: the jobs that are left out because an input was remade later, each with that input."""
-    compared: dict[Path, set[str]] = field(default_factory=dict)
-    """By workflow: ids of jobs whose results a `select` job compares."""
+    compared: dict[Path, set[str]] = field(default_factory=lambda: ByWorkflow(candidates))
+    """By workflow: ids of jobs whose results a `select` job compares. They are of validation data."""
     recorded: dict[str, Run] = field(default_factory=dict)
     """By digest of their checkpoint: runs that are known only from the records of results."""
 
@@ -73,29 +87,51 @@ class Results:
             order.setdefault(run.variant, (0 if run.untrained else 1 if run.model else 2, level))
         return sorted(order, key=lambda name: order[name])
 
+    def ordered(self, runs: Iterable[Run]) -> list[Run]:
+        """Runs sorted by size, then variant in reading order, then seed."""
+        place = {name: k for k, name in enumerate(self.variants)}
+
+        def key(run: Run) -> tuple[int, int, int]:
+            return total_parameters(run.model) if run.model else 0, place[run.variant], run.seed
+
+        return sorted(runs, key=key)
+
+    def pretrained_variants(self) -> list[Variant]:
+        """The variants of the pre-training runs, sorted."""
+        return group_variants(self.ordered(self.pretraining))
+
+    def score_groups(self) -> list[ScoreGroup]:
+        """The scores by task, split and size, with variants in reading order."""
+        return group_scores(self.scores, self.variants)
+
     def is_outdated(self, path: Path) -> bool:
         """Whether ``path`` belongs to a job with an input that was remade later."""
         job = job_of(path)
-        if job is None:
-            return False
-        root = job.root.resolve()
-        if root not in self.outdated:
-            self.outdated[root] = outdated(root)
-        return job.id in self.outdated[root]
+        return job is not None and job.id in self.outdated[job.root.resolve()]
 
     def is_candidate(self, path: Path) -> bool:
-        """Whether ``path`` belongs to a job whose results a `select` job compares. They are of validation data."""
+        """Whether ``path`` belongs to a job whose results a `select` job compares."""
         job = job_of(path)
-        if job is None:
-            return False
-        if job.root not in self.compared:
-            self.compared[job.root] = candidates(job.root)
-        return job.id in self.compared[job.root]
+        return job is not None and job.id in self.compared[job.root.resolve()]
 
     def run_at(self, folder: Path) -> Run | None:
         """The run in ``folder``; None if it is not among the results."""
         place = folder.resolve()
         return next((run for run in self.runs if run.place == place), None)
+
+    def run_of(self, digest: Any) -> Run | None:
+        """The run with a checkpoint of this sha256; None if it is not among the results."""
+        return next((run for run in self.runs if digest in run.checkpoint_digests), None)
+
+    def outdated_text(self) -> str:
+        """A sentence with the jobs that are left out because an input was remade later; empty without any."""
+        named = [
+            f"{job_id} ({cause} was made anew since)"
+            for jobs in self.outdated.values()
+            for job_id, cause in jobs.items()
+            if job_id.partition("/")[0] != "report"
+        ]
+        return "Left out, as made from other inputs: " + "; ".join(named) + "." if named else ""
 
 
 def read_results(folders: Sequence[Path], names: Mapping[Path, str] | None = None) -> Results:
@@ -123,17 +159,16 @@ def read_results(folders: Sequence[Path], names: Mapping[Path, str] | None = Non
         workflow = job.root if job else root
         if (workflow / "jobs").is_dir() and workflow not in results.workflows:
             results.workflows.append(workflow)
-    files = list(dict.fromkeys(path.resolve() for path in files))
-    contents = {path: content for path in files if (content := read_result(path)) is not None}
+    found = {path: read_result(path) for path in dict.fromkeys(path.resolve() for path in files)}
+    contents = {path: content for path, content in found.items() if content is not None}
     for content in contents.values():  # the runs that an evaluation names are added too
-        for entry in run_entries(checkpoint_of(content).get("lineage")):
+        for entry in scored_runs(content):
             if entry.get("path"):
                 add_run(results, Path(entry["path"]).parent.parent)
     for run in results.runs:
         run.parent = origin_of(results, run)
-    for run in [run.parent for run in results.runs if run.parent is not None]:
-        if run not in results.runs:
-            results.runs.append(run)
+    parents = dict.fromkeys(run.parent for run in results.runs if run.parent)
+    results.runs += [run for run in parents if run not in results.runs]
     note_workflows(results, names or {})
     for path, content in contents.items():
         add_score(results, path, content)
@@ -163,14 +198,18 @@ def add_run(results: Results, folder: Path) -> None:
         results.damaged[place] = f"run {folder}: left out: {error}"
 
 
-def run_entries(lineage: Any) -> list[dict[str, Any]]:
+def run_entries(lineage: Any, kinds: Sequence[str] = (PRETRAIN, FINETUNE)) -> list[dict[str, Any]]:
     """The entries of a lineage that are runs with a config, newest first."""
-    entries = lineage if isinstance(lineage, list) else []
-    return [
-        e
-        for e in entries
-        if isinstance(e, dict) and e.get("kind") in (PRETRAIN, FINETUNE) and isinstance(e.get("config"), dict)
-    ]
+    entries = [entry for entry in lineage if isinstance(entry, dict)] if isinstance(lineage, list) else []
+    return [entry for entry in entries if entry.get("kind") in kinds and isinstance(entry.get("config"), dict)]
+
+
+def scored_runs(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries of the runs that a result of an evaluation records; empty without a record."""
+    record: Any = content
+    for key in ("provenance", "checkpoint", "lineage"):
+        record = record.get(key) if isinstance(record, dict) else None
+    return run_entries(record)
 
 
 def recorded_run(results: Results, entries: Sequence[dict[str, Any]]) -> Run | None:
@@ -179,15 +218,13 @@ def recorded_run(results: Results, entries: Sequence[dict[str, Any]]) -> Run | N
         return None
     entry, *older = entries
     folder = Path(str(entry.get("path") or "unknown")).parent.parent
-    found = next((run for run in results.runs if entry.get("manifest_sha256") in run.checkpoint_digests), None)
-    found = found or results.run_at(folder)
+    digest = str(entry.get("manifest_sha256"))
+    found = results.run_of(digest) or results.run_at(folder)
     if found is not None and found.is_finetuning == (entry["kind"] == FINETUNE):
         return found
-    digest = str(entry.get("manifest_sha256"))
     if digest not in results.recorded:
-        run = Run(
-            folder, entry["config"], best_loss=entry.get("best_val_loss"), synthetic=entry.get("synthetic") is True
-        )
+        synthetic = entry.get("synthetic") is True
+        run = Run(folder, entry["config"], best_loss=entry.get("best_val_loss"), synthetic=synthetic)
         run.parent = recorded_run(results, older)
         results.recorded[digest] = run
     return results.recorded[digest]
@@ -197,33 +234,31 @@ def origin_of(results: Results, run: Run) -> Run | None:
     """The pre-training run that a fine-tuning run records as its origin; None without one."""
     if not run.is_finetuning:
         return None
-    entries = [entry for entry in run_entries(run.lineage) if entry["kind"] == PRETRAIN]
-    if entries:
+    if entries := run_entries(run.lineage, [PRETRAIN]):
         return recorded_run(results, entries)
     # Without a recorded lineage: the config names the checkpoint, and a densified checkpoint names its source.
-    checkpoint = Path(str((run.tree.get("finetune") or {}).get("checkpoint") or ""))
+    checkpoint = Path(str(run.section("finetune").get("checkpoint") or ""))
     for place in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
         add_run(results, place)
         found = results.run_at(place)
         if found is not None and not found.is_finetuning:
             return found
-    digest = ((read_json(checkpoint / "manifest.json") or {}).get("source") or {}).get("manifest_sha256")
-    return next((other for other in results.runs if digest and digest in other.checkpoint_digests), None)
+    source = (read_json(checkpoint / "manifest.json") or {}).get("source") or {}
+    return results.run_of(source.get("manifest_sha256"))
 
 
 def note_workflows(results: Results, names: Mapping[Path, str]) -> None:
     """Give runs the names of their jobs or those of the user, and mark rejected candidates of selections."""
-    parents = {id(run.parent) for run in results.runs if run.parent is not None}
+    parents = {run.parent for run in results.runs}
     chosen = {path: entry for root in results.workflows for path, entry in selections(root).items()}
     for run in results.runs:
-        place = run.place
-        job = job_of(place)
+        job = job_of(run.place)
         run.label = job.variant if job else ""
-        if place in chosen:
-            run.selected = frozenset(chosen[place].keys)
-            run.rejected = chosen[place].rejected and id(run) not in parents
+        if run.place in chosen:
+            run.selected = frozenset(chosen[run.place].keys)
+            run.rejected = chosen[run.place].rejected and run not in parents
         for folder, name in names.items():
-            if place.is_relative_to(folder.resolve()):
+            if run.place.is_relative_to(folder.resolve()):
                 run.label = name
 
 
@@ -233,24 +268,13 @@ def read_result(path: Path) -> dict[str, Any] | None:
     return content if content is not None and "schema_version" in content else None
 
 
-def checkpoint_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The checkpoint record of a result; empty without one."""
-    provenance = content.get("provenance")
-    checkpoint = provenance.get("checkpoint") if isinstance(provenance, dict) else None
-    return checkpoint if isinstance(checkpoint, dict) else {}
-
-
 def known_metrics(content: Mapping[str, Any]) -> dict[str, float | None]:
     """The metrics in a result of ``spdf evaluate`` or ``spdf perplexity``, in the order of the tasks' metrics."""
     names = [metric.name for task in all_tasks() for metric in task.metrics]
     names += [*SYNTHETIC_METRICS, *(name for name in LOSSES if name.startswith("perplexity"))]
     found = content.get("scores", content)
-    values = {name: found[name] for name in dict.fromkeys(names) if isinstance(found, dict) and name in found}
-    return {
-        name: None if value is None else float(value)
-        for name, value in values.items()
-        if value is None or isinstance(value, int | float)
-    }
+    values = {name: found[name] for name in names if isinstance(found, dict) and name in found}
+    return {name: value for name, value in values.items() if value is None or isinstance(value, int | float)}
 
 
 def add_score(results: Results, path: Path, content: dict[str, Any]) -> None:
@@ -261,8 +285,7 @@ def add_score(results: Results, path: Path, content: dict[str, Any]) -> None:
     metrics = known_metrics(content)
     if not metrics or results.is_outdated(path) or results.is_candidate(path):
         return
-    provenance = content.get("provenance") or {}
-    run = recorded_run(results, run_entries(checkpoint_of(content).get("lineage")))
+    run = recorded_run(results, scored_runs(content))
     task = str(content.get("task") or TEXT)
     if run is None:
         results.unattributed.append(Unattributed(path, task, metrics))
@@ -270,37 +293,18 @@ def add_score(results: Results, path: Path, content: dict[str, Any]) -> None:
     job = job_of(path)
     if run not in results.runs and job is not None:
         run.label = job.variant
-    score = Score(
-        path,
-        task,
-        metrics,
-        run,
-        split=str(provenance.get("split") or ""),
-        synthetic=bool(provenance.get("synthetic")) or run.synthetic,
-        settings=dict(provenance.get("settings") or {}),
-    )
-    same = (other for other in results.scores if other.run is run and other.task == task and other.split == score.split)
-    if not run.rejected and all((other.metrics, other.settings) != (metrics, score.settings) for other in same):
+    record = content["provenance"]
+    split, settings = str(record.get("split") or ""), dict(record.get("settings") or {})
+    synthetic = bool(record.get("synthetic")) or run.synthetic
+    score = Score(path, task, metrics, run, split, synthetic, settings)
+    same = (other for other in results.scores if other.run is run and (other.task, other.split) == (task, split))
+    if not run.rejected and all((other.metrics, other.settings) != (metrics, settings) for other in same):
         results.scores.append(score)
 
 
 def name_decoding(scores: Sequence[Score]) -> None:
     """Set the suffixes of scores of one variant that differ in their decoding settings."""
-    groups: dict[tuple[str, str, str, str], list[Score]] = {}
-    for score in scores:
-        groups.setdefault((score.task, score.split, score.run.size(), score.run.title()), []).append(score)
-    for group in groups.values():
+    for group in group_by(scores, lambda s: (s.task, s.split, s.run.size(), s.run.title())).values():
         settings = [{key: value for key, value in score.settings.items() if key != "seed"} for score in group]
         for score, difference in zip(group, difference_names(settings), strict=True):
             score.suffix = difference
-
-
-def outdated_text(results: Results) -> str:
-    """A sentence with the jobs that are left out because an input was remade later; empty without any."""
-    named = [
-        f"{job_id} ({cause} was made anew since)"
-        for jobs in results.outdated.values()
-        for job_id, cause in jobs.items()
-        if job_id.partition("/")[0] != "report"
-    ]
-    return "Left out, as made from other inputs: " + "; ".join(named) + "." if named else ""

@@ -9,44 +9,49 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from bisect import bisect_left
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from spdf_dist.accounting.parameters import linear_parameters, total_parameters
+import numpy as np
+import pandas as pd
+
+from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.config.budget import total_steps
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import config_from_tree, flatten, to_tree
 from spdf_dist.config.schema import FinetuneConfig, ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.config.yaml_reader import read_yaml_file
+from spdf_dist.report.numbers import short_count
+from spdf_dist.workflow_folder import read_json
 
 SEEDS = ("seed", "sparsity.seed")
 """Config keys of seeds. Runs that differ only in them are repetitions of one variant."""
 NO_SETTINGS = ("run_dir", "checkpoint.", "validation.", "finetune.checkpoint", *SEEDS)
 """Config keys and prefixes of keys that do not identify a variant: they do not change the computation, or are seeds."""
+CURVES = {
+    "tokens": "consumed_tokens",
+    "seconds": "step_ms",
+    "flops": "total_flops",
+    "loss": "loss",
+    "tokens_per_s": "tokens_per_s",
+}
+"""Columns of ``Run.curve`` after ``step``, and their keys in ``metrics.jsonl``."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
-    """A pre-training or fine-tuning run. Lists have one entry per training step, except ``validation``, ``lineage``."""
+    """A pre-training or fine-tuning run."""
 
     path: Path
     tree: dict[str, Any]
     """The resolved config."""
-    step: list[int] = field(default_factory=list)
-    tokens: list[float] = field(default_factory=list)
-    """Target tokens consumed, cumulative."""
-    seconds: list[float] = field(default_factory=list)
-    """Time in training steps, cumulative, without validation and saving."""
-    loss: list[float] = field(default_factory=list)
-    flops: list[float] = field(default_factory=list)
-    """Model FLOPs spent, cumulative."""
-    tokens_per_s: list[float] = field(default_factory=list)
-    validation: list[tuple[int, float]] = field(default_factory=list)
-    """(step, loss) of each validation, in nats per token."""
+    curve: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["step", *CURVES], dtype=float))
+    """One row per training step. Cumulative: ``tokens`` (target tokens), ``flops`` (model FLOPs) and ``seconds`` (in
+    training steps, without validation and saving). Of the step: ``loss`` and ``tokens_per_s``."""
+    validation: pd.Series = field(default_factory=lambda: pd.Series(dtype=float))
+    """The loss of each validation in nats per token, by step."""
     execution: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
     """The record of fine-tuning: reactivated weights and their norm, best validation loss, epochs."""
@@ -75,6 +80,10 @@ class Run:
         """The folder of the run, with links resolved."""
         return self.path.resolve()
 
+    def section(self, name: str) -> dict[str, Any]:
+        """A section of the config; empty where it is missing."""
+        return self.tree.get(name) or {}
+
     @property
     def is_finetuning(self) -> bool:
         """Whether this run fine-tunes."""
@@ -83,12 +92,12 @@ class Run:
     @property
     def task(self) -> str:
         """The task of fine-tuning; empty for pre-training."""
-        return str((self.tree.get("finetune") or {}).get("task") or "")
+        return str(self.section("finetune").get("task") or "")
 
     @property
     def keep_mask(self) -> bool:
         """Whether fine-tuning kept the mask, as a control."""
-        return bool((self.tree.get("finetune") or {}).get("keep_mask"))
+        return bool(self.section("finetune").get("keep_mask"))
 
     @property
     def pretraining(self) -> Run | None:
@@ -138,34 +147,42 @@ class Run:
         return self.pretraining is not None and self.pretraining.config.training.train_tokens == 0
 
     @property
-    def unfinished(self) -> str:
-        """The progress of an unfinished pre-training run, as text; empty for any other run."""
-        if self.is_finetuning:
-            return ""
-        planned, here = total_steps(self.config), self.step[-1] if self.step else 0
-        return f"unfinished: {here:,} of {planned:,} steps" if here < planned else ""
+    def is_dense(self) -> bool:
+        """Whether this run is a dense baseline, or was fine-tuned from one."""
+        return self.sparsity is not None and self.sparsity.level == 0 and not self.untrained
 
     @property
-    def whole(self) -> bool:
+    def steps(self) -> int:
+        """The last training step; 0 without any."""
+        return int(self.last("step"))
+
+    @property
+    def unfinished(self) -> str:
+        """The progress of an unfinished pre-training run, as text; empty for any other run."""
+        planned = 0 if self.is_finetuning else total_steps(self.config)
+        return f"unfinished: {self.steps:,} of {planned:,} steps" if self.steps < planned else ""
+
+    @property
+    def finished(self) -> bool:
         """Whether the run is finished. A fine-tuning run, which may stop early, then has a record."""
         return bool(self.finetune) if self.is_finetuning else not self.unfinished
 
     @property
     def final_validation(self) -> float | None:
         """The last validation loss, nats per token."""
-        return self.validation[-1][1] if self.validation else None
+        return float(self.validation.iloc[-1]) if len(self.validation) else None
 
     @property
     def best_validation(self) -> float | None:
         """The lowest validation loss, nats per token."""
-        finite = [loss for _, loss in self.validation if math.isfinite(loss)]
-        return min(finite, default=self.best_loss)
+        finite = self.validation[np.isfinite(self.validation)]
+        return float(finite.min()) if len(finite) else self.best_loss
 
     @property
     def median_speed(self) -> float | None:
         """Median tokens/s, without the first tenth of the steps (warm-up of caches and kernels); None without steps."""
-        speeds = self.tokens_per_s[len(self.tokens_per_s) // 10 :]
-        return median(speeds) if speeds else None
+        speeds = self.curve.tokens_per_s[len(self.curve) // 10 :]
+        return float(speeds.median()) if len(speeds) else None
 
     @cached_property
     def checkpoint_digests(self) -> set[str]:
@@ -173,11 +190,15 @@ class Run:
         manifests = self.path.glob("checkpoints/*/manifest.json")
         return {hashlib.sha256(path.read_bytes()).hexdigest() for path in manifests}
 
-    def at_step(self, step: int, column: list[float]) -> float | None:
-        """The value of a cumulative column after ``step``; 0 before the first step, None for an empty column."""
-        if step == 0 or not column:
-            return 0.0 if step == 0 else None
-        return column[min(bisect_left(self.step, step), len(column) - 1)]
+    def last(self, column: str) -> float:
+        """A column of the curve after the last step; 0 without steps."""
+        return float(self.curve[column].iloc[-1]) if len(self.curve) else 0.0
+
+    def at_validations(self, column: str) -> pd.Series:
+        """A cumulative column of the curve at each validation; 0 before the first step."""
+        steps, values = (np.append(0, self.curve[name]) for name in ("step", column))
+        place = np.searchsorted(steps, self.validation.index).clip(max=len(steps) - 1)
+        return pd.Series(values[place])
 
     def size(self) -> str:
         """The number of parameters as text, such as 10.4M; '?' when unknown."""
@@ -188,37 +209,11 @@ class Run:
         return self.variant + (", fine-tuned sparse" if self.keep_mask else "")
 
 
-def describe_sparsity(sparsity: SparsityConfig) -> str:
-    """A short text of a sparsity: 'dense', '75% sparse', '75% block:16'."""
-    if sparsity.level == 0:
-        return "dense"
-    pattern = "sparse" if sparsity.pattern == "unstructured" else sparsity.pattern
-    return f"{sparsity.level * 100:g}% {pattern}"
-
-
-def short_count(count: float) -> str:
-    """A count as short text: 125226240 as 125M."""
-    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g}{unit}"
-    return f"{count:.3g}"
-
-
-def kept_linear_weights(run: Run) -> int | None:
-    """Number of non-zeros in the prunable matrices of the pre-trained model; None when the model is unknown."""
-    if run.model is None:
-        return None
-    return linear_parameters(run.model, run.sparsity)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError when the file is not one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object")
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty without the file. Raises UserError when it is damaged."""
+    content = read_json(path) if path.is_file() else {}
+    if content is None:
+        raise UserError(f"{path}: not a JSON object")
     return content
 
 
@@ -227,8 +222,8 @@ def read_metrics(run: Run, path: Path) -> None:
 
     Raises UserError for any other line that the training loop did not write.
     """
+    rows, validation = [], []
     lines = path.read_bytes().splitlines()
-    seconds = 0.0
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
@@ -239,31 +234,18 @@ def read_metrics(run: Run, path: Path) -> None:
                 break
             raise UserError(f"{path}, line {number}: not JSON; the file was changed by something else") from None
         try:
-            seconds += read_line(run, line, seconds)
+            if "val_loss" in line:
+                validation.append((int(line["step"]), number_or_nan(line["val_loss"])))
+            if "loss" in line:
+                row = {name: float(line.get(key) or 0) for name, key in CURVES.items()}
+                rows.append({"step": int(line["step"]), **row, "loss": number_or_nan(line["loss"])})
+                run.skipped = int(line.get("skipped_iterations") or 0)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise UserError(f"{path}, line {number}: not a line of training or validation") from None
-
-
-def read_line(run: Run, line: dict[str, Any], seconds: float) -> float:
-    """Add one line, and return the seconds of its step. ``seconds`` is the cumulative time before it."""
-    if "val_loss" in line:
-        run.validation.append((int(line["step"]), number_or_nan(line["val_loss"])))
-    if "loss" not in line:
-        return 0.0
-    took = float(line.get("step_ms") or 0) / 1e3
-    row = (
-        int(line["step"]),
-        float(line.get("consumed_tokens") or 0),
-        seconds + took,
-        number_or_nan(line["loss"]),
-        float(line.get("total_flops") or 0),
-        float(line.get("tokens_per_s") or 0),
-    )
-    columns: tuple[list[Any], ...] = (run.step, run.tokens, run.seconds, run.loss, run.flops, run.tokens_per_s)
-    for column, value in zip(columns, row, strict=True):
-        column.append(value)
-    run.skipped = int(line.get("skipped_iterations") or 0)
-    return took
+    if rows:
+        run.curve = pd.DataFrame(rows)
+        run.curve["seconds"] = (run.curve.seconds / 1e3).cumsum()
+    run.validation = pd.Series([loss for _, loss in validation], [step for step, _ in validation], dtype=float)
 
 
 def number_or_nan(value: float | None) -> float:
@@ -284,16 +266,18 @@ def read_run(folder: Path) -> Run:
     tree = read_yaml_file(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected keys and values")
-    run = Run(folder, tree)
+    recorded = read_record(folder / "lineage.json")
+    run = Run(
+        folder,
+        tree,
+        execution=read_record(folder / "execution.json"),
+        finetune=read_record(folder / "finetune.json"),
+        lineage=list(recorded.get("lineage") or []),
+        synthetic=recorded.get("synthetic") is True,
+        changes=read_changes(folder / "changes.jsonl"),
+    )
     if (folder / "metrics.jsonl").is_file():
         read_metrics(run, folder / "metrics.jsonl")
-    for name in ("execution", "finetune"):
-        if (folder / f"{name}.json").is_file():
-            setattr(run, name, read_json(folder / f"{name}.json"))
-    if (folder / "lineage.json").is_file():
-        recorded = read_json(folder / "lineage.json")
-        run.lineage, run.synthetic = list(recorded.get("lineage") or []), recorded.get("synthetic") is True
-    run.changes = read_changes(folder / "changes.jsonl")
     check(run)
     return run
 
@@ -318,7 +302,7 @@ def check(run: Run) -> None:
     except (UserError, TypeError, ValueError) as error:
         raise UserError(f"{run.path / 'config.yaml'}: {' '.join(str(error).split())}") from None
     for key in ("finetune", "training", "parallel"):
-        if not isinstance(run.tree.get(key) or {}, dict):
+        if not isinstance(run.section(key), dict):
             raise UserError(f"{run.path / 'config.yaml'}: {key}: expected keys and values")
     layers = run.execution.get("layers") or {}
     if not (isinstance(layers, dict) and all(isinstance(name, str) for name in layers.values())):

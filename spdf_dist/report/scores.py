@@ -1,19 +1,22 @@
-"""Scores with their records, and means and deviations over seeds."""
+"""Scores with their records, grouped into rows, and means and deviations over seeds."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from spdf_dist.data.tasks import find_task, lower_is_better, metric_title
 from spdf_dist.extensions import task_names
+from spdf_dist.report.numbers import signed
 from spdf_dist.report.runs import Run
+from spdf_dist.report.variants import dense_baseline, group_by
 
-MINUS = "−"
 TEXT = "text"
 """Task name for the perplexity of plain text."""
 
@@ -75,33 +78,100 @@ class Estimate:
             return f"{self.mean:.{digits}f}"
         return f"{self.mean:.{digits}f} ± {self.deviation:.{digits}f} ({self.count})"
 
+    def difference_text(self, digits: int = 3) -> str:
+        """Text of a difference, such as '+0.012 ± 0.002'."""
+        return f"{signed(self.mean, digits)} ± {self.deviation:.{digits}f}"
+
 
 def estimate(values: Iterable[float | None]) -> Estimate | None:
     """Mean and deviation of the finite values; None without any."""
-    finite = [v for v in values if v is not None and math.isfinite(v)]
-    if not finite:
+    finite = pd.Series(list(values), dtype=float).replace([np.inf, -np.inf], np.nan).dropna()
+    if finite.empty:
         return None
-    return Estimate(mean(finite), stdev(finite) if len(finite) > 1 else None, len(finite))
+    return Estimate(float(finite.mean()), float(finite.std()) if len(finite) > 1 else None, len(finite))
 
 
-def by_seed(values: Iterable[tuple[int | None, float | None]]) -> dict[int, float]:
-    """The mean of the finite values of each seed. Values without a seed are left out."""
-    groups: dict[int, list[float]] = {}
-    for seed, value in values:
-        if seed is not None and value is not None and math.isfinite(value):
-            groups.setdefault(seed, []).append(value)
-    return {seed: mean(group) for seed, group in groups.items()}
+SeedValues = Iterable[tuple[int | None, float | None]]
+"""(seed, value) of runs or scores."""
 
 
-def minus(ours: Mapping[int, float], base: Mapping[int, float]) -> dict[int, float]:
-    """Differences by seed, for the seeds in both mappings."""
-    return {seed: ours[seed] - base[seed] for seed in sorted(ours.keys() & base.keys())}
+def paired(ours: SeedValues, base: SeedValues) -> Estimate | None:
+    """The mean difference over the seeds of both, of which each counts once; None with fewer than two seeds."""
+    means = [pd.DataFrame(list(side), columns=["seed", "value"], dtype=float) for side in (ours, base)]
+    value = estimate(means[0].groupby("seed").value.mean() - means[1].groupby("seed").value.mean())
+    return value if value is not None and value.count > 1 else None
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """A number with its sign, such as +0.012 or −0.012."""
-    text = f"{value:+.{digits}f}"
-    return MINUS + text[1:] if text[0] == "-" else text
+@dataclass
+class ScoreRow:
+    """Scores that differ only in their seeds."""
+
+    title: str
+    scores: list[Score]
+    base: ScoreRow | None = None
+    """The dense row with the same decoding to compare with."""
+
+    @property
+    def run(self) -> Run:
+        """The run of the first score."""
+        return self.scores[0].run
+
+    def estimate(self, metric: str, scale: float = 1.0) -> Estimate | None:
+        """Mean and deviation of a metric, multiplied by ``scale``."""
+        values = (score.metrics.get(metric) for score in self.scores)
+        return estimate(None if value is None else value * scale for value in values)
+
+    def by_seed(self, metric: str) -> SeedValues:
+        """The values of a metric with the seeds of pre-training."""
+        return [(score.pretraining_seed, score.metrics.get(metric)) for score in self.scores]
+
+
+@dataclass
+class ScoreGroup:
+    """The scores of models of one size on a split of a task."""
+
+    task: str
+    split: str
+    """Title of the split."""
+    size: str
+    rows: list[ScoreRow]
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The metrics of the scores, in order of appearance."""
+        return list(dict.fromkeys(metric for row in self.rows for score in row.scores for metric in score.metrics))
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether a score is of synthetic data."""
+        return any(score.synthetic for row in self.rows for score in row.scores)
+
+    @property
+    def title(self) -> str:
+        """Heading of a table or figure."""
+        parts = [task_title(self.task), self.split, "" if self.size == "?" else f"{self.size} parameters"]
+        return ", ".join(filter(None, parts))
+
+    @property
+    def file_name(self) -> str:
+        """File name of a table or figure, without suffix."""
+        parts = ["scores", self.task, self.split, "" if self.size == "?" else self.size]
+        return "-".join(filter(None, parts)).replace(" ", "_")
+
+
+def group_scores(scores: Sequence[Score], variants: Sequence[str]) -> list[ScoreGroup]:
+    """The scores in the order of ``variants``. Dense fine-tuning of a variant comes before sparse fine-tuning."""
+    place = {name: k for k, name in enumerate(variants)}
+    scores = sorted(scores, key=lambda score: (place[score.run.variant], score.run.keep_mask))
+    groups = []
+    for key, members in group_by(scores, lambda score: (score.task, score.split_title, score.run.size())).items():
+        rows = [ScoreRow(title, found) for title, found in group_by(members, lambda score: score.title).items()]
+        for row in rows:
+            alike = {other.run.title(): other for other in rows if other.scores[0].suffix == row.scores[0].suffix}
+            runs = {name: other.run for name, other in alike.items()}
+            row.base = alike.get(dense_baseline(row.run.title(), runs))
+        groups.append(ScoreGroup(*key, rows))
+    return groups
 
 
 def task_title(task: str) -> str:
@@ -114,25 +184,7 @@ def metric_name(metric: str) -> str:
     return f"{metric_title(metric)} {'↓' if lower_is_better(metric) else '↑'}"
 
 
-def published_scale(task: str, metric: str, value: float) -> float:
-    """A score on the scale of published tables, because papers print some metrics in percent."""
+def published_scale(task: str, metric: str) -> float:
+    """The factor from a score to the scale of published tables, because papers print some metrics in percent."""
     known = find_task(task).metric(metric)
-    return value * known.published_scale if known else value
-
-
-def metrics_of(scores: Iterable[Score]) -> list[str]:
-    """The metrics of the scores, without repetitions, in order of appearance."""
-    return list(dict.fromkeys(metric for score in scores for metric in score.metrics))
-
-
-def to_dense(ours: Sequence[Score], base: Sequence[Score], metric: str, digits: int) -> str:
-    """The difference to dense, as text, paired by the pre-training seed.
-
-    With fewer than two pairs, it is the difference of the means; empty without values.
-    """
-    own, dense = (by_seed((s.pretraining_seed, s.metrics.get(metric)) for s in scores) for scores in (ours, base))
-    pairs = estimate(minus(own, dense).values())
-    if pairs is not None and pairs.deviation is not None:
-        return f"\n{signed(pairs.mean, digits)} ± {pairs.deviation:.{digits}f} to dense ({pairs.count} pairs)"
-    ours_mean, dense_mean = (estimate(score.metrics.get(metric) for score in scores) for scores in (ours, base))
-    return f"\n{signed(ours_mean.mean - dense_mean.mean, digits)} to dense" if ours_mean and dense_mean else ""
+    return known.published_scale if known else 1.0

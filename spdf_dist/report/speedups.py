@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spdf_dist.accounting.text_table import text_table
 from spdf_dist.base.atomic_files import write_bytes, write_text
+from spdf_dist.base.extras import require_extra
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.figures import Series, speedup_figure
-from spdf_dist.report.style import drawing, to_png, to_svg
+
+if TYPE_CHECKING:
+    from spdf_dist.report.figures import Series
 
 COLOURS = {"forward": "#2f7fc4", "dx": "#1b9c78", "dw": "#e0672b"}
-COLUMNS = ("op", "sparsity", "theoretical", "speedup", "speedup_lower", "median_ms", "best_dense", "backend")
+COLUMNS = (
+    *("out", "in", "tokens", "threads", "dtype", "op", "sparsity"),
+    *("theoretical", "speedup", "speedup_lower", "median_ms", "best_dense", "backend"),
+)
 
 
 def is_gemm_bench(content: dict[str, Any]) -> bool:
@@ -21,12 +26,14 @@ def is_gemm_bench(content: dict[str, Any]) -> bool:
     results = content.get("results")
     needed = {"op", "speedup", "sparsity", "out", "in"}
     return (
-        isinstance(results, list) and bool(results) and all(isinstance(r, dict) and needed <= set(r) for r in results)
+        bool(results) and isinstance(results, list) and all(isinstance(r, dict) and needed <= set(r) for r in results)
     )
 
 
 def speedup_series(results: Sequence[dict[str, Any]]) -> list[Series]:
     """Speed-up over the best dense back end against sparsity (%), one line per operation."""
+    from spdf_dist.report.figures import Series
+
     lines = []
     for op, colour in COLOURS.items():
         rows = [row for row in results if row["op"] == op and row["speedup"] is not None]
@@ -55,25 +62,23 @@ def gemm_table(results: Sequence[dict[str, Any]]) -> str:
     """A text table of measured products, one row per product."""
     rows = []
     for r in results:
-        peers = "  ".join(f"{name} {peer['speedup']:.2f}x" for name, peer in r["peers"].items())
-        dense = r["dense"][r["best_dense"]]
-        rows.append(
-            [
-                f"{r['out']}x{r['in']}",
-                f"{r['sparsity']:.2f}",
-                str(r["threads"]),
-                r["op"],
-                r["backend"],
-                f"{r['median_ms']:.2f} ({r['q1_ms']:.2f}-{r['q3_ms']:.2f})",
-                f"{r['best_dense']} {dense['median_ms']:.2f}",
-                f"{r['speedup']:.2f}x (>= {r['speedup_lower']:.2f})",
-                f"{r['theoretical']:.1f}x",
-                "" if r.get("peak_fraction") is None else f"{100 * r['peak_fraction']:.0f}%",
-                peers,
-            ]
-        )
-    head = ["out x in", "s", "thr", "product", "back end", "ms (quartiles)", "best dense ms", "speed-up", "limit"]
-    return text_table([*head, "of peak", "others against best dense"], rows)
+        row = {
+            "out x in": f"{r['out']}x{r['in']}",
+            "s": f"{r['sparsity']:.2f}",
+            "thr": str(r["threads"]),
+            "product": r["op"],
+            "back end": r["backend"],
+            "ms (quartiles)": f"{r['median_ms']:.2f} ({r['q1_ms']:.2f}-{r['q3_ms']:.2f})",
+            "best dense ms": f"{r['best_dense']} {r['dense'][r['best_dense']]['median_ms']:.2f}",
+            "speed-up": f"{r['speedup']:.2f}x (>= {r['speedup_lower']:.2f})",
+            "limit": f"{r['theoretical']:.1f}x",
+            "of peak": "" if r.get("peak_fraction") is None else f"{100 * r['peak_fraction']:.0f}%",
+            "others against best dense": "  ".join(
+                f"{name} {peer['speedup']:.2f}x" for name, peer in r["peers"].items()
+            ),
+        }
+        rows.append(row)
+    return text_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def gemm_line(r: dict[str, Any]) -> str:
@@ -99,28 +104,24 @@ def state_table(states: Sequence[dict[str, Any]]) -> str:
     return text_table(head, rows)
 
 
-def speedup_csv(results: Sequence[dict[str, Any]]) -> str:
-    """The measured points of the speed-up figure, as CSV."""
-    fixed = ("out", "in", "tokens", "threads", "dtype")
-    lines = [",".join([*fixed, *COLUMNS])]
-    for r in results:
-        values = [*(r[c] for c in fixed), *(f"{r[c]:.4g}" if isinstance(r[c], float) else r[c] for c in COLUMNS)]
-        lines.append(",".join(str(value) for value in values))
-    return "\n".join(lines) + "\n"
-
-
 def write_speedup_figure(path: Path, results: Sequence[dict[str, Any]], title: str) -> Path:
-    """Draw measured and theoretical speed-up against sparsity, and write a CSV beside the figure.
+    """Draw measured and theoretical speed-up against sparsity, and write a CSV of the points beside the figure.
 
     Returns the path of the CSV. Raises UserError for another suffix than .png or .svg.
     """
     if path.suffix not in (".png", ".svg"):
         raise UserError(f"--plot {path}: the suffix says the format; it must be .png or .svg")
+    require_extra("report", "--plot")
+    import pandas as pd
+
+    from spdf_dist.report.figures import speedup_figure
+    from spdf_dist.report.style import drawing, to_png, to_svg
+
     with drawing():
         figure = speedup_figure(title, speedup_series(results))
         data = to_png(figure) if path.suffix == ".png" else to_svg(figure, "speedup").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, data)
     table = path.with_suffix(".csv")
-    write_text(table, speedup_csv(results))
+    write_text(table, pd.DataFrame(results)[list(COLUMNS)].to_csv(index=False, float_format="%.4g"))
     return table

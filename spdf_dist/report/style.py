@@ -9,18 +9,18 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spdf_dist.base.extras import require_extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK = "#1d2733"
-MUTED = "#6a7683"
-GRID = "#dfe4ea"
-PAPER = "#ffffff"
+INK, MUTED, GRID, PAPER = "#1d2733", "#6a7683", "#dfe4ea", "#ffffff"
 THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--page)"}
+MUTED_PARTS = ("axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+COLOURS = {"axes.titlecolor": INK, "text.color": INK, "grid.color": GRID} | dict.fromkeys(MUTED_PARTS, MUTED)
 
 FIXED = {
     "dense": "#2f7fc4",
@@ -58,54 +58,17 @@ def variant_colours(variants: Sequence[str]) -> dict[str, str]:
     return {name: colours[SIZE.sub("", name)] for name in variants}
 
 
-SETTINGS: dict[str, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"],
-    "font.size": 10.5,
-    "axes.titlesize": 11.5,
-    "axes.titleweight": "semibold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.labelsize": 10,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "text.color": INK,
-    "lines.linewidth": 2.0,
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a $ in a folder name is literal
-    "savefig.dpi": 160,
-}
-
-
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Draw with matplotlib without a display, with ``SETTINGS``."""
+    """Draw with matplotlib without a display, in the style of the report."""
     import logging
 
     require_extra("report", "drawing figures")
-    import matplotlib
+    import matplotlib.style
 
     matplotlib.use("Agg")
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    with matplotlib.rc_context(SETTINGS):
+    with matplotlib.style.context([Path(__file__).parent / "report.mplstyle", COLOURS]):
         yield
 
 

@@ -8,36 +8,18 @@ from pathlib import Path
 from spdf_dist.accounting.flops import linears_share
 from spdf_dist.base.atomic_files import write_bytes, write_text
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.page import Section, render_page
-from spdf_dist.report.plots import Plot, result_plots
-from spdf_dist.report.results import Results, outdated_text
-from spdf_dist.report.scores import by_seed, estimate, metric_name, metrics_of, minus, signed
+from spdf_dist.report import tables
+from spdf_dist.report.numbers import MINUS
+from spdf_dist.report.page import Plot, Section, render_page
+from spdf_dist.report.plots import result_plots
+from spdf_dist.report.results import Results
+from spdf_dist.report.scores import metric_name, paired
 from spdf_dist.report.style import drawing, to_png, to_svg, variant_colours
-from spdf_dist.report.tables import (
-    MINUS,
-    by_variant,
-    changes_table,
-    curve_rows,
-    dense_baseline,
-    finished,
-    is_dense,
-    jobs_table,
-    mean_flops,
-    mean_speed,
-    ordered,
-    runs_table,
-    score_baseline,
-    score_groups,
-    score_tables,
-    summary_table,
-    unattributed_table,
-)
 
 SYNTHETIC = (
     "Fine-tuning data in this report is synthetic: generated from a seeded grammar in the form of E2E's CSV. "
     "Its scores say that the system works. They do not say how good a model is, and compare with nothing published."
 )
-SECTIONS = ("Scores", "Pre-training", "Dense fine-tuning", "Sparse fine-tuning", "Cost")
 MAX_CARDS = 8
 
 
@@ -65,31 +47,27 @@ def write_report(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be made a folder: {error.strerror}") from None
-    runs = [runs_table(results)] if results.runs else []
-    if (changes := changes_table(results)) is not None:
-        runs.append(changes)
-    jobs = [jobs_table(root, results) for root in results.workflows]
-    sections = [*first, *own_sections(results), *last, Section("Runs", tables=runs), Section("Jobs", tables=jobs)]
+    sections = [*first, *result_sections(results), *last, *record_sections(results)]
     figures = draw([plot for section in sections for plot in section.plots], out)
     for table in (table for section in sections for table in section.tables):
         write_text(out / f"{table.name}.csv", table.csv())
     if results.runs:
-        write_text(out / "curves.csv", curve_rows(results))
+        write_text(out / "curves.csv", tables.curves_csv(results))
     damaged = [f"{text[0].upper()}{text[1:]}." for text in results.damaged.values()]
-    warnings = [SYNTHETIC if results.synthetic else "", outdated_text(results), *damaged]
-    page = out / "index.html"
-    text = render_page(
-        title_of(results),
-        subtitle_of(results),
-        " ".join(filter(None, warnings)),
-        cards(results),
-        sections,
-        figures,
-        variant_colours(results.variants),
-        f"Made by: {command}" if command else "",
+    warnings = [SYNTHETIC if results.synthetic else "", results.outdated_text(), *damaged]
+    names = dict.fromkeys(place.resolve().stem for place in results.workflows or results.folders)
+    page = render_page(
+        title=f"Sparse pre-training, dense fine-tuning: {', '.join(names)}",
+        subtitle=subtitle(results),
+        warning=" ".join(filter(None, warnings)),
+        cards=cards(results),
+        sections=sections,
+        figures=figures,
+        colours=variant_colours(results.variants),
+        footer=f"Made by: {command}" if command else "",
     )
-    write_text(page, text)
-    return page
+    write_text(out / "index.html", page)
+    return out / "index.html"
 
 
 def draw(plots: Sequence[Plot], out: Path) -> dict[str, str]:
@@ -103,37 +81,35 @@ def draw(plots: Sequence[Plot], out: Path) -> dict[str, str]:
     return svgs
 
 
-def own_sections(results: Results) -> list[Section]:
-    """The sections about runs and scores, in reading order."""
-    found = {title: Section(title) for title in SECTIONS}
-    found["Scores"].tables += score_tables(results)
-    if results.unattributed:
-        found["Scores"].tables.append(unattributed_table(results))
+def result_sections(results: Results) -> list[Section]:
+    """The sections about costs and scores, in reading order."""
+    summary = [tables.summary_table(results)] if results.pretraining else []
+    scores = [tables.score_table(group) for group in results.score_groups()]
+    scores += [tables.unattributed_table(results)] if results.unattributed else []
+    sections = [Section("Summary", tables=summary), Section("Scores", tables=scores)]
+    sections += [Section(title) for title in ("Pre-training", "Dense fine-tuning", "Sparse fine-tuning", "Cost")]
     for plot in result_plots(results):
-        found[plot.section].plots.append(plot)
-    return [Section("Summary", tables=[summary_table(results)] if results.pretraining else []), *found.values()]
+        next(section for section in sections if section.title == plot.section).plots.append(plot)
+    return sections
 
 
-def title_of(results: Results) -> str:
-    """The page's title."""
-    places = results.workflows or results.folders
-    names = ", ".join(dict.fromkeys(place.resolve().stem for place in places))
-    return f"Sparse pre-training, dense fine-tuning: {names}"
+def record_sections(results: Results) -> list[Section]:
+    """The sections about runs and jobs."""
+    found = [tables.runs_table(results), tables.changes_table(results)]
+    jobs = [tables.jobs_table(root, results) for root in results.workflows]
+    return [Section("Runs", tables=[table for table in found if table.rows]), Section("Jobs", tables=jobs)]
 
 
-def subtitle_of(results: Results) -> str:
+def subtitle(results: Results) -> str:
     """The numbers of runs and scores in the report, on one line."""
-    parts = []
-    for count, what in (
-        (len(results.pretraining), "pre-training run"),
-        (len(results.finetuning), "fine-tuning run"),
-        (len(results.scores), "scored output"),
-    ):
-        if count:
-            parts.append(f"{count} {what}{'s' if count > 1 else ''}")
+    counts = {
+        "pre-training run": len(results.pretraining),
+        "fine-tuning run": len(results.finetuning),
+        "scored output": len(results.scores),
+    }
+    parts = [f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items() if count]
     shares = sorted({f"{linears_share(run.config.model):.0%}" for run in results.pretraining})
-    if shares:
-        parts.append(f"linear layers carry {' and '.join(shares)} of the dense model's FLOPs")
+    parts += [f"linear layers carry {' and '.join(shares)} of the dense model's FLOPs"] if shares else []
     return " · ".join(parts)
 
 
@@ -142,38 +118,29 @@ def cards(results: Results) -> list[tuple[str, str]]:
 
     A difference in quality is shown only for real data, and with at least two pairs of pre-training seeds.
     """
-    groups = by_variant(ordered(results, results.pretraining)[::-1])
-    several = len({size for size, _ in groups}) > 1
+    variants = results.pretrained_variants()
+    several = len({variant.size for variant in variants}) > 1
     boxes = []
-    for (size, name), members in groups.items():
-        base = dense_baseline(groups, size, name)
-        if not base or is_dense(members[0]) or members[0].untrained or not mean_flops(base):
+    for variant in reversed(variants):
+        base = variant.base
+        if base is None or not base.flops or variant.first.is_dense or variant.first.untrained:
             continue
-        runs, which = finished(members), f"{name}, {size}" if several else name
-        saved = 1 - mean_flops(runs) / mean_flops(base)
-        boxes.append((f"{saved:.0%}".replace("-", MINUS), f"fewer pre-training FLOPs than dense ({which})"))
-        ours, theirs = mean_speed(runs), mean_speed(base)
-        if ours and theirs:
-            boxes.append((f"{ours / theirs:.2f}x", f"dense's tokens per second in pre-training ({which})"))
-        losses = [by_seed((run.seed, run.final_validation) for run in these) for these in (runs, base)]
-        boxes += difference_card(minus(*losses), 3, f"validation loss against dense, nats per token ({which})")
-    for (task, _, _), group in score_groups(results).items():
-        metric = next(iter(metrics_of(score for scores in group.values() for score in scores)), None)
-        for name, scores in group.items():
-            base_scores = score_baseline(group, name)
-            if metric is None or not base_scores or any(score.synthetic for score in scores):
+        which = f"{variant.name}, {variant.size}" if several else variant.name
+        saved = f"{1 - variant.flops / base.flops:.0%}".replace("-", MINUS)
+        boxes.append((saved, f"fewer pre-training FLOPs than dense ({which})"))
+        if variant.speed and base.speed:
+            ratio = f"{variant.speed / base.speed:.2f}x"
+            boxes.append((ratio, f"dense's tokens per second in pre-training ({which})"))
+        losses = [[(run.seed, run.final_validation) for run in these.runs] for these in (variant, base)]
+        if pairs := paired(*losses):
+            what = f"validation loss against dense, nats per token ({which}), {pairs.count} pairs of seeds"
+            boxes.append((pairs.difference_text(), what))
+    for group in results.score_groups():
+        for row in group.rows:
+            metric = group.metrics[0]
+            if row.base is None or any(score.synthetic for score in row.scores):
                 continue
-            values = [
-                by_seed((s.pretraining_seed, s.metrics.get(metric)) for s in these) for these in (scores, base_scores)
-            ]
-            boxes += difference_card(minus(*values), 4, f"{metric_name(metric)[:-2]} against dense on {task} ({name})")
+            if pairs := paired(row.by_seed(metric), row.base.by_seed(metric)):
+                what = f"{metric_name(metric)[:-2]} against dense on {group.task} ({row.title})"
+                boxes.append((pairs.difference_text(4), f"{what}, {pairs.count} pairs of seeds"))
     return boxes[:MAX_CARDS]
-
-
-def difference_card(pairs: dict[int, float], digits: int, label: str) -> list[tuple[str, str]]:
-    """A box with the mean of paired differences; empty with fewer than two pairs."""
-    value = estimate(pairs.values())
-    if value is None or value.deviation is None:
-        return []
-    text = f"{signed(value.mean, digits)} ± {value.deviation:.{digits}f}"
-    return [(text, f"{label}, {value.count} pairs of seeds")]

@@ -8,7 +8,7 @@ from made_up_runs import write_json, write_scores, write_study
 
 from spdf_dist.report.results import read_results
 from spdf_dist.report.style import variant_colours
-from spdf_dist.report.tables import score_tables
+from spdf_dist.report.tables import score_table
 
 DENSE = [0.500, 0.520, 0.540]
 CLOSE = [0.498, 0.519, 0.537]  # 0.2 BLEU points below, for every seed
@@ -24,17 +24,14 @@ def test_runs_of_a_sweep_are_no_variant(tmp_path: Path) -> None:
 
 
 def test_scores_are_paired_by_the_pretraining_seed(tmp_path: Path) -> None:
-    (table,) = [
-        table
-        for table in score_tables(read_results([write_study(tmp_path / "s", {"1m-dense": DENSE, "1m-s75": CLOSE})]))
-        if table.name.startswith("scores-e2e")
-    ]
+    study = read_results([write_study(tmp_path / "s", {"1m-dense": DENSE, "1m-s75": CLOSE})])
+    (table,) = [score_table(group) for group in study.score_groups() if group.task == "e2e"]
     assert table.rows[1][1].endswith("−0.0020 ± 0.0010 to dense (3 pairs)")
 
 
 def e2e_scores(root: Path) -> dict[str, str]:
     """The BLEU column of the report's table, by variant."""
-    (table,) = [table for table in score_tables(read_results([root])) if table.name.startswith("scores-e2e")]
+    (table,) = [score_table(group) for group in read_results([root]).score_groups() if group.task == "e2e"]
     return {row[0]: row[1].partition("\n")[0] for row in table.rows}
 
 

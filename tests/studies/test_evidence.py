@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from report.made_up_runs import finetune_run, pretrain_run, write_job, write_json
@@ -13,6 +14,7 @@ from studies.made_up_evidence import BLOCKS, LAW, LOST, SHAPE, made_up_study
 
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
+from spdf_dist.report.page import NOT_RUN
 from spdf_dist.report.results import read_results
 from spdf_dist.studies.evidence.law import (
     NAMES,
@@ -24,7 +26,7 @@ from spdf_dist.studies.evidence.law import (
     law_points,
     predict,
 )
-from spdf_dist.studies.evidence.rows import NOT_RUN, ROWS, Evidence, read_evidence, read_rows, to_csv
+from spdf_dist.studies.evidence.rows import ROWS, Evidence, read_evidence, read_rows, to_csv
 from spdf_dist.studies.evidence.rules import (
     ABOVE,
     BELOW,
@@ -48,25 +50,25 @@ from spdf_dist.studies.evidence.tables import equal_table, optimum, rate_lines, 
 
 
 def test_the_interval_is_student_s() -> None:
-    value = paired({1: -0.002, 2: -0.001, 3: -0.003})
+    value = paired([-0.002, -0.001, -0.003])
     assert value is not None and value.half_width == pytest.approx(4.303 * 0.001 / 3**0.5)
     exact = {1: 12.706, 10: 2.228, 11: 2.201, 15: 2.131, 20: 2.086, 60: 2.000, 1000: 1.962}
     assert {freedom: t_95(freedom) for freedom in exact} == pytest.approx(exact, abs=1e-3)
-    assert paired({}) is None
+    assert paired([]) is None
 
 
 def test_the_rule() -> None:
-    low, high, wide = paired({1: 0.01, 2: 0.011}), paired({1: 0.2, 2: 0.201}), paired({1: 0.0, 2: 0.06})
+    low, high, wide = paired([0.01, 0.011]), paired([0.2, 0.201]), paired([0.0, 0.06])
     assert [judge(value, 0.025, above=False) for value in (low, high, wide)] == [SUPPORTED, NOT_SUPPORTED, UNDECIDED]
     assert [judge(value, 0.025, above=True) for value in (low, high, wide)] == [NOT_SUPPORTED, SUPPORTED, UNDECIDED]
-    assert judge(paired({1: 0.0}), 0.025, above=False) == UNDECIDED and judge(None, 0.0, above=True) == UNDECIDED
+    assert judge(paired([0.0]), 0.025, above=False) == UNDECIDED and judge(None, 0.0, above=True) == UNDECIDED
     assert overall([SUPPORTED, NOT_SUPPORTED, UNDECIDED]) == NOT_SUPPORTED
     assert overall([SUPPORTED, UNDECIDED]) == UNDECIDED and overall([SUPPORTED]) == SUPPORTED
     assert overall([]) == UNDECIDED
 
 
 def test_an_undecided_verdict_names_the_seeds_that_would_decide() -> None:
-    value = paired({1: 0.00, 2: 0.02, 3: 0.01})  # mean 0.01, deviation 0.01
+    value = paired([0.00, 0.02, 0.01])  # mean 0.01, deviation 0.01
     assert value is not None
     # At a distance of 0.005, half a deviation: 1.99 x 0.01 / sqrt(18) is 0.00497, with 17 seeds it is 0.00514.
     assert seeds_to_decide(value, 0.015) == 18
@@ -74,7 +76,7 @@ def test_an_undecided_verdict_names_the_seeds_that_would_decide() -> None:
     assert seeds_to_decide(value, value.mean) is None
     assert "more than 1000 seeds" in Finding(("a",), value, value.mean, above=False).verdict_text
     assert Finding(("a",), None, 0.0, above=True).verdict_text == "undecided: not run"
-    assert Finding(("a",), paired({1: 1.0}), 0.0, above=True).verdict_text == "undecided: one seed"
+    assert Finding(("a",), paired([1.0]), 0.0, above=True).verdict_text == "undecided: one seed"
 
 
 def test_the_size_of_equal_loss_is_interpolated_and_never_extrapolated() -> None:
@@ -82,8 +84,8 @@ def test_the_size_of_equal_loss_is_interpolated_and_never_extrapolated() -> None
     assert equal_size(curve, 4.0 / 2**0.5) == pytest.approx(2e5)
     assert equal_size(curve, 4.0) == pytest.approx(1e5) and equal_size(curve, 2.0) == pytest.approx(4e5)
     assert (equal_size(curve, 4.1), equal_size(curve, 1.9)) == (BELOW, ABOVE)
-    small = Size(32, 100_000, 10_000, {1: 4.0, 2: 4.0}, {1: 4.5})
-    large = Size(64, 400_000, 90_000, {1: 2.0}, {1: 4.0 / 2**0.5, 2: 2.1})  # seed 2 has no curve
+    small = Size(32, 100_000, 10_000, pd.Series({1: 4.0, 2: 4.0}), pd.Series({1: 4.5}))
+    large = Size(64, 400_000, 90_000, pd.Series({1: 2.0}), pd.Series({1: 4.0 / 2**0.5, 2: 2.1}))  # seed 2 has no curve
     assert size_multipliers([small, large]) == {32: {1: BELOW}, 64: {1: pytest.approx(0.5)}}
     assert size_multipliers([small, large], linear=True) == {32: {1: BELOW}, 64: {1: pytest.approx(1 / 3)}}
 
@@ -96,7 +98,7 @@ def test_hypotheses_on_a_whole_study() -> None:
     assert h1.verdict == NOT_SUPPORTED and {row.value.count for row in h1.findings if row.value} == {5}
     # The untrained models have 3.3, the dense ones 2 + 0.1 x seed.
     share = {seed: (1.3 - 0.1 * seed - 0.3) / (1.3 - 0.1 * seed) for seed in range(1, 6)}
-    assert recovered(evidence, "webnlg", "s75") == pytest.approx(share, abs=0.01)
+    assert dict(recovered(evidence, "webnlg", "s75")) == pytest.approx(share, abs=0.01)
     assert [row.verdict for row in h2.findings] == [SUPPORTED, SUPPORTED] and h2.verdict == SUPPORTED
     # One law for all sizes: 75% is worth the same share of the linear layers, and so a falling share of all parameters.
     every, linear = (row.value.mean for row in h3.findings if row.value)

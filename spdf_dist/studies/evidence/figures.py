@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spdf_dist.report.figures import DASHES, WIDTH, new_axes, power_label
+from spdf_dist.report.figures import DASHES, WIDTH, new_axes
+from spdf_dist.report.numbers import power_label
 from spdf_dist.report.style import GRID, MUTED, PAPER
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def law_figure(title: str, shares: Sequence[Line], gains: Sequence[Line], measur
     upper.set_ylim(0, 1.05)
     draw_lines(lower, gains, "upper left")
     lower.legend(loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=2, fontsize=9, labelspacing=0.3)
-    lower.xaxis.set_major_formatter(power_label)
+    lower.xaxis.set_major_formatter(lambda value, _: power_label(value))
     lower.xaxis.set_minor_formatter("")
     lower.axhline(0, color=MUTED, linewidth=1)
     lower.axvspan(*measured, color=GRID, alpha=0.5, zorder=0, linewidth=0)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from statistics import mean
 
 import numpy as np
 
-from spdf_dist.report.plots import LOSS, Plot
-from spdf_dist.report.scores import signed
+from spdf_dist.report.numbers import signed
+from spdf_dist.report.page import Plot
+from spdf_dist.report.plots import LOSS
 from spdf_dist.report.style import variant_colours
 from spdf_dist.studies.evidence.figures import MARKERS, Line, Mark, law_figure, marks_figure, rates_figure, sizes_figure
 from spdf_dist.studies.evidence.law import DENSITIES, SHARES, Law, best_at_budget, shape_of
@@ -21,16 +21,16 @@ TITLE = "Evidence"
 
 def sizes_plot(evidence: Evidence) -> list[Plot]:
     """The dense curve of loss over size, with the sparse models beside it."""
-    found = [size for size in sizes(evidence) if size.dense]
+    found = [size for size in sizes(evidence) if len(size.dense)]
     if len(found) < 2:
         return []
     lines = []
     for variant, level in LEVELS.items():
-        sparse = [size for size in sizes(evidence, variant) if size.sparse]
+        sparse = [size for size in sizes(evidence, variant) if len(size.sparse)]
         if sparse:
-            x, y = [float(size.parameters) for size in sparse], [mean(size.sparse.values()) for size in sparse]
+            x, y = [float(size.parameters) for size in sparse], [size.sparse.mean() for size in sparse]
             lines.append(Line(level, COLOURS[level], x, y, "s" if level == "50%" else "^", dash=1))
-    x, y = [float(size.parameters) for size in found], [mean(size.dense.values()) for size in found]
+    x, y = [float(size.parameters) for size in found], [size.dense.mean() for size in found]
     title = "H3: loss over size at 10 tokens per parameter"
     draw = partial(sizes_figure, title, LOSS, Line("dense", COLOURS["dense"], x, y, "o"), lines)
     caption = "Pre-training validation loss over size. Dotted: from a sparse model to the dense one of equal loss."

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pandas as pd
+
 from spdf_dist.accounting.parameters import linear_parameters, real_sparsity, total_parameters
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
-from spdf_dist.report.results import Results, outdated_text
+from spdf_dist.report.page import NOT_RUN
+from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run
-from spdf_dist.report.tables import csv_text
 from spdf_dist.sparsity.update import update_steps
 from spdf_dist.workflow_folder import PLAN, JobRecord, all_jobs, failure, read_json
 
 ROWS = "evidence.csv"
 SIGN = {"cooldown-10", "dense-equal"}
 """A workflow with jobs of these names is an evidence study."""
-DONE, NOT_RUN = "done", "not run"
+DONE = "done"
 
 
 @dataclass
@@ -88,9 +89,9 @@ class Evidence:
     rows: list[Row] = field(default_factory=list)
     note: str = ""
 
-    def losses(self, job: str, variant: str = "", cell: str = "") -> dict[int, float]:
+    def losses(self, job: str, variant: str = "", cell: str = "") -> pd.Series:
         """Validation loss by seed of the finished jobs in one cell."""
-        return {row.seed: row.loss for row in self.of(job, variant, cell) if row.loss is not None}
+        return pd.Series({row.seed: row.loss for row in self.of(job, variant, cell)}, dtype=float).dropna()
 
     def of(self, job: str, variant: str = "", cell: str = "") -> list[Row]:
         """The finished rows of one cell."""
@@ -113,7 +114,7 @@ def read_evidence(results: Results, folders: Iterable[Path]) -> Evidence:
                     row = row_of(results, job)
                     if row.state == DONE or (job.id in planned and row.id not in rows):
                         rows[row.id] = row
-    return Evidence(list(rows.values()), outdated_text(results))
+    return Evidence(list(rows.values()), results.outdated_text())
 
 
 def row_of(results: Results, job: JobRecord) -> Row:
@@ -127,14 +128,14 @@ def row_of(results: Results, job: JobRecord) -> Row:
         return row
     row.state, row.seed, row.task = DONE, int(job.cell.get("seed", run.seed)), run.task
     row.loss = run.best_validation if run.is_finetuning else run.final_validation
-    row.lr = float((run.tree.get("training") or {}).get("lr") or 0.0)
-    row.steps = run.step[-1] if run.step else 0
+    row.lr = float(run.section("training").get("lr") or 0.0)
+    row.steps = run.steps
     origins = list(continued(results, run))
-    row.tokens = sum(part.tokens[-1] for part in origins if part.tokens)
-    row.flops = sum(part.flops[-1] for part in origins if part.flops)
+    row.tokens = sum(part.last("tokens") for part in origins)
+    row.flops = sum(part.last("flops") for part in origins)
     if run.pretraining is not None:
         describe(row, run.pretraining.config)
-    if len(run.step) > 1:
+    if len(run.curve) > 1:
         times = step_times(run)
         row.step_seconds = median(times.values())
         if not run.is_finetuning:
@@ -160,7 +161,7 @@ def describe(row: Row, config: PretrainConfig) -> None:
 def continued(results: Results, run: Run) -> Iterable[Run]:
     """The run, and before it the runs whose tokens and FLOPs its own counts do not contain."""
     yield run
-    training = {} if run.is_finetuning else run.tree.get("training") or {}
+    training = {} if run.is_finetuning else run.section("training")
     if training.get("init_from") and "schedule" in (training.get("reset") or []):
         origin = Path(training["init_from"])
         for place in (origin, origin.parent.parent):  # a run folder, or a checkpoint in one
@@ -171,7 +172,7 @@ def continued(results: Results, run: Run) -> Iterable[Run]:
 
 def step_times(run: Run) -> dict[int, float]:
     """Seconds of each training step."""
-    return {step: b - a for step, a, b in zip(run.step, [0.0, *run.seconds], run.seconds, strict=False)}
+    return dict(zip(run.curve.step, run.curve.seconds.diff().fillna(run.curve.seconds), strict=True))
 
 
 def update_time(config: PretrainConfig, times: dict[int, float]) -> float | None:
@@ -191,8 +192,7 @@ def read_rows(path: Path) -> list[Row]:
     converters: dict[str, Any] = {"int": int, "int | None": int, "float | None": float, "str": str}
     types = {column.name: converters[str(column.type)] for column in fields(Row)}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = list(csv.DictReader(file))
+        lines = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
         return [Row(**{name: types[name](text) for name, text in line.items() if text != ""}) for line in lines]
     except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a table of an evidence study ({error}): move it away to begin anew") from None
@@ -201,4 +201,4 @@ def read_rows(path: Path) -> list[Row]:
 def to_csv(rows: Iterable[Row]) -> str:
     """Rows as CSV, with numbers in full precision."""
     names = [column.name for column in fields(Row)]
-    return csv_text([names, *(["" if value is None else value for value in asdict(row).values()] for row in rows)])
+    return pd.DataFrame(map(asdict, rows), columns=names, dtype=object).to_csv(index=False)

@@ -10,9 +10,10 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import mean
 
-from spdf_dist.report.scores import estimate, minus
+import pandas as pd
+
+from spdf_dist.report.scores import Estimate, estimate
 from spdf_dist.studies.evidence.rows import Evidence
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
@@ -35,14 +36,8 @@ def t_95(freedom: int) -> float:
     return z + sum(term / freedom**k for k, term in enumerate(terms, 1))
 
 
-@dataclass(frozen=True)
-class Paired:
-    """Mean of differences by seed."""
-
-    mean: float
-    deviation: float | None
-    """Sample deviation (n - 1); None for a single pair."""
-    count: int
+class Paired(Estimate):
+    """Mean and sample deviation of differences by seed."""
 
     @property
     def half_width(self) -> float | None:
@@ -56,9 +51,9 @@ class Paired:
         return None if half is None else (self.mean - half, self.mean + half)
 
 
-def paired(differences: Mapping[int, float]) -> Paired | None:
+def paired(differences: Iterable[float]) -> Paired | None:
     """Mean and deviation of differences by seed; None without any."""
-    value = estimate(differences.values())
+    value = estimate(differences)
     return Paired(value.mean, value.deviation, value.count) if value else None
 
 
@@ -133,7 +128,7 @@ def little_is_lost(evidence: Evidence) -> list[Finding]:
     return [
         Finding(
             (task, level),
-            paired(minus(evidence.losses(f"{task}-20", variant), evidence.losses(f"{task}-20", "dense"))),
+            paired(evidence.losses(f"{task}-20", variant) - evidence.losses(f"{task}-20", "dense")),
             MARGIN,
             above=False,
         )
@@ -142,25 +137,23 @@ def little_is_lost(evidence: Evidence) -> list[Finding]:
     ]
 
 
-def recovered(evidence: Evidence, task: str, variant: str) -> dict[int, float]:
+def recovered(evidence: Evidence, task: str, variant: str) -> pd.Series:
     """By seed: the share of the gain of dense pre-training that a variant keeps after fine-tuning.
 
     R = (untrained - variant) / (untrained - dense). The loss without pre-training is the mean over its seeds.
     """
-    untrained = list(evidence.losses(f"{task}-untrained").values())
+    untrained = evidence.losses(f"{task}-untrained").mean()
     dense, ours = evidence.losses(f"{task}-20", "dense"), evidence.losses(f"{task}-20", variant)
-    if not untrained:
-        return {}
-    base = mean(untrained)
-    return {seed: (base - ours[seed]) / (base - dense[seed]) for seed in sorted(ours.keys() & dense.keys())}
+    return ((untrained - ours) / (untrained - dense)).dropna()
 
 
 def easy_tasks_lose_less(evidence: Evidence) -> list[Finding]:
     """H2: the recovered share on E2E minus that on WebNLG, by level."""
-    return [
-        Finding((level,), paired(minus(*(recovered(evidence, task, variant) for task in TASKS))), 0.0, above=True)
-        for variant, level in LEVELS.items()
-    ]
+    findings = []
+    for variant, level in LEVELS.items():
+        easy, hard = (recovered(evidence, task, variant) for task in TASKS)
+        findings.append(Finding((level,), paired(easy - hard), 0.0, above=True))
+    return findings
 
 
 SIZES = (("cooldown-32", "length=10", ""), ("cooldown-10", "", "e2e-10"), ("cooldown-96", "", "e2e-96"))
@@ -175,8 +168,8 @@ class Size:
     parameters: int
     linear: int
     """Weights of the linear layers."""
-    dense: dict[int, float]
-    sparse: dict[int, float]
+    dense: pd.Series
+    sparse: pd.Series
 
 
 def sizes(evidence: Evidence, variant: str = "s75", tuned: bool = False) -> list[Size]:
@@ -226,9 +219,9 @@ def size_multipliers(found: list[Size], linear: bool = False) -> dict[int, dict[
     return result
 
 
-def inside(values: Mapping[int, float | str]) -> dict[int, float]:
+def inside(values: Mapping[int, float | str]) -> pd.Series:
     """The values that lie on the curve."""
-    return {seed: value for seed, value in values.items() if not isinstance(value, str)}
+    return pd.Series({seed: value for seed, value in values.items() if not isinstance(value, str)}, dtype=float)
 
 
 def outside_text(values: Mapping[int, float | str]) -> str:
@@ -252,7 +245,7 @@ def large_models_lose_less(evidence: Evidence) -> list[Finding]:
         if len(sizes(evidence)) == len(SIZES) and len(widths) == 2:
             middle, large = (found[width] for width in widths)
             remark = "; ".join(f"width {w}: {text}" for w in widths if (text := outside_text(found[w])))
-            value = None if remark else paired(minus(inside(large), inside(middle)))
+            value = None if remark else paired(inside(large) - inside(middle))
         findings.append(Finding((what,), value, 0.0, above=True, remark=remark, control=linear))
     return findings
 
@@ -276,7 +269,7 @@ METHODS = {
 
 def against_static(evidence: Evidence, name: str) -> Paired | None:
     """The validation loss of a method minus that of static 75%, paired by seed."""
-    return paired(minus(evidence.losses(*METHODS[name]), evidence.losses(*STATIC)))
+    return paired(evidence.losses(*METHODS[name]) - evidence.losses(*STATIC))
 
 
 def blocks_lose_little(evidence: Evidence) -> list[Finding]:

@@ -9,13 +9,11 @@ from pathlib import Path
 from statistics import mean
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.page import Section
-from spdf_dist.report.plots import Plot
-from spdf_dist.report.runs import short_count
-from spdf_dist.report.tables import Table, duration
+from spdf_dist.report.numbers import duration, short_count
+from spdf_dist.report.page import NOT_RUN, Plot, Section, Table
 from spdf_dist.studies.evidence.law import fit_law, law_points
 from spdf_dist.studies.evidence.plots import TITLE, equal_plot, law_plot, lost_plot, rates_plot, sizes_plot
-from spdf_dist.studies.evidence.rows import DONE, NOT_RUN, Evidence
+from spdf_dist.studies.evidence.rows import DONE, Evidence
 from spdf_dist.studies.evidence.rules import MARGIN, STATIC, against_static, blocks_lose_little, hypotheses
 from spdf_dist.studies.evidence.tables import (
     budget_table,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import mean
 
 import numpy as np
 
-from spdf_dist.report.figures import power_label
-from spdf_dist.report.runs import short_count
-from spdf_dist.report.scores import estimate, minus, signed
+from spdf_dist.report.numbers import MINUS, power_label, short_count, signed
+from spdf_dist.report.page import NONE, NOT_RUN, Table
+from spdf_dist.report.scores import estimate
 from spdf_dist.report.style import variant_colours
-from spdf_dist.report.tables import MINUS, NOT_RUN, Table
 from spdf_dist.studies.evidence.figures import MARKERS, Line
 from spdf_dist.studies.evidence.law import (
     DENSITIES,
@@ -71,10 +70,10 @@ def interval_text(value: Paired | None, digits: int = 3) -> str:
     return f"{text} ± {value.deviation:.{digits}f} ({value.count})\n95% [{low}, {high}]"
 
 
-def loss_text(losses: Mapping[int, float]) -> str:
+def loss_text(losses: Iterable[float | None], missing: str = NOT_RUN) -> str:
     """Mean and deviation over the seeds."""
-    value = estimate(losses.values())
-    return value.text() if value else NOT_RUN
+    value = estimate(losses)
+    return value.text() if value else missing
 
 
 def verdict_table(found: Sequence[Hypothesis]) -> Table:
@@ -119,8 +118,10 @@ def tuned_table(evidence: Evidence) -> Table:
         )
         for name, job, variant in cells:
             losses = evidence.losses(job, variant)
-            against = interval_text(paired(minus(losses, dense))) if name != "dense" else "–"
-            share = loss_text(recovered(evidence, task, variant)) if job == f"{task}-20" and variant != "dense" else "–"
+            against = interval_text(paired(losses - dense)) if name != "dense" else NONE
+            share = (
+                loss_text(recovered(evidence, task, variant)) if job == f"{task}-20" and variant != "dense" else NONE
+            )
             rows.append([TASK_NAMES[task], name, loss_text(losses), against, share])
     header = ["task", "pre-training", "validation loss ↓", "minus dense", "recovered share R"]
     note = "Nats per target token, 20 tokens per parameter, width 64. Mean ± sample deviation (seeds)."
@@ -135,8 +136,8 @@ def size_table(evidence: Evidence) -> Table:
         multipliers, linear = size_multipliers(found), size_multipliers(found, linear=True)
         for size in found:
             values = multipliers.get(size.width, {})
-            m = loss_text(inside(values)) if inside(values) else "–"
-            of_linear = loss_text(inside(linear.get(size.width, {}))) if inside(values) else "–"
+            m = loss_text(inside(values), NONE)
+            of_linear = loss_text(inside(linear.get(size.width, {})), NONE)
             outside = outside_text(values)
             rows.append(
                 [
@@ -144,7 +145,7 @@ def size_table(evidence: Evidence) -> Table:
                     f"{size.width}: {short_count(size.parameters)}",
                     loss_text(size.dense),
                     loss_text(size.sparse),
-                    interval_text(paired(minus(size.sparse, size.dense))),
+                    interval_text(paired(size.sparse - size.dense)),
                     f"{m}\n{outside}" if outside else m,
                     of_linear,
                 ]
@@ -206,7 +207,7 @@ def rate_table(evidence: Evidence) -> Table:
             place = f"{rate:.2g}" if is_inside else "at the end of the grid"
             rows.append([name, line.label, f"{line.x[best]:g}", place, f"{line.y[best]:.3f}"])
     for row in evidence.of("decay-rule"):
-        rows.append(["SuPar", "75%, rate times decay kept", f"{row.lr:g}", "–", f"{row.loss:.3f}"])
+        rows.append(["SuPar", "75%, rate times decay kept", f"{row.lr:g}", NONE, f"{row.loss:.3f}"])
     header = ["parameterization", "model", "best rate of the grid", "optimum by a parabola", "loss there"]
     note = "Validation loss of pre-training at 5 tokens per parameter, width 64, one seed."
     return Table("evidence_rates", "Learning rates", header, rows, note, labels=2)
@@ -253,7 +254,7 @@ def equal_rows(evidence: Evidence, name: str) -> list[Row]:
 def reading(value: Paired | None) -> str:
     """What a difference to static 75% says."""
     if value is None or value.interval is None:
-        return "–"
+        return NONE
     low, high = value.interval
     if low > 0 or high < 0:
         return "worse" if low > 0 else "better"
@@ -270,16 +271,15 @@ def equal_table(evidence: Evidence) -> Table:
             rows.append([name, *[NOT_RUN] * 6])
             continue
         flops, tokens = (mean(getattr(row, column) or 0.0 for row in found) for column in ("flops", "tokens"))
-        losses = {row.seed: row.loss for row in found if row.loss is not None}
         value = None if place == STATIC else against_static(evidence, name)
-        against = "–" if place == STATIC else interval_text(value)
+        against = NONE if place == STATIC else interval_text(value)
         rows.append(
             [
                 name,
                 str(found[0].width),
                 power_label(flops),
                 short_count(tokens),
-                loss_text(losses),
+                loss_text(row.loss for row in found),
                 against,
                 reading(value),
             ]

@@ -1,0 +1,38 @@
+"""Numbers as short text, for tables, figures and the terminal."""
+
+from __future__ import annotations
+
+MINUS = "−"
+
+
+def short_count(value: float, digits: int = 3) -> str:
+    """A count as short text: 125226240 as 125M."""
+    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.{digits}g}{unit}"
+    return f"{value:.{digits}g}"
+
+
+def power_label(value: float) -> str:
+    """A number with a power of ten, such as 2.5e15."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """(divisor, unit) with which ``seconds`` has a readable size."""
+    for name, scale in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * scale:
+            return scale, name
+    return 1.0, "seconds"
+
+
+def duration(seconds: float) -> str:
+    """A duration as text, such as '3.2 hours'."""
+    scale, unit = time_unit(seconds)
+    return f"{seconds / scale:.1f} {unit}"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A number with its sign, such as +0.012 or −0.012."""
+    return f"{value:+.{digits}f}".replace("-", MINUS)
