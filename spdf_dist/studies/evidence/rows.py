@@ -130,7 +130,7 @@ def row_of(results: Results, job: JobRecord) -> Row:
     row.loss = run.best_validation if run.is_finetuning else run.final_validation
     row.lr = float(run.section("training").get("lr") or 0.0)
     row.steps = run.steps
-    origins = list(continued(results, run))
+    origins = [part for part in continued(results, run) if len(part.curve)]
     row.tokens = sum(part.last("tokens") for part in origins)
     row.flops = sum(part.last("flops") for part in origins)
     if run.pretraining is not None:
