@@ -71,13 +71,13 @@ def is_emulated(dtype: torch.dtype, device: torch.device) -> bool:
 def slow_precision(dtype: torch.dtype) -> str | None:
     """Why training in `dtype` is slow on this CPU, and what to set instead; None if it is not slow.
 
-    Linear layers run at the speed of float32. torch emulates attention, which is several times slower.
+    Linear layers run at the speed of float32. So does the trainer's attention, which is widened too.
     """
     if not is_emulated(dtype, torch.device("cpu")):
         return None
     return (
-        "this CPU has no bf16 instructions: linear layers are no faster than in fp32, and attention is several times "
-        "slower; set training.precision=fp32 unless memory is short"
+        "this CPU has no bf16 instructions: linear layers and attention are no faster than in fp32; "
+        "set training.precision=fp32 unless memory is short"
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
+from spdf_kernels.dense import is_emulated
 from spdf_kernels.triton.layers import unusable
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -94,10 +95,14 @@ class CausalAttention(nn.Module):
 
         def attend(dropout: float) -> Tensor:
             q, k, v = (part.permute(1, 2, 0, 3) for part in (q_TBhc, k_TBgc, v_TBgc))
+            dtype = q.dtype
+            if is_emulated(dtype, q.device):  # torch's backward pass is many times slower then
+                q, k, v = q.float(), k.float(), v.float()
             with preferred_kernels(q_TBhc.device):
-                return F.scaled_dot_product_attention(
+                y = F.scaled_dot_product_attention(
                     q, k, v, is_causal=True, dropout_p=dropout, scale=self.scale, enable_gqa=self.grouped
                 )
+            return y.to(dtype)
 
         if self.training and self.dropout > 0:
             with own_stream(self.tensor_rank, q_TBhc.device):  # tensor ranks hold different heads
