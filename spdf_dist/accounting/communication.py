@@ -24,11 +24,11 @@ from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.model.architecture import architecture_of
 
 
-def tensor_payload(model: ModelConfig, layout: Layout, global_batch: int) -> int:
-    """Bytes of a rank's tensor-parallel all-reduces in one step."""
+def tensor_payload(model: ModelConfig, layout: Layout, global_batch: int, seq_length: int) -> int:
+    """Bytes of a rank's tensor-parallel all-reduces in one step, with sequences of ``seq_length`` tokens."""
     if layout.tensor == 1:
         return 0
-    tokens = layout.micro_batch * model.seq_length
+    tokens = layout.micro_batch * seq_length
     sums = 4 * model.num_layers + 2
     if layout.activation_checkpointing:
         sums += model.num_layers
@@ -64,10 +64,17 @@ def data_payload(
 
 
 def communication(
-    model: ModelConfig, sparsity: SparsityConfig | None, layout: Layout, global_batch: int
+    model: ModelConfig,
+    sparsity: SparsityConfig | None,
+    layout: Layout,
+    global_batch: int,
+    seq_length: int | None = None,
 ) -> dict[str, int]:
-    """Bytes per step of one rank: payloads of its collectives, and bytes that rings send from it."""
-    tensor = tensor_payload(model, layout, global_batch)
+    """Bytes per step of one rank: payloads of its collectives, and bytes that rings send from it.
+
+    ``seq_length`` is the mean number of tokens of a sequence; None: that of the model.
+    """
+    tensor = tensor_payload(model, layout, global_batch, seq_length or model.seq_length)
     data = data_payload(model, sparsity, layout, global_batch)
     matrices = matrix_payload(model, layout)
     t, n = layout.tensor, layout.data

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from spdf_dist.accounting.gpu_kernels import skipped_block
 from spdf_dist.accounting.parameters import nonzeros
-from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
+from spdf_dist.config.schema import AnyConfig, ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.model.architecture import architecture_of
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import logical_weights
@@ -48,16 +48,23 @@ class Layout:
 
 
 def layout_of(config: PretrainConfig, world_size: int, device: str = "cuda") -> Layout:
-    """The layout of a config on ``world_size`` ranks.
+    """The layout of a pre-training config on ``world_size`` ranks."""
+    return layout_for(config, config.model, config.sparsity, world_size, device)
+
+
+def layout_for(
+    config: AnyConfig, model: ModelConfig, sparsity: SparsityConfig | None, world_size: int, device: str
+) -> Layout:
+    """The layout of a run that trains ``model`` with ``sparsity`` (None: dense) on ``world_size`` ranks.
 
     `auto` execution is compressed on a CPU and on a GPU whose kernels skip the mask's blocks, else masked.
     """
     tensor = config.parallel.tensor
     execution = config.sparsity.execution
-    if not config.sparsity.is_sparse:
+    if sparsity is None or not sparsity.is_sparse:
         execution = "dense"
     elif execution == "auto":
-        skips = device != "cuda" or skipped_block(config.model, config.sparsity, config.training.precision, tensor)
+        skips = device != "cuda" or skipped_block(model, sparsity, config.training.precision, tensor)
         execution = "compressed" if skips else "masked"
     return Layout(
         tensor=tensor,

@@ -31,6 +31,8 @@ one matrix in the update are not counted.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from spdf_dist.accounting.layout import Layout, local_elements, padded
 from spdf_dist.base.cpu import cpu_features
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
@@ -148,8 +150,13 @@ def memory(
     layout: Layout,
     device: str = "cuda",
     code_budget_mb: int = 1024,
+    longest: int | None = None,
 ) -> dict[str, int]:
-    """Bytes of one rank by part, and their ``total``. Losses of the allocator are not included."""
+    """Bytes of one rank by part, and their ``total``. Losses of the allocator are not included.
+
+    ``longest`` is the number of tokens of the longest sequence; None: that of the model.
+    """
     parts = state_bytes(model, sparsity, layout) | structure_bytes(model, sparsity, layout, device, code_budget_mb)
-    parts["activations"] = sum(activation_bytes(model, layout, device).values())
+    sequence = replace(model, seq_length=longest or model.seq_length)
+    parts["activations"] = sum(activation_bytes(sequence, layout, device).values())
     return parts | {"total": sum(parts.values())}

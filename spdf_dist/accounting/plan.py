@@ -1,78 +1,83 @@
-"""The plan of a run, computed from its config: for `spdf pretrain --dry-run` and the first lines of a run."""
+"""The plan of a run, computed from its config: for `--dry-run` and for the first lines of a run."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from spdf_dist.accounting.communication import communication
-from spdf_dist.accounting.flops import executed_flops, linears_share, training_flops
+from spdf_dist.accounting.flops import TRAINING_FACTOR, executed_flops, linears_share, training_flops
 from spdf_dist.accounting.gpu_kernels import skipped_block
-from spdf_dist.accounting.layout import Layout, layout_of
-from spdf_dist.accounting.memory import activation_bytes, memory, state_bytes, structure_bytes
+from spdf_dist.accounting.layout import Layout, layout_for
+from spdf_dist.accounting.memory import memory
 from spdf_dist.accounting.parameters import parameter_counts, real_sparsity, total_parameters
 from spdf_dist.accounting.phases import phases, run_flops
 from spdf_dist.accounting.text_table import text_table
 from spdf_dist.config.budget import tokens_per_step, total_steps, warmup_steps
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.schema import FinetuneConfig, ModelConfig, PretrainConfig, SparsityConfig
+from spdf_dist.config.schema import AnyConfig, FinetuneConfig, ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.config.validate import validate_batch
 from spdf_dist.sparsity.assignment import remarks
 from spdf_dist.sparsity.masks import logical_weights
 
 
-def device_kind(config: PretrainConfig) -> str:
+def device_kind(config: AnyConfig) -> str:
     """`cpu` where the config names it; otherwise `cuda`, so that memory is counted as on a GPU."""
     return "cpu" if config.device == "cpu" else "cuda"
 
 
-def plan(config: PretrainConfig, world_size: int) -> dict[str, Any]:
+def plan(config: PretrainConfig, world_size: int, held_out: int | None = None) -> dict[str, Any]:
     """Parameters, tokens, steps, FLOPs, layout, memory per rank and traffic, as a JSON object.
+
+    ``held_out`` is the number of sequences per validation; None: as many as the config asks for.
 
     Raises UserError when ``parallel.tensor`` does not divide ``world_size``, or the batch does not divide over the data
     ranks.
     """
-    tensor = config.parallel.tensor
-    if world_size % tensor:
-        raise UserError(f"parallel.tensor: {tensor} does not divide the {world_size} ranks")
     device = device_kind(config)
-    layout = layout_of(config, world_size, device)
-    validate_batch(config, layout.data)
     model, sparsity, training = config.model, config.sparsity, config.training
-    per_sequence = training_flops(model, sparsity)
+    layout = valid_layout(config, model, sparsity, world_size, device)
+    batch, per_sequence = training.global_batch_size, training_flops(model, sparsity)
+    executed = executed_ratio(model, sparsity, layout, device)
+    if held_out is None:
+        held_out = config.validation.batches * batch if config.data.validation else 0
     return {
-        "schema_version": 1,
-        "run_dir": config.run_dir,
-        "parameters": total_parameters(model),
-        "nonzeros": total_parameters(model, sparsity),
-        "parameters_by_part": parameter_counts(model, sparsity),
-        "sparsity": real_sparsity(model, sparsity),
+        **common_facts(config, model, sparsity, layout, device),
         "sparsity_asked": sparsity.level,
-        "remarks": remarks(logical_weights(model), sparsity),
-        "pattern": sparsity.pattern,
         "train_tokens": training.train_tokens,
         "tokens_per_step": tokens_per_step(config),
         "steps": total_steps(config),
         "warmup_steps": warmup_steps(config),
-        "world_size": world_size,
-        "layout": asdict(layout) | {"accumulation": layout.accumulation(training.global_batch_size)},
-        "flops_per_step": per_sequence * training.global_batch_size,
-        "executed_flops_per_step": training.global_batch_size
-        * executed_flops(
-            model,
-            sparsity,
-            layout.execution,
-            layout.activation_checkpointing,
-            expanded=device == "cuda" and not skipped_block(model, sparsity, layout.precision, layout.tensor),
-        ),
+        "flops_per_step": per_sequence * batch,
+        "executed_flops_per_step": round(executed * per_sequence * batch),
         "total_flops": run_flops(config),
         "phases": [{"steps": steps, "sparsity": real_sparsity(model, phase)} for steps, phase in phases(config)],
-        "fewer_flops_than_dense": training_flops(model) / per_sequence,
-        "linears_share": linears_share(model),
-        "memory_device": device,
-        "memory_bytes": memory(model, sparsity, layout, device, config.kernels.code_budget_mb),
-        "communication_bytes_per_step": communication(model, sparsity, layout, training.global_batch_size),
+        "validation": validation_facts(
+            held_out,
+            held_out * per_sequence // TRAINING_FACTOR,
+            executed_ratio(model, sparsity, layout, device, validates=True),
+            total_steps(config),
+            config.validation.interval,
+        ),
     }
+
+
+@dataclass(frozen=True)
+class TaskSize:
+    """The size of a fine-tuning task's data, after encoding. FLOPs are the model's, without padding."""
+
+    lengths: Sequence[int]
+    """Input tokens of each training pair."""
+    target_tokens: int
+    """Of all training pairs."""
+    held_out: Sequence[int]
+    """Input tokens of each validation pair."""
+    steps_per_epoch: int
+    steps: int
+    """Of the whole run."""
+    tokens: int
+    """Target tokens of all steps."""
 
 
 def finetuning_plan(
@@ -81,53 +86,112 @@ def finetuning_plan(
     sparsity: SparsityConfig | None,
     world_size: int,
     device: str,
-    *,
-    longest: int,
-    steps: int,
-    tokens: int,
-    flops: int,
+    size: TaskSize,
 ) -> dict[str, Any]:
-    """Size, FLOPs and memory per rank of a fine-tuning run, under the names that ``plan`` uses.
+    """The facts of ``plan`` on a fine-tuning run, under the same names where there is one, as a JSON object.
 
     Args:
         model: the architecture of the checkpoint.
         sparsity: that of the model under training; None for a dense model.
-        longest: tokens of the longest sequence.
-        steps: optimizer steps of the run.
-        tokens: target tokens of all steps.
-        flops: model FLOPs of all steps, without padding.
+        device: `cpu` or `cuda`.
+
+    Raises UserError as ``plan`` does.
     """
-    training, parallel = config.training, config.parallel
-    skips = sparsity is None or bool(skipped_block(model, sparsity, training.precision, parallel.tensor))
-    execution = "dense" if sparsity is None or not sparsity.is_sparse else config.sparsity.execution
-    if execution == "auto":
-        execution = "compressed" if device == "cpu" or skips else "masked"
-    layout = Layout(
-        tensor=parallel.tensor,
-        data=world_size // parallel.tensor,
-        zero_stage=parallel.zero_stage,
-        micro_batch=training.micro_batch_size,
-        execution=execution,
-        precision=training.precision,
-        activation_checkpointing=training.activation_checkpointing,
-        sequence=parallel.sequence,
-    )
-    executed = executed_flops(
-        model, sparsity, execution, training.activation_checkpointing, expanded=device == "cuda" and not skips
-    )
-    needed = state_bytes(model, sparsity, layout)
-    needed |= structure_bytes(model, sparsity, layout, device, config.kernels.code_budget_mb)
-    needed["activations"] = sum(activation_bytes(replace(model, seq_length=longest), layout, device).values())
+    layout = valid_layout(config, model, sparsity, world_size, device)
+    steps, epochs = size.steps, size.steps / size.steps_per_epoch
+    flops = {length: training_flops(model, sparsity, length) for length in {*size.lengths, *size.held_out}}
+    total = round(epochs * sum(flops[length] for length in size.lengths))
+    executed = executed_ratio(model, sparsity, layout, device)
     return {
+        **common_facts(config, model, sparsity, layout, device, size.lengths),
+        "train_tokens": size.tokens,
+        "tokens_per_step": round(size.tokens / steps),
+        "steps": steps,
+        "warmup_steps": config.finetune.warmup_steps,
+        "pairs": len(size.lengths),
+        "target_tokens": size.target_tokens,
+        "longest": max(size.lengths) + 1,
+        "epochs": epochs,
+        "steps_per_epoch": size.steps_per_epoch,
+        "flops_per_step": total / steps,
+        "executed_flops_per_step": executed * total / steps,
+        "total_flops": total,
+        "validation": validation_facts(
+            len(size.held_out),
+            sum(flops[length] for length in size.held_out) // TRAINING_FACTOR,
+            executed_ratio(model, sparsity, layout, device, validates=True),
+            steps,
+            size.steps_per_epoch,
+        ),
+    }
+
+
+def valid_layout(
+    config: AnyConfig, model: ModelConfig, sparsity: SparsityConfig | None, world_size: int, device: str
+) -> Layout:
+    """The layout of a run. Raises UserError if the ranks or the batch cannot be divided."""
+    tensor = config.parallel.tensor
+    if world_size % tensor:
+        raise UserError(f"parallel.tensor: {tensor} does not divide the {world_size} ranks")
+    layout = layout_for(config, model, sparsity, world_size, device)
+    validate_batch(config, layout.data)
+    return layout
+
+
+def executed_ratio(
+    model: ModelConfig, sparsity: SparsityConfig | None, layout: Layout, device: str, *, validates: bool = False
+) -> float:
+    """Executed FLOPs over model FLOPs, in training or, without recomputation, in validation."""
+    expanded = False
+    if device == "cuda" and sparsity is not None:
+        expanded = not skipped_block(model, sparsity, layout.precision, layout.tensor)
+    recomputes = layout.activation_checkpointing and not validates
+    return executed_flops(model, sparsity, layout.execution, recomputes, expanded=expanded) / training_flops(
+        model, sparsity
+    )
+
+
+def validation_facts(sequences: int, flops: int, executed: float, steps: int, interval: int) -> dict[str, Any]:
+    """Size and number of the validations of a run: after every ``interval`` steps, and after the last step.
+
+    ``flops`` are the model FLOPs of one validation, ``executed`` is ``executed_ratio``.
+    """
+    times = -(-steps // interval) if sequences else 0
+    return {"sequences": sequences, "times": times, "flops": flops, "executed_flops": executed * flops}
+
+
+def common_facts(
+    config: AnyConfig,
+    model: ModelConfig,
+    sparsity: SparsityConfig | None,
+    layout: Layout,
+    device: str,
+    lengths: Sequence[int] = (),
+) -> dict[str, Any]:
+    """The facts that pre-training and fine-tuning compute alike.
+
+    ``lengths`` are the tokens of each sequence; empty: all sequences have the model's length.
+    """
+    training = config.training
+    mean = round(sum(lengths) / len(lengths)) if lengths else None
+    return {
+        "schema_version": 1,
+        "run_dir": config.run_dir,
         "parameters": total_parameters(model),
         "nonzeros": total_parameters(model, sparsity),
+        "parameters_by_part": parameter_counts(model, sparsity),
         "sparsity": 0.0 if sparsity is None else real_sparsity(model, sparsity),
-        "tokens_per_step": round(tokens / steps),
-        "steps": steps,
-        "flops_per_step": flops / steps,
-        "executed_flops_per_step": flops / steps * executed / training_flops(model, sparsity),
-        "total_flops": flops,
-        "memory_bytes": needed | {"total": sum(needed.values())},
+        "remarks": [] if sparsity is None else remarks(logical_weights(model), sparsity),
+        "pattern": "unstructured" if sparsity is None else sparsity.pattern,
+        "world_size": layout.tensor * layout.data,
+        "layout": asdict(layout) | {"accumulation": layout.accumulation(training.global_batch_size)},
+        "fewer_flops_than_dense": training_flops(model, None, mean) / training_flops(model, sparsity, mean),
+        "linears_share": linears_share(model, mean),
+        "memory_device": device,
+        "memory_bytes": memory(
+            model, sparsity, layout, device, config.kernels.code_budget_mb, max(lengths, default=None)
+        ),
+        "communication_bytes_per_step": communication(model, sparsity, layout, training.global_batch_size, mean),
     }
 
 
@@ -139,8 +203,8 @@ def bytes_text(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def plan_text(facts: dict[str, Any]) -> str:
-    """The result of ``plan`` as text."""
+def plan_text(facts: Mapping[str, Any]) -> str:
+    """The result of ``plan`` or ``finetuning_plan`` as text."""
     layout, sent = facts["layout"], facts["communication_bytes_per_step"]
     sparse = facts["sparsity"] > 0
     lines = [
@@ -153,7 +217,7 @@ def plan_text(facts: dict[str, Any]) -> str:
         + ("sequence-parallel, " if layout["sequence"] else "")
         + f"ZeRO {layout['zero_stage']}, {layout['accumulation']} micro-batches of {layout['micro_batch']}, "
         f"{layout['precision']}, {layout['execution']}",
-        f"model FLOPs   {facts['flops_per_step']:.4g} a step, {facts['total_flops']:.4g} in all, "
+        f"model FLOPs   {facts['flops_per_step']:.4g} per step, {facts['total_flops']:.4g} in all, "
         f"{facts['fewer_flops_than_dense']:.2f} times fewer than dense; linear layers carry "
         f"{facts['linears_share']:.0%} of the dense model's",
         f"traffic       {bytes_text(sent['tensor_sent'])} tensor-parallel and {bytes_text(sent['data_sent'])} "

@@ -5,13 +5,14 @@ them out, as a control). CONFIG is a YAML file or the name of a shipped config; 
 as for `spdf pretrain`; starting a run folder again continues it.
 
   spdf finetune finetune/e2e finetune.checkpoint=runs/s75 finetune.train=e2e/trainset.csv \\
-      finetune.validation=e2e/devset.csv"""
+      finetune.validation=e2e/devset.csv --dry-run"""
 
 from __future__ import annotations
 
 import argparse
 
-from spdf_dist.config.load import load_config, to_yaml
+from spdf_dist.cli import dry_run
+from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import FinetuneConfig
 from spdf_dist.config.validate import require_inputs, validate_sequence_parallel, validate_tensor_parallel
 
@@ -22,14 +23,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file or the name of a shipped config")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top")
     parser.add_argument("--change", action="store_true", help="continue the run although its config differs")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and stop")
+    dry_run.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    dry_run.check(args)
     config = load_config(FinetuneConfig, args.config, args.overrides)
     require_inputs(config)
     if args.dry_run:
-        print(to_yaml(config), end="")
+        from spdf_dist.cli.start import world_size
+        from spdf_dist.training.finetune import foresee
+
+        opening, about_data = foresee(config, world_size(config))
+        dry_run.show(args, config, opening.facts, lambda: opening.foreseen(about_data))
         return 0
     from spdf_dist.base.rank_variables import Ranks
     from spdf_dist.checkpoint.read import Checkpoint

@@ -10,10 +10,9 @@ theirs. Starting a run folder again continues it from its last checkpoint.
 from __future__ import annotations
 
 import argparse
-import json
 
-from spdf_dist.config.errors import UserError
-from spdf_dist.config.load import load_config, to_yaml
+from spdf_dist.cli import dry_run
+from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 
 HELP = "pre-train a GPT with a static random mask, or dense"
@@ -31,27 +30,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="STEP",
         help="go back to the newest checkpoint (or that of STEP) and leave out the batches since",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print config, parameters, steps, memory, layout; stop")
-    parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
+    dry_run.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.json and not args.dry_run:
-        raise UserError("--json goes with --dry-run: training answers with a run folder")
+    dry_run.check(args)
     config = load_config(PretrainConfig, args.config, args.overrides)
     if args.dry_run:
-        from spdf_dist.accounting.plan import plan, plan_text
+        from spdf_dist.accounting.plan import plan
         from spdf_dist.cli.start import world_size
 
         ranks = world_size(config)
-        facts = plan(config, ranks)
-        if args.json:
-            print(json.dumps(facts))
-            return 0
-        print(f"{to_yaml(config)}\n{plan_text(facts)}", flush=True)
-        from spdf_dist.training.opening import foresee
 
-        print("\non this machine:", *(f"  {line}" for line in foresee(config, ranks)), sep="\n")
+        def on_this_machine() -> list[str]:
+            from spdf_dist.training.opening import foresee  # imports torch, which takes seconds
+
+            return foresee(config, ranks)
+
+        dry_run.show(args, config, plan(config, ranks), on_this_machine)
         return 0
     from spdf_dist.base.rank_variables import Ranks
     from spdf_dist.cli.memory import uncollected

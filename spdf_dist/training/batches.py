@@ -19,7 +19,7 @@ from spdf_dist.config.budget import to_steps, tokens_per_step, total_steps
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture
 from spdf_dist.parallel.groups import Groups
-from spdf_dist.training.opening import Announcer, Opening, data_lines
+from spdf_dist.training.opening import Announcer, Opening, data_lines, validation_sequences
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ class PretrainBatches:
             self.total_steps = to_steps(config, config.training.train_tokens - first_token)
         self._announcer = Announcer("pretrain", self.total_steps, self._opening_lines)
         self._flops = training_flops(config.model, config.sparsity) * config.training.global_batch_size
-        wanted = config.validation.batches * config.training.global_batch_size
-        self._held_out = 0 if validation is None else min(wanted, validation.num_sequences)
+        self._held_out = 0 if validation is None else validation_sequences(config, validation)
         size = config.training.micro_batch_size
         self.validation_passes = len(range(groups.data_rank * size, self._held_out, size * groups.data_size))
 
@@ -113,7 +112,8 @@ class PretrainBatches:
 
     def _opening_lines(self) -> list[str]:
         """Lines to print before the first step."""
-        opening = Opening.of_pretraining(self.config, self.groups.device, self.groups.world_size)
+        device, ranks = self.groups.device, self.groups.world_size
+        opening = Opening.of_pretraining(self.config, device, ranks, self.validation_data)
         return opening.lines(data_lines(self.config, self.train))
 
     def consumed_tokens(self, step: int) -> int:

@@ -25,11 +25,11 @@ from spdf_dist.checkpoint.write import delete
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.schema import FinetuneConfig
 from spdf_dist.config.validate import validate_sequence_parallel, validate_tensor_parallel
-from spdf_dist.data.tokenizer import load_tokenizer
+from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.model.gpt import GPT
-from spdf_dist.parallel.groups import Groups
+from spdf_dist.parallel.groups import Groups, choose_device
 from spdf_dist.parallel.layout import pieces_of
-from spdf_dist.training.opening import warn_early
+from spdf_dist.training.opening import Opening, use_all_cores, warn_early
 from spdf_dist.training.run import AllowedChanges, TrainedModel, TrainingRun
 from spdf_dist.training.run_folder import writing
 from spdf_dist.training.schedule import Linear
@@ -53,19 +53,9 @@ def finetune(config: FinetuneConfig, ranks: Ranks, allowed: AllowedChanges | Non
     task = config.finetune
     with TrainingRun("finetune", config, ranks, allowed or AllowedChanges()) as run:
         groups, folder = run.groups, run.folder
-        origin = Checkpoint(task.checkpoint)
-        if origin.tokenizer_dir is None:
-            raise UserError(f"finetune.checkpoint: {origin.path} holds no tokenizer")
-        tokenizer = load_tokenizer(origin.tokenizer_dir)
-        check_tokenizer(tokenizer, origin.model, f"finetune.checkpoint: the tokenizer of {origin.path}")
-        if task.keep_mask and len(origin.masks) and not any(t.sparse for t in origin.manifest.tensors.values()):
-            raise UserError(f"finetune.keep_mask: {origin.path} was made dense: start from the sparse checkpoint")
-        model_config = replace(origin.model, dropout=task.dropout)
-        validate_tensor_parallel(model_config, groups.tensor_size)
-        validate_sequence_parallel(model_config, config.parallel)
+        origin, tokenizer, data = read_inputs(config, groups)
+        model_config, sparsity = data.model, data.sparsity
         origin_masks = PackedMasks.pack(origin.masks)
-        sparsity = origin.sparsity if task.keep_mask else None
-        data = TaskBatches(config, model_config, sparsity, tokenizer, groups)
         warn_early(data.opening)
 
         run.open(tokenizer, {"training": content_digests(task.train), "validation": content_digests(task.validation)})
@@ -119,6 +109,36 @@ def finetune(config: FinetuneConfig, ranks: Ranks, allowed: AllowedChanges | Non
         }
         groups.on_rank_zero(lambda: folder.write_json("finetune.json", facts))
         run.finish(facts)
+
+
+def read_inputs(config: FinetuneConfig, groups: Groups) -> tuple[Checkpoint, Tokenizer, TaskBatches]:
+    """The checkpoint to start from, its tokenizer, and the task's batches. Raises UserError for an input not valid."""
+    task = config.finetune
+    origin = Checkpoint(task.checkpoint)
+    if origin.tokenizer_dir is None:
+        raise UserError(f"finetune.checkpoint: {origin.path} holds no tokenizer")
+    tokenizer = load_tokenizer(origin.tokenizer_dir)
+    check_tokenizer(tokenizer, origin.model, f"finetune.checkpoint: the tokenizer of {origin.path}")
+    if task.keep_mask and len(origin.masks) and not any(t.sparse for t in origin.manifest.tensors.values()):
+        raise UserError(f"finetune.keep_mask: {origin.path} was made dense: start from the sparse checkpoint")
+    model = replace(origin.model, dropout=task.dropout)
+    validate_tensor_parallel(model, groups.tensor_size)
+    validate_sequence_parallel(model, config.parallel)
+    sparsity = origin.sparsity if task.keep_mask else None
+    return origin, tokenizer, TaskBatches(config, model, sparsity, tokenizer, groups)
+
+
+def foresee(config: FinetuneConfig, world_size: int) -> tuple[Opening, list[str]]:
+    """What the run would do on this machine with ``world_size`` ranks, and its lines about the data.
+
+    Raises UserError for an input that is not valid, as ``finetune`` does.
+    """
+    use_all_cores()
+    tensor, device = config.parallel.tensor, choose_device(config.device, 0)
+    if world_size % tensor:
+        raise UserError(f"parallel.tensor: {tensor} does not divide the {world_size} ranks")
+    _, _, data = read_inputs(config, Groups(0, world_size, 0, tensor, 0, world_size // tensor, device))
+    return data.opening(), data.data_lines()
 
 
 def content_digests(path: str) -> list[str]:

@@ -89,14 +89,25 @@ class Opening:
         self.rate = product_rate(precision, device)
         self.slower = product_rate("fp32", device) / self.rate if precision != "fp32" else 1.0
         self.step_seconds = facts["executed_flops_per_step"] / (self.rate * self.ranks)
-        self.seconds = self.step_seconds * facts["steps"]
+        self.validation_seconds = facts["validation"]["executed_flops"] / (self.rate * self.ranks)
+        self.seconds = self.step_seconds * facts["steps"] + self.validation_seconds * facts["validation"]["times"]
 
     @classmethod
-    def of_pretraining(cls, config: PretrainConfig, device: torch.device, world_size: int | None = None) -> Opening:
-        """The facts of a pre-training run; by default with the ranks of the launcher or the config."""
+    def of_pretraining(
+        cls,
+        config: PretrainConfig,
+        device: torch.device,
+        world_size: int | None = None,
+        validation: Mixture | None = None,
+    ) -> Opening:
+        """The facts of a pre-training run; by default with the ranks of the launcher or the config.
+
+        ``validation`` is the validation data; None: data of the size that the config asks for.
+        """
         ranks, parallel = discover(), config.parallel
         count = world_size or (ranks.world_size if ranks else parallel.tensor * (parallel.data or 1))
-        return cls("pretrain", plan(config, count), config.training.precision, device, count)
+        held_out = None if validation is None else validation_sequences(config, validation)
+        return cls("pretrain", plan(config, count, held_out), config.training.precision, device, count)
 
     def size_line(self) -> str:
         """Parameters, steps and FLOPs."""
@@ -114,6 +125,16 @@ class Opening:
             f"at least {duration(self.step_seconds)} per step and {duration(self.seconds)} in all: matrix products run "
             f"at {self.rate / 1e9:,.0f} GFLOP/s on this {'GPU' if self.device.type == 'cuda' else 'CPU'}, {where}"
         )
+
+    def validation_lines(self) -> list[str]:
+        """A line on the cost of validation, with a lower bound of its time; none without validation."""
+        facts, what = self.facts["validation"], "pairs" if self.kind == "finetune" else "sequences"
+        if not facts["times"]:
+            return []
+        return [
+            f"validates {facts['sequences']:,} {what} up to {facts['times']:,} times: {facts['flops']:.3g} FLOPs and "
+            f"at least {duration(self.validation_seconds)} each time"
+        ]
 
     def warnings(self) -> list[str]:
         """Warnings about memory and slow precision on this machine."""
@@ -139,8 +160,17 @@ class Opening:
         return [self.size_line(), self.time_line(), *found] if found or self.seconds > TOO_LONG_SECONDS else []
 
     def lines(self, about_data: Sequence[str]) -> list[str]:
-        """Lines to print before the first step: size, time, the lines about the data, and warnings."""
-        return [self.size_line(), self.time_line(), *about_data, *self.warnings()]
+        """Lines to print before the first step: size, and those of ``foreseen``."""
+        return [self.size_line(), *self.foreseen(about_data)]
+
+    def foreseen(self, about_data: Sequence[str]) -> list[str]:
+        """Lines on this machine: time, the lines about the data, validation, and warnings."""
+        return [self.time_line(), *about_data, *self.validation_lines(), *self.warnings()]
+
+
+def validation_sequences(config: PretrainConfig, validation: Mixture) -> int:
+    """Sequences per validation: ``validation.batches`` global batches, or the whole smaller set."""
+    return min(config.validation.batches * config.training.global_batch_size, validation.num_sequences)
 
 
 def data_lines(config: PretrainConfig, train: Mixture) -> list[str]:
@@ -223,11 +253,16 @@ class TimedMicroBatches(list[T]):
 
 def foresee(config: PretrainConfig, world_size: int) -> list[str]:
     """The lines on time and data, and the warnings, that the run would print on this machine."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-    opening = Opening.of_pretraining(config, choose_device(config.device, 0), world_size)
-    lines = [opening.time_line()]
+    use_all_cores()
+    model, train, validation = config.model, None, None
     if config.data.train:
-        model = config.model
         train = open_mixture(config.data.train, model.seq_length, config.seed, model.vocab_size)
-        lines += data_lines(config, train)
-    return lines + opening.warnings()
+    if config.data.validation:
+        validation = open_mixture(config.data.validation, model.seq_length, config.seed, model.vocab_size)
+    opening = Opening.of_pretraining(config, choose_device(config.device, 0), world_size, validation)
+    return opening.foreseen(data_lines(config, train) if train is not None else [])
+
+
+def use_all_cores() -> None:
+    """Let a process that measures use every core, as the ranks of a run do together."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))

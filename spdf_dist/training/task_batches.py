@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from spdf_dist.accounting.flops import training_flops
-from spdf_dist.accounting.plan import finetuning_plan
+from spdf_dist.accounting.plan import TaskSize, finetuning_plan
 from spdf_dist.base.random_streams import derive_seed
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import FinetuneConfig, ModelConfig, SparsityConfig
@@ -37,7 +37,7 @@ class TaskBatches:
         example that is not valid, and where the warm-up is not shorter than the run.
         """
         task = config.finetune
-        self.config = config
+        self.config, self.model, self.sparsity = config, model, sparsity
         self.groups = groups
         self.pad = tokenizer.eod_id
         longest = min(task.max_length, model.seq_length)
@@ -63,25 +63,27 @@ class TaskBatches:
         size = config.training.micro_batch_size
         self.validation_passes = len(micro_batches(numbers, groups.data_rank, groups.data_size, size))
         self._flops = {length: training_flops(model, sparsity, length - 1) for length in set(lengths)}
-        self._plan = functools.partial(
-            finetuning_plan,
-            config,
-            model,
-            sparsity,
-            groups.world_size,
-            groups.device.type,
-            longest=max(lengths) - 1,
-            steps=self.total_steps,
-        )
         self._announcer = Announcer("finetune", self.total_steps, lambda: self.opening().lines(self.data_lines()))
 
     def opening(self) -> Opening:
         """The facts about the run before it starts, on this rank's device."""
-        epochs = self.total_steps / self.steps_per_epoch
-        flops = round(epochs * sum(self._flops[len(example.ids)] for example in self.examples))
-        facts = self._plan(tokens=self.consumed_tokens(self.total_steps), flops=flops)
-        precision = self.config.training.precision
-        return Opening("finetune", facts, precision, self.groups.device, self.groups.world_size)
+        groups, precision = self.groups, self.config.training.precision
+        facts = finetuning_plan(
+            self.config,
+            self.model,
+            self.sparsity,
+            groups.world_size,
+            groups.device.type,
+            TaskSize(
+                lengths=[len(example.ids) - 1 for example in self.examples],
+                target_tokens=sum(example.target_tokens for example in self.examples),
+                held_out=[len(example.ids) - 1 for example in self.held_out],
+                steps_per_epoch=self.steps_per_epoch,
+                steps=self.total_steps,
+                tokens=self.consumed_tokens(self.total_steps),
+            ),
+        )
+        return Opening("finetune", facts, precision, groups.device, groups.world_size)
 
     def data_lines(self) -> list[str]:
         """Lines on the pairs that the run reads, and how often."""

@@ -10,14 +10,15 @@ import pytest
 
 from spdf_dist.accounting.communication import communication
 from spdf_dist.accounting.estimate import Cluster, estimate, layouts
+from spdf_dist.accounting.flops import training_flops
 from spdf_dist.accounting.hardware import GPUS, find_gpu, recognise_gpu
 from spdf_dist.accounting.layout import Layout, layout_of
 from spdf_dist.accounting.memory import activation_bytes, memory, structure_bytes
-from spdf_dist.accounting.plan import plan, plan_text
+from spdf_dist.accounting.plan import TaskSize, finetuning_plan, plan, plan_text
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import load_config
-from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
+from spdf_dist.config.schema import FinetuneConfig, ModelConfig, PretrainConfig, SparsityConfig
 
 XL = load_config(PretrainConfig, "gpt3_xl_s75")
 CLUSTER = Cluster(4, 8, find_gpu("h100"))
@@ -106,6 +107,23 @@ def test_plan_of_the_papers_model() -> None:
     assert json.loads(json.dumps(facts))["schema_version"] == 1
     text = plan_text(facts)
     assert "1,315,723,264" in text and "24,796 steps" in text and "tensor 1 x data 32" in text
+
+
+def test_plan_of_fine_tuning_is_that_of_pre_training_where_all_sequences_are_full() -> None:
+    keep = ["finetune.keep_mask=true", "training.optimizer=muon", "parallel.zero_stage=1", "device=cuda"]
+    batch = [f"training.{key}={getattr(XL.training, key)}" for key in ("global_batch_size", "micro_batch_size")]
+    same = [f"training.precision={XL.training.precision}", f"sparsity.execution={XL.sparsity.execution}"]
+    config = load_config(FinetuneConfig, "finetune/e2e", [*keep, *batch, *same])
+    full, count = XL.model.seq_length, XL.training.global_batch_size
+    size = TaskSize([full] * count, full * count, [full] * 8, steps_per_epoch=1, steps=3, tokens=3 * full * count)
+    found = finetuning_plan(config, XL.model, XL.sparsity, 32, "cuda", size)
+    muon = replace(XL, training=replace(XL.training, optimizer="muon", activation_checkpointing=False))
+    wanted = plan(replace(muon, parallel=replace(XL.parallel, zero_stage=1)), 32)
+    for key in ("parameters", "nonzeros", "memory_bytes", "layout", "communication_bytes_per_step", "flops_per_step"):
+        assert found[key] == wanted[key], key
+    assert found["executed_flops_per_step"] == pytest.approx(wanted["executed_flops_per_step"])
+    assert found["validation"]["flops"] == 8 * training_flops(XL.model, XL.sparsity) // 3
+    assert (found["epochs"], found["validation"]["times"]) == (3, 3)
 
 
 def test_plan_refuses_a_world_that_does_not_divide() -> None:

@@ -81,6 +81,29 @@ def test_the_first_lines_name_the_run_s_size_time_and_data(finetuned):
     assert f" FLOPs per step, {facts['total_flops']:.3g} in all" in output
     assert "finetune: at least " in output and "finetune: a micro-batch took " in output
     assert f"finetune: reads 22 pairs with {tokens // 2:,} target tokens 2 times, 3 steps each time; " in output
+    assert "finetune: validates 6 pairs up to 2 times: " in output
+
+
+def test_the_dry_run_tells_what_the_run_tells(finetuned, sparse_run, task_files, tmp_path):
+    run, output = finetuned
+    config = finetuning_config(tmp_path / "run", sparse_run, task_files)
+    dry = run_spdf("finetune", config, f"run_dir={tmp_path / 'run'}", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert not (tmp_path / "run").exists()
+    for line in output.splitlines():
+        if line.startswith(("finetune: reads ", "finetune: validates ")):
+            assert line.removeprefix("finetune: ").split(" at least ")[0] in dry.stdout
+    steps = [line for line in read_metrics(run) if "loss" in line]
+    assert f"{steps[-1]['consumed_tokens']:,} in 6 steps" in dry.stdout and "at least " in dry.stdout
+    assert f"checkpoint: {sparse_run}" in dry.stdout and "memory per rank (CPU)" in dry.stdout
+
+    facts = json.loads(run_spdf("finetune", config, "parallel.data=2", "--dry-run", "--json").stdout)
+    assert facts["total_flops"] == steps[-1]["total_flops"] and facts["train_tokens"] == steps[-1]["consumed_tokens"]
+    assert (facts["pairs"], facts["epochs"], facts["steps_per_epoch"], facts["warmup_steps"]) == (22, 2, 3, 2)
+    assert facts["parameters"] == facts["nonzeros"] == total_parameters(Checkpoint(run).model)
+    assert facts["layout"]["data"] == 2 and facts["communication_bytes_per_step"]["data_sent"] > 0
+    wrong = run_spdf("finetune", config, "finetune.checkpoint=nowhere", "--dry-run")
+    assert wrong.returncode == 2 and "nowhere" in wrong.stderr
 
 
 def test_the_loss_is_per_target_token_at_any_data_parallelism_with_dropout(sparse_run, task_files, tmp_path):

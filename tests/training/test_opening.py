@@ -74,4 +74,7 @@ def test_run_and_dry_run_tell_the_same(tiny_config: Path, tmp_path: Path) -> Non
     dry = run_spdf("pretrain", tiny_config, "training.train_tokens=1536", "--dry-run")
     for words in ("per step and", "in all: matrix products run at", "reads 1,536 tokens of data that hold"):
         assert words in done.stderr and words in dry.stdout
+    validates = next(line for line in done.stderr.splitlines() if "validates" in line)
+    assert validates.startswith("pretrain: validates 16 sequences up to 1 times: ")
+    assert validates.removeprefix("pretrain: ").split(" at least ")[0] in dry.stdout
     assert "parameters (" in done.stderr and "a micro-batch took" in done.stderr
