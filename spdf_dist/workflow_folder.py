@@ -39,9 +39,14 @@ PRETRAIN, FINETUNE, EVALUATE, SELECT, REPORT = "pretrain", "finetune", "evaluate
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if the file is missing, incomplete or holds something else."""
+    """The object in a JSON file; None if the file is missing, incomplete or holds something else.
+
+    Raises PermissionError for a file that may not be read: its job would be taken for one that has not run.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

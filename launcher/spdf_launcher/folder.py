@@ -50,9 +50,11 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, without broken lines."""
+    """The objects of a JSON-lines file, without broken lines. Raises PermissionError for one that may not be read."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
+    except PermissionError:
+        raise
     except OSError:
         return []
     objects = []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from spdf_dist.base.file_locks import try_lock, unlock
 from spdf_dist.base.signals import STOP_SIGNALS
-from spdf_dist.config.errors import UserError
+from spdf_dist.config.errors import PERMISSION, NoPermissionError, UserError
 
 LOCK_NAME_CHARACTERS = 100
 
@@ -22,10 +22,11 @@ def claimed(target: Path) -> Iterator[None]:
 
     The claim is a lock on a file beside ``target``; it ends with the process. The folder of ``target`` is created, and
     removed again if the block fails and leaves it empty. Devices and pipes are not claimed. Where no lock file can be
-    written there is no claim either, and the command itself reports the error.
+    written beside a ``target`` that exists there is no claim either, and the command itself reports the error.
 
     Raises:
-        UserError: another process is making ``target``, or a link has the name of the lock file.
+        UserError: another process is making ``target``, this process may not make it, or a link has the name of the
+            lock file.
     """
     try:
         real = target.resolve()
@@ -48,6 +49,8 @@ def claimed(target: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise UserError(f"{path} is a link and is not followed: remove it") from None
+            if error.errno in PERMISSION and not real.exists():
+                raise NoPermissionError(f"{target} cannot be made: {error.strerror}") from None
         yield
     except BaseException:
         give_back(path, descriptor)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from spdf_dist.base.self_digest import check_seal
-from spdf_dist.config.errors import UserError
+from spdf_dist.config.errors import NoPermissionError, UserError
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.config.validate import validate_model
@@ -163,6 +164,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = path.read_bytes()
         tree = json.loads(content)
+    except PermissionError as error:
+        raise NoPermissionError(f"{path} cannot be read: {error.strerror}") from None
     except OSError as error:
         raise UserError(f"{folder} is no whole checkpoint: {MANIFEST} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
@@ -337,19 +340,28 @@ def safe_name(name: str) -> str:
 
 
 def problem(folder: Path) -> str | None:
-    """The reason why ``folder`` is not a complete checkpoint, or None if it is one. Checks sizes but not digests."""
+    """The reason why ``folder`` is not a complete checkpoint, or None if it is one. Checks sizes but not digests.
+
+    Raises NoPermissionError for a file that may not be read: another checkpoint must not silently take its place.
+    """
     try:
         manifest = read_manifest(folder)
+    except NoPermissionError:
+        raise
     except UserError as error:
         return str(error)
     for name, file in manifest.files.items():
         try:
             size = (folder / name).stat().st_size
+        except PermissionError as error:
+            raise NoPermissionError(f"{folder / name} cannot be read: {error.strerror}") from None
         except OSError:
             what = "its masks are missing: " if name == MASKS else ""
             return f"{folder} is no whole checkpoint: {what}{name} is not there; take another checkpoint"
         if size != file.bytes:
             return f"{folder / name} is damaged: {size} bytes instead of {file.bytes}; take another checkpoint"
+        if not os.access(folder / name, os.R_OK):
+            raise NoPermissionError(f"{folder / name} cannot be read: permission denied")
     return None
 
 

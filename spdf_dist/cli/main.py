@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import importlib.metadata
 import os
 import re
@@ -23,7 +22,7 @@ from spdf_dist.base.signals import STOP_SIGNALS, handled
 from spdf_dist.cli.memory import keep_freed_memory
 from spdf_dist.cli.scarcity import scarcity
 from spdf_dist.cli.surroundings import import_nothing_from_here, open_standard_streams
-from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_STOPPED, SpdfError
+from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_STOPPED, SpdfError, exit_code_of
 from spdf_dist.config.paths import with_home
 from spdf_dist.config.suggest import nearest
 from spdf_dist.parallel.ranks import first_told, follow_parent, lost_peer, may_speak
@@ -33,18 +32,6 @@ TRAINING = ("pretrain", "finetune")
 """Commands that a stop leaves to be gone on with."""
 PROMPT = "--prompt"
 """The option whose value is a text."""
-UNREACHABLE = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENAMETOOLONG,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ELOOP,
-)
-"""Errors of the file system for a path that a user gave and may not enter, or that no file can have."""
-
 EXIT_INTERRUPTED = 130
 """Of commands that save nothing."""
 LONGEST_LINE = 4000
@@ -246,8 +233,7 @@ def run_command(argv: Sequence[str]) -> int:
         named = isinstance(error.filename, str | bytes)
         place = os.fsdecode(error.filename) if named else getattr(args, "out", None)
         where = f"{place}: " if place else ""
-        unreachable = named and error.errno in UNREACHABLE
-        return report(f"spdf {name}: {where}{error.strerror}", EXIT_BAD_INPUT if unreachable else 1)
+        return report(f"spdf {name}: {where}{error.strerror}", exit_code_of(error))
     except Interrupted as stop:
         return report(f"spdf {name}: stopped by {signal.Signals(stop.number).name}", EXIT_INTERRUPTED)
     except KeyboardInterrupt:

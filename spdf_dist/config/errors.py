@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 EXIT_BAD_INPUT = 2
 EXIT_NON_FINITE = 3
 EXIT_STOPPED = 75
@@ -20,6 +22,29 @@ class UserError(SpdfError):
     """
 
     exit_code = EXIT_BAD_INPUT
+
+
+class NoPermissionError(UserError):
+    """A path that exists and that this process may not read or write."""
+
+
+PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of the file system for a path without permission."""
+UNREACHABLE = (
+    *PERMISSION,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+)
+"""Errors of the file system for a path that a user gave and may not enter, or that no file can have."""
+
+
+def exit_code_of(error: OSError) -> int:
+    """The exit code of a command that ends with ``error``: 2 for a path that cannot be used as it was given, else 1."""
+    named = isinstance(error.filename, str | bytes)
+    return EXIT_BAD_INPUT if named and error.errno in UNREACHABLE else SpdfError.exit_code
 
 
 class NonFiniteError(SpdfError):

@@ -21,7 +21,7 @@ import numpy as np
 from spdf_dist.base.atomic_files import remove_leftovers, temporary_beside
 from spdf_dist.base.claims import claimed
 from spdf_dist.base.collective import Collective, find_processes
-from spdf_dist.config.errors import EXIT_BAD_INPUT, SpdfError, UserError
+from spdf_dist.config.errors import EXIT_BAD_INPUT, SpdfError, UserError, exit_code_of
 from spdf_dist.data.loader import PackedDataset, read_index
 from spdf_dist.data.pack_progress import PackProgress
 from spdf_dist.data.placing import made
@@ -321,7 +321,7 @@ def together(ranks: Collective, step: Callable[[], Any]) -> list[Any]:
     except SpdfError as error:
         failure, own = (error.exit_code, str(error)), error
     except OSError as error:
-        failure = (SpdfError.exit_code, f"{error.filename or 'writing'}: {error.strerror or error}")
+        failure = (exit_code_of(error), f"{error.filename or 'writing'}: {error.strerror or error}")
     except Exception as error:
         failure, own = (SpdfError.exit_code, repr(error)), error
     results = ranks.allgather([failure, value])

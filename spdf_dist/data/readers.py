@@ -16,6 +16,7 @@ from __future__ import annotations
 import glob
 import itertools
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from typing import Any, BinaryIO
 from braceexpand import braceexpand
 
 from spdf_dist.base.extras import require_extra
-from spdf_dist.config.errors import UserError
+from spdf_dist.config.errors import NoPermissionError, UserError
 from spdf_dist.data.encodings import wide_encoding
 from spdf_dist.data.remote import Input, is_remote, remote_input
 
@@ -106,7 +107,7 @@ def check_inputs(paths: Iterable[str | Path], option: str = "--input") -> list[P
     A pattern such as ``shards/*.tar`` or ``part-{000..127}.tar`` stands for the files that it matches, sorted.
 
     Raises:
-        UserError: a file is missing, is a folder, a pipe or a device, or has an unknown suffix.
+        UserError: a file is missing, may not be read, is a folder, a pipe or a device, or has an unknown suffix.
     """
     checked = []
     for path in (path for given in paths for path in matched(str(given), option)):
@@ -116,6 +117,8 @@ def check_inputs(paths: Iterable[str | Path], option: str = "--input") -> list[P
             raise UserError(f"{option} {path} does not exist")
         if not path.is_file():
             raise UserError(f"{option} {path} is a pipe or a device; write its content to a file first")
+        if not os.access(path, os.R_OK):
+            raise NoPermissionError(f"{option} {path}: permission denied")
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"{option} {path}: unknown kind of file; known: {', '.join(SUFFIXES)}")
         checked.append(path)

@@ -29,7 +29,7 @@ from spdf_dist.base import atomic_files
 from spdf_dist.base.file_locks import try_lock
 from spdf_dist.checkpoint.find import ASIDE, latest
 from spdf_dist.checkpoint.manifest import read_manifest
-from spdf_dist.config.errors import SpdfError, UserError
+from spdf_dist.config.errors import NoPermissionError, SpdfError, UserError
 from spdf_dist.config.load import FIXED, build, is_below, run_differences, to_tree, to_yaml
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.yaml_reader import read_yaml_file
@@ -91,6 +91,7 @@ class RunFolder:
             UserError: the folder holds another run, is locked by another process or cannot be written.
         """
         self.check(config, change=change)
+        self.check_permissions()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = try_lock(self.lock)
@@ -139,6 +140,12 @@ class RunFolder:
                 raise UserError(f"run_dir: {self.path} holds another run ({shown}); {hint}")
         if not self.config.exists() and self.path.exists() and not all(map(is_leftover, self.path.iterdir())):
             raise UserError(f"run_dir: {self.path} is not empty and holds no run; choose another run_dir")
+
+    def check_permissions(self) -> None:
+        """Raise NoPermissionError if the metrics or a checkpoint may not be read; writes nothing."""
+        if self.metrics.exists() and not os.access(self.metrics, os.R_OK | os.W_OK):
+            raise NoPermissionError(f"run_dir: {self.metrics}: permission denied")
+        latest(self.checkpoints)
 
     def record_change(self, changes: list[str]) -> None:
         """Append to ``changes.jsonl`` what was changed, when, and after which saved step."""
