@@ -57,6 +57,11 @@ class Record:
         found = [line for line in self.lines if line["part"] == "dense" and line.get("model") == model and "ms" in line]
         return {(line["place"], line["product"]): line["ms"] for line in found}
 
+    def dense_step_ms(self, model: str, label: str) -> float | None:
+        """Milliseconds of the dense step of a model, from the lines so far; None if it was not measured."""
+        found = (line["ms"] for line in self.lines if (line.get("model"), line.get("execution")) == (model, label))
+        return next(found, None)
+
     def attempt(self, part: str, action: Callable[[], Any], **facts: Any) -> Any:
         """The result of `action`; if it fails, the error is recorded and the result is None."""
         try:

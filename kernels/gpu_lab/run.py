@@ -42,14 +42,14 @@ class Part(NamedTuple):
     """One section of the lab."""
 
     seconds: float
-    """Its time. Measurements that would begin later are skipped. The times of all parts up to `real run` fit into the
-    whole time; the parts after it run only if time is left."""
+    """Its time. Measurements that would begin later are skipped. The times of all parts up to `real run` fit into eight
+    minutes, and up to `losses` into four and a half. The parts after these run only if time is left."""
     action: Callable[[], object]
 
 
 def gpu_tests(record: Record, smoke: bool) -> None:
     """Run tests/gpu in a separate process, so that a fault of a kernel ends only that process."""
-    arguments = [sys.executable, "-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", "-o", "addopts="]
+    arguments = [sys.executable, "-m", "pytest", "tests/gpu", "-v", "-p", "no:cacheprovider", "-o", "addopts="]
     if smoke:
         arguments += ["-k", "expand_and_gather or activation"]
     if find_spec("xdist"):
@@ -66,8 +66,14 @@ def gpu_tests(record: Record, smoke: bool) -> None:
         )  # fmt: skip
         if answer.returncode:
             print(answer.stdout[-6000:])
-    except subprocess.TimeoutExpired:
-        record.say("tests", exit_code=None, summary=f"stopped after {limit:.0f} s", seconds=time.monotonic() - began)
+    except subprocess.TimeoutExpired as error:
+        lines = (error.stdout or b"").decode(errors="replace").splitlines()
+        failed = [line[:300] for line in lines if "FAILED" in line or "ERROR" in line]
+        passed = sum("PASSED" in line for line in lines)
+        record.say(
+            "tests", exit_code=1 if failed else None, failed=failed, seconds=time.monotonic() - began,
+            summary=f"stopped after {limit:.0f} s: {passed} passed, {len(failed)} failed",
+        )  # fmt: skip
 
 
 def compile_one(block: int, names: list[str]) -> None:
@@ -105,16 +111,19 @@ def parts(bench: Bench, record: Record) -> dict[str, Part]:
         return {"tried": list(products.variants(block))}
 
     return {
-        "ceilings": Part(10, lambda: products.ceilings(bench, record)),
-        "dense": Part(10, lambda: products.dense(bench, record, "xl", xl)),
+        "ceilings": Part(8, lambda: products.ceilings(bench, record)),
+        "dense": Part(8, lambda: products.dense(bench, record, "xl", xl)),
         "compile": Part(40, lambda: None if smoke else compile_all(record)),
-        "blocks128": Part(20, lambda: blocks("xl", 128)),
-        "blocks64": Part(20, lambda: blocks("xl", 64)),
-        "elementwise": Part(20, lambda: layers.elementwise(bench, record, "xl", 128 if smoke else 2048)),
-        "xl steps": Part(95, lambda: train("xl, 4 layers", steps.XL_FOUR_LAYERS, steps.XL_CASES)),
-        "tests": Part(75, lambda: gpu_tests(record, smoke)),
-        "losses": Part(40, lambda: steps.check_losses(record, smoke)),
-        "small steps": Part(45, lambda: train("small", steps.SMALL, steps.SMALL_CASES)),
+        "blocks128": Part(12, lambda: blocks("xl", 128)),
+        "blocks64": Part(12, lambda: blocks("xl", 64)),
+        "variants128": Part(20, lambda: blocks("xl", 128, **tried(128))),
+        "variants64": Part(20, lambda: blocks("xl", 64, **tried(64))),
+        "xl steps": Part(55, lambda: train("xl, 4 layers", steps.XL_FOUR_LAYERS, steps.XL_CASES)),
+        "losses": Part(35, lambda: steps.check_losses(record, smoke)),
+        "tests": Part(65, lambda: gpu_tests(record, smoke)),
+        "elementwise": Part(15, lambda: layers.elementwise(bench, record, "xl", 128 if smoke else 2048)),
+        "more xl steps": Part(50, lambda: train("xl, 4 layers", steps.XL_FOUR_LAYERS, steps.MORE_XL_CASES)),
+        "small steps": Part(40, lambda: train("small", steps.SMALL, steps.SMALL_CASES)),
         "expand": Part(12, lambda: products.expansion(bench, record, "xl", xl, record.dense_ms("xl"))),
         "attention": Part(12, lambda: products.attention(bench, record)),
         "real run": Part(60, lambda: steps.real_run(record, steps.TINY if smoke else steps.SMALL, smoke)),
@@ -122,8 +131,6 @@ def parts(bench: Bench, record: Record) -> dict[str, Part]:
         "small blocks64": Part(15, lambda: blocks("small", 64)),
         "small expand": Part(10, lambda: products.expansion(bench, record, "small", small, record.dense_ms("small"))),
         "unbalanced": Part(15, lambda: blocks("xl", 128, kind="unbalanced", density=0.25)),
-        "variants128": Part(40, lambda: blocks("xl", 128, **tried(128))),
-        "variants64": Part(40, lambda: blocks("xl", 64, **tried(64))),
         "xl whole": Part(90, lambda: train("xl", steps.XL_WHOLE, steps.WHOLE_CASES)),
         "half": Part(20, lambda: blocks("xl", 128, density=0.5)),
     }

@@ -59,9 +59,11 @@ DENSE, PLAIN = Case("dense"), Case("dense", fused=False)
 XL_CASES = (
     DENSE,
     Case("compressed", "balanced:128"),
-    PLAIN,
     Case("compressed", "balanced:64"),
     Case("compressed"),
+)
+MORE_XL_CASES = (
+    PLAIN,
     Case("compressed", "balanced:128", 0.5),
     Case("compressed", "balanced:128", 0.875),
     Case("masked"),
@@ -104,7 +106,7 @@ def groups_for(config: Any) -> Any:
 
 def steps(record: Record, name: str, model: tuple[str, ...], cases: tuple[Case, ...], smoke: bool) -> None:
     """Measure the cases of one model while the part's time lasts."""
-    dense_ms: float | None = None
+    dense_ms = record.dense_step_ms(name, DENSE.label)
     for case in cases:
         if record.is_over(f"{name} {case.label}"):
             continue
@@ -124,15 +126,15 @@ def steps(record: Record, name: str, model: tuple[str, ...], cases: tuple[Case, 
 @contextlib.contextmanager
 def layers_of(case: Case) -> Iterator[None]:
     """Run the layers as the case wants: with fused kernels, or as where these do not run."""
-    from spdf_dist.model import layers
+    from spdf_dist.model import fused, layers
 
     before = layers.unusable
     if not case.fused:
-        layers.unusable = lambda x: "not wanted in this measurement"
+        layers.unusable = fused.unusable = lambda x: "not wanted in this measurement"
     try:
         yield
     finally:
-        layers.unusable = before
+        layers.unusable = fused.unusable = before
 
 
 def measure(config: Any, groups: Any, case: Case, smoke: bool) -> dict[str, Any]:
@@ -214,10 +216,10 @@ def synchronisations(step: Any) -> int:
 
 GROUPS = {
     "attention": r"flash|fmha|sdpa|attention|cudnn",
-    "loss": r"cross_entropy|softmax|nll",
+    "loss": r"cross_entropy|shard_statistics|shard_gradient|softmax|nll",
     "optimizer": r"adam|multi_tensor|foreach|lamb",
     "products": r"gemm|nvjet|cutlass|cublas|spmm|sddmm|^expand|^gather|only_kept|splitk|xmma|gemv",
-    "fused norms and activations": r"add_norm|bias_gelu|swiglu",
+    "fused norms and activations": r"add_norm|bias_gelu|swiglu|rotary",
     "copies": r"memcpy|memset",
 }
 """Groups of kernels by a pattern of their names, the first that fits; all others are `elementwise`."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.model.architecture import Architecture, architecture_of, family_module, padded_vocab_size
+from spdf_dist.model.fused import fuse_norm
 from spdf_dist.model.layers import pre_norm_layer
 from spdf_dist.model.loss import linear_cross_entropy
 from spdf_dist.model.parameterization import STANDARD, Multipliers, Parameterization, Rule
@@ -162,6 +163,7 @@ def build_gpt(
         **family.gpt_options(model),
     )
     family.finish(gpt, model)
+    fuse_norm(gpt.decoder.final_layernorm)
     if sequence:
         scatter_inputs(gpt.decoder, groups.device)
     gpt.sequence = sequence

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from spdf_kernels.dense import is_emulated
-from spdf_kernels.triton.layers import unusable
+from spdf_kernels.triton.layers import rotary, unusable
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -58,6 +58,9 @@ class StackedSelfAttention(SelfAttention):
     megatron-core interleaves them by key and value head. Stacking keeps the values of each logical weight contiguous.
     """
 
+    rotation: tuple[Tensor, Tensor] | None = None
+    """Cosine and sine, [T, c / 2], for the fused kernel of rotary positions. None: megatron-core applies positions."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # The order of the parameters, which sums over them follow, should be that of the forward pass.
@@ -71,6 +74,8 @@ class StackedSelfAttention(SelfAttention):
             self.num_attention_heads_per_partition,
             self.num_query_groups_per_partition,
         )
+        if self.rotation is not None:
+            return rotary(qkv, *self.rotation, heads, groups)
         q, k, v = (
             part.unflatten(-1, (-1, size)) for part in qkv.split((heads * size, groups * size, groups * size), dim=-1)
         )

@@ -3,12 +3,14 @@
 Shapes: N tokens, C tokens of a chunk, D hidden size, V vocabulary rows of this rank (with padding).
 
 megatron-core's own vocabulary-parallel loss is not used, because it averages label smoothing over padding logits (-inf)
-and keeps three copies of the logits. Here the gradient of each chunk's logits replaces the logits in place. On a GPU
-one kernel computes it in two passes over the logits.
+and keeps three copies of the logits. Here the gradient of each chunk's logits replaces the logits in place. On a GPU,
+kernels compute it in two passes over the logits.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,6 +56,23 @@ def linear_cross_entropy(
     return total
 
 
+def fused_loss(
+    start: int, vocabulary: int, real: int, group: dist.ProcessGroup | None, smoothing: float, gradient: bool
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The kernel of (logits [C, V], labels [C]) that returns the token losses and replaces the logits by gradients."""
+    settings: dict[str, Any] = {"real": real, "smoothing": smoothing, "ignored": IGNORED, "gradient": gradient}
+    if group is None:
+        return functools.partial(cross_entropy.cross_entropy_, **settings)
+    return functools.partial(
+        cross_entropy.sharded_cross_entropy_,
+        start=start,
+        vocabulary=vocabulary,
+        maximum=functools.partial(dist.all_reduce, op=dist.ReduceOp.MAX, group=group),
+        total=functools.partial(dist.all_reduce, group=group),
+        **settings,
+    )
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Computes both gradients in the forward pass, chunk by chunk. The backward pass only scales them."""
 
@@ -74,16 +93,16 @@ class LinearCrossEntropy(torch.autograd.Function):
         if with_gradients:
             d_hidden_ND = torch.empty_like(hidden_ND)
             d_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
-        fused = group is None and cross_entropy.takes(hidden_ND)
+        fused = None
+        if cross_entropy.takes(hidden_ND):
+            fused = fused_loss(vocab_start, vocab_size, real, group, smoothing, with_gradients)
         most = LOGITS_CHUNK_CUDA if hidden_ND.is_cuda else LOGITS_CHUNK
         chunk = max(1, most // weight_VD.shape[0])
         for begin in range(0, hidden_ND.shape[0], chunk):
             hidden_CD, labels_C = hidden_ND[begin : begin + chunk], labels_N[begin : begin + chunk]
-            if fused:
+            if fused is not None:
                 logits_CV = dense_linear(hidden_CD, weight_VD)
-                total += cross_entropy.cross_entropy_(
-                    logits_CV, labels_C, real=real, smoothing=smoothing, ignored=IGNORED, gradient=with_gradients
-                ).sum()
+                total += fused(logits_CV, labels_C).sum()
                 if with_gradients:
                     d_hidden_ND[begin : begin + chunk] = dense_linear(logits_CV, weight_VD.t())
                     d_weight_VD += logits_CV.t() @ hidden_CD

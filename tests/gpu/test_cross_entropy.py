@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import pytest
 import torch
 from spdf_kernels.triton import cross_entropy as fused
@@ -39,6 +42,53 @@ def test_a_nan_stays_in_its_row(device: torch.device) -> None:
     labels = torch.tensor([0, 1, 2], device=device)
     loss = fused.cross_entropy_(logits, labels, real=20, smoothing=0.0, ignored=-100, gradient=True)
     assert torch.isfinite(loss).tolist() == [True, False, True] and torch.isfinite(logits[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_ranks_that_divide_the_vocabulary_get_the_same_loss_and_gradient(
+    smoothing: float, dtype: torch.dtype, device: torch.device
+) -> None:
+    share = 4200  # more than a block; the third rank has padding only
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(5, 3 * share)).to(device, dtype)
+    logits[1, :share] -= 200  # the maximum is on the second rank
+    words = share + 40
+    labels = torch.tensor([0, words - 1, -100, share, 39], device=device)
+    whole = logits[:, :words].clone()
+    settings: dict[str, Any] = {"smoothing": smoothing, "ignored": -100}
+    wanted = fused.cross_entropy_(whole, labels, real=words, gradient=True, **settings)
+    given: dict[str, list[torch.Tensor]] = {"maximum": [], "total": []}
+    reduced: dict[str, torch.Tensor] = {}
+
+    def reduce(name: str, tensor: torch.Tensor) -> None:
+        """Keep the tensor of a rank, or replace it by that of all ranks once this is known."""
+        if name in reduced:
+            tensor.copy_(reduced[name])
+        else:
+            given[name].append(tensor.clone())
+
+    def of_rank(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        own = logits[:, rank * share : (rank + 1) * share].clone()
+        loss = fused.sharded_cross_entropy_(
+            own, labels, start=rank * share, real=max(0, min(share, words - rank * share)), vocabulary=words,
+            maximum=functools.partial(reduce, "maximum"), total=functools.partial(reduce, "total"),
+            gradient=len(reduced) == 2, **settings,
+        )  # fmt: skip
+        return loss, own
+
+    for name, combine in (("maximum", torch.amax), ("total", torch.sum)):
+        given[name] = []
+        for rank in range(3):
+            of_rank(rank)
+        reduced[name] = combine(torch.stack(given[name]), 0)
+    results = [of_rank(rank) for rank in range(3)]
+    for loss, _ in results:
+        torch.testing.assert_close(loss, wanted, atol=1e-4, rtol=1e-5)
+    gradient = torch.cat([own for _, own in results], 1)
+    tolerance = 1e-5 if dtype == torch.float32 else 4e-3
+    torch.testing.assert_close(gradient[:, :words], whole, atol=tolerance, rtol=tolerance)
+    assert not gradient[:, words:].any() and not gradient[2].any()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

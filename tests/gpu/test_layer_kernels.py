@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from spdf_kernels.triton import layers
 from torch import Tensor
+
+from spdf_dist.model.llama.rotary import inverse_frequencies, rotate
 
 SHAPES = ((5, 3, 130), (2, 1), (9, 2048))
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}
@@ -105,6 +108,41 @@ def test_activation_functions_are_torchs(shape: tuple[int, ...], dtype: torch.dt
         lambda x, *_: (F.silu(x) * (x * x).to(dtype).double(),) if dtype == torch.float32 else (F.silu(x) * (x * x),),
         given,
     )
+
+
+@pytest.mark.parametrize(
+    ("T", "B", "heads", "groups", "size"), [(5, 2, 4, 2, 64), (3, 1, 3, 1, 10), (2, 3, 20, 5, 128)]
+)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_rotary_positions_are_those_of_the_reference(
+    T: int, B: int, heads: int, groups: int, size: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    model = SimpleNamespace(head_size=size, rope_theta=5e5, rope_scaling=SimpleNamespace(**scaling))
+    positions = torch.arange(T, dtype=torch.float64) * 1000 + 7
+    angles = (positions[:, None] * inverse_frequencies(model).double()).to(device)  # type: ignore[arg-type]
+
+    def own(x: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = layers.rotary(x * 1, angles.cos().float(), angles.sin().float(), heads, groups)
+        assert q.shape == (T, B, heads, size) and k.shape == v.shape == (T, B, groups, size)
+        # Attention permutes, so that the gradients of q, k and v have other strides than those of x.
+        return q.permute(1, 2, 0, 3).contiguous(), k.transpose(-1, -2).contiguous(), v * v
+
+    def plain(x: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = x.unflatten(-1, (-1, size)).split((heads, groups, groups), dim=2)
+        q, k = (rotate(part, angles[:, None, None, :]) for part in (q, k))
+        return q.permute(1, 2, 0, 3), k.transpose(-1, -2), v * v
+
+    assert_same(own, plain, inputs((T, B, (heads + 2 * groups) * size), dtype, device, 1)[:1])
+
+
+def test_rotary_positions_are_applied_in_place_and_autograd_knows(device: torch.device) -> None:
+    x = torch.randn(3, 1, 48, device=device, requires_grad=True)
+    saved = x.exp()  # autograd keeps the result, which the rotation overwrites
+    q, _, _ = layers.rotary(saved, torch.ones(3, 8, device=device), torch.zeros(3, 8, device=device), 1, 1)
+    assert q.data_ptr() == saved.data_ptr()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        q.sum().backward()
 
 
 def test_dropout_drops_a_share_and_the_same_features_again(device: torch.device) -> None:

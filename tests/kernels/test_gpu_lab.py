@@ -78,19 +78,34 @@ def test_parts_that_crash_or_hang_are_not_repeated(tmp_path: Path, monkeypatch: 
     assert "stopped after 1 s" in (tmp_path / "gpu_lab.md").read_text()
 
 
-def test_the_parts_up_to_the_real_run_fit_into_eight_minutes() -> None:
+@pytest.mark.parametrize(("last", "minutes"), [("losses", 4.5), ("real run", 8.0)])
+def test_the_most_valuable_parts_fit_into_the_time(last: str, minutes: float) -> None:
     made = run.parts(run.Bench(run.torch.device("cpu"), 0, False), run.Record(Path(os.devnull), 0))
     names = list(made)
-    most_valuable = names[: names.index("real run") + 1]
-    assert sum(made[name].seconds for name in most_valuable) <= 480 - run.RESERVE
+    most_valuable = names[: names.index(last) + 1]
+    assert sum(made[name].seconds for name in most_valuable) <= 60 * minutes - run.RESERVE
     assert names.index("xl steps") < names.index("small steps") < names.index("real run")
+
+
+def test_tests_that_take_too_long_leave_their_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = run.Record(tmp_path / "gpu_lab.jsonl", 60)
+    seen = b"tests/gpu/a.py::test_a PASSED\n[gw0] FAILED tests/gpu/a.py::test_b\n"
+
+    def stopped(*arguments: Any, **options: Any) -> None:
+        raise subprocess.TimeoutExpired("pytest", 30, output=seen)
+
+    monkeypatch.setattr(run.subprocess, "run", stopped)
+    run.gpu_tests(record, False)
+    line = record.lines[-1]
+    assert line["exit_code"] == 1 and "1 passed, 1 failed" in line["summary"] and "test_b" in line["failed"][0]
 
 
 def test_kernels_are_told_apart_by_name() -> None:
     kernels = {
         "nvjet_tst_128x256": 5.0,
         "spmm_box": 1.0,
-        "add_norm_backward": 2.0,
+        "add_norm_backward": 1.5,
+        "rotary": 0.5,
         "cudnn_generated_fort_native_sdpa": 3.0,
         "multi_tensor_apply_kernel<FusedAdam>": 4.0,
         "cross_entropy": 6.0,

@@ -1,6 +1,6 @@
 """The whole trainer with GPU kernels in Triton's interpreter, compared with a run on the CPU.
 
-The GPU kernels are those of sparse products, of the loss, and of norms and activation functions.
+The GPU kernels are those of sparse products, of the loss, and of norms, activation functions and rotary positions.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import pytest
 pytest.importorskip("triton")
 
 CASES = {
-    # family, pattern, precision, back end, maximum relative difference of a loss
-    "GPT-2, whole blocks": ("gpt2", "balanced:64", "bf16", "triton-block", 4e-3),
-    "Llama, unstructured": ("llama", "unstructured", "fp32", "triton-expand", 1e-5),
+    # family, pattern, precision, tensor ranks, back end, maximum relative difference of a loss
+    "GPT-2, whole blocks": ("gpt2", "balanced:64", "bf16", 1, "triton-block", 4e-3),
+    "Llama, unstructured, two tensor ranks": ("llama", "unstructured", "fp32", 2, "triton-expand", 1e-5),
 }
 
 
-def losses(data: Any, folder: Path, family: str, pattern: str, precision: str, backend: str) -> list[float]:
+def losses(data: Any, folder: Path, family: str, pattern: str, precision: str, ranks: int, backend: str) -> list[float]:
     """The losses of three steps and of the validation after them, with a checkpoint in between."""
     config = folder / "config.yaml"
     folder.mkdir()
@@ -34,6 +34,7 @@ run_dir: {folder / "run"}
 model: {{family: {family}, num_layers: 1, hidden_size: 128, num_attention_heads: 4, seq_length: 32, vocab_size: 300}}
 sparsity: {{level: 0.5, pattern: "{pattern}", execution: compressed}}
 training: {{train_tokens: 384, global_batch_size: 4, micro_batch_size: 2, lr: 1e-2, precision: {precision}}}
+parallel: {{tensor: {ranks}}}
 data: {{train: {data.train}, validation: {data.validation}}}
 checkpoint: {{interval: 2}}
 validation: {{interval: 3, batches: 1}}
@@ -51,7 +52,10 @@ validation: {{interval: 3, batches: 1}}
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_training_gives_the_losses_of_the_cpu(case: str, tiny_data: Any, tmp_path: Path) -> None:
-    family, pattern, precision, backend, tolerance = CASES[case]
-    gpu, cpu = (losses(tiny_data, tmp_path / name, family, pattern, precision, name) for name in (backend, "portable"))
+    family, pattern, precision, ranks, backend, tolerance = CASES[case]
+    gpu, cpu = (
+        losses(tiny_data, tmp_path / name, family, pattern, precision, count, name)
+        for name, count in ((backend, ranks), ("portable", 1))
+    )
     assert len(gpu) == len(cpu) == 4 and cpu[2] < cpu[0]
     assert gpu == pytest.approx(cpu, rel=tolerance)

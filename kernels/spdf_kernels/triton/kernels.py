@@ -236,6 +236,33 @@ def only_kept_entries(
 
 
 @triton.jit
+def _row_statistics(row, REAL, BLOCK: tl.constexpr):
+    """(maximum, sum of exp(x - maximum), sum of x) of the first REAL logits of a row."""
+    largest = tl.full((), -float("inf"), tl.float32)
+    total = tl.zeros((), tl.float32)
+    plain = tl.zeros((), tl.float32)
+    for begin in range(0, REAL, BLOCK):
+        v = begin + tl.arange(0, BLOCK)
+        x = tl.load(row + v, mask=v < REAL, other=-float("inf")).to(tl.float32)
+        larger = tl.maximum(largest, tl.max(x, 0))
+        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(x - larger), 0)
+        largest = larger
+        plain += tl.sum(tl.where(v < REAL, x, 0.0), 0)
+    return largest, total, plain
+
+
+@triton.jit
+def _row_gradient(row, V, REAL, lse, label, counts, smoothing, of_uniform, BLOCK: tl.constexpr):
+    """Replace the logits [V] of a row by the gradient of its loss, which is zero from REAL on and if not `counts`."""
+    for begin in range(0, V, BLOCK):
+        v = begin + tl.arange(0, BLOCK)
+        x = tl.load(row + v, mask=v < REAL, other=-float("inf")).to(tl.float32)
+        gradient = tl.exp(x - lse) - of_uniform - tl.where(v == label, 1 - smoothing, 0.0)
+        gradient = tl.where(counts & (v < REAL), gradient, 0.0)
+        tl.store(row + v, gradient.to(row.dtype.element_ty), mask=v < V)
+
+
+@triton.jit
 def cross_entropy(
     logits, labels, loss, V, REAL, smoothing, of_uniform, ignored,
     BLOCK: tl.constexpr, GRADIENT: tl.constexpr,
@@ -248,24 +275,39 @@ def cross_entropy(
     row = logits + tl.program_id(0).to(tl.int64) * V
     label = tl.load(labels + tl.program_id(0)).to(tl.int32)
     counts = label != ignored
-    largest = tl.full((), -float("inf"), tl.float32)
-    total = tl.zeros((), tl.float32)
-    plain = tl.zeros((), tl.float32)
-    for begin in range(0, REAL, BLOCK):
-        v = begin + tl.arange(0, BLOCK)
-        x = tl.load(row + v, mask=v < REAL, other=-float("inf")).to(tl.float32)
-        larger = tl.maximum(largest, tl.max(x, 0))
-        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(x - larger), 0)
-        largest = larger
-        plain += tl.sum(tl.where(v < REAL, x, 0.0), 0)
+    largest, total, plain = _row_statistics(row, REAL, BLOCK)
     lse = largest + tl.log(total)
     own = tl.load(row + label, mask=counts, other=0.0).to(tl.float32)
     here = lse - (1 - smoothing) * own - of_uniform * plain
     tl.store(loss + tl.program_id(0), tl.where(counts, here, 0.0))
     if GRADIENT:
-        for begin in range(0, V, BLOCK):
-            v = begin + tl.arange(0, BLOCK)
-            x = tl.load(row + v, mask=v < REAL, other=-float("inf")).to(tl.float32)
-            gradient = tl.exp(x - lse) - of_uniform - tl.where(v == label, 1 - smoothing, 0.0)
-            gradient = tl.where(counts & (v < REAL), gradient, 0.0)
-            tl.store(row + v, gradient.to(logits.dtype.element_ty), mask=v < V)
+        _row_gradient(row, V, REAL, lse, label, counts, smoothing, of_uniform, BLOCK)
+
+
+@triton.jit(do_not_specialize=["C", "START"])
+def shard_statistics(logits, labels, found, C, V, REAL, START, ignored, BLOCK: tl.constexpr):
+    """What one token's loss needs of a shard of the vocabulary, whose first word is START: found, float32 [4, C].
+
+    Its rows are the maximum of the first REAL logits, the sum of exp(x - maximum), the sum of x, and the logit of the
+    label, which is zero if the label is in another shard or `ignored`.
+    """
+    token = tl.program_id(0)
+    row = logits + token.to(tl.int64) * V
+    label = tl.load(labels + token)
+    word = (label - START).to(tl.int32)
+    here = (label != ignored) & (word >= 0) & (word < REAL)
+    largest, total, plain = _row_statistics(row, REAL, BLOCK)
+    tl.store(found + token, largest)
+    tl.store(found + C + token, total)
+    tl.store(found + 2 * C + token, plain)
+    tl.store(found + 3 * C + token, tl.load(row + word, mask=here, other=0.0).to(tl.float32))
+
+
+@triton.jit(do_not_specialize=["START"])
+def shard_gradient(logits, labels, lse, V, REAL, START, smoothing, of_uniform, ignored, BLOCK: tl.constexpr):
+    """Replace one token's logits [V] of a shard of the vocabulary by their gradient; lse is that of all shards."""
+    token = tl.program_id(0)
+    label = tl.load(labels + token)
+    word = (label - START).to(tl.int32)
+    row = logits + token.to(tl.int64) * V
+    _row_gradient(row, V, REAL, tl.load(lse + token), word, label != ignored, smoothing, of_uniform, BLOCK)

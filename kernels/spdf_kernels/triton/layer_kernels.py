@@ -188,3 +188,71 @@ def swiglu_backward(dy, x, dx, T, F, BLOCK: tl.constexpr):
         dgate = gradient * rest * open * (1 + gate * (1 - open))
         tl.store(dx + own, dgate.to(dx.dtype.element_ty), mask=inside)
         tl.store(dx + own + F, (gradient * gate * open).to(dx.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _rotated(first, second, cos, sin):
+    """The pairs (first, second) rotated by the angles of cos and sin."""
+    return first * cos - second * sin, second * cos + first * sin
+
+
+@triton.jit(do_not_specialize=["B"])
+def rotary(qkv, cos, sin, B, WIDTH, ROTATED, HALF, HEADS: tl.constexpr, BLOCK: tl.constexpr):
+    """Rotate the pairs (i, i + HALF) of the first ROTATED heads of each row of qkv [T * B, WIDTH], in place.
+
+    A head has 2 * HALF features. Row t * B + b has position t, and the angles of cos and sin, float32 [T, HALF]. A
+    program has HEADS heads of a row.
+    """
+    row = tl.program_id(0)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    i = tl.arange(0, BLOCK)
+    inside = (head[:, None] < ROTATED) & (i[None, :] < HALF)
+    angle = row // B * HALF + i
+    c = tl.load(cos + angle, mask=i < HALF, other=0.0)[None, :]
+    s = tl.load(sin + angle, mask=i < HALF, other=0.0)[None, :]
+    at = qkv + tl.cast(row, tl.int64) * WIDTH + head[:, None] * (2 * HALF) + i[None, :]
+    first = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
+    first, second = _rotated(first, second, c, s)
+    tl.store(at, first.to(qkv.dtype.element_ty), mask=inside)
+    tl.store(at + HALF, second.to(qkv.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _head(part, head, heads, row, B, stride_t, stride_b, stride_h):
+    """(addresses, existence) of the first features of those of `head` that are among the `heads` of a row of `part`."""
+    there = (head >= 0) & (head < heads)
+    t = tl.cast(row // B, tl.int64)
+    return part + t * stride_t + tl.cast(row % B, tl.int64) * stride_b + tl.where(there, head, 0) * stride_h, there
+
+
+@triton.jit(do_not_specialize=["B"])
+def rotary_backward(
+    dq, dk, dv, dqkv, cos, sin, B, H, G, HALF,
+    q_t, q_b, q_h, k_t, k_b, k_h, v_t, v_b, v_h,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """dqkv [T * B, (H + 2 G) * 2 HALF] of `rotary`: dq and dk rotated back, and dv.
+
+    dq [T, B, H, 2 HALF], dk and dv [T, B, G, 2 HALF] have any strides (q_t, q_b, q_h, ...) but 1 for the features. A
+    program has HEADS of the H + 2 G heads of a row.
+    """
+    row = tl.program_id(0)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    i = tl.arange(0, BLOCK)
+    own = i[None, :] < HALF
+    from_q, in_q = _head(dq, head, H, row, B, q_t, q_b, q_h)
+    from_k, in_k = _head(dk, head - H, G, row, B, k_t, k_b, k_h)
+    from_v, in_v = _head(dv, head - H - G, G, row, B, v_t, v_b, v_h)
+    source = tl.where(in_q, from_q, tl.where(in_k, from_k, from_v))[:, None] + i[None, :]
+    inside = (in_q | in_k | in_v)[:, None] & own
+    first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
+    angle = row // B * HALF + i
+    turns = (in_q | in_k)[:, None]
+    c = tl.where(turns, tl.load(cos + angle, mask=i < HALF, other=0.0)[None, :], 1.0)
+    s = tl.where(turns, tl.load(sin + angle, mask=i < HALF, other=0.0)[None, :], 0.0)
+    first, second = _rotated(first, second, c, -s)
+    at = dqkv + (tl.cast(row, tl.int64) * (H + 2 * G) + head[:, None]) * (2 * HALF) + i[None, :]
+    tl.store(at, first.to(dqkv.dtype.element_ty), mask=inside)
+    tl.store(at + HALF, second.to(dqkv.dtype.element_ty), mask=inside)

@@ -30,6 +30,8 @@ WARPS_OF_PROCESSOR = 24
 """Warps per multiprocessor in the norm's backward kernel, which has 80 to 90 registers per thread."""
 ACTIVATION_PROGRAMS = 16
 """Programs per multiprocessor in the activation functions."""
+ROTARY_FEATURES = 1024
+"""Features per program of rotary positions, at most; they are whole heads."""
 RANDOM_BITS = 24
 """Bits of a random number of dropout."""
 
@@ -207,6 +209,56 @@ class SwiGLU(torch.autograd.Function):
         return dx
 
 
+class Rotary(torch.autograd.Function):
+    """(q, k, v) of stacked queries, keys and values, with q and k rotated. See `rotary`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, groups: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        T, B = qkv.shape[:2]
+        half = cos.shape[-1]
+        if qkv.numel():
+            with current(qkv.device):
+                _kernels().rotary[(T * B, -(-(heads + groups) // heads_of_program(half)))](
+                    qkv, cos, sin, B, qkv.shape[-1], heads + groups, half,
+                    HEADS=heads_of_program(half), BLOCK=block_of_half(half), num_warps=ACTIVATION_WARPS,
+                )  # fmt: skip
+        torch.autograd.graph.increment_version(qkv)
+        ctx.save_for_backward(cos, sin)
+        ctx.heads, ctx.groups = heads, groups
+        ctx.set_materialize_grads(True)
+        q, k, v = qkv.unflatten(-1, (-1, 2 * half)).split((heads, groups, groups), dim=2)
+        return q, k, v
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        cos, sin = ctx.saved_tensors
+        half = cos.shape[-1]
+        parts = [part if part.stride(-1) == 1 else part.contiguous() for part in gradients]
+        T, B = parts[0].shape[:2]
+        heads = ctx.heads + 2 * ctx.groups
+        dqkv = parts[0].new_empty(T, B, heads * 2 * half)
+        if dqkv.numel():
+            with current(dqkv.device):
+                _kernels().rotary_backward[(T * B, -(-heads // heads_of_program(half)))](
+                    *parts, dqkv, cos, sin, B, ctx.heads, ctx.groups, half,
+                    *(stride for part in parts for stride in part.stride()[:3]),
+                    HEADS=heads_of_program(half), BLOCK=block_of_half(half), num_warps=ACTIVATION_WARPS,
+                )  # fmt: skip
+        return dqkv, None, None, None, None
+
+
+def block_of_half(half: int) -> int:
+    """Half of a head's features, rounded up to a power of two."""
+    return max(16, 1 << (half - 1).bit_length())
+
+
+def heads_of_program(half: int) -> int:
+    """Heads per program of rotary positions, a power of two."""
+    return max(1, ROTARY_FEATURES // (2 * block_of_half(half)))
+
+
 def _rows_of_sums(x: Tensor, features: int) -> int:
     """Programs along the rows of an activation function."""
     return _programs(x.device, x.numel() // max(features, 1), ACTIVATION_PROGRAMS, -(-features // FEATURES))
@@ -253,6 +305,16 @@ def swiglu(x: Tensor) -> Tensor:
     return y
 
 
+def rotary(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [T, B, heads, c], keys and values [T, B, groups, c], which qkv [T, B, (heads + 2 groups) c] stacks.
+
+    The pairs (i, i + c / 2) of queries and keys at position t are rotated by the angles of ``cos`` and ``sin``, float32
+    [T, c / 2], in float32. The rotation is made in place; the results are views of a contiguous ``qkv``.
+    """
+    q, k, v = Rotary.apply(qkv.contiguous(), cos.contiguous(), sin.contiguous(), heads, groups)
+    return q, k, v
+
+
 MOST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest relative error of the trial, in the Frobenius norm."""
 
@@ -295,11 +357,23 @@ def _pairs() -> dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]]:
         gate, rest = (x * v).chunk(2, dim=-1)
         return functional.silu(gate) * rest
 
+    def turned(x: Tensor, v: Tensor) -> Tensor:
+        angles = v.detach().float()[:25].repeat(x.shape[0], 1)
+        return torch.cat([part.flatten(2) for part in rotary((x * v)[:, None], angles.cos(), angles.sin(), 2, 1)], -1)
+
+    def plain_turned(x: Tensor, v: Tensor) -> Tensor:
+        q_and_k, rest = (x * v)[:, None].split((150, 50), dim=-1)
+        first, second = q_and_k.unflatten(-1, (3, 2, 25)).unbind(-2)
+        cos, sin = v.detach()[:25].cos(), v.detach()[:25].sin()
+        rotated = torch.stack([first * cos - second * sin, second * cos + first * sin], -2)
+        return torch.cat([rotated.flatten(2), rest], -1)
+
     return {
         "layer norm": (layer_norm, plain_layer_norm),
         "RMS norm": (rms_norm, plain_rms_norm),
         "gelu": (bias_gelu, plain_gelu),
         "swiglu": (lambda x, v: swiglu(x * v), plain_swiglu),
+        "rotary positions": (turned, plain_turned),
     }
 
 

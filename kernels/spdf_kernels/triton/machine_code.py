@@ -120,13 +120,15 @@ def expand_builds(capability: int) -> Iterator[Build]:
         yield Build(
             name, getattr(kernels, name), signature, {"CHUNK": CHUNK}, tile, capability, False, ("numel",)
         )  # fmt: skip
-    yield Build(
-        "cross_entropy",
-        kernels.cross_entropy,
-        {"logits": "*bf16", "labels": "*i64", "loss": "*fp32", "V": "i32", "REAL": "i32", "smoothing": "fp32",
-         "of_uniform": "fp32", "ignored": "i32"},
-        {"BLOCK": cross_entropy.BLOCK, "GRADIENT": True}, Tile(0, 0, cross_entropy.WARPS, 3), capability, False, ("V",),
-    )  # fmt: skip
+    signature = {
+        "logits": "*bf16", "labels": "*i64", **dict.fromkeys(("loss", "found", "lse"), "*fp32"),
+        **dict.fromkeys(("C", "V", "REAL", "START", "ignored"), "i32"),
+        **dict.fromkeys(("smoothing", "of_uniform"), "fp32"),
+    }  # fmt: skip
+    loss_tile = Tile(0, 0, cross_entropy.WARPS, 3)
+    for name in ("cross_entropy", "shard_statistics", "shard_gradient"):
+        constants = {"BLOCK": cross_entropy.BLOCK} | ({"GRADIENT": True} if name == "cross_entropy" else {})
+        yield Build(name, getattr(kernels, name), signature, constants, loss_tile, capability, False, ("V",))
     signature = {
         **dict.fromkeys(("x", "weight", "y", "bias"), "*bf16"),
         "bits": "*u8",
@@ -164,6 +166,24 @@ def layer_builds(capability: int) -> Iterator[Build]:
         yield Build(name, getattr(layer_kernels, name), signature, constants, tile, capability, False, ("F",))
 
 
+def rotary_builds(capability: int) -> Iterator[Build]:
+    """Rotary positions at the head size of Llama."""
+    strides = [f"{part}_{axis}" for part in "qkv" for axis in "tbh"]
+    signature = {
+        **dict.fromkeys(("qkv", "dq", "dk", "dv", "dqkv"), "*bf16"),
+        **dict.fromkeys(("cos", "sin"), "*fp32"),
+        **dict.fromkeys(("B", "WIDTH", "ROTATED", "HALF", "H", "G", *strides), "i32"),
+    }
+    half = 64
+    constants = {"HEADS": layers.heads_of_program(half), "BLOCK": layers.block_of_half(half)}
+    tile = Tile(0, 0, layers.ACTIVATION_WARPS, 3)
+    for name in ("rotary", "rotary_backward"):
+        yield Build(
+            name, getattr(layer_kernels, name), signature, constants, tile, capability, False,
+            ("WIDTH", "HALF", *strides),
+        )  # fmt: skip
+
+
 def builds(capability: int) -> Iterator[Build]:
     """All kernels for a chip of `capability` (80, 90)."""
     for (chip, block), setting in CONFIGURATIONS.items():
@@ -172,6 +192,7 @@ def builds(capability: int) -> Iterator[Build]:
             yield from sddmm_builds(capability, block, setting)
     yield from expand_builds(capability)
     yield from layer_builds(capability)
+    yield from rotary_builds(capability)
 
 
 def compiled(build: Build) -> Any:
