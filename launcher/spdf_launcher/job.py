@@ -66,6 +66,10 @@ class Runner:
     def run(self) -> int:
         """Run the job to its end and return the exit code. Retries here unless a batch system requeues the job."""
         self.lock = try_lock(self.folder.lock, patience=2.0)
+        if self.lock is None and self.is_requeued():
+            self.lock = self.lock_after_earlier_attempt()
+            if self.lock is None:
+                return self.stopped()
         if self.lock is None:
             print(f"{self.job.id}: runs already", file=sys.stderr)
             return 1
@@ -84,6 +88,30 @@ class Runner:
                 return self.attempts()
         finally:
             unlock(self.lock)
+
+    def is_requeued(self) -> bool:
+        """Whether the last attempt was the same job of the batch system."""
+        last = history(self.folder).last_start
+        return self.queued and last is not None and last.get("slurm_job_id") == slurm_job()
+
+    def lock_after_earlier_attempt(self) -> int | None:
+        """Wait until the earlier attempt of a requeued job has ended, and return the lock; None after a signal.
+
+        The earlier attempt can still run on a node that Slurm has lost, until the node hears of the requeue.
+        """
+        start = history(self.folder).last_start or {}
+        print(f"{self.job.id}: waits for the end of its earlier attempt on {start.get('host')}", file=sys.stderr)
+        lock = None
+        with self.signals:
+            while lock is None and not self.signals.got:
+                lock = try_lock(self.folder.lock, patience=1.0)
+        return lock
+
+    def stopped(self) -> int:
+        """Requeue a stopped job if it must go on; return the exit code."""
+        if self.queued and self.executor.goes_on(self.signals) and self.folder.status() != CANCELLED:
+            self.executor.requeue()
+        return EXIT_STOPPED
 
     def unmet(self) -> str | None:
         """Why the job cannot start: a needed job is not done with the expected inputs. None: it can start."""
@@ -119,9 +147,7 @@ class Runner:
                 self.finish(DONE, self.remark, 0, command)
                 return 0
             if outcome == "stopped":
-                if self.queued and self.executor.goes_on(self.signals) and self.folder.status() != CANCELLED:
-                    self.executor.requeue()
-                return EXIT_STOPPED
+                return self.stopped()
             failures = history(self.folder).failures
             reason = self.reason(code, outcome)
             if code in (EXIT_BAD_INPUT, EXIT_NON_FINITE):

@@ -24,8 +24,7 @@ from types import FrameType
 import numpy as np
 
 from chaos.mutations import mutate
-from spdf_dist.cli.main import UNREACHABLE
-from spdf_dist.config.errors import SpdfError
+from spdf_dist.config.errors import EXIT_BAD_INPUT, SpdfError, exit_code_of
 
 SECONDS = 20
 """Longest time for one file."""
@@ -112,7 +111,7 @@ def attempt(kind: Kind, folder: Path, expected: object, same: bool, result: Coun
             return f"not one line: {str(error)[:300]!r}"
     except OSError as error:  # the command line reports these on one line
         result.refused += 1
-        return None if error.filename is not None and error.errno in UNREACHABLE else repr(error)
+        return None if exit_code_of(error) == EXIT_BAD_INPUT else repr(error)
     except TooSlow:
         return f"took more than {SECONDS} s"
     except BaseException as error:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from spdf_launcher import job, requeue
+from spdf_launcher.attempts import START, record
 from spdf_launcher.executors import slurm
 from spdf_launcher.folder import read_lines
 from spdf_launcher.journal import Journal
@@ -16,6 +20,7 @@ from spdf_launcher.plan import plan
 from spdf_launcher.prepare import prepare
 from spdf_launcher.workflow import load_workflow
 
+from spdf_dist.base.file_locks import try_lock, unlock
 from spdf_dist.workflow_folder import JobFolder
 
 FLOW = """
@@ -71,6 +76,39 @@ def test_a_preempted_job_goes_back_into_the_queue(attempt) -> None:  # type: ign
     folder = attempt("train", "sys.exit(75)")
     assert ends(folder) == (["stopped"], True)
     assert not folder.manifest.exists()
+
+
+def held_by(folder: JobFolder, slurm_job: str) -> int:
+    """The lock of a job whose last attempt still runs, in a job of Slurm."""
+    record(folder, START, attempt=1, host="n2", slurm_job_id=slurm_job, checkpoint=-1)
+    lock = try_lock(folder.lock)
+    assert lock is not None
+    return lock
+
+
+def test_a_requeued_job_waits_for_its_attempt_on_a_lost_node(attempt, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    folder = attempt("dense", "os.mkdir('made')")
+    (folder.out / "model").mkdir(parents=True)
+    threading.Timer(3.0, unlock, [held_by(folder, "17")]).start()
+    ends(folder)
+    assert folder.out.is_dir() and [line["event"] for line in read_lines(folder.attempts)].count(START) == 2
+    assert "dense: waits for the end of its earlier attempt on n2" in capsys.readouterr().err
+
+
+def test_a_signal_ends_the_wait_and_the_job_goes_back_into_the_queue(attempt) -> None:  # type: ignore[no-untyped-def]
+    folder = attempt("train", "")
+    lock = held_by(folder, "17")
+    threading.Timer(3.0, os.kill, [os.getpid(), signal.SIGUSR1]).start()
+    assert ends(folder) == ([], True)
+    unlock(lock)
+
+
+def test_another_slurm_job_does_not_wait(attempt, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
+    folder = attempt("train", "")
+    lock = held_by(folder, "16")
+    assert ends(folder) == ([], False)
+    assert "train: runs already" in capsys.readouterr().err
+    unlock(lock)
 
 
 def test_a_job_under_scancel_does_not(attempt) -> None:  # type: ignore[no-untyped-def]
