@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spdf_dist.accounting.text_table import text_table
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
@@ -158,8 +159,8 @@ def run_gemm(args: argparse.Namespace) -> int:
     import torch
     from spdf_kernels import bench
 
-    from spdf_dist.report.numbers import duration
-    from spdf_dist.report.speedups import gemm_line, gemm_table, state_table, write_speedup_figure
+    from spdf_dist.base.numbers import duration
+    from spdf_dist.report.speedups import write_speedup_figure
 
     machine = bench.machine()
     cores = int(machine["cores"])
@@ -221,6 +222,52 @@ def run_gemm(args: argparse.Namespace) -> int:
     return 0 if complete else EXIT_INTERRUPTED
 
 
+def gemm_table(results: Sequence[dict[str, Any]]) -> str:
+    """A text table of measured products, one row per product."""
+    rows = []
+    for r in results:
+        row = {
+            "out x in": f"{r['out']}x{r['in']}",
+            "s": f"{r['sparsity']:.2f}",
+            "thr": str(r["threads"]),
+            "product": r["op"],
+            "back end": r["backend"],
+            "ms (quartiles)": f"{r['median_ms']:.2f} ({r['q1_ms']:.2f}-{r['q3_ms']:.2f})",
+            "best dense ms": f"{r['best_dense']} {r['dense'][r['best_dense']]['median_ms']:.2f}",
+            "speed-up": f"{r['speedup']:.2f}x (>= {r['speedup_lower']:.2f})",
+            "limit": f"{r['theoretical']:.1f}x",
+            "of peak": "" if r.get("peak_fraction") is None else f"{100 * r['peak_fraction']:.0f}%",
+            "others against best dense": "  ".join(
+                f"{name} {peer['speedup']:.2f}x" for name, peer in r["peers"].items()
+            ),
+        }
+        rows.append(row)
+    return text_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def gemm_line(r: dict[str, Any]) -> str:
+    """One line of text for a measured product, for output during the measurement."""
+    threads = f"{r['threads']} thread" + ("s" if r["threads"] > 1 else "")
+    case = f"{r['out']}x{r['in']} {100 * r['sparsity']:.0f}% {threads} {r['op']} ({r['backend']})"
+    return f"{case}: {r['median_ms']:.2f} ms, {r['speedup']:.2f}x dense (>= {r['speedup_lower']:.2f})"
+
+
+def state_table(states: Sequence[dict[str, Any]]) -> str:
+    """A text table of preparation times and sizes of model state."""
+    rows = []
+    for state in states:
+        for label in ("compact", "generated"):
+            s = state[label]
+            name = [f"{state['out']}x{state['in']}", f"{state['sparsity']:.2f}", label]
+            if "missing" in s:
+                rows.append([*name, "", "", "", s["missing"]])
+                continue
+            numbers = (s["index_bytes_per_nonzero"], s["code_bytes_per_nonzero"])
+            rows.append([*name, f"{s['prepare_ms']:.1f}", *(f"{n:.2f}" for n in numbers), f"{s['of_dense']:.3f}"])
+    head = ["out x in", "s", "path", "prepare ms", "index B/nnz", "code B/nnz", "state / dense"]
+    return text_table(head, rows)
+
+
 def estimated_seconds(first: float, cases: Sequence[tuple[tuple[int, int], float, int]]) -> float:
     """Of all cases (shape, sparsity, threads), from the seconds of the first: in proportion to the multiply-adds."""
 
@@ -237,7 +284,6 @@ def run_step(args: argparse.Namespace) -> int:
         raise UserError(f"{args.config}: sparsity.level is 0, so there is nothing to compare; set it above 0")
     if config.parallel.tensor * (config.parallel.data or 1) != 1:
         raise UserError("spdf bench step runs in one process: parallel.tensor and parallel.data must be 1")
-    from spdf_dist.accounting.text_table import text_table
     from spdf_dist.parallel.ranks import cores
     from spdf_dist.training.bench import bench_step
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from spdf_dist.report.numbers import power_label, short_count
-from spdf_dist.report.scores import Estimate
+from spdf_dist.base.numbers import power_label, short_count
 from spdf_dist.report.style import INK, MUTED, PAPER
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a figure."""
+    """One line of a figure, with a marker at each point where ``marker`` is set."""
 
     label: str
     """Lines with the same label share a colour and one legend entry."""
@@ -39,6 +39,9 @@ class Series:
     """Index of the line style; 0: solid."""
     finished: bool = True
     """Whether the run is finished. The line of an unfinished run is thinner."""
+    marker: str = ""
+    band: tuple[Numbers, Numbers] | None = None
+    """Lower and upper limit at each x."""
 
 
 @dataclass(frozen=True)
@@ -54,31 +57,29 @@ class Bar:
 
 @dataclass(frozen=True)
 class Dot:
-    """One value with its deviation, for ``dot_figure``."""
+    """One value with its error bar, for ``dot_figure``."""
 
     label: str
     colour: str
-    value: Estimate
+    value: float
+    error: float | None
+    """Half the length of the error bar."""
     note: str
     hollow: bool = False
     """Whether the marker is hollow, which denotes a printed value."""
 
 
-def smooth(values: Numbers, span: int) -> np.ndarray:
-    """Moving average over up to ``span`` points: centred, narrower at the start, one-sided at the end."""
-    numbers = np.asarray(values, dtype=float)
-    place = np.arange(len(numbers))
-    reach = np.minimum(span // 2, place)
-    low, high = place - reach, np.minimum(place + reach + 1, len(numbers))
-    sums, counts = (np.append(0, part.cumsum()) for part in (np.nan_to_num(numbers), np.isfinite(numbers)))
-    with np.errstate(invalid="ignore"):
-        return np.asarray((sums[high] - sums[low]) / (counts[high] - counts[low]))
+def smooth(values: pd.Series, span: int) -> pd.Series:
+    """Moving average over ``span`` points, centred. The first values, where the loss falls steeply, are unchanged."""
+    means = values.rolling(span, center=True, min_periods=1).mean()
+    means.iloc[: span // 2] = values.iloc[: span // 2]
+    return means
 
 
 def thin(series: Series) -> Series:
-    """The line with fewer than twice ``MAX_POINTS`` points, including the last one."""
+    """The line with at most ``MAX_POINTS`` points, including the first and the last one."""
     x, y = np.asarray(series.x), np.asarray(series.y)
-    chosen = np.unique([*range(0, len(x), max(1, len(x) // MAX_POINTS)), len(x) - 1])
+    chosen = np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).astype(int))
     return replace(series, x=x[chosen], y=y[chosen])
 
 
@@ -101,13 +102,19 @@ def new_axes(title: str, x_label: str, y_label: str, height: float) -> tuple[Fig
     return figure, figure.add_subplot(title=title, xlabel=x_label, ylabel=y_label)
 
 
-def new_panels(title: str, heights: Sequence[float], height: float) -> tuple[Figure, Sequence[Axes]]:
-    """A figure with panels below each other, in the ratio of ``heights``, and a common title."""
+def new_panels(
+    title: str, heights: Sequence[float], height: float, share: bool = False
+) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with panels below each other, in the ratio of ``heights``, and a common title.
+
+    ``share``: the panels have the same limits on both axes.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height))
     figure.suptitle(title, x=0.02, ha="left", fontweight="semibold", fontsize=11.5)
-    panels = figure.subplots(len(heights), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
+    ratios = {"height_ratios": heights}
+    panels = figure.subplots(len(heights), 1, sharex=share, sharey=share, squeeze=False, gridspec_kw=ratios)
     return figure, list(panels.flat)
 
 
@@ -135,7 +142,7 @@ def line_figure(
         if not points and len(line.x) > 30:
             raw = thin(line)
             axes.plot(raw.x, raw.y, color=line.colour, alpha=0.22, linewidth=0.8)
-            line = replace(line, y=smooth(line.y, max(5, len(line.x) // 40)))
+            line = replace(line, y=smooth(pd.Series(line.y), max(5, len(line.x) // 40)))
         line = thin(line)
         marker = "o" if points and len(line.x) <= 40 else ""
         axes.plot(
@@ -182,10 +189,11 @@ def bar_figure(title: str, x_label: str, bars: Sequence[Bar], part_names: Sequen
 
 def beside(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], colour: str = INK) -> None:
     """Write ``text`` at ``offset`` points from ``at``."""
-    weight = "normal" if colour == INK else "semibold"
     axes.annotate(
-        text, at, offset, textcoords="offset points", va="center", fontsize=9.5, color=colour, fontweight=weight
-    )
+        text, at, offset, textcoords="offset points", va="center", fontsize=9.5, color=colour,
+        fontweight="normal" if colour == INK else "semibold",
+        bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
+    )  # fmt: skip
 
 
 def hide_rows(axes: Axes, count: int, below: float = 0.5) -> None:
@@ -193,27 +201,32 @@ def hide_rows(axes: Axes, count: int, below: float = 0.5) -> None:
     axes.set_yticks(range(count), [""] * count)
     axes.set_ylim(count - 1 + below, -0.8)
     axes.spines["left"].set_visible(False)
-    axes.locator_params(axis="x", nbins=4)
+    axes.locator_params(axis="x", nbins=5)
 
 
-def dot_figure(title: str, panels: Sequence[tuple[str, Sequence[Dot]]]) -> Figure:
-    """One panel per metric, stacked vertically. A panel has one row per variant, with its name above its value."""
+def dot_figure(title: str, panels: Sequence[tuple[str, Sequence[Dot]]], limits: Sequence[float] = ()) -> Figure:
+    """One panel per metric, stacked vertically. A panel has one row per variant, with its name above its value.
+
+    ``limits`` are marked by vertical lines, the first one solid and the others dashed.
+    """
     heights = [0.75 + 0.42 * max(1, len(dots)) for _, dots in panels] or [1.0]
     figure, grid = new_panels(title, heights, sum(heights) + 0.35)
     for axes, (name, dots) in zip(grid, panels, strict=False):
-        ends = [dot.value.mean + sign * (dot.value.deviation or 0) for dot in dots for sign in (-1, 1)]
+        ends = [dot.value + sign * (dot.error or 0) for dot in dots for sign in (-1, 1)] + [*limits]
         room = 0.25 * (max(ends) - min(ends)) or 0.1 * abs(max(ends)) or 1.0
         low, high = min(ends) - room, max(ends) + room
         for row, dot in enumerate(dots):
             axes.errorbar(
-                dot.value.mean, row, xerr=dot.value.deviation or None, fmt="o", color=dot.colour, markersize=8,
+                dot.value, row, xerr=dot.error or None, fmt="o", color=dot.colour, markersize=8,
                 capsize=3, elinewidth=1.6, markerfacecolor=PAPER if dot.hollow else dot.colour,
             )  # fmt: skip
             beside(axes, f"{dot.label}  {dot.note}", (low, row), (0, 10), dot.colour)
+        for k, limit in enumerate(limits):
+            axes.axvline(limit, color=MUTED, linewidth=1.1, zorder=0, linestyle=DASHES[min(k, 1)])
         axes.set_xlim(low, high)
         hide_rows(axes, len(dots))
         axes.set_title(name, fontsize=10.5)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.2 / figure.get_figheight()), h_pad=1.2)
+    figure.tight_layout(rect=(0, 0, 1, 1.01), h_pad=1.2)
     return figure
 
 

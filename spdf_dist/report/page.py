@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from spdf_dist.report.numbers import MINUS
+from spdf_dist.base.numbers import MINUS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from spdf_dist.accounting.parameters import total_parameters
+from spdf_dist.base.numbers import power_label, short_count, time_unit
 from spdf_dist.report.figures import Bar, Dot, Series, bar_figure, dot_figure, line_figure
-from spdf_dist.report.numbers import power_label, short_count, time_unit
 from spdf_dist.report.page import Plot
 from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run
@@ -112,6 +112,10 @@ def finetuning_plots(results: Results) -> list[Plot]:
 
 def score_plots(results: Results) -> list[Plot]:
     """A figure per task, split and size, with a panel per metric and a row per variant."""
+
+    def note(value: float) -> str:
+        return f"{value:.{2 if abs(value) >= 10 else 3}f}"
+
     colours = variant_colours(results.variants)
     plots = []
     for group in results.score_groups():
@@ -119,7 +123,7 @@ def score_plots(results: Results) -> list[Plot]:
         for metric in group.metrics:
             values = [(row, value) for row in group.rows if (value := row.estimate(metric))]
             dots = [
-                Dot(row.title, colours[row.run.variant], value, f"{value.mean:.{2 if abs(value.mean) >= 10 else 3}f}")
+                Dot(row.title, colours[row.run.variant], value.mean, value.deviation, note(value.mean))
                 for row, value in values
             ]
             if dots:

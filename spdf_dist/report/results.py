@@ -8,7 +8,7 @@ are listed as unattributed. A workflow's folder also provides names, selections,
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from spdf_dist.workflow_folder import FINETUNE, PRETRAIN, candidates, job_of, ou
 
 T = TypeVar("T")
 NOT_SEARCHED = ("checkpoints", "tensorboard", "report", "logs", "tokenizer")
+"""Names of folders that never contain results."""
 LARGEST_RESULT = 16 << 20
 SYNTHETIC_METRICS = ("slot_accuracy",)
 """Metrics of synthetic data, which do not belong to a task."""
@@ -152,15 +153,16 @@ def read_results(folders: Sequence[Path], names: Mapping[Path, str] | None = Non
             continue
         if not root.is_dir():
             raise UserError(f"{root}: no such folder")
-        for folder in walk(root):
-            add_run(results, folder)
-            files += sorted(folder.glob("*.json"))
+        for here, below, names_here in os.walk(root):
+            below[:] = sorted(name for name in below if name not in NOT_SEARCHED and not name.startswith("."))
+            add_run(results, Path(here))
+            files += [Path(here, name) for name in sorted(names_here) if name.endswith(".json")]
         job = job_of(root)
         workflow = job.root if job else root
         if (workflow / "jobs").is_dir() and workflow not in results.workflows:
             results.workflows.append(workflow)
     found = {path: read_result(path) for path in dict.fromkeys(path.resolve() for path in files)}
-    contents = {path: content for path, content in found.items() if content is not None}
+    contents = {path: content for path, content in found.items() if content}
     for content in contents.values():  # the runs that an evaluation names are added too
         for entry in scored_runs(content):
             if entry.get("path"):
@@ -175,13 +177,6 @@ def read_results(folders: Sequence[Path], names: Mapping[Path, str] | None = Non
     name_variants([*results.runs, *(score.run for score in results.scores if score.run not in results.runs)])
     name_decoding(results.scores)
     return results
-
-
-def walk(root: Path) -> Iterator[Path]:
-    """``root`` and the folders below it, in order, without those that never contain results."""
-    for here, folders, _ in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in NOT_SEARCHED and not name.startswith("."))
-        yield Path(here)
 
 
 def add_run(results: Results, folder: Path) -> None:
@@ -262,10 +257,10 @@ def note_workflows(results: Results, names: Mapping[Path, str]) -> None:
                 run.label = name
 
 
-def read_result(path: Path) -> dict[str, Any] | None:
-    """The content of a JSON file with a schema version; None for any other file."""
-    content = read_json(path) if path.stat().st_size <= LARGEST_RESULT else None
-    return content if content is not None and "schema_version" in content else None
+def read_result(path: Path) -> dict[str, Any]:
+    """The content of a JSON file with a schema version; empty for any other file."""
+    content = (read_json(path) if path.stat().st_size <= LARGEST_RESULT else None) or {}
+    return content if "schema_version" in content else {}
 
 
 def known_metrics(content: Mapping[str, Any]) -> dict[str, float | None]:

@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 
 from spdf_dist.accounting.parameters import total_parameters
+from spdf_dist.base.numbers import short_count
 from spdf_dist.config.budget import total_steps
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import config_from_tree, flatten, to_tree
 from spdf_dist.config.schema import FinetuneConfig, ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.config.yaml_reader import read_yaml_file
-from spdf_dist.report.numbers import short_count
 from spdf_dist.workflow_folder import read_json
 
 SEEDS = ("seed", "sparsity.seed")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from spdf_dist.base.numbers import signed
 from spdf_dist.data.tasks import find_task, lower_is_better, metric_title
 from spdf_dist.extensions import task_names
-from spdf_dist.report.numbers import signed
 from spdf_dist.report.runs import Run
 from spdf_dist.report.variants import dense_baseline, group_by
 
@@ -124,6 +124,10 @@ class ScoreRow:
     def by_seed(self, metric: str) -> SeedValues:
         """The values of a metric with the seeds of pre-training."""
         return [(score.pretraining_seed, score.metrics.get(metric)) for score in self.scores]
+
+    def difference(self, metric: str) -> Estimate | None:
+        """The mean difference to dense over the pre-training seeds of both; None with fewer than two."""
+        return paired(self.by_seed(metric), self.base.by_seed(metric)) if self.base else None
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Kernel measurements of ``spdf bench gemm --json``: text tables, and a figure like Figure 1 of the paper."""
+"""Kernel measurements of ``spdf bench gemm --json`` as a figure like Figure 1 of the paper."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spdf_dist.accounting.text_table import text_table
 from spdf_dist.base.atomic_files import write_bytes, write_text
 from spdf_dist.base.extras import require_extra
 from spdf_dist.config.errors import UserError
@@ -56,52 +55,6 @@ def bench_note(bench: dict[str, Any]) -> str:
     machine = bench.get("machine") or {}
     name = machine.get("cpu") if isinstance(machine, dict) else machine
     return f"{size} x {size} product, {name}, {bench.get('threads', '?')} threads."
-
-
-def gemm_table(results: Sequence[dict[str, Any]]) -> str:
-    """A text table of measured products, one row per product."""
-    rows = []
-    for r in results:
-        row = {
-            "out x in": f"{r['out']}x{r['in']}",
-            "s": f"{r['sparsity']:.2f}",
-            "thr": str(r["threads"]),
-            "product": r["op"],
-            "back end": r["backend"],
-            "ms (quartiles)": f"{r['median_ms']:.2f} ({r['q1_ms']:.2f}-{r['q3_ms']:.2f})",
-            "best dense ms": f"{r['best_dense']} {r['dense'][r['best_dense']]['median_ms']:.2f}",
-            "speed-up": f"{r['speedup']:.2f}x (>= {r['speedup_lower']:.2f})",
-            "limit": f"{r['theoretical']:.1f}x",
-            "of peak": "" if r.get("peak_fraction") is None else f"{100 * r['peak_fraction']:.0f}%",
-            "others against best dense": "  ".join(
-                f"{name} {peer['speedup']:.2f}x" for name, peer in r["peers"].items()
-            ),
-        }
-        rows.append(row)
-    return text_table(list(rows[0]), [list(row.values()) for row in rows])
-
-
-def gemm_line(r: dict[str, Any]) -> str:
-    """One line of text for a measured product, for output during the measurement."""
-    threads = f"{r['threads']} thread" + ("s" if r["threads"] > 1 else "")
-    case = f"{r['out']}x{r['in']} {100 * r['sparsity']:.0f}% {threads} {r['op']} ({r['backend']})"
-    return f"{case}: {r['median_ms']:.2f} ms, {r['speedup']:.2f}x dense (>= {r['speedup_lower']:.2f})"
-
-
-def state_table(states: Sequence[dict[str, Any]]) -> str:
-    """A text table of preparation times and sizes of model state."""
-    rows = []
-    for state in states:
-        for label in ("compact", "generated"):
-            s = state[label]
-            name = [f"{state['out']}x{state['in']}", f"{state['sparsity']:.2f}", label]
-            if "missing" in s:
-                rows.append([*name, "", "", "", s["missing"]])
-                continue
-            numbers = (s["index_bytes_per_nonzero"], s["code_bytes_per_nonzero"])
-            rows.append([*name, f"{s['prepare_ms']:.1f}", *(f"{n:.2f}" for n in numbers), f"{s['of_dense']:.3f}"])
-    head = ["out x in", "s", "path", "prepare ms", "index B/nnz", "code B/nnz", "state / dense"]
-    return text_table(head, rows)
 
 
 def write_speedup_figure(path: Path, results: Sequence[dict[str, Any]], title: str) -> Path:

@@ -22,13 +22,7 @@ THEMED = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: 
 MUTED_PARTS = ("axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 COLOURS = {"axes.titlecolor": INK, "text.color": INK, "grid.color": GRID} | dict.fromkeys(MUTED_PARTS, MUTED)
 
-FIXED = {
-    "dense": "#2f7fc4",
-    "untrained": "#8d969f",
-    "paper": "#8d969f",
-    "small": "#7f7bd1",
-    "stopped": "#4fa7b8",
-}
+FIXED = {"dense": "#2f7fc4", "untrained": "#8d969f", "paper": "#8d969f", "small": "#7f7bd1", "stopped": "#4fa7b8"}
 LEVEL_COLOURS = {"50": "#1b9c78", "75": "#e0672b", "90": "#d04a6b"}
 CYCLE = ("#b565b8", "#c59a16", "#8a9a2e", "#4fa7b8", "#7f7bd1", *LEVEL_COLOURS.values())
 """Colours of all other variants. Those of the levels come last."""

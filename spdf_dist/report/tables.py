@@ -10,11 +10,11 @@ import pandas as pd
 
 from spdf_dist.accounting.flops import linears_share
 from spdf_dist.accounting.parameters import linear_parameters
-from spdf_dist.report.numbers import duration, power_label, short_count, signed
+from spdf_dist.base.numbers import duration, power_label, short_count, signed
 from spdf_dist.report.page import NONE, NOT_COMPUTED, Table
 from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run
-from spdf_dist.report.scores import ScoreGroup, ScoreRow, estimate, metric_name, paired, task_title
+from spdf_dist.report.scores import ScoreGroup, ScoreRow, estimate, metric_name, task_title
 from spdf_dist.report.variants import Variant, group_by
 from spdf_dist.workflow_folder import REPORT, all_jobs
 
@@ -117,24 +117,24 @@ def score_text(row: ScoreRow, metric: str) -> str:
     digits = 2 if abs(value.mean) >= 10 else 4
     text = value.text(digits)
     dense = row.base.estimate(metric) if row.base else None
-    if row.base is None or dense is None:
+    if dense is None:
         return text
-    if pairs := paired(row.by_seed(metric), row.base.by_seed(metric)):
+    if pairs := row.difference(metric):
         return f"{text}\n{pairs.difference_text(digits)} to dense ({pairs.count} pairs)"
     return f"{text}\n{signed(value.mean - dense.mean, digits)} to dense"
 
 
 def unattributed_table(results: Results) -> Table:
     """Scores whose files have no record of the checkpoint, split and settings."""
-
-    def texts(metrics: dict[str, float | None]) -> str:
-        return ", ".join(f"{name} {NONE if value is None else f'{value:.4g}'}" for name, value in metrics.items())
-
+    rows = []
+    for found in results.unattributed:
+        values = [f"{name} {NONE if value is None else f'{value:.4g}'}" for name, value in found.metrics.items()]
+        rows.append([str(found.path), task_title(found.task), ", ".join(values)])
     return Table(
         "unattributed",
         "Scores without a record of what was scored",
         ["file", "task", "scores"],
-        [[str(found.path), task_title(found.task), texts(found.metrics)] for found in results.unattributed],
+        rows,
         "These files do not say which checkpoint, split and settings they are of, so they are not compared. Texts that "
         "`spdf generate` writes carry such a record, and `spdf evaluate --json` passes it on.",
         labels=3,

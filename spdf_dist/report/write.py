@@ -7,9 +7,9 @@ from pathlib import Path
 
 from spdf_dist.accounting.flops import linears_share
 from spdf_dist.base.atomic_files import write_bytes, write_text
+from spdf_dist.base.numbers import MINUS
 from spdf_dist.config.errors import UserError
 from spdf_dist.report import tables
-from spdf_dist.report.numbers import MINUS
 from spdf_dist.report.page import Plot, Section, render_page
 from spdf_dist.report.plots import result_plots
 from spdf_dist.report.results import Results
@@ -138,9 +138,8 @@ def cards(results: Results) -> list[tuple[str, str]]:
     for group in results.score_groups():
         for row in group.rows:
             metric = group.metrics[0]
-            if row.base is None or any(score.synthetic for score in row.scores):
-                continue
-            if pairs := paired(row.by_seed(metric), row.base.by_seed(metric)):
+            pairs = row.difference(metric)
+            if pairs and not any(score.synthetic for score in row.scores):
                 what = f"{metric_name(metric)[:-2]} against dense on {group.task} ({row.title})"
                 boxes.append((pairs.difference_text(4), f"{what}, {pairs.count} pairs of seeds"))
     return boxes[:MAX_CARDS]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from spdf_dist.accounting.parameters import nonzeros, parameter_counts, total_parameters
+from spdf_dist.base.numbers import short_count
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import ModelConfig, PretrainConfig, SparsityConfig
-from spdf_dist.report.numbers import short_count
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from made_up_runs import (
     write_scores,
 )
 
+from spdf_dist.base.numbers import power_label
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.numbers import power_label
 from spdf_dist.report.page import Table
 from spdf_dist.report.plots import cost_plots, finetuning_plots
 from spdf_dist.report.results import Results, read_results
@@ -129,7 +129,7 @@ def test_real_scores_of_other_sizes_get_a_panel_in_figure_4(tmp_path: Path) -> N
     ((title, dots),) = own_panels(read_results([tmp_path]))
     assert title == "Ours, 1.07M: E2E, BLEU ↑"
     assert [(dot.label, dot.note) for dot in dots] == [("dense", "61.50"), ("75% sparse", "59.50")]
-    assert dots[0].value.deviation == pytest.approx(0.5**0.5)
+    assert dots[0].error == pytest.approx(0.5**0.5)
 
 
 def test_variants_flops_and_differences_to_dense(workflow: Path) -> None:

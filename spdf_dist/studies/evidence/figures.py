@@ -6,11 +6,12 @@ Lines and points differ by marker as well as by colour.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spdf_dist.report.figures import DASHES, WIDTH, new_axes
-from spdf_dist.report.numbers import power_label
+import numpy as np
+
+from spdf_dist.base.numbers import power_label
+from spdf_dist.report.figures import DASHES, Numbers, Series, new_axes, new_panels
 from spdf_dist.report.style import GRID, MUTED, PAPER
 
 if TYPE_CHECKING:
@@ -20,32 +21,7 @@ if TYPE_CHECKING:
 MARKERS = ("o", "s", "^", "D", "v")
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line with a marker at each point, and perhaps a band."""
-
-    label: str
-    colour: str
-    x: Sequence[float]
-    y: Sequence[float]
-    marker: str = ""
-    dash: int = 0
-    band: tuple[Sequence[float], Sequence[float]] | None = None
-    """Lower and upper limit at each x."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A value with its interval."""
-
-    label: str
-    note: str
-    colour: str
-    value: float
-    half_width: float | None
-
-
-def draw_lines(axes: Axes, lines: Sequence[Line], location: str) -> None:
+def draw_lines(axes: Axes, lines: Sequence[Series], location: str) -> None:
     """Draw lines over a logarithmic x axis, with a legend."""
     for line in lines:
         if line.band is not None:
@@ -60,20 +36,16 @@ def draw_lines(axes: Axes, lines: Sequence[Line], location: str) -> None:
     axes.legend(loc=location, fontsize=9, handlelength=2.2, labelspacing=0.3)
 
 
-def plain_ticks(axes: Axes, values: Sequence[float], text: Callable[[float], str]) -> None:
+def plain_ticks(axes: Axes, values: Numbers, text: Callable[[float], str]) -> None:
     """Ticks at ``values`` of a logarithmic x axis, without minor ticks."""
     axes.set_xticks(list(values), [text(value) for value in values])
     axes.minorticks_off()
 
 
-def rates_figure(title: str, y_label: str, panels: Sequence[tuple[str, Sequence[Line]]]) -> Figure:
+def rates_figure(title: str, y_label: str, panels: Sequence[tuple[str, Sequence[Series]]]) -> Figure:
     """One panel per parameterization over the same learning rates. A ring marks the lowest loss of each line."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, 0.4 + 2.7 * len(panels)))
-    grid = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="semibold", fontsize=11.5)
-    for axes, (name, lines) in zip(grid.flat, panels, strict=True):
+    figure, grid = new_panels(title, [1.0] * len(panels), 0.4 + 2.7 * len(panels), share=True)
+    for axes, (name, lines) in zip(grid, panels, strict=True):
         draw_lines(axes, lines, "best")
         for line in lines:
             x, y = min(zip(line.x, line.y, strict=True), key=lambda point: point[1])
@@ -85,39 +57,14 @@ def rates_figure(title: str, y_label: str, panels: Sequence[tuple[str, Sequence[
         axes.margins(y=0.12)
     rates = sorted({x for _, lines in panels for line in lines for x in line.x})
     ticks = [1e-3 * 2**k for k in range(-6, 8) if rates[0] <= 1e-3 * 2**k <= rates[-1]]
-    plain_ticks(grid[-1, 0], ticks, lambda value: f"{value:.3g}")
-    grid[-1, 0].set_xlabel("peak learning rate")
+    plain_ticks(grid[-1], ticks, lambda value: f"{value:.3g}")
+    grid[-1].set_xlabel("peak learning rate")
     figure.tight_layout(rect=(0, 0, 1, 1.01))
     return figure
 
 
-def marks_figure(title: str, x_label: str, marks: Sequence[Mark], limit: float) -> Figure:
-    """Values with 95% intervals, one per row with its name above. A solid line is at 0, a dashed one at ``limit``."""
-    figure, axes = new_axes(title, x_label, "", 1.3 + 0.42 * len(marks))
-    ends = [mark.value + sign * (mark.half_width or 0) for mark in marks for sign in (-1, 1)] + [0.0, limit]
-    low, high = min(ends), max(ends)
-    room = 0.15 * (high - low)
-    for row, mark in enumerate(marks):
-        axes.errorbar(mark.value, row, xerr=mark.half_width, fmt="o", color=mark.colour, markersize=7, capsize=3)
-        text = f"{mark.label}  {mark.note}"
-        axes.annotate(
-            text, (low - room, row), xytext=(0, 10), textcoords="offset points", va="center", fontsize=9.5,
-            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
-        )  # fmt: skip
-    axes.axvline(0, color=MUTED, linewidth=1.1, zorder=0)
-    axes.axvline(limit, color=MUTED, linewidth=1.1, zorder=0, linestyle=DASHES[1])
-    axes.set_xlim(low - room, high + room)
-    axes.set_ylim(len(marks) - 0.5, -0.85)
-    axes.set_yticks([])
-    axes.grid(axis="y", visible=False)
-    axes.spines["left"].set_visible(False)
-    return figure
-
-
-def sizes_figure(title: str, y_label: str, dense: Line, others: Sequence[Line]) -> Figure:
+def sizes_figure(title: str, y_label: str, dense: Series, others: Sequence[Series]) -> Figure:
     """Loss over size. A dotted line leads from each sparse point to the dense curve at equal loss."""
-    import numpy as np
-
     figure, axes = new_axes(title, "parameters, pruned ones included", y_label, 3.5)
     draw_lines(axes, [dense, *others], "upper right")
     axes.set_yscale("log")
@@ -135,16 +82,12 @@ def sizes_figure(title: str, y_label: str, dense: Line, others: Sequence[Line]) 
     return figure
 
 
-def law_figure(title: str, shares: Sequence[Line], gains: Sequence[Line], measured: tuple[float, float]) -> Figure:
+def law_figure(title: str, shares: Sequence[Series], gains: Sequence[Series], measured: tuple[float, float]) -> Figure:
     """Above: the share of its size that a sparse model is worth. Below: the loss against dense at equal FLOPs.
 
     ``measured`` is the range of the FLOPs of the study's runs.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, 7.0))
-    upper, lower = figure.subplots(2, 1)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="semibold", fontsize=11.5)
+    figure, (upper, lower) = new_panels(title, [1.0, 1.0], 7.0)
     draw_lines(upper, shares, "upper left")
     upper.set_title("what a sparse model is worth", fontsize=10.5)
     upper.set_xlabel("density of the linear layers")

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+from spdf_dist.base.numbers import duration, short_count
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.numbers import duration, short_count
 from spdf_dist.report.page import NOT_RUN, Plot, Section, Table
 from spdf_dist.studies.evidence.law import fit_law, law_points
 from spdf_dist.studies.evidence.plots import TITLE, equal_plot, law_plot, lost_plot, rates_plot, sizes_plot

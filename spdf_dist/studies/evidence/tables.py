@@ -8,11 +8,12 @@ from statistics import mean
 
 import numpy as np
 
-from spdf_dist.report.numbers import MINUS, power_label, short_count, signed
+from spdf_dist.base.numbers import MINUS, power_label, short_count, signed
+from spdf_dist.report.figures import Series
 from spdf_dist.report.page import NONE, NOT_RUN, Table
 from spdf_dist.report.scores import estimate
 from spdf_dist.report.style import variant_colours
-from spdf_dist.studies.evidence.figures import MARKERS, Line
+from spdf_dist.studies.evidence.figures import MARKERS
 from spdf_dist.studies.evidence.law import (
     DENSITIES,
     NAMES,
@@ -158,7 +159,7 @@ def size_table(evidence: Evidence) -> Table:
     return Table("evidence_sizes", "Losses by size", header, rows, note, labels=2)
 
 
-def rate_lines(evidence: Evidence) -> list[tuple[str, list[Line]]]:
+def rate_lines(evidence: Evidence) -> list[tuple[str, list[Series]]]:
     """Loss over the peak learning rate, by parameterization."""
     base = base_row(evidence)
     panels = []
@@ -181,13 +182,14 @@ def rate_lines(evidence: Evidence) -> list[tuple[str, list[Line]]]:
             )
             if found:
                 colour = COLOURS.get(label, variant_colours(["paper"])["paper"])
-                lines.append(Line(label, colour, [x for x, _ in found], [y for _, y in found], MARKERS[k], k))
+                x, y = zip(*found, strict=True)
+                lines.append(Series(label, colour, x, y, dash=k, marker=MARKERS[k]))
         if lines:
             panels.append((name, lines))
     return panels
 
 
-def optimum(line: Line) -> tuple[float, bool]:
+def optimum(line: Series) -> tuple[float, bool]:
     """The best rate, from a parabola in log rate through the best point and its neighbours; whether it is inside."""
     best = int(np.argmin(line.y))
     if best in (0, len(line.x) - 1):

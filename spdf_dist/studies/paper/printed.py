@@ -14,9 +14,9 @@ from statistics import mean
 import pandas as pd
 
 from spdf_dist.accounting.paper import MODELS
+from spdf_dist.base.numbers import short_count
 from spdf_dist.config.schema import SparsityConfig
 from spdf_dist.data.tasks import find_task
-from spdf_dist.report.numbers import short_count
 from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run
 from spdf_dist.report.scores import Estimate, ScoreRow, published_scale

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from spdf_dist.accounting import paper
 from spdf_dist.accounting.parameters import total_parameters
+from spdf_dist.base.numbers import short_count, signed
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.report.figures import Bar, Dot, bar_figure, dot_figure, speedup_figure
-from spdf_dist.report.numbers import short_count, signed
 from spdf_dist.report.page import NONE, NOT_RUN, Plot, Section, Table
 from spdf_dist.report.results import Results
-from spdf_dist.report.scores import Estimate, metric_name, published_scale, task_title
+from spdf_dist.report.scores import metric_name, published_scale, task_title
 from spdf_dist.report.speedups import bench_note, largest_square, speedup_series
 from spdf_dist.report.style import variant_colours
 from spdf_dist.studies.paper.printed import (
@@ -162,14 +162,14 @@ def draw_figure_4(results: Results) -> Figure:
         model, level = cell
         label, (colour,) = f"{model} {level:.0%}", variant_colours([level_name(level)]).values()
         text, deviation = values["bleu"]
-        e2e.append(Dot(label, colour, Estimate(float(text), float(deviation), 0), text, hollow=True))
+        e2e.append(Dot(label, colour, float(text), float(deviation), text, hollow=True))
         if ours := our_estimate(results, "e2e", cell, "bleu"):
-            e2e.append(Dot(f"{label}, ours", colour, ours, f"{ours.mean:.2f}"))
+            e2e.append(Dot(f"{label}, ours", colour, ours.mean, ours.deviation, f"{ours.mean:.2f}"))
         if text := printed_above_dense(cell):
-            curation.append(Dot(label, colour, Estimate(float(text), None, 0), f"+{text}", hollow=True))
+            curation.append(Dot(label, colour, float(text), None, f"+{text}", hollow=True))
         above = our_above_dense(results, cell) if level else None
         if above is not None:
-            curation.append(Dot(f"{label}, ours", colour, Estimate(above, None, 0), signed(above, 2)))
+            curation.append(Dot(f"{label}, ours", colour, above, None, signed(above, 2)))
     panels = [("E2E, BLEU ↑", e2e), ("Curation Corpus, perplexity above dense ↓", curation)]
     return dot_figure("Fine-tuned quality at each pre-training sparsity", [*panels, *own_panels(results)])
 
@@ -183,7 +183,11 @@ def own_panels(results: Results) -> list[tuple[str, list[Dot]]]:
         if metric is None or group.split or group.synthetic or any(paper_model(row.run) for row in group.rows):
             continue
         values = [(row, row.estimate(metric, published_scale(group.task, metric))) for row in group.rows]
-        dots = [Dot(row.title, colours[row.run.variant], ours, f"{ours.mean:.2f}") for row, ours in values if ours]
+        dots = [
+            Dot(row.title, colours[row.run.variant], ours.mean, ours.deviation, f"{ours.mean:.2f}")
+            for row, ours in values
+            if ours
+        ]
         if dots:
             panels.append((f"Ours, {group.size}: {task_title(group.task)}, {metric_name(metric)}", dots))
     return panels
