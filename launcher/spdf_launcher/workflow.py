@@ -16,8 +16,8 @@ from spdf_dist.config.yaml_reader import DEEPEST, read_yaml_file
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 JOB_KEYS = ("kind", "needs", "config", "set", "grid", "variants", "resources")
-MOST_RESOURCES = 1_000_000
-MOST_CELLS = 10_000
+MAX_RESOURCES = 1_000_000
+MAX_CELLS = 10_000
 """Largest number of cells of one grid."""
 TOP_KEYS = ("variants", "jobs", "clusters", "cluster")
 
@@ -224,8 +224,8 @@ def parse_template(name: str, entry: Any, where: str) -> Template:
     except UserError as error:
         raise UserError(f"{where}.resources: {error}") from None
     for key in ("nodes", "ranks_per_node", "cpus_per_rank", "max_failures"):
-        if not 1 <= getattr(typed, key) <= MOST_RESOURCES:
-            raise UserError(f"{where}.resources.{key}: must be 1 to {MOST_RESOURCES}, got {getattr(typed, key)}")
+        if not 1 <= getattr(typed, key) <= MAX_RESOURCES:
+            raise UserError(f"{where}.resources.{key}: must be 1 to {MAX_RESOURCES}, got {getattr(typed, key)}")
     return Template(
         name=name,
         kind=str(entry["kind"]),
@@ -246,8 +246,8 @@ def parse_grid(axes: dict[str, Any], where: str) -> dict[str, list[Any]]:
         if not isinstance(values, list) or not values:
             raise UserError(f"{where}.{key}: expected a list of values, got {values!r}")
     cells = math.prod(len(values) for values in axes.values())
-    if cells > MOST_CELLS:
-        raise UserError(f"{where}: {cells:,} cells, more than {MOST_CELLS:,}")
+    if cells > MAX_CELLS:
+        raise UserError(f"{where}: {cells:,} cells, more than {MAX_CELLS:,}")
     return {key: axes[key] for key in sorted(axes)}
 
 

@@ -33,7 +33,7 @@ LARGEST = {
     "vocab_size": 1 << 28,
 }
 """Limits far beyond any model. A larger value is a typing error that would use up all memory."""
-MOST_RANKS = 1 << 20
+MAX_RANKS = 1 << 20
 
 
 def require(condition: bool, message: str) -> None:
@@ -113,7 +113,7 @@ def validate_parallel(config: AnyConfig) -> None:
     """Check the numbers of ranks and the ZeRO stage. Raises UserError."""
     parallel = config.parallel
     ranks = parallel.tensor * (parallel.data or 1)
-    require(ranks <= MOST_RANKS, f"parallel: {ranks} ranks are too many: at most {MOST_RANKS}")
+    require(ranks <= MAX_RANKS, f"parallel: {ranks} ranks are too many: at most {MAX_RANKS}")
     require(parallel.tensor >= 1, f"parallel.tensor: must be 1 or more, got {parallel.tensor}")
     require(parallel.data is None or parallel.data >= 1, f"parallel.data: must be 1 or more, got {parallel.data}")
     require(not parallel.sequence or parallel.tensor > 1, "parallel.sequence: needs parallel.tensor of 2 or more")

@@ -14,7 +14,7 @@ LARGEST_FILE = 1 << 20
 """Bytes. PyYAML is slow, so the limit also bounds the time."""
 DEEPEST = 50
 """Nesting levels of mappings and lists."""
-MOST_VALUES = 100_000
+MAX_VALUES = 100_000
 """Values of a document, where the values behind an alias count each time."""
 MISREAD = (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
 """Exceptions that PyYAML raises for an explicit tag on a value of another kind."""
@@ -51,8 +51,8 @@ class PlainLoader(yaml.SafeLoader):
     def get_single_node(self) -> Any:
         """Raise yaml.YAMLError if aliases make the document too large, before values are constructed."""
         node = super().get_single_node()
-        if node is not None and measure(node, {}, 0) > MOST_VALUES:
-            raise yaml.YAMLError(f"more than {MOST_VALUES:,} values, those that aliases repeat counted each time")
+        if node is not None and measure(node, {}, 0) > MAX_VALUES:
+            raise yaml.YAMLError(f"more than {MAX_VALUES:,} values, those that aliases repeat counted each time")
         return node
 
 

@@ -34,7 +34,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt", ".tar")
 UNNAMED_SET = "unnamed"
 """The set of documents that do not name a set."""
 
-MOST_NAMES = 100_000
+MAX_NAMES = 100_000
 """Upper limit of the names of one pattern with braces."""
 BLOCK_BYTES = 1 << 20
 STEP_BYTES = 1 << 10
@@ -143,11 +143,11 @@ def matched(given: str, option: str) -> list[Path]:
 def without_braces(given: str, option: str) -> list[str]:
     """The names that an input with braces stands for. Raises UserError for unbalanced braces and for too many names."""
     try:
-        names = list(itertools.islice(braceexpand(given), MOST_NAMES + 1))
+        names = list(itertools.islice(braceexpand(given), MAX_NAMES + 1))
     except ValueError as error:
         raise UserError(f"{option} {given}: {error}") from None
-    if len(names) > MOST_NAMES:
-        raise UserError(f"{option} {given} stands for more than {MOST_NAMES} names")
+    if len(names) > MAX_NAMES:
+        raise UserError(f"{option} {given} stands for more than {MAX_NAMES} names")
     return names
 
 

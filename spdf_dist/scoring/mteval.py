@@ -55,7 +55,7 @@ def ngrams(tokens: Tokens, size: int) -> Iterable[tuple[str, ...]]:
     return zip(*(tokens[at:] for at in range(size)), strict=False)
 
 
-def most_of_each(references: Sequence[Tokens], size: int) -> Counter[tuple[str, ...]]:
+def max_counts(references: Sequence[Tokens], size: int) -> Counter[tuple[str, ...]]:
     """The maximum count of each n-gram over the references."""
     most: Counter[tuple[str, ...]] = Counter()
     for reference in references:
@@ -65,7 +65,7 @@ def most_of_each(references: Sequence[Tokens], size: int) -> Counter[tuple[str, 
 
 def matches(hypothesis: Tokens, references: Sequence[Tokens], size: int) -> Counter[tuple[str, ...]]:
     """The n-gram counts of the hypothesis, clipped at the maximum count over the references."""
-    return Counter(ngrams(hypothesis, size)) & most_of_each(references, size)
+    return Counter(ngrams(hypothesis, size)) & max_counts(references, size)
 
 
 def closest_length(hypothesis: Tokens, references: Sequence[Tokens]) -> int:

@@ -27,7 +27,7 @@ SHAPES: dict[str, Callable[[float, float, float], float]] = {
 }
 """The level at progress t in [0, 1], from ``first`` to ``last``."""
 
-MOST_CHANGES = 64
+MAX_CHANGES = 64
 """Upper limit of level changes per run, because each change rebuilds the model."""
 
 
@@ -122,10 +122,10 @@ def check_levels(sparsity: SparsityConfig, total_steps: int) -> None:
             f"sparsity.update: no update comes: no step before {stop_step(sparsity, total_steps)} is a multiple of "
             f"every={sparsity.update.every} (the run has {total_steps} steps)"
         )
-    if len(steps) > MOST_CHANGES:
+    if len(steps) > MAX_CHANGES:
         raise UserError(
             f"sparsity.update: the level would change {len(steps)} times, and each rebuilds the model; at most "
-            f"{MOST_CHANGES}: raise sparsity.update.every"
+            f"{MAX_CHANGES}: raise sparsity.update.every"
         )
     if total_steps and sparsity.schedule == "list" and len(steps) < len(sparsity.schedule_levels):
         raise UserError(

@@ -26,7 +26,7 @@ from spdf_dist.sparsity.patterns.base import BoolArray, Scores64, keep_lowest, r
 
 SWAPPING = ("set", "rigl")
 """The algorithms that keep the level constant and swap entries."""
-MOST_GROUPS = 16
+MAX_GROUPS = 16
 """Upper limit of the default of ``sparsity.groups``."""
 STOP = 0.75
 """Default end of the updates, as a share of all steps. After it the masks and the generated code are final."""
@@ -60,7 +60,7 @@ def group_count(model: ModelConfig, sparsity: SparsityConfig) -> int:
     """Number of groups per weight.
 
     The default is the largest common divisor of the number of key-value heads and the divided dimensions of all
-    weights (in blocks), up to ``MOST_GROUPS``. Raises UserError where ``sparsity.groups`` does not divide the weights
+    weights (in blocks), up to ``MAX_GROUPS``. Raises UserError where ``sparsity.groups`` does not divide the weights
     into whole blocks.
     """
     architecture, names = architecture_of(model), sparse_weights(logical_weights(model), sparsity)
@@ -68,7 +68,7 @@ def group_count(model: ModelConfig, sparsity: SparsityConfig) -> int:
     lengths = {name: architecture.prunable[name].shape[architecture.prunable[name].shard_dim or 0] for name in names}
     if sparsity.groups is None:
         whole = math.gcd(model.key_value_heads, *(length // block for length in lengths.values()))
-        return max(n for n in range(1, min(MOST_GROUPS, whole) + 1) if whole % n == 0)
+        return max(n for n in range(1, min(MAX_GROUPS, whole) + 1) if whole % n == 0)
     for name, length in lengths.items():
         if length % (sparsity.groups * block):
             what = f"{length} {'inputs' if architecture.prunable[name].shard_dim else 'outputs'} of {name}"

@@ -41,7 +41,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a x + b x^3 + c x^5, which drives singular values in (0, 1] towards 1."""
 RMS = 0.2
 """Root mean square of the entries of an update of a dense matrix, relative to the learning rate."""
-LEAST_NORM = 1e-7
+MIN_NORM = 1e-7
 
 
 def orthogonalise(matrix: Tensor, dtype: torch.dtype) -> Tensor:
@@ -52,7 +52,7 @@ def orthogonalise(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.to(dtype)
     x = x.T if tall else x
-    x = x / x.norm().clamp(min=LEAST_NORM)
+    x = x / x.norm().clamp(min=MIN_NORM)
     a, b, c = COEFFICIENTS
     for _ in range(MUON_ITERATIONS):
         gram = x @ x.T

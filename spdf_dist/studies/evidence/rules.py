@@ -22,7 +22,7 @@ MARGIN = 0.025
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Two-sided 95% quantiles of Student's t for 1, 2, ... degrees of freedom."""
 Z_95 = 1.959964
-MOST_SEEDS = 1000
+MAX_SEEDS = 1000
 TASKS = ("e2e", "webnlg")
 LEVELS = {"s50": "50%", "s75": "75%"}
 
@@ -82,12 +82,12 @@ def overall(verdicts: Iterable[str]) -> str:
 def seeds_to_decide(value: Paired, threshold: float) -> int | None:
     """The smallest number of seeds whose interval would not contain ``threshold``, at the measured mean and deviation.
 
-    None if that takes more than ``MOST_SEEDS``, or without a deviation.
+    None if that takes more than ``MAX_SEEDS``, or without a deviation.
     """
     if value.deviation is None:
         return None
     distance = abs(value.mean - threshold)
-    enough = (n for n in range(2, MOST_SEEDS + 1) if t_95(n - 1) * value.deviation / math.sqrt(n) < distance)
+    enough = (n for n in range(2, MAX_SEEDS + 1) if t_95(n - 1) * value.deviation / math.sqrt(n) < distance)
     return next(enough, None)
 
 
@@ -120,7 +120,7 @@ class Finding:
         if self.value.deviation is None:
             return f"{UNDECIDED}: one seed"
         seeds = seeds_to_decide(self.value, self.threshold)
-        return f"{UNDECIDED}: {f'{seeds} seeds' if seeds else f'more than {MOST_SEEDS} seeds'} would decide"
+        return f"{UNDECIDED}: {f'{seeds} seeds' if seeds else f'more than {MAX_SEEDS} seeds'} would decide"
 
 
 def little_is_lost(evidence: Evidence) -> list[Finding]:

@@ -30,8 +30,8 @@ from spdf_dist.studies.evidence.law import (
 from spdf_dist.studies.evidence.rows import DONE, Evidence, Row
 from spdf_dist.studies.evidence.rules import (
     LEVELS,
+    MAX_SEEDS,
     METHODS,
-    MOST_SEEDS,
     STATIC,
     TASKS,
     Finding,
@@ -261,7 +261,7 @@ def reading(value: Paired | None) -> str:
     if low > 0 or high < 0:
         return "worse" if low > 0 else "better"
     seeds = seeds_to_decide(value, 0.0)
-    return f"undecided: {seeds or f'more than {MOST_SEEDS}'} seeds would decide"
+    return f"undecided: {seeds or f'more than {MAX_SEEDS}'} seeds would decide"
 
 
 def equal_table(evidence: Evidence) -> Table:
