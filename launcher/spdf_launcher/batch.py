@@ -22,7 +22,7 @@ from spdf_launcher.attempts import END, RESET, START, history, newest_checkpoint
 from spdf_launcher.executors.local import Local
 from spdf_launcher.executors.slurm import Slurm
 from spdf_launcher.folder import now
-from spdf_launcher.process import goes_on, outcome_of, run_command, told_code
+from spdf_launcher.process import goes_on, outcome_of, reported_exit_code, run_command
 from spdf_launcher.rank import EXIT_FILE
 from spdf_launcher.requeue import requeue_self, slurm_job
 
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
             errors=log.fileno(),
             forward=(Slurm() if slurm_job() is not None else Local()).forward,
         )
-        code = told_code(code, exit_file)
+        code = reported_exit_code(code, exit_file)
         outcome = outcome_of(code, signals)
         record(folder, END, exit_code=code, outcome=outcome, checkpoint=newest_checkpoint(run_dir))
         print(f"{now()} {outcome}, exit code {code}", flush=True)

@@ -32,7 +32,7 @@ from spdf_launcher.folder import digest, now, read_lines, write_json, write_text
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.moved import follow
 from spdf_launcher.plan import Job, job_from_json, outputs
-from spdf_launcher.process import outcome_of, run_command, told_code
+from spdf_launcher.process import outcome_of, reported_exit_code, run_command
 from spdf_launcher.rank import EXIT_FILE
 from spdf_launcher.references import substitute
 from spdf_launcher.requeue import slurm_job
@@ -219,7 +219,7 @@ class Runner:
                     code = self.wait(command, environment, output.fileno(), log.fileno())
             else:
                 code = self.wait(command, environment, log.fileno(), log.fileno())
-        code = told_code(code, exit_file) if self.spec["ranks_tell"] else code
+        code = reported_exit_code(code, exit_file) if self.spec["ranks_tell"] else code
         if captured is not None and aside is not None and (code == 0 or (code == 1 and read_json(aside) is not None)):
             aside.replace(captured)
         if code == 1 and self.kind.witness is not None and (self.folder.path / self.kind.witness).exists():

@@ -84,7 +84,7 @@ def ranks_below(session: int) -> list[int]:
     return found
 
 
-def told_code(code: int, exit_file: Path) -> int:
+def reported_exit_code(code: int, exit_file: Path) -> int:
     """The trainer's exit code, which rank 0 wrote to ``exit_file``; ``code`` is that of the ranks' launcher."""
     try:
         told = int(exit_file.read_text())

@@ -25,7 +25,7 @@ from spdf_dist.cli.surroundings import import_nothing_from_here, open_standard_s
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_STOPPED, SpdfError, exit_code_of
 from spdf_dist.config.paths import with_home
 from spdf_dist.config.suggest import nearest
-from spdf_dist.parallel.ranks import first_told, follow_parent, lost_peer, may_speak
+from spdf_dist.parallel.ranks import first_failed_rank, follow_parent, is_peer_failure, should_report_error
 
 GROUP = "spdf.commands"
 TRAINING = ("pretrain", "finetune")
@@ -107,7 +107,7 @@ def one_line(text: str) -> str:
 def report(line: str, code: int) -> int:
     """Print why the command ends, unless another rank of the job does; returns ``code``."""
     line = one_line(line)
-    if may_speak(line, code):
+    if should_report_error(line, code):
         print(line, file=sys.stderr)
     return code
 
@@ -126,7 +126,7 @@ def stoppable(name: str) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         line = f"spdf {name}: stopped before the first step; run it again"
-        if os.getpid() == owner and may_speak(line, EXIT_STOPPED):
+        if os.getpid() == owner and should_report_error(line, EXIT_STOPPED):
             os.write(2, f"{line}\n".encode())
         os._exit(EXIT_STOPPED)
 
@@ -242,7 +242,7 @@ def run_command(argv: Sequence[str]) -> int:
         lacking = scarcity(error)
         if lacking is not None:
             return report(f"spdf {name}: {lacking}", 1)
-        if not isinstance(error, RuntimeError) or not lost_peer(error):
+        if not isinstance(error, RuntimeError) or not is_peer_failure(error):
             raise
         return report_lost_peer(f"spdf {name}: another rank is gone: {str(error).splitlines()[0]}")
 
@@ -253,7 +253,7 @@ def report_lost_peer(line: str) -> int:
     if ranks.rendezvous_file is not None:
         time.sleep(0.5)  # for the process that started the ranks to see first which one ended first
         return 1
-    first, code = first_told(ranks.rank, 1)
+    first, code = first_failed_rank(ranks.rank, 1)
     if first == ranks.rank:
         print(line, file=sys.stderr)
     return code

@@ -170,26 +170,26 @@ def follow_parent() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def may_speak(line: str, code: int) -> bool:
+def should_report_error(line: str, code: int) -> bool:
     """Whether this rank should print ``line``, the reason why it ends with exit code ``code``.
 
     Ranks that ``run_ranks`` started: the first one to fail writes the reason to a file, and the starting process prints
     it if that rank has only a log. Other ranks may write to their logs too. Under another launcher the ranks share a
-    terminal, and only one prints; see ``first_told``.
+    terminal, and only one prints; see ``first_failed_rank``.
     """
     try:
         ranks = discover() or ALONE
     except UserError:
         return True
     if ranks.rendezvous_file is None:
-        return ranks.world_size == 1 or first_told(ranks.rank, code)[0] == ranks.rank
+        return ranks.world_size == 1 or first_failed_rank(ranks.rank, code)[0] == ranks.rank
     with contextlib.suppress(OSError), Path(ranks.rendezvous_file).with_suffix(FAILURE).open("x") as file:
         file.write(f"{ranks.rank} {code} {line}")
         return True
     return ranks.rank > 0
 
 
-def first_told(rank: int, code: int) -> tuple[int, int]:
+def first_failed_rank(rank: int, code: int) -> tuple[int, int]:
     """The rank that reported a failure first, and its exit code: this rank and ``code`` if none has.
 
     The ranks agree through torch.distributed's store. Before it is initialised they read the same arguments and files
@@ -206,7 +206,7 @@ def first_told(rank: int, code: int) -> tuple[int, int]:
     return int(first), int(told)
 
 
-def lost_peer(error: RuntimeError) -> bool:
+def is_peer_failure(error: RuntimeError) -> bool:
     """Whether a collective failed because another rank ended. That rank's error is the one to report."""
     text = str(error)
     return "gloo" in text and any(way in text for way in ("closed by peer", "reset by peer", "Broken pipe"))

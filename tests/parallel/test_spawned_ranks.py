@@ -17,10 +17,10 @@ from spdf_dist.parallel.ranks import free_port, run_ranks
 
 FAIL = """
 import os, signal, sys, time
-from spdf_dist.parallel.ranks import may_speak
+from spdf_dist.parallel.ranks import should_report_error
 rank = int(os.environ["RANK"])
 def fail(line, code):
-    if may_speak(line, code):
+    if should_report_error(line, code):
         print(line, file=sys.stderr, flush=True)
     sys.exit(code)
 """
