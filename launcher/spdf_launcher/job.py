@@ -222,7 +222,7 @@ class Runner:
         code = reported_exit_code(code, exit_file) if self.spec["ranks_tell"] else code
         if captured is not None and aside is not None and (code == 0 or (code == 1 and read_json(aside) is not None)):
             aside.replace(captured)
-        if code == 1 and self.kind.witness is not None and (self.folder.path / self.kind.witness).exists():
+        if code == 1 and self.kind.success_file is not None and (self.folder.path / self.kind.success_file).exists():
             self.remark, code = last_words(self.folder.log), 0
         if code == 0:
             code = self.check_outputs()

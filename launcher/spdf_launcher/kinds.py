@@ -32,7 +32,7 @@ class Kind:
     """Keys of `set` that name files or folders to read."""
     captured: str | None = None
     """The file for standard output; the command is then called with --json."""
-    witness: str | None = None
+    success_file: str | None = None
     """If this file exists, exit code 1 is a success with a remark, such as broken input lines or a null metric."""
     ranked: bool = False
     """Whether the job may run as several ranks."""
@@ -61,14 +61,14 @@ KINDS: dict[str, Kind] = {
         makes={"out": "out/tokenizer.model"},
         outputs={"model": "out/tokenizer.model"},
         files=("input",),
-        witness="out/tokenizer.model",
+        success_file="out/tokenizer.model",
     ),
     "pack": Kind(
         ("data", "pack"),
         makes={"out": OUT},
         outputs={"dir": OUT},
         files=("input", "tokenizer"),
-        witness="out/index.json",
+        success_file="out/index.json",
         ranked=True,
     ),
     "pretrain": Kind(
@@ -111,7 +111,7 @@ KINDS: dict[str, Kind] = {
         outputs={"scores": "out/scores.json"},
         files=("hypotheses", "references", "slots-of"),
         captured="out/scores.json",
-        witness="out/scores.json",
+        success_file="out/scores.json",
     ),
     "perplexity": Kind(
         ("perplexity",),
@@ -119,7 +119,7 @@ KINDS: dict[str, Kind] = {
         outputs={"scores": "out/perplexity.json"},
         files=("checkpoint", "data"),
         captured="out/perplexity.json",
-        witness="out/perplexity.json",
+        success_file="out/perplexity.json",
     ),
     "eval": Kind(
         ("eval",),
@@ -127,7 +127,7 @@ KINDS: dict[str, Kind] = {
         outputs={"scores": "out/eval.json"},
         files=("checkpoint", "include-path"),
         captured="out/eval.json",
-        witness="out/eval.json",
+        success_file="out/eval.json",
     ),
     "select": Kind((), outputs={"choice": CHOICE}, joins="cells"),
     "report": Kind(("report",), makes={"out": OUT}, outputs={"dir": OUT, "html": "out/index.html"}, joins="all"),
