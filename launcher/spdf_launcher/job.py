@@ -115,10 +115,10 @@ class Runner:
 
     def unmet(self) -> str | None:
         """Why the job cannot start: a needed job is not done with the expected inputs. None: it can start."""
-        states = self.executor.states(self.root) if self.queued and self.job.joins else {}
+        states = self.executor.states(self.root) if self.queued and self.job.fan_in else {}
         for need, key in self.spec["parents"].items():
             manifest = read_json(job_folder(self.root, need).manifest)
-            if self.job.joins:
+            if self.job.fan_in:
                 # A job that Slurm cancels (its parent failed) or ends at its time limit has no manifest.
                 if manifest is None and (need not in states or states[need].is_live):
                     return f"{need} has not ended"

@@ -36,7 +36,7 @@ class Kind:
     """If this file exists, exit code 1 is a success with a remark, such as broken input lines or a null metric."""
     ranked: bool = False
     """Whether the job may run as several ranks."""
-    joins: str = ""
+    fan_in: str = ""
     """`cells`: one job for all cells of the jobs it needs, failed ones included. `all`: also for all variants."""
 
     @property
@@ -129,8 +129,8 @@ KINDS: dict[str, Kind] = {
         captured="out/eval.json",
         success_file="out/eval.json",
     ),
-    "select": Kind((), outputs={"choice": CHOICE}, joins="cells"),
-    "report": Kind(("report",), makes={"out": OUT}, outputs={"dir": OUT, "html": "out/index.html"}, joins="all"),
+    "select": Kind((), outputs={"choice": CHOICE}, fan_in="cells"),
+    "report": Kind(("report",), makes={"out": OUT}, outputs={"dir": OUT, "html": "out/index.html"}, fan_in="all"),
 }
 
 

@@ -82,9 +82,9 @@ class Job:
     """Digest of everything that the job's result depends on."""
 
     @property
-    def joins(self) -> bool:
+    def fan_in(self) -> bool:
         """Whether the job runs although some of the jobs that it needs failed."""
-        return KINDS[self.kind].joins == "cells"
+        return KINDS[self.kind].fan_in == "cells"
 
     def to_json(self) -> dict[str, Any]:
         """The job as JSON for job.json and plan.json."""
@@ -183,15 +183,15 @@ class Expansion:
         where = f"{self.workflow.path}: jobs.{template.name}"
         variants = self.variants_of(template, needs)
         axes: dict[str, list[Choice]] = {}
-        if not kind.joins:
+        if not kind.fan_in:
             for need in needs:
                 axes |= self.axes[need]
-        elif kind.joins == "cells":
+        elif kind.fan_in == "cells":
             axes = self.kept_axes(template, needs, where)
         for key, values in template.grid.items():
             if key in axes:
                 raise UserError(f"{where}.grid.{key}: is a grid key of a job that it needs already")
-            if kind.joins:
+            if kind.fan_in:
                 raise UserError(f"{where}.grid: a {template.kind} job takes no grid")
             axes[key] = choices(key, values, f"{where}.grid.{key}")
         axes = {key: axes[key] for key in sorted(axes)}
@@ -213,7 +213,7 @@ class Expansion:
     def variants_of(self, template: Template, needs: list[str]) -> list[str] | None:
         """The variants that a template has jobs for; None if it has jobs without a variant."""
         kind = KINDS[template.kind]
-        if kind.joins == "all":
+        if kind.fan_in == "all":
             return None
         found = list(self.workflow.variants) if kind.config is PretrainConfig and self.workflow.variants else None
         inherited = [self.variants[need] for need in needs if self.variants[need] is not None]
@@ -364,7 +364,7 @@ class Expansion:
         resolver: Resolver,
     ) -> list[str]:
         """The words after ``spdf`` of a job without a config, checked by the command's parser; may have references."""
-        if kind.joins == "all":
+        if kind.fan_in == "all":
             kind = dataclasses.replace(kind, positional=("folder",))
             settings = settings | {"folder": str(self.root)}
         settings = {key: absolute(value) if key in kind.files else value for key, value in settings.items()}

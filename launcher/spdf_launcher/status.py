@@ -90,13 +90,13 @@ def job_state(job: Job, root: Path, slurm: BatchState | None, before: dict[str, 
     broken = next((before[need] for need in job.needs if before[need].state in (FAILED, CANCELLED)), None)
     if slurm is not None:
         name, reason = slurm.in_words()
-        if name in (CANCELLED, LOST) and broken is not None and not job.joins:
+        if name in (CANCELLED, LOST) and broken is not None and not job.fan_in:
             name = CANCELLED
             reason = f"{broken.job} {broken.state}" + (f": {broken.reason}" if broken.reason else "")
         return state(name, reason)
     if is_locked(folder.lock):
         return state(RUNNING, None)
-    if broken is not None and not job.joins:
+    if broken is not None and not job.fan_in:
         return state(CANCELLED, f"{broken.job} {broken.state}" + (f": {broken.reason}" if broken.reason else ""))
     missing = [need for need in job.needs if before[need].state != DONE]
     if missing:

@@ -161,7 +161,7 @@ class Submitter:
             if need not in self.live or job_folder(self.root, need).status() == DONE:
                 continue
             parent = self.live[need]
-            if job.joins:
+            if job.fan_in:
                 # A failed cell must not prevent the choice: wait for the end only. The job reads the manifests.
                 found.append(f"afterany:{parent.slurm_id(need)}")
             elif index is not None and parent.tasks[need] == index:
