@@ -24,7 +24,7 @@ class Kind:
     """The config that the command reads: `set` and `grid` hold its keys. None: they hold options of the command."""
     positional: tuple[str, ...] = ()
     """Keys of `set` that are positional arguments, before the options."""
-    makes: Mapping[str, str] = field(default_factory=dict)
+    output_args: Mapping[str, str] = field(default_factory=dict)
     """Output options and their paths; an empty name is a further positional argument."""
     outputs: Mapping[str, str] = field(default_factory=dict)
     """Names for ${jobs.NAME.OUTPUT}."""
@@ -48,24 +48,24 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "python-text": Kind(
         ("data", "python-text"),
-        makes={"out": "out/train.jsonl", "validation": "out/validation.jsonl"},
+        output_args={"out": "out/train.jsonl", "validation": "out/validation.jsonl"},
         outputs={"train": "out/train.jsonl", "validation": "out/validation.jsonl"},
     ),
     "synthetic-e2e": Kind(
         ("data", "synthetic-e2e"),
-        makes={"out": OUT},
+        output_args={"out": OUT},
         outputs={"train": "out/trainset.csv", "validation": "out/devset.csv", "test": "out/testset_w_refs.csv"},
     ),
     "tokenizer": Kind(
         ("data", "tokenizer", "train"),
-        makes={"out": "out/tokenizer.model"},
+        output_args={"out": "out/tokenizer.model"},
         outputs={"model": "out/tokenizer.model"},
         files=("input",),
         success_file="out/tokenizer.model",
     ),
     "pack": Kind(
         ("data", "pack"),
-        makes={"out": OUT},
+        output_args={"out": OUT},
         outputs={"dir": OUT},
         files=("input", "tokenizer"),
         success_file="out/index.json",
@@ -81,14 +81,14 @@ KINDS: dict[str, Kind] = {
     "import-hf": Kind(
         ("import-hf",),
         positional=("dir",),
-        makes={"": "out/checkpoint"},
+        output_args={"": "out/checkpoint"},
         outputs={"checkpoint": "out/checkpoint"},
         files=("dir",),
     ),
     "densify": Kind(
         ("densify",),
         positional=("checkpoint",),
-        makes={"": "out/dense"},
+        output_args={"": "out/dense"},
         outputs={"checkpoint": "out/dense"},
         files=("checkpoint",),
     ),
@@ -102,7 +102,7 @@ KINDS: dict[str, Kind] = {
     "generate": Kind(
         ("generate",),
         positional=("checkpoint",),
-        makes={"out": "out/hypotheses.txt", "references-out": "out/references.txt"},
+        output_args={"out": "out/hypotheses.txt", "references-out": "out/references.txt"},
         outputs={"hypotheses": "out/hypotheses.txt", "references": "out/references.txt"},
         files=("checkpoint", "input"),
     ),
@@ -130,7 +130,7 @@ KINDS: dict[str, Kind] = {
         success_file="out/eval.json",
     ),
     "select": Kind((), outputs={"choice": CHOICE}, fan_in="cells"),
-    "report": Kind(("report",), makes={"out": OUT}, outputs={"dir": OUT, "html": "out/index.html"}, fan_in="all"),
+    "report": Kind(("report",), output_args={"out": OUT}, outputs={"dir": OUT, "html": "out/index.html"}, fan_in="all"),
 }
 
 
@@ -152,7 +152,7 @@ def command_arguments(kind: Kind, settings: Mapping[str, Any], folder: Path) -> 
     Raises:
         UserError: a positional argument is missing, or ``settings`` has an output option.
     """
-    for key in kind.makes:
+    for key in kind.output_args:
         if key in settings:
             raise UserError(f"set.{key}: the launcher says where a job writes; refer to it as ${{jobs.NAME.OUTPUT}}")
     arguments = list(kind.command)
@@ -161,9 +161,9 @@ def command_arguments(kind: Kind, settings: Mapping[str, Any], folder: Path) -> 
             raise UserError(f"set.{key}: is not set")
         value = settings[key]
         arguments += [str(item) for item in value] if isinstance(value, list) else [str(value)]
-    arguments += [str(folder / path) for key, path in kind.makes.items() if not key]
+    arguments += [str(folder / path) for key, path in kind.output_args.items() if not key]
     options = {key: value for key, value in settings.items() if key not in kind.positional}
-    options |= {key: str(folder / path) for key, path in kind.makes.items() if key}
+    options |= {key: str(folder / path) for key, path in kind.output_args.items() if key}
     if kind.captured:
         options["json"] = True
     return arguments + option_arguments(options)
