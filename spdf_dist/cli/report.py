@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=label,
         metavar="LABEL=DIR",
-        help="call the runs in DIR so; may be repeated",
+        help="name of the runs in DIR; may be repeated",
     )
     parser.add_argument(
         "--markdown",

@@ -21,7 +21,7 @@ from spdf_dist.report.scores import TEXT, Score, ScoreGroup, Unattributed, group
 from spdf_dist.report.speedups import is_gemm_bench
 from spdf_dist.report.variants import Variant, difference_names, group_by, group_variants, name_variants
 from spdf_dist.scoring.metrics import LOSSES
-from spdf_dist.workflow_folder import FINETUNE, PRETRAIN, candidates, job_of, outdated, read_json, selections
+from spdf_dist.workflow_folder import FINETUNE, PRETRAIN, REPORT, candidates, job_of, outdated, read_json, selections
 
 T = TypeVar("T")
 NOT_SEARCHED = ("checkpoints", "tensorboard", "report", "logs", "tokenizer")
@@ -126,13 +126,9 @@ class Results:
 
     def outdated_text(self) -> str:
         """A sentence with the jobs that are left out because an input was remade later; empty without any."""
-        named = [
-            f"{job_id} ({cause} was made anew since)"
-            for jobs in self.outdated.values()
-            for job_id, cause in jobs.items()
-            if job_id.partition("/")[0] != "report"
-        ]
-        return "Left out, as made from other inputs: " + "; ".join(named) + "." if named else ""
+        found = [(job_id, cause) for jobs in self.outdated.values() for job_id, cause in jobs.items()]
+        named = [f"{job_id} ({cause})" for job_id, cause in found if job_id.partition("/")[0] != REPORT]
+        return f"Left out, because an input has changed since: {'; '.join(named)}." if named else ""
 
 
 def read_results(folders: Sequence[Path], names: Mapping[Path, str] | None = None) -> Results:

@@ -24,7 +24,7 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import config_from_tree, flatten, to_tree
 from spdf_dist.config.schema import FinetuneConfig, ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.config.yaml_reader import read_yaml_file
-from spdf_dist.workflow_folder import read_json
+from spdf_dist.training.run_folder import RunFolder
 
 SEEDS = ("seed", "sparsity.seed")
 """Config keys of seeds. Runs that differ only in them are repetitions of one variant."""
@@ -60,8 +60,8 @@ class Run:
     synthetic: bool = False
     """Whether the run's record says that it trained on synthetic data."""
     skipped: int = 0
-    changes: list[tuple[int, str, str]] = field(default_factory=list)
-    """What ``--change`` and ``--rewind`` changed: (last saved step before, time, change)."""
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """What ``--change`` and ``--rewind`` changed (see ``RunFolder.change_history``)."""
     parent: Run | None = None
     """The pre-training run from which a fine-tuning run started; None where it is not recorded."""
     label: str = ""
@@ -209,14 +209,6 @@ class Run:
         return self.variant + (", fine-tuned sparse" if self.keep_mask else "")
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty without the file. Raises UserError when it is damaged."""
-    content = read_json(path) if path.is_file() else {}
-    if content is None:
-        raise UserError(f"{path}: not a JSON object")
-    return content
-
-
 def read_metrics(run: Run, path: Path) -> None:
     """Fill the curves from ``metrics.jsonl``. A truncated last line, left by a killed run, is ignored.
 
@@ -255,42 +247,25 @@ def number_or_nan(value: float | None) -> float:
 
 def is_run(folder: Path) -> bool:
     """Whether ``folder`` is a run folder. A run without steps has checkpoints but no metrics."""
-    return (folder / "config.yaml").is_file() and (
-        (folder / "metrics.jsonl").is_file() or (folder / "checkpoints").is_dir()
-    )
+    files = RunFolder(folder)
+    return files.config.is_file() and (files.metrics.is_file() or files.checkpoints.is_dir())
 
 
 def read_run(folder: Path) -> Run:
     """Read a run folder. Raises UserError when it is damaged."""
-    path = folder / "config.yaml"
-    tree = read_yaml_file(path)
+    files = RunFolder(folder)
+    tree = read_yaml_file(files.config)
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected keys and values")
-    recorded = read_record(folder / "lineage.json")
-    run = Run(
-        folder,
-        tree,
-        execution=read_record(folder / "execution.json"),
-        finetune=read_record(folder / "finetune.json"),
-        lineage=list(recorded.get("lineage") or []),
-        synthetic=recorded.get("synthetic") is True,
-        changes=read_changes(folder / "changes.jsonl"),
+        raise UserError(f"{files.config}: expected keys and values")
+    execution, finetune, origin = (
+        files.read_json(f"{name}.json") or {} for name in ("execution", "finetune", "lineage")
     )
-    if (folder / "metrics.jsonl").is_file():
-        read_metrics(run, folder / "metrics.jsonl")
+    run = Run(folder, tree, execution=execution, finetune=finetune, changes=files.change_history())
+    run.lineage, run.synthetic = list(origin.get("lineage") or []), origin.get("synthetic") is True
+    if files.metrics.is_file():
+        read_metrics(run, files.metrics)
     check(run)
     return run
-
-
-def read_changes(path: Path) -> list[tuple[int, str, str]]:
-    """The changes of a run, oldest first; empty without the file. Raises UserError if it is damaged."""
-    if not path.is_file():
-        return []
-    try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [(int(r["after_step"]), str(r["time"]), str(change)) for r in records for change in r["changes"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a record of changes: {error}") from None
 
 
 def check(run: Run) -> None:

@@ -150,7 +150,7 @@ def jobs_table(root: Path, results: Results) -> Table:
             continue
         manifest = job.manifest()
         told = [str(manifest.get(key) or NONE) for key in ("attempts", "started", "ended")]
-        left_out = f"left out: {outdated[job.id]} was made anew since" if job.id in outdated else ""
+        left_out = f"left out: {outdated[job.id]} has changed since" if job.id in outdated else ""
         reason = str(manifest.get("reason") or "") + left_out
         rows.append([job.id, job.kind, str(manifest.get("status") or "not finished"), *told, reason])
     name = root.resolve().name
@@ -176,11 +176,12 @@ def changes_table(results: Results) -> Table:
     """What ``--change`` and ``--rewind`` changed in the runs."""
     rows = []
     for run in results.runs:
-        for step, when, change in run.changes:
-            key, _, values = change.partition(": ")
-            old, _, new = values.partition(" -> ")
-            change_cells = [key, old, new] if new else [change, "", ""]
-            rows.append([run.variant, str(run.seed), f"{step:,}", when, *change_cells])
+        for record in run.changes:
+            label = [run.variant, str(run.seed), f"{record['after_step']:,}", record["time"]]
+            for change in record["changes"]:
+                key, _, values = change.partition(": ")
+                old, _, new = values.partition(" -> ")
+                rows.append([*label, key, old, new] if new else [*label, change, "", ""])
     header = ["variant", "seed", "after step", "time", "change", "old value", "new value"]
     note = "The run continued after this step with the new values (--change) or other batches (--rewind)."
     return Table("changes", "Changes during the runs", header, rows, note, labels=7)

@@ -162,10 +162,25 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def change_history(self) -> list[dict[str, Any]]:
-        """The records of ``record_change``, oldest first."""
+        """The records of ``record_change``, oldest first.
+
+        ``after_step`` is the last saved step before the change, ``time`` is in ISO format, and ``changes`` are texts.
+        Raises UserError if the file is damaged.
+        """
         if not self.changes.exists():
             return []
-        return [json.loads(line) for line in self.changes.read_text(encoding="utf-8").splitlines()]
+        try:
+            records = [json.loads(line) for line in self.changes.read_text(encoding="utf-8").splitlines()]
+            return [
+                {
+                    "after_step": int(record["after_step"]),
+                    "time": str(record["time"]),
+                    "changes": list(record["changes"]),
+                }
+                for record in records
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.changes}: not a record of changes: {error}") from None
 
     def keep_data(self, digests: dict[str, list[str]], *, change: bool = False) -> None:
         """Record the digests of the run's data, or check that they are those the run began with.

@@ -326,7 +326,7 @@ def test_an_unfinished_run_saves_nothing(tmp_path: Path) -> None:
     assert not cards(study)
 
 
-def test_results_of_inputs_made_anew_are_left_out_and_named(tmp_path: Path) -> None:
+def test_results_of_changed_inputs_are_left_out_and_named(tmp_path: Path) -> None:
     """Seed 3 left the grid before its data changed. Seed 2 is only in an earlier plan, with the present data."""
     root = tmp_path / "flow"
     write_job(root, "packed", "pack", [], key="new")
@@ -343,7 +343,7 @@ def test_results_of_inputs_made_anew_are_left_out_and_named(tmp_path: Path) -> N
     assert sorted(score.metrics["bleu"] or 0 for score in study.scores) == [0.60, 0.61]
     assert {run.seed for run in study.runs} == {1, 2}
     text = report([root], tmp_path / "out").read_text(encoding="utf-8")
-    assert "Left out, as made from other inputs: " in text and "evaluate/dense/seed=3 (packed was made anew" in text
+    assert "Left out, because an input has changed since: " in text and "evaluate/dense/seed=3 (packed)" in text
     reasons = {row["job"]: row["reason"] for row in rows_of(tmp_path / "out" / "jobs-flow.csv")}
     assert {job for job, reason in reasons.items() if reason} == {
         f"{name}/dense/seed=3" for name in ("pretrain", "finetune", "evaluate")

@@ -182,7 +182,7 @@ def percentiles(values: Array) -> tuple[float, float]:
 def fit_law(points: Sequence[Point], samples: int = SAMPLES) -> Law | None:
     """Fit the law; None for points that cannot identify it: too few, or no variety in size, length or density.
 
-    The bootstrap draws residuals with replacement, scaled by sqrt(P / (P - 6)), and fits each sample anew.
+    The bootstrap draws residuals with replacement, scaled by sqrt(P / (P - 6)), and fits each sample.
     """
     variety = [len({getattr(point, name) for point in points}) for name in ("width", "tokens", "density")]
     if len(points) < len(NAMES) + 2 or min(variety, default=0) < 2:

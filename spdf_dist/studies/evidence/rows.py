@@ -195,7 +195,7 @@ def read_rows(path: Path) -> list[Row]:
         lines = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
         return [Row(**{name: types[name](text) for name, text in line.items() if text != ""}) for line in lines]
     except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a table of an evidence study ({error}): move it away to begin anew") from None
+        raise UserError(f"{path}: not a table of an evidence study ({error}): move it away to start again") from None
 
 
 def to_csv(rows: Iterable[Row]) -> str:
