@@ -125,6 +125,17 @@ def add_legend(axes: Axes, location: str = "upper right") -> None:
         axes.legend(handles=[*handles.values()][::-1], loc=location, labelcolor="linecolor", handlelength=1.6)
 
 
+def draw_line(axes: Axes, line: Series, **style: Any) -> None:
+    """Draw a line with its markers and its band."""
+    if line.band is not None:
+        axes.fill_between(line.x, *line.band, color=line.colour, alpha=0.18, linewidth=0)
+    dash = DASHES[line.dash % len(DASHES)] if len(line.x) > 1 else ""
+    axes.plot(
+        line.x, line.y, label=line.label, color=line.colour, linestyle=dash, marker=line.marker, markersize=5.5,
+        markeredgecolor=PAPER, markeredgewidth=0.7, **style,
+    )  # fmt: skip
+
+
 def line_figure(
     title: str,
     x_label: str,
@@ -144,12 +155,9 @@ def line_figure(
             axes.plot(raw.x, raw.y, color=line.colour, alpha=0.22, linewidth=0.8)
             line = replace(line, y=smooth(pd.Series(line.y), max(5, len(line.x) // 40)))
         line = thin(line)
-        marker = "o" if points and len(line.x) <= 40 else ""
-        axes.plot(
-            line.x, line.y, label=line.label, color=line.colour, alpha=0.75 if labels.count(line.label) > 1 else 1.0,
-            linestyle=DASHES[line.dash % len(DASHES)], linewidth=2.0 if line.finished else 1.2, zorder=3,
-            marker=marker, markersize=5, markeredgecolor=PAPER, markeredgewidth=0.8, clip_on=not marker,
-        )  # fmt: skip
+        line = replace(line, marker="o" if points and len(line.x) <= 40 else "")
+        alpha, width = 0.75 if labels.count(line.label) > 1 else 1.0, 2.0 if line.finished else 1.2
+        draw_line(axes, line, alpha=alpha, linewidth=width, zorder=3, clip_on=not line.marker)
         shown.append(line)
     axes.set_ylim(visible_range(shown))
     axes.set_xlim(0, max((line.x[-1] for line in shown), default=1) or 1)
@@ -235,9 +243,8 @@ def speedup_figure(title: str, lines: Sequence[Series]) -> Figure:
     figure, axes = new_axes(title, "sparsity, %", "speed-up over the best dense product", 3.8)
     highest = max([*(x for line in lines for x in line.x), 50.0])
     x = np.linspace(0, highest, 101)
-    axes.plot(x, 1 / (1 - x / 100), color=MUTED, linestyle=DASHES[1], label="theoretical, 1 / (1 - s)")
-    for line in lines:
-        axes.plot(line.x, line.y, color=line.colour, label=line.label, marker="o", markersize=5)
+    for line in (Series("theoretical, 1 / (1 - s)", MUTED, x, 1 / (1 - x / 100), dash=1), *lines):
+        draw_line(axes, line)
     axes.axhline(1, color=MUTED, linewidth=0.8)
     axes.set_xlim(0, highest)
     axes.set_ylim(bottom=0)

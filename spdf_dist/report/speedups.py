@@ -38,7 +38,8 @@ def speedup_series(results: Sequence[dict[str, Any]]) -> list[Series]:
         rows = [row for row in results if row["op"] == op and row["speedup"] is not None]
         points = sorted((100 * row["sparsity"], row["speedup"]) for row in rows)
         if points:
-            lines.append(Series(op, colour, [x for x, _ in points], [y for _, y in points]))
+            x, y = zip(*points, strict=True)
+            lines.append(Series(op, colour, x, y, marker="o"))
     return lines
 
 

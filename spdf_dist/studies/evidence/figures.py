@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spdf_dist.base.numbers import power_label
-from spdf_dist.report.figures import DASHES, Numbers, Series, new_axes, new_panels
-from spdf_dist.report.style import GRID, MUTED, PAPER
+from spdf_dist.report.figures import DASHES, Numbers, Series, draw_line, new_axes, new_panels
+from spdf_dist.report.style import GRID, MUTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,14 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 def draw_lines(axes: Axes, lines: Sequence[Series], location: str) -> None:
     """Draw lines over a logarithmic x axis, with a legend."""
     for line in lines:
-        if line.band is not None:
-            axes.fill_between(line.x, *line.band, color=line.colour, alpha=0.18, linewidth=0)
-        dash = DASHES[line.dash] if len(line.x) > 1 else ""
-        axes.plot(
-            line.x, line.y, color=line.colour, marker=line.marker, linestyle=dash,
-            markersize=6, markeredgecolor=PAPER, markeredgewidth=0.6, label=line.label,
-            markevery=max(1, len(line.x) // 6),
-        )  # fmt: skip
+        draw_line(axes, line, markevery=max(1, len(line.x) // 6))
     axes.set_xscale("log")
     axes.legend(loc=location, fontsize=9, handlelength=2.2, labelspacing=0.3)
 
