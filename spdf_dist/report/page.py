@@ -35,6 +35,11 @@ class Table:
     marks: set[tuple[int, int]] = field(default_factory=set)
     """Cells (row, column) to highlight: numbers that differ from the printed ones."""
 
+    @classmethod
+    def of(cls, name: str, title: str, rows: Sequence[Mapping[str, str]], note: str = "", **more: Any) -> Table:
+        """A table of rows by column; ``more`` are further fields."""
+        return cls(name, title, list(rows[0]) if rows else [], [list(row.values()) for row in rows], note, **more)
+
     def csv(self) -> str:
         """The table as CSV. A semicolon joins the lines of a cell, and minus signs are ASCII."""
         frame = pd.DataFrame(self.rows, columns=list(self.header), dtype=str)

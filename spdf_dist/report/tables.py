@@ -27,15 +27,14 @@ def summary_table(results: Results) -> Table:
     rows = [
         summary_row(variant, tuned.get((variant.size, variant.name), [])) for variant in results.pretrained_variants()
     ]
-    return Table(
+    return Table.of(
         "summary",
         "What each variant cost",
-        list(rows[0]) if rows else [],
-        [list(row.values()) for row in rows],
+        rows,
         "Validation loss in nats per token after the last step; with several seeds mean ± sample deviation (number). "
         "FLOPs are model FLOPs as the paper counts them, without recomputation or multiplied zeros. Only runs that "
         "differ in their seeds are averaged; unfinished runs are neither averaged with finished ones nor compared.",
-        results.synthetic,
+        synthetic=results.synthetic,
     )
 
 

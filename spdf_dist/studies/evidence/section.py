@@ -10,7 +10,7 @@ from statistics import mean
 
 from spdf_dist.base.numbers import duration, short_count
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.page import NOT_RUN, Plot, Section, Table
+from spdf_dist.report.page import NOT_RUN, Section, Table
 from spdf_dist.studies.evidence.law import fit_law, law_points
 from spdf_dist.studies.evidence.plots import TITLE, equal_plot, law_plot, lost_plot, rates_plot, sizes_plot
 from spdf_dist.studies.evidence.rows import DONE, Evidence
@@ -30,8 +30,6 @@ from spdf_dist.studies.evidence.tables import (
     verdict_table,
 )
 
-Part = tuple[str, list[str], list[Table], list[Plot]]
-"""Title, paragraphs, tables and figures of a part of the results."""
 FIELD = re.compile(r"(<!-- evidence ([\w-]+) -->).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -52,38 +50,35 @@ def state_lines(evidence: Evidence) -> list[str]:
     return [*lines, *filter(None, [evidence.note])]
 
 
-def parts(evidence: Evidence) -> list[Part]:
+def parts(evidence: Evidence) -> list[Section]:
     """The results in reading order."""
     found = {one.name: one for one in hypotheses(evidence)}
     tables = {name: hypothesis_table(one) for name, one in found.items()}
     law = fit_law(law_points(evidence))
-    last: Part = ("Scaling law", ["Too few points have run for a fit."], [], [])
+    last = Section("Scaling law", ["Too few points have run for a fit."])
     if law is not None:
         fitted, points = law_tables(evidence, law)
-        last = (
-            "Scaling law",
-            [law_text(evidence, law)],
-            [fitted, *budget_table(evidence, law), points],
-            law_plot(evidence, law),
-        )
+        of_law = [fitted, *budget_table(evidence, law), points]
+        last = Section("Scaling law", [law_text(evidence, law)], law_plot(evidence, law), of_law)
+    equal = [equal_table(evidence), tables["Blocks"]]
     return [
-        ("Verdicts", [], [verdict_table(list(found.values()))], []),
-        ("H1: little is lost", [], [tables["H1"], tuned_table(evidence)], lost_plot(evidence)),
-        ("H2: easy tasks lose less", [], [tables["H2"]], []),
-        ("H3: large models lose less", [], [tables["H3"], size_table(evidence)], sizes_plot(evidence)),
-        ("Learning rates", [rate_text(evidence)], [rate_table(evidence)], rates_plot(evidence)),
-        ("Methods and blocks at equal FLOPs", [], [equal_table(evidence), tables["Blocks"]], equal_plot(evidence)),
+        Section("Verdicts", tables=[verdict_table(list(found.values()))]),
+        Section("H1: little is lost", (), lost_plot(evidence), [tables["H1"], tuned_table(evidence)]),
+        Section("H2: easy tasks lose less", tables=[tables["H2"]]),
+        Section("H3: large models lose less", (), sizes_plot(evidence), [tables["H3"], size_table(evidence)]),
+        Section("Learning rates", [rate_text(evidence)], rates_plot(evidence), [rate_table(evidence)]),
+        Section("Methods and blocks at equal FLOPs", (), equal_plot(evidence), equal),
         last,
     ]
 
 
-def evidence_section(evidence: Evidence, found: Sequence[Part]) -> list[Section]:
+def evidence_section(evidence: Evidence, found: Sequence[Section]) -> list[Section]:
     """The section of the report; empty without a study."""
     if not evidence.rows:
         return []
-    plots = [plot for _, _, _, plots in found for plot in plots]
-    tables = [table for _, _, tables, _ in found for table in tables if table.rows]
-    texts = [text for _, texts, _, _ in found for text in texts if text]
+    plots = [plot for part in found for plot in part.plots]
+    tables = [table for part in found for table in part.tables if table.rows]
+    texts = [text for part in found for text in part.intro if text]
     return [Section(TITLE, [*state_lines(evidence), *texts], plots, tables)]
 
 
@@ -96,15 +91,15 @@ def markdown_table(table: Table) -> str:
     return "\n".join(lines)
 
 
-def results_markdown(evidence: Evidence, found: Sequence[Part], figures: str, command: str) -> str:
+def results_markdown(evidence: Evidence, found: Sequence[Section], figures: str, command: str) -> str:
     """The results as Markdown. ``figures`` is the path of the figures, relative to the page."""
     lines = ["", f"Made by `{command}`.", "", *(text for line in state_lines(evidence) for text in (line, ""))]
-    for title, texts, tables, plots in found:
-        lines += [f"### {title}", "", *(text for line in texts if line for text in (line, ""))]
-        for plot in plots:
+    for part in found:
+        lines += [f"### {part.title}", "", *(text for line in part.intro if line for text in (line, ""))]
+        for plot in part.plots:
             lines += [f"![{plot.caption}]({figures}/{plot.name}.png)", ""]
-        for table in (table for table in tables if table.rows):
-            lines += [f"**{table.title}**", ""] if table.title != title else []
+        for table in (table for table in part.tables if table.rows):
+            lines += [f"**{table.title}**", ""] if table.title != part.title else []
             lines += [markdown_table(table), "", *([table.note, ""] if table.note else [])]
     return "\n".join(lines)
 
@@ -150,7 +145,7 @@ def field_texts(evidence: Evidence) -> dict[str, str]:
 
 
 def filled_pages(
-    pages: Sequence[Path], evidence: Evidence, found: Sequence[Part], out: Path, command: str
+    pages: Sequence[Path], evidence: Evidence, found: Sequence[Section], out: Path, command: str
 ) -> dict[Path, str]:
     """The texts of pages with the study's results in their fields, `<!-- evidence NAME -->...<!-- end -->`.
 

@@ -50,6 +50,11 @@ from spdf_dist.studies.evidence.rules import (
 COLOURS = variant_colours(["dense", "50%", "75%", "87.5%", "93.75%"])
 TASK_NAMES = {"e2e": "E2E", "webnlg": "WebNLG"}
 STANDARD, ARTEFACT = "standard parameterization", "dense, embeddings at 4 x the rate"
+RATE_PANELS = {
+    "SuPar": (("dense", "sweep", ""), ("75%", "optimum-supar", "")),
+    STANDARD: (("dense", "optimum-standard", "dense"), ("75%", "optimum-standard", "s75"), (ARTEFACT, "artefact", "")),
+}
+"""Label, job and variant of each line of loss over the learning rate, by parameterization."""
 PARAMETERS = {
     "E": "loss of an infinite model with infinite data",
     "A": "loss of size at 1e5 weights",
@@ -112,17 +117,13 @@ def tuned_table(evidence: Evidence) -> Table:
         dense = evidence.losses(f"{task}-20", "dense")
         cells = [("no pre-training", f"{task}-untrained", ""), ("dense", f"{task}-20", "dense")]
         cells += [(level, f"{task}-20", variant) for variant, level in LEVELS.items()]
-        cells += (
-            [("75%, fine-tuned under its mask", "e2e-masked", "s75")]
-            if task == "e2e" and evidence.of("e2e-masked", "s75")
-            else []
-        )
+        if task == "e2e" and evidence.of("e2e-masked", "s75"):
+            cells.append(("75%, fine-tuned under its mask", "e2e-masked", "s75"))
         for name, job, variant in cells:
             losses = evidence.losses(job, variant)
             against = interval_text(paired(losses - dense)) if name != "dense" else NONE
-            share = (
-                loss_text(recovered(evidence, task, variant)) if job == f"{task}-20" and variant != "dense" else NONE
-            )
+            sparse = job == f"{task}-20" and variant != "dense"
+            share = loss_text(recovered(evidence, task, variant)) if sparse else NONE
             rows.append([TASK_NAMES[task], name, loss_text(losses), against, share])
     header = ["task", "pre-training", "validation loss ↓", "minus dense", "recovered share R"]
     note = "Nats per target token, 20 tokens per parameter, width 64. Mean ± sample deviation (seeds)."
@@ -137,39 +138,29 @@ def size_table(evidence: Evidence) -> Table:
         multipliers, linear = size_multipliers(found), size_multipliers(found, linear=True)
         for size in found:
             values = multipliers.get(size.width, {})
-            m = loss_text(inside(values), NONE)
-            of_linear = loss_text(inside(linear.get(size.width, {})), NONE)
             outside = outside_text(values)
-            rows.append(
-                [
-                    what,
-                    f"{size.width}: {short_count(size.parameters)}",
-                    loss_text(size.dense),
-                    loss_text(size.sparse),
-                    interval_text(paired(size.sparse - size.dense)),
-                    f"{m}\n{outside}" if outside else m,
-                    of_linear,
-                ]
-            )
-    header = ["loss of", "width: parameters", "dense", "75%", "75% minus dense", "m", "m, linear layers only"]
+            row = {
+                "loss of": what,
+                "width: parameters": f"{size.width}: {short_count(size.parameters)}",
+                "dense": loss_text(size.dense),
+                "75%": loss_text(size.sparse),
+                "75% minus dense": interval_text(paired(size.sparse - size.dense)),
+                "m": loss_text(inside(values), NONE) + (f"\n{outside}" if outside else ""),
+                "m, linear layers only": loss_text(inside(linear.get(size.width, {})), NONE),
+            }
+            rows.append(row)
     note = (
         "10 tokens per parameter. m interpolates the dense curve of the same seed, log loss over log size, and is not "
         "extrapolated. After fine-tuning the curve has only the two larger sizes."
     )
-    return Table("evidence_sizes", "Losses by size", header, rows, note, labels=2)
+    return Table.of("evidence_sizes", "Losses by size", rows, note, labels=2)
 
 
 def rate_lines(evidence: Evidence) -> list[tuple[str, list[Series]]]:
     """Loss over the peak learning rate, by parameterization."""
     base = base_row(evidence)
     panels = []
-    for name, cells in (
-        ("SuPar", (("dense", "sweep", ""), ("75%", "optimum-supar", ""))),
-        (
-            STANDARD,
-            (("dense", "optimum-standard", "dense"), ("75%", "optimum-standard", "s75"), (ARTEFACT, "artefact", "")),
-        ),
-    ):
+    for name, cells in RATE_PANELS.items():
         lines = []
         for k, (label, job, variant) in enumerate(cells):
             found = sorted(
@@ -221,13 +212,10 @@ def rate_text(evidence: Evidence) -> str:
     for name, lines in panels.items():
         by_label = {line.label: line for line in lines}
         if {"dense", "75%"} <= by_label.keys():
-            (dense, _), (sparse, _) = optimum(by_label["dense"]), optimum(by_label["75%"])
-            end = (
-                "" if optimum(by_label["dense"])[1] and optimum(by_label["75%"])[1] else " (one is an end of the grid)"
-            )
-            parts.append(
-                f"From dense to 75% the best rate changes by a factor of {sparse / dense:.2g} with {name}{end}."
-            )
+            (dense, in_dense), (sparse, in_sparse) = optimum(by_label["dense"]), optimum(by_label["75%"])
+            end = "" if in_dense and in_sparse else " (one is an end of the grid)"
+            factor = f"{sparse / dense:.2g}"
+            parts.append(f"From dense to 75% the best rate changes by a factor of {factor} with {name}{end}.")
             gap = min(by_label["75%"].y) - min(by_label["dense"].y)
             parts.append(f"Each at its best rate, 75% is {signed(gap)} nats from dense with {name}.")
     standard = {line.label: line for line in panels.get(STANDARD, [])}
@@ -274,18 +262,8 @@ def equal_table(evidence: Evidence) -> Table:
             continue
         flops, tokens = (mean(getattr(row, column) or 0.0 for row in found) for column in ("flops", "tokens"))
         value = None if place == STATIC else against_static(evidence, name)
-        against = NONE if place == STATIC else interval_text(value)
-        rows.append(
-            [
-                name,
-                str(found[0].width),
-                power_label(flops),
-                short_count(tokens),
-                loss_text(row.loss for row in found),
-                against,
-                reading(value),
-            ]
-        )
+        cost = [str(found[0].width), power_label(flops), short_count(tokens), loss_text(row.loss for row in found)]
+        rows.append([name, *cost, NONE if place == STATIC else interval_text(value), reading(value)])
     header = ["method", "width", "FLOPs spent", "tokens", "validation loss ↓", "minus static 75%", "reading"]
     note = (
         "FLOPs as the trainer counted them, both phases and the dense gradients of updates "
@@ -296,24 +274,15 @@ def equal_table(evidence: Evidence) -> Table:
 
 def law_tables(evidence: Evidence, law: Law) -> list[Table]:
     """The fitted parameters, the points, and the budgets."""
-    rows = []
-    for name in NAMES:
-        low, high = law.interval(name)
-        found = "yes" if law.identified(name) else "no"
-        rows.append([name, PARAMETERS[name], f"{law.value(name):.3f}", f"[{low:.3f}, {high:.3f}]", found])
+    found = [(name, PARAMETERS[name], law.value(name), *law.interval(name), law.identified(name)) for name in NAMES]
     for density in (0.5, 0.25):
-        value, low, high = law.share(density)
         others = ", ".join(f"{who} {share(density):.2f}" for who, share in SHARES.items())
         text = f"share of its size that {1 - density:.0%} is worth ({others})"
-        rows.append(
-            [
-                f"{density}^gamma",
-                text,
-                f"{value:.3f}",
-                f"[{low:.3f}, {high:.3f}]",
-                "yes" if law.identified("gamma") else "no",
-            ]
-        )
+        found.append((f"{density}^gamma", text, *law.share(density), law.identified("gamma")))
+    rows = [
+        [name, text, f"{value:.3f}", f"[{low:.3f}, {high:.3f}]", "yes" if identified else "no"]
+        for name, text, value, low, high, identified in found
+    ]
     note = (
         "L = E + A (N density^gamma / 1e5)^-alpha + B (D / 1e6)^-beta, N the weights of the linear layers with pruned "
         f"ones, D tokens. {len(law.points)} points; residuals of {law.deviation:.3f} nats; residual bootstrap. "
