@@ -148,10 +148,10 @@ def jobs_table(root: Path, results: Results) -> Table:
         if job.kind == REPORT:
             continue
         manifest = job.manifest()
-        told = [str(manifest.get(key) or NONE) for key in ("attempts", "started", "ended")]
+        record = [str(manifest.get(key) or NONE) for key in ("attempts", "started", "ended")]
         left_out = f"left out: {outdated[job.id]} has changed since" if job.id in outdated else ""
         reason = str(manifest.get("reason") or "") + left_out
-        rows.append([job.id, job.kind, str(manifest.get("status") or "not finished"), *told, reason])
+        rows.append([job.id, job.kind, str(manifest.get("status") or "not finished"), *record, reason])
     name = root.resolve().name
     header = ["job", "kind", "state", "attempts", "started", "ended", "reason"]
     return Table(f"jobs-{name}", f"Jobs of {name}", header, rows, labels=3)

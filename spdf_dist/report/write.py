@@ -18,7 +18,8 @@ from spdf_dist.report.style import drawing, to_png, to_svg, variant_colours
 
 SYNTHETIC = (
     "Fine-tuning data in this report is synthetic: generated from a seeded grammar in the form of E2E's CSV. "
-    "Its scores say that the system works. They do not say how good a model is, and compare with nothing published."
+    "Its scores show that the system works. They do not measure the quality of a model, and no published score is "
+    "comparable with them."
 )
 MAX_CARDS = 8
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 TITLE = "The paper beside ours"
 INTRO = (
-    "Printed figures of SPDF (appendix and blog) with ours next to them. What was not run says so. Ours are models of "
-    "that shape, pre-trained on as many tokens and fine-tuned dense; controls and other patterns are in the scores."
+    "Printed results of SPDF (appendix and blog) and ours. Our models have the same shape, are pre-trained on the same "
+    "number of tokens, and are fine-tuned dense. Controls and other patterns are in the tables of scores."
 )
 
 
@@ -67,16 +67,14 @@ def models_table() -> Table:
             "tokens": short_count(training.train_tokens),
         }
         rows.append([name, *(theirs[k] if theirs[k] == own else f"{theirs[k]}\nours {own}" for k, own in ours.items())])
-    note = (
-        "A single figure: the shipped config (gpt2_small, gpt3_xl) has the printed value. Parameters without padding."
-    )
+    note = "One value in a cell: the shipped config (gpt2_small, gpt3_xl) has the printed one. Parameters without padding."
     return Table("paper_table_1", "Paper, Table 1: models", ["model", *ours], rows, note)
 
 
 def flops_table(title: str, labels: tuple[str, str], columns: tuple[str, ...], rows: list[paper.Row]) -> Table:
     """Table 2 or 3. Where a number differs from the printed one, the table shows both and the note gives the reason."""
     body, marks = [], set()
-    notes = ["A single figure: every printed digit is reproduced. Printed otherwise:"]
+    notes = ["One value in a cell: every printed digit is reproduced. The other cells:"]
     for r, row in enumerate(rows):
         cells = list(row.labels)
         for figure in row.figures:
@@ -113,8 +111,8 @@ def curation_table(results: Results) -> Table:
     for cell in ((model, level) for model in paper.MODELS for level in paper.LEVELS[1:]):
         text, ours = printed_above_dense(cell), our_above_dense(results, cell)
         difference = signed(ours - float(text), 2) if ours is not None and text else NONE
-        told = [f"+{text}" if text else "not given", NOT_RUN if ours is None else signed(ours, 2), difference]
-        rows.append([cell[0], f"{cell[1]:.0%}", *told])
+        numbers = [f"+{text}" if text else "not given", NOT_RUN if ours is None else signed(ours, 2), difference]
+        rows.append([cell[0], f"{cell[1]:.0%}", *numbers])
     title = "Blog: Curation Corpus, perplexity above the dense baseline"
     return Table("paper_curation", title, ["model", "sparsity", "printed", "ours", "difference"], rows, labels=2)
 
