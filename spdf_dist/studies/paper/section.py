@@ -67,7 +67,7 @@ def models_table() -> Table:
             "tokens": short_count(training.train_tokens),
         }
         rows.append([name, *(theirs[k] if theirs[k] == own else f"{theirs[k]}\nours {own}" for k, own in ours.items())])
-    note = "One value in a cell: the shipped config (gpt2_small, gpt3_xl) has the printed one. Parameters without padding."
+    note = "One value in a cell: the shipped config (gpt2_small, gpt3_xl) has it too. Parameters without padding."
     return Table("paper_table_1", "Paper, Table 1: models", ["model", *ours], rows, note)
 
 
