@@ -352,7 +352,8 @@ def problem(folder: Path) -> str | None:
         return str(error)
     for name, file in manifest.files.items():
         try:
-            size = (folder / name).stat().st_size
+            with (folder / name).open("rb") as content:
+                size = os.fstat(content.fileno()).st_size
         except PermissionError as error:
             raise NoPermissionError(f"{folder / name} cannot be read: {error.strerror}") from None
         except OSError:
@@ -360,8 +361,6 @@ def problem(folder: Path) -> str | None:
             return f"{folder} is no whole checkpoint: {what}{name} is not there; take another checkpoint"
         if size != file.bytes:
             return f"{folder / name} is damaged: {size} bytes instead of {file.bytes}; take another checkpoint"
-        if not os.access(folder / name, os.R_OK):
-            raise NoPermissionError(f"{folder / name} cannot be read: permission denied")
     return None
 
 
