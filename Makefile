@@ -13,7 +13,7 @@ export PYTHONWARNINGS ?= ignore::FutureWarning
 # Filters pip's output: large downloads, builds and the installation, so that set-up shows progress.
 PROGRESS := awk '/Downloading .*\([0-9.]+ [MG]B\)|Building|Preparing editable|Installing collected|Successfully/ {print "  " substr($$0, 1, 100); fflush()}'
 
-.PHONY: chaos gpu gpu-pack setup demo test test-fast test-sanitize lint bench docs wheelhouse clean
+.PHONY: chaos gpu gpu-pack setup demo test test-fast test-sanitize lint bench docs wheels wheelhouse clean
 
 setup: $(STAMP)
 
@@ -79,6 +79,10 @@ gpu: setup
 
 gpu-pack: setup
 	@PYTHONPATH=kernels $(BIN)/python -m gpu_lab pack
+
+# Builds the wheels of spdf-dist and spdf-kernels for x86-64 and aarch64; the other processor needs a cross compiler.
+wheels: setup
+	@$(BIN)/python tools/wheelhouse.py --own --out dist
 
 # Collects all wheels for a cluster without internet: make wheelhouse TARGET_PYTHON=3.12 MACHINE=x86_64 EXTRAS=all,gpu
 wheelhouse: setup

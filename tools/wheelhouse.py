@@ -1,4 +1,10 @@
-"""Collects every wheel that a cluster without internet needs, for its Python and its processor.
+"""Builds the wheels of this tree, or collects every wheel that a cluster without internet needs.
+
+  make wheels
+  python tools/wheelhouse.py --own --out dist [--machine aarch64]
+
+builds spdf-dist and spdf-kernels, for x86-64 and aarch64. The wheels of another processor than this machine's need a
+cross compiler: aarch64-linux-gnu-g++ (Debian: g++-aarch64-linux-gnu) or x86_64-linux-gnu-g++.
 
   make wheelhouse TARGET_PYTHON=3.12 MACHINE=x86_64 EXTRAS=all,gpu
   python tools/wheelhouse.py --out wheelhouse --python 3.12 --machine aarch64 [-- OPTIONS OF PIP DOWNLOAD]
@@ -13,8 +19,10 @@ evaluates the conditions of requirements ("; python_version < ...") for the Pyth
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -22,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+MACHINES = ("x86_64", "aarch64")
 GLIBC = range(17, 40)
 """Minor versions of glibc 2 that a manylinux wheel may ask for; pip takes those that are named."""
 MOST_SOURCES = 40
@@ -35,6 +44,32 @@ def pip(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Runs pip; its progress is left out."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def cross_compiler(machine: str) -> str | None:
+    """The compiler that the build of the kernels needs for another processor, where it is not installed."""
+    name = f"{machine}-linux-gnu-g++"
+    return None if machine == platform.machine() or shutil.which(name) else name
+
+
+def build(project: Path, out: Path, machine: str) -> None:
+    """Builds the wheel of a project of this tree into ``out``. Raises WheelhouseError."""
+    os.environ["SPDF_TARGET_MACHINE"] = machine
+    done = pip("wheel", "--no-deps", "--wheel-dir", out, project)
+    if done.returncode:
+        raise WheelhouseError(f"the wheel of {project} does not build: {last_line(done.stderr)}")
+
+
+def build_own(out: Path, machines: Sequence[str]) -> None:
+    """Builds the wheels of spdf-dist and spdf-kernels for some processors. Raises WheelhouseError."""
+    for machine in machines:
+        if missing := cross_compiler(machine):
+            raise WheelhouseError(
+                f"{missing} is needed for {machine} (Debian: g++-{machine.replace('_', '-')}-linux-gnu)"
+            )
+    for machine in machines:
+        for project in (ROOT, ROOT / "kernels"):
+            build(project, out, machine)
 
 
 def platforms(machine: str, newest_glibc: int) -> list[str]:
@@ -62,16 +97,14 @@ def without_wheel(text: str) -> str | None:
 
 def own_wheel(out: Path, machine: str) -> None:
     """Builds the wheel of this tree into ``out``; its library fits one kind of processor."""
-    if machine != platform.machine():
-        if not list(out.glob(f"spdf_dist-*-linux_{machine}.whl")):
-            raise WheelhouseError(
-                f"the kernels must be compiled on {machine}: run `pip wheel --no-deps -w {out} .` on such a machine "
-                f"first, and bring {out} here"
-            )
-        return
-    done = pip("wheel", "--no-deps", "--wheel-dir", out, ROOT)
-    if done.returncode:
-        raise WheelhouseError(f"the wheel of this tree does not build: {last_line(done.stderr)}")
+    missing = cross_compiler(machine)
+    if missing is None:
+        build(ROOT, out, machine)
+    elif not list(out.glob(f"spdf_dist-*-linux_{machine}.whl")):
+        raise WheelhouseError(
+            f"the kernels must be compiled for {machine}: install {missing}, or run `make wheels` elsewhere and put "
+            f"the wheel into {out}"
+        )
 
 
 def from_source(requirement: str, out: Path) -> None:
@@ -113,18 +146,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "wheelhouse", help="folder for the wheels (wheelhouse)")
     parser.add_argument("--python", default=f"{sys.version_info[0]}.{sys.version_info[1]}", help="of the cluster: 3.12")
-    parser.add_argument("--machine", default=platform.machine(), choices=("x86_64", "aarch64"))
+    parser.add_argument("--own", action="store_true", help="only build the wheels of this tree")
+    parser.add_argument("--machine", choices=MACHINES, help="default: this one; with --own, each")
     parser.add_argument("--extras", default="all", help="comma-separated extras of spdf-dist (all)")
     parser.add_argument("--glibc", type=int, default=28, metavar="MINOR", help="2.MINOR is the cluster's glibc (28)")
     args = parser.parse_args(words[: words.index("--")] if "--" in words else words)
     if not re.fullmatch(r"3\.\d+", args.python):
         parser.error(f"--python is a version such as 3.12, not {args.python}")
     try:
-        count = collect(args.out.absolute(), args.python, args.machine, args.extras, args.glibc, options)
+        if args.own:
+            build_own(args.out.absolute(), [args.machine] if args.machine else MACHINES)
+            print(*sorted(path.name for path in args.out.glob("spdf_*.whl")), sep="\n")
+            return 0
+        machine = args.machine or platform.machine()
+        count = collect(args.out.absolute(), args.python, machine, args.extras, args.glibc, options)
     except WheelhouseError as error:
         print(f"wheelhouse: {error}", file=sys.stderr)
         return 2
-    print(f"{count} wheels for Python {args.python} on {args.machine} in {args.out}; on the cluster:")
+    print(f"{count} wheels for Python {args.python} on {machine} in {args.out}; on the cluster:")
     print(f"  pip install --no-index --find-links {args.out.name} 'spdf-dist[{args.extras}]'")
     return 0
 

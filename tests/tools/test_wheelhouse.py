@@ -86,13 +86,36 @@ def test_a_source_that_compiles_is_refused(
 
 
 def test_another_processor_needs_its_own_wheel_of_the_kernels(
-    wheelhouse: ModuleType, fake: Callable[..., FakePip], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wheelhouse: ModuleType,
+    fake: Callable[..., FakePip],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     fake()
+    monkeypatch.setattr(wheelhouse.shutil, "which", lambda name: None)
     assert run(wheelhouse, tmp_path, "--machine", "aarch64") == 2
-    assert "must be compiled on aarch64" in capsys.readouterr().err
+    assert "must be compiled for aarch64: install aarch64-linux-gnu-g++" in capsys.readouterr().err
     (tmp_path / "spdf_dist-0.1.0-py3-none-linux_aarch64.whl").touch()
     assert run(wheelhouse, tmp_path, "--machine", "aarch64") == 0
+
+
+def test_the_wheels_of_this_tree_are_built_for_both_processors(
+    wheelhouse: ModuleType,
+    fake: Callable[..., FakePip],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pip = fake()
+    monkeypatch.setattr(wheelhouse.shutil, "which", lambda name: None)
+    monkeypatch.setenv("SPDF_TARGET_MACHINE", "")
+    assert wheelhouse.main(["--own", "--out", str(tmp_path)]) == 2
+    assert "aarch64-linux-gnu-g++ is needed for aarch64" in capsys.readouterr().err and not pip.calls
+    monkeypatch.setattr(wheelhouse.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert wheelhouse.main(["--own", "--out", str(tmp_path)]) == 0
+    assert [call[-1] for call in pip.calls] == [str(PATH.parents[1]), str(PATH.parents[1] / "kernels")] * 2
+    assert wheelhouse.os.environ["SPDF_TARGET_MACHINE"] == "aarch64"
 
 
 def test_what_pip_says_is_passed_on(
@@ -102,6 +125,7 @@ def test_what_pip_says_is_passed_on(
     monkeypatch.setattr(wheelhouse, "pip", lambda *words: failed)
     (tmp_path / "spdf_dist-0.1.0-py3-none-linux_aarch64.whl").touch()
     monkeypatch.setattr(wheelhouse.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(wheelhouse.shutil, "which", lambda name: None)
     assert run(wheelhouse, tmp_path, "--machine", "aarch64") == 2
     assert capsys.readouterr().err == "wheelhouse: pip download: ERROR: no network\n"
 
