@@ -376,7 +376,8 @@ def place_of(name: str, stem: str) -> Path:
 def result_of(run_dir: Path) -> tuple[list[tuple[object, ...]], dict[str, str]]:
     """The results of a run: a tuple per metrics line, and the digests of the tensors of the last checkpoint."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    numbers = [(line["step"], *(line.get(key) for key in COUNTED)) for line in lines]
+    counted = [line for line in lines if "loss" in line or "val_loss" in line]
+    numbers = [(line["step"], *(line.get(key) for key in COUNTED)) for line in counted]
     last = max((run_dir / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
     files = json.loads((last / "manifest.json").read_text())["files"]
     return numbers, {name: file["sha256"] for name, file in files.items() if name.endswith(".safetensors")}
