@@ -104,11 +104,12 @@ def parts(bench: Bench, record: Record) -> dict[str, Part]:
     def train(name: str, model: tuple[str, ...], cases: tuple[steps.Case, ...]) -> None:
         if not smoke:
             steps.steps(record, name, model, cases, smoke)
-        elif name == "xl, 4 layers":
+        elif cases is steps.XL_CASES:  # one part is enough in the interpreter
             steps.steps(record, name, steps.TINY, steps.SMOKE_CASES, smoke)
 
-    def tried(block: int) -> dict[str, object]:
-        return {"tried": list(products.variants(block))}
+    def variants(block: int) -> None:
+        if not smoke:  # where all configurations are the same
+            blocks("xl", block, tried=list(products.variants(block)))
 
     return {
         "ceilings": Part(8, lambda: products.ceilings(bench, record)),
@@ -116,8 +117,8 @@ def parts(bench: Bench, record: Record) -> dict[str, Part]:
         "compile": Part(40, lambda: None if smoke else compile_all(record)),
         "blocks128": Part(12, lambda: blocks("xl", 128)),
         "blocks64": Part(12, lambda: blocks("xl", 64)),
-        "variants128": Part(20, lambda: blocks("xl", 128, **tried(128))),
-        "variants64": Part(20, lambda: blocks("xl", 64, **tried(64))),
+        "variants128": Part(20, lambda: variants(128)),
+        "variants64": Part(20, lambda: variants(64)),
         "xl steps": Part(55, lambda: train("xl, 4 layers", steps.XL_FOUR_LAYERS, steps.XL_CASES)),
         "losses": Part(35, lambda: steps.check_losses(record, smoke)),
         "tests": Part(65, lambda: gpu_tests(record, smoke)),
