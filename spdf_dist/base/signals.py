@@ -16,6 +16,9 @@ from spdf_dist.config.errors import EXIT_STOPPED, Stopped
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals by which schedulers, time limits and Ctrl-C stop a command."""
 
+START_UP_SECONDS = 10.0
+"""How long a start-up goes on after a stop signal. Native code may wait for a rank that has already ended."""
+
 Handler = Callable[[int, FrameType | None], object] | int
 
 
@@ -55,11 +58,16 @@ class ReceivedSignals:
 class Watch:
     """Reacts to stop signals in a thread, because Python runs no handlers while the main thread is in native code.
 
-    Rank 0 acknowledges the first signal on standard error. A second one ends the process at once. A context manager for
+    Rank 0 acknowledges the first signal on standard error. A second one ends the process at once. Before ``begun`` is
+    set there is nothing to save, and the first signal ends the process after START_UP_SECONDS. A context manager for
     the main thread only.
     """
 
     ACKNOWLEDGED = b"stopping at the end of this step, then saving; a second signal ends at once\n"
+    NOTHING_SAVED = b"stopped during start-up; nothing was written, start it again\n"
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
 
     def __enter__(self) -> Watch:
         self._read, self._write = os.pipe()
@@ -70,6 +78,7 @@ class Watch:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.begun.set()
         signal.set_wakeup_fd(self._before)
         os.close(self._write)  # the thread reads end-of-file and ends
 
@@ -89,10 +98,20 @@ class Watch:
                 heard += 1
                 if heard > 1:
                     os._exit(second_code(number))
-                if is_rank_zero():
-                    with contextlib.suppress(OSError):
-                        os.write(2, self.ACKNOWLEDGED)
+                self._say(self.ACKNOWLEDGED)
+                if not self.begun.is_set():
+                    threading.Thread(target=self._end_start_up, daemon=True).start()
         os.close(pipe)
+
+    def _end_start_up(self) -> None:
+        if not self.begun.wait(START_UP_SECONDS):
+            self._say(self.NOTHING_SAVED)
+            os._exit(EXIT_STOPPED)
+
+    def _say(self, line: bytes) -> None:
+        if is_rank_zero():
+            with contextlib.suppress(OSError):
+                os.write(2, line)
 
 
 def second_code(number: int) -> int:
@@ -101,10 +120,14 @@ def second_code(number: int) -> int:
 
 
 class StopRequest:
-    """Sets ``requested`` at the first stop signal; a second one ends the process at once. A context manager."""
+    """Sets ``requested`` at the first stop signal; a second one ends the process at once. A context manager.
+
+    A start-up that does not reach ``begin`` within START_UP_SECONDS of the first signal ends with EXIT_STOPPED.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self._watch = Watch()
         self._owner = os.getpid()
         self._stack = contextlib.ExitStack()
 
@@ -117,8 +140,12 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         self._stack.enter_context(handled(STOP_SIGNALS, self._handle))
-        self._stack.enter_context(Watch())
+        self._stack.enter_context(self._watch)
         return self
+
+    def begin(self) -> None:
+        """Say that the owner looks at ``requested`` from now on."""
+        self._watch.begun.set()
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()

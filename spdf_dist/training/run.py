@@ -260,6 +260,7 @@ class TrainingRun:
             self.saver.save(self.state, wait=True)
             self.save_first = False
         begin = time.perf_counter()
+        self.stop.begin()
         Loop(
             engine=self.engine,
             data=data,

@@ -76,6 +76,32 @@ def test_signals_are_answered_while_native_code_runs() -> None:
     process.communicate()
 
 
+START_UP = """
+import sys, time, torch
+from spdf_dist.base import signals
+signals.START_UP_SECONDS = 0.5
+with signals.StopRequest() as stop:
+    if sys.argv[1] == "begun":
+        stop.begin()
+    print("ready", flush=True)
+    torch.linalg.svd(torch.randn(int(sys.argv[2]), int(sys.argv[2])))
+    time.sleep(1.0)
+print(stop.requested)
+"""
+
+
+@pytest.mark.parametrize(("words", "code"), [(("starting", "2500"), 75), (("begun", "10"), 0)])
+def test_a_signal_ends_a_start_up_that_waits_in_native_code(words: tuple[str, str], code: int) -> None:
+    command = [sys.executable, "-c", START_UP, *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert (b"stopped during start-up" in errors) is (code == 75) and (out == b"True\n") is (code == 0)
+
+
 def test_a_forked_child_s_signals_are_its_own() -> None:
     out, into = os.pipe()
     with StopRequest() as stop:
