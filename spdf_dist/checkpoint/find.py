@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from spdf_dist.checkpoint.manifest import MANIFEST, is_manifest, problem, read_manifest
-from spdf_dist.config.errors import UserError
+from spdf_dist.config.errors import NoPermissionError, UserError
 
 ASIDE = ".tmp"
 """Suffix of folders that are being written or deleted. They are never read."""
@@ -22,9 +23,15 @@ def whole_checkpoints(root: Path) -> list[Path]:
         return []
     found = []
     for folder in root.iterdir():
-        if folder.is_dir() and not folder.name.endswith(ASIDE) and is_whole(folder):
+        if not folder.is_dir() or folder.name.endswith(ASIDE) or not is_whole(folder):
+            continue
+        try:
             step = read_manifest(folder).step
-            found.append((step, folder.name == f"step_{step}", folder.name, folder))
+        except NoPermissionError:
+            raise
+        except UserError:  # a run that keeps fewer checkpoints has deleted it since
+            continue
+        found.append((step, folder.name == f"step_{step}", folder.name, folder))
     return [folder for *_, folder in sorted(found)]
 
 
@@ -42,9 +49,12 @@ def damaged(root: Path) -> list[str]:
     """
     if not root.is_dir():
         return []
-    manifests = [path for path in root.glob(f"*/{MANIFEST}") if not path.parent.name.endswith(ASIDE)]
-    manifests.sort(key=lambda path: (path.stat().st_mtime_ns, path))
-    return [reason for path in manifests if (reason := problem(path.parent)) is not None]
+    manifests = []
+    for path in root.glob(f"*/{MANIFEST}"):
+        with suppress(FileNotFoundError):  # deleted meanwhile
+            manifests.append((path.stat().st_mtime_ns, path))
+    folders = [path.parent for _, path in sorted(manifests) if not path.parent.name.endswith(ASIDE)]
+    return [reason for folder in folders if (reason := problem(folder)) is not None]
 
 
 def resolve(path: Path | str) -> Path:

@@ -62,6 +62,7 @@ class Tally:
     def require(self, condition: bool, what: str) -> None:
         if not condition:
             self.failures.append(what if len(what) < 900 else f"{what[:300]} ... {what[-500:]}")
+            print(f"  broken: {self.failures[-1]}", flush=True)
 
 
 class Campaign:

@@ -27,10 +27,10 @@ from checkpoint_job import (
     write_gpt2_tokenizer,
 )
 
-from spdf_dist.checkpoint import write
+from spdf_dist.checkpoint import find, manifest, write
 from spdf_dist.checkpoint.densify import densify
 from spdf_dist.checkpoint.find import damaged
-from spdf_dist.checkpoint.manifest import MASKS, Slice, check_cover
+from spdf_dist.checkpoint.manifest import MASKS, Manifest, Slice, check_cover, read_manifest
 from spdf_dist.checkpoint.read import Checkpoint, is_whole, latest, resolve
 from spdf_dist.checkpoint.stream import SafetensorsStream
 from spdf_dist.checkpoint.write import delete, prune, single_writer
@@ -66,6 +66,28 @@ def test_damaged_ones_are_told_from_unfinished_ones(tmp_path: Path) -> None:
     assert "step_10/model-00000.safetensors is damaged" in second
     with pytest.raises(UserError, match=r"holds no whole checkpoint: .*step_10/model-00000\.safetensors is damaged"):
         resolve(tmp_path)
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_a_checkpoint_may_vanish_while_the_latest_is_sought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: int
+) -> None:
+    """A run that keeps few checkpoints deletes the oldest, while another command looks for the newest."""
+    for step in (5, 10):
+        save(tmp_path, step)
+    seen: list[Path] = []
+
+    def read(folder: Path) -> Manifest:
+        seen.append(folder)
+        if folder.name == "step_5" and seen.count(folder) == reads:
+            found = read_manifest(folder)
+            shutil.rmtree(folder)
+            return found if reads == 1 else read_manifest(folder)
+        return read_manifest(folder)
+
+    for module in (find, manifest):
+        monkeypatch.setattr(module, "read_manifest", read)
+    assert latest(tmp_path) == tmp_path / "step_10" and not (tmp_path / "step_5").exists()
 
 
 def test_a_copy_of_a_checkpoint_does_not_take_its_place(tmp_path: Path) -> None:
