@@ -77,6 +77,7 @@ class SlurmFaults:
             raise
         self.bench_of: Callable[[Path], Any] = lambda path: module.SlurmBench(path, self.cluster, fake=False)
         self.settings = settings
+        self.next_look = 0.0
         self.order: list[str] = []
         """Faults that are still to be made before each has had its turn again."""
         self.faults: dict[str, Callable[[], None]] = {
@@ -166,6 +167,9 @@ class SlurmFaults:
 
         Slurm does so when it launches a job on a node that still runs the attempt before, and drains the node.
         """
+        if time.monotonic() < self.next_look:
+            return
+        self.next_look = time.monotonic() + 3.0
         if self.cluster.job(self.slurm_id).get("Reason") != "launch_failed_requeued_held":
             return
         for name in self.cluster.names:
