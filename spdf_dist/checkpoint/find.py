@@ -1,10 +1,11 @@
-"""Finds complete checkpoints by their content."""
+"""Finds complete checkpoints by their content, and deletes the remains of interrupted saves and deletions."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
 
+from spdf_dist.base.atomic_files import is_temporary, remove
 from spdf_dist.checkpoint.manifest import MANIFEST, is_manifest, problem, read_manifest
 from spdf_dist.config.errors import NoPermissionError, UserError
 
@@ -55,6 +56,13 @@ def damaged(root: Path) -> list[str]:
             manifests.append((path.stat().st_mtime_ns, path))
     folders = [path.parent for _, path in sorted(manifests) if not path.parent.name.endswith(ASIDE)]
     return [reason for folder in folders if (reason := problem(folder)) is not None]
+
+
+def remove_remains(root: Path) -> None:
+    """Delete what interrupted saves and deletions left among a run's checkpoints, also those of older versions."""
+    for path in root.iterdir():
+        if is_temporary(path) or (path.name.startswith("step_") and path.name.endswith(ASIDE)):
+            remove(path)
 
 
 def resolve(path: Path | str) -> Path:

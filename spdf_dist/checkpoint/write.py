@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spdf_dist.base.atomic_files import is_temporary, remove, remove_leftovers, sync, temporary_beside
+from spdf_dist.base.atomic_files import remove, remove_leftovers, sync, temporary_beside
 from spdf_dist.base.collective import Collective, SingleProcess
 from spdf_dist.base.provenance import made_with
 from spdf_dist.base.self_digest import sealed
-from spdf_dist.checkpoint.find import ASIDE, latest, whole_checkpoints
+from spdf_dist.checkpoint.find import latest, remove_remains, whole_checkpoints
 from spdf_dist.checkpoint.manifest import (
     CONFIG,
     FORMAT,
@@ -426,13 +426,6 @@ def describe(error: Exception | None) -> str | None:
 def describe_file(path: Path) -> dict[str, Any]:
     """Size and digest of a file, for the manifest."""
     return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-
-
-def remove_remains(root: Path) -> None:
-    """Delete what interrupted saves and deletions left among a run's checkpoints, also those of older versions."""
-    for path in root.iterdir():
-        if is_temporary(path) or (path.name.startswith("step_") and path.name.endswith(ASIDE)):
-            remove(path)
 
 
 def prune(root: Path, keep: int, protect: int | None = None) -> None:

@@ -27,7 +27,7 @@ from typing import IO, Any
 
 from spdf_dist.base import atomic_files
 from spdf_dist.base.file_locks import try_lock
-from spdf_dist.checkpoint.find import ASIDE, latest
+from spdf_dist.checkpoint.find import ASIDE, latest, remove_remains
 from spdf_dist.checkpoint.manifest import read_manifest
 from spdf_dist.config.errors import NoPermissionError, SpdfError, UserError
 from spdf_dist.config.load import FIXED, build, is_below, run_differences, to_tree, to_yaml
@@ -115,6 +115,7 @@ class RunFolder:
             write_text(self.config, to_yaml(config))
             for folder in (self.checkpoints, self.logs, self.tensorboard):
                 folder.mkdir(exist_ok=True)
+            remove_remains(self.checkpoints)  # no save comes after a kill in the last one's clean-up
 
     def close(self) -> None:
         """Release the lock."""

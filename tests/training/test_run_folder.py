@@ -38,6 +38,15 @@ def test_a_run_that_did_nothing_gives_way_to_the_corrected_one(tmp_path: Path) -
     assert not (run / "execution.json").exists() and not list((run / "tensorboard").iterdir())
 
 
+def test_a_deletion_that_was_killed_leaves_nothing_after_the_next_start(tmp_path: Path) -> None:
+    """Also in a run whose steps are all done, in which no save comes that would remove it."""
+    run = begun(tmp_path / "run")
+    (run / "checkpoints" / "step_12").mkdir()
+    temporary_beside(run / "checkpoints" / "step_3").mkdir()
+    RunFolder(run).open(OLD)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_12"]
+
+
 @pytest.mark.parametrize("what", ["checkpoints/step_1", "metrics.jsonl", "result.json"])
 def test_a_run_that_did_something_stays(what: str, tmp_path: Path) -> None:
     run = begun(tmp_path / "run")
