@@ -70,6 +70,8 @@ class Campaign:
 
     def __init__(self, work: Path, seed: int) -> None:
         self.work, self.seed = work, seed
+        self.asynchronous = False
+        """Whether runs save in a thread."""
         os.chdir(work)
         texts = [f"document {n} tells of the number {n * n} and of {n % 7} other things" for n in range(400)]
         Path("text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -91,7 +93,8 @@ class Campaign:
         return (*words, "--seq-len", 16, "--workers", 1)
 
     def pretrain(self, out: str, ranks: int = 1) -> tuple[str, ...]:
-        return ("pretrain", "tiny.yaml", f"run_dir={out}", f"parallel.data={ranks}")
+        saves = f"checkpoint.asynchronous={str(self.asynchronous).lower()}"
+        return ("pretrain", "tiny.yaml", f"run_dir={out}", f"parallel.data={ranks}", saves)
 
     # ---- kills and signals ------------------------------------------------------------------------------------------
 
@@ -99,8 +102,8 @@ class Campaign:
         """SIGKILL at random moments and before each file-system call, repeated until a run is finished.
 
         Of twenty runs, sixteen are forked processes and two are jobs of two forked ranks, one of which is killed. Two
-        are real processes of the command line, with one rank or with two that it spawns. Each run must end with the
-        losses and the bytes of the uninterrupted one.
+        are real processes of the command line, with one rank or with two that it spawns. Half of the runs save
+        asynchronously. Each run must end with the losses and the bytes of the uninterrupted one.
         """
         rng, tally, place = random.Random(f"{self.seed} kills"), Tally(), 0
         out = Path("killed")
@@ -108,6 +111,8 @@ class Campaign:
             form = FORMS[tally.counts.get("runs", 0) % len(FORMS)]
             job = self.jobs["ranks" if "ranks" in form else "alone"]
             tally.add("runs")
+            self.asynchronous = rng.random() < 0.5
+            tally.add("runs with asynchronous saves", self.asynchronous)
             for _ in range(rng.randrange(2, 9)):
                 if form == "forked" and rng.random() < 0.6:
                     place += 1
@@ -131,6 +136,7 @@ class Campaign:
                     break
             self.compare(tally, out, job)
             shutil.rmtree(out, ignore_errors=True)
+        self.asynchronous = False
         return tally
 
     def compare(self, tally: Tally, out: Path, job: Job | None = None) -> None:
