@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from spdf_dist.base.atomic_files import is_temporary, remove
-from spdf_dist.checkpoint.manifest import MANIFEST, is_manifest, problem, read_manifest
+from spdf_dist.checkpoint.manifest import MANIFEST, is_manifest, problem, whole_manifest
 from spdf_dist.config.errors import NoPermissionError, UserError
 
 ASIDE = ".tmp"
@@ -24,13 +24,13 @@ def whole_checkpoints(root: Path) -> list[Path]:
         return []
     found = []
     for folder in root.iterdir():
-        if not folder.is_dir() or folder.name.endswith(ASIDE) or not is_whole(folder):
+        if not folder.is_dir() or folder.name.endswith(ASIDE):
             continue
         try:
-            step = read_manifest(folder).step
+            step = whole_manifest(folder).step
         except NoPermissionError:
             raise
-        except UserError:  # a run that keeps fewer checkpoints has deleted it since
+        except UserError:
             continue
         found.append((step, folder.name == f"step_{step}", folder.name, folder))
     return [folder for *_, folder in sorted(found)]

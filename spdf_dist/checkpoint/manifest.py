@@ -339,17 +339,14 @@ def safe_name(name: str) -> str:
     return name
 
 
-def problem(folder: Path) -> str | None:
-    """The reason why ``folder`` is not a complete checkpoint, or None if it is one. Checks sizes but not digests.
+def whole_manifest(folder: Path) -> Manifest:
+    """The manifest of a complete checkpoint. Checks sizes but not digests.
 
-    Raises NoPermissionError for a file that may not be read: another checkpoint must not silently take its place.
+    Raises:
+        NoPermissionError: a file may not be read. Another checkpoint must not silently take its place.
+        UserError: the checkpoint is not complete.
     """
-    try:
-        manifest = read_manifest(folder)
-    except NoPermissionError:
-        raise
-    except UserError as error:
-        return str(error)
+    manifest = read_manifest(folder)
     for name, file in manifest.files.items():
         try:
             with (folder / name).open("rb") as content:
@@ -358,9 +355,22 @@ def problem(folder: Path) -> str | None:
             raise NoPermissionError(f"{folder / name} cannot be read: {error.strerror}") from None
         except OSError:
             what = "its masks are missing: " if name == MASKS else ""
-            return f"{folder} is no whole checkpoint: {what}{name} is not there; take another checkpoint"
+            text = f"{folder} is no whole checkpoint: {what}{name} is not there; take another checkpoint"
+            raise UserError(text) from None
         if size != file.bytes:
-            return f"{folder / name} is damaged: {size} bytes instead of {file.bytes}; take another checkpoint"
+            text = f"{folder / name} is damaged: {size} bytes instead of {file.bytes}; take another checkpoint"
+            raise UserError(text)
+    return manifest
+
+
+def problem(folder: Path) -> str | None:
+    """The reason why ``folder`` is not a complete checkpoint, or None if it is one. Raises NoPermissionError."""
+    try:
+        whole_manifest(folder)
+    except NoPermissionError:
+        raise
+    except UserError as error:
+        return str(error)
     return None
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from spdf_command import read_metrics
 
 from spdf_dist.base.rank_variables import ALONE
+from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
 
@@ -50,3 +52,13 @@ def finetune_here(run: Path, origin: Path, task_files: tuple[Path, Path], *overr
 def losses(run: Path) -> dict[int, tuple[float, float, float]]:
     """Loss, gradient norm and learning rate of each step."""
     return {line["step"]: (line["loss"], line["grad_norm"], line["lr"]) for line in read_metrics(run) if "loss" in line}
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    """The weights and optimizer state of the newest checkpoint."""
+    checkpoint = Checkpoint(run)
+    return {
+        f"{kind}/{name}": checkpoint.read(name, kind)
+        for name, tensor in checkpoint.manifest.tensors.items()
+        for kind in tensor.slices
+    }

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from in_process import finetune_here, finetuning_config, losses, train
+from in_process import finetune_here, finetuning_config, losses, tensors, train
 from spdf_command import read_metrics, run_spdf, start_and_signal
 
 from spdf_dist.checkpoint.densify import densify
@@ -66,16 +66,6 @@ def numbers(run: Path) -> list[dict[str, float]]:
     """The results of each line of the metrics."""
     keys = ("step", "loss", "grad_norm", "val_loss", "lr")
     return [{key: line[key] for key in keys if key in line} for line in read_metrics(run)]
-
-
-def tensors(run: Path) -> dict[str, torch.Tensor]:
-    """The weights and optimizer state of the newest checkpoint."""
-    checkpoint = Checkpoint(run)
-    return {
-        f"{kind}/{name}": checkpoint.read(name, kind)
-        for name, tensor in checkpoint.manifest.tensors.items()
-        for kind in tensor.slices
-    }
 
 
 def assert_close(run: Path, reference: Path) -> None:

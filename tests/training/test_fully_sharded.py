@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_process import losses, train
+from in_process import losses, tensors, train
 from spdf_command import read_metrics, run_spdf
 
-from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import NonFiniteError, UserError
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
@@ -25,15 +24,6 @@ def cut(run: Path, to: Path) -> Path:
     for step in (10, 12):
         shutil.rmtree(to / "checkpoints" / f"step_{step}")
     return to
-
-
-def tensors(run: Path) -> dict[str, torch.Tensor]:
-    checkpoint = Checkpoint(run)
-    return {
-        f"{kind}/{name}": checkpoint.read(name, kind)
-        for name, tensor in checkpoint.manifest.tensors.items()
-        for kind in tensor.slices
-    }
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16"])
