@@ -430,8 +430,8 @@ class Expansion:
             return None
         kind = KINDS[job.kind].config
         assert kind is not None
-        defaults, older = flatten(to_tree(kind())), flatten(spec["config"])
-        added = {key: value for key, value in defaults.items() if key in flatten(job.config) and key not in older}
+        older, today = flatten(spec["config"]), flatten(job.config)
+        added = {key: value for key, value in flatten(to_tree(kind())).items() if key in today and key not in older}
         try:
             written = job_from_json(spec | {"config": older | added})
             here = Path(job.outputs[RUN_DIR])
