@@ -42,8 +42,8 @@ def dense(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return densify(folder / "run", folder / "dense").path
 
 
-def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Send this process SIGTERM when its ``number``-th step begins."""
+def stopped_in_step(number: int, run: Path, origin: Path, files: Files, *overrides: str) -> None:
+    """Fine-tune in this process, which gets SIGTERM when its ``number``-th step begins."""
     step, steps = Engine.step, []
 
     def counted(self: Engine, *arguments: Any, **more: Any) -> Any:
@@ -52,7 +52,9 @@ def stop_in_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *arguments, **more)
 
-    monkeypatch.setattr(Engine, "step", counted)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Engine, "step", counted)
+        finetune_here(run, origin, files, *overrides)
 
 
 def divided(run: Path, origin: Path, files: Files, *overrides: str) -> Path:
@@ -101,13 +103,10 @@ def at_stage_0(dense: Path, files: Files, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_muon_resumes_exactly_and_keeps_the_best_checkpoint(
-    with_muon: Path, dense: Path, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_muon: Path, dense: Path, files: Files, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, 4)
-        with pytest.raises(Stopped):
-            finetune_here(run, dense, files, *MUON)
+    stopped_in_step(4, run, dense, files, *MUON)
     assert max(losses(run)) < STEPS
     finetune_here(run, dense, files, *MUON)
     assert numbers(run) == numbers(with_muon)
@@ -129,12 +128,10 @@ def test_muon_fine_tunes_on_two_ranks_as_on_one(
 
 @pytest.mark.distributed
 def test_a_run_with_muon_that_was_stopped_goes_on_in_another_layout(
-    with_muon: Path, dense: Path, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_muon: Path, dense: Path, files: Files, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    stop_in_step(monkeypatch, 4)
-    with pytest.raises(Stopped):
-        finetune_here(run, dense, files, *MUON, "parallel.zero_stage=0")
+    stopped_in_step(4, run, dense, files, *MUON, "parallel.zero_stage=0")
     divided(run, dense, files, *MUON, "parallel.tensor=2", "parallel.data=2")
     assert_close(run, with_muon)
 
@@ -163,13 +160,10 @@ def test_stage_3_on_two_ranks_fine_tunes_as_stage_0_on_one_and_resumes_exactly(
 
 
 def test_stage_3_goes_on_from_stage_0_and_its_checkpoint_is_a_start_like_any_other(
-    at_stage_0: Path, dense: Path, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at_stage_0: Path, dense: Path, files: Files, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, 4)
-        with pytest.raises(Stopped):
-            finetune_here(run, dense, files, *LONG, "parallel.zero_stage=0")
+    stopped_in_step(4, run, dense, files, *LONG, "parallel.zero_stage=0")
     finetune_here(run, dense, files, *LONG, "parallel.zero_stage=3")
     assert_close(run, at_stage_0)
     for start in (run, at_stage_0):
