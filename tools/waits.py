@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from spdf_dist.base.rank_variables import ALONE
+from spdf_dist.base.rank_variables import SINGLE_PROCESS
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.training.batches import GlobalBatch, PretrainBatches
@@ -48,7 +48,7 @@ def seconds_of(config: PretrainConfig, clock: Callable[[], float] = time.perf_co
     Loop.run = timed  # type: ignore[method-assign]
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            pretrain(config, ALONE)
+            pretrain(config, SINGLE_PROCESS)
     finally:
         Loop.run = run  # type: ignore[method-assign]
         shutil.rmtree(config.run_dir)

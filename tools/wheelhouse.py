@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 MACHINES = ("x86_64", "aarch64")
 GLIBC = range(17, 40)
 """Minor versions of glibc 2 that a manylinux wheel may ask for; pip takes those that are named."""
-MOST_SOURCES = 40
+MAX_SOURCES = 40
 
 
 class WheelhouseError(Exception):
@@ -133,7 +133,7 @@ def collect(out: Path, python: str, machine: str, extras: str, newest_glibc: int
         if done.returncode == 0:
             return len(list(out.glob("*.whl")))
         name = without_wheel(done.stdout + done.stderr)
-        if name is None or name in made or len(made) == MOST_SOURCES:
+        if name is None or name in made or len(made) == MAX_SOURCES:
             raise WheelhouseError(f"pip download: {last_line(done.stderr)}")
         print(f"{name}: no wheel for the target; making one from its source", flush=True)
         from_source(name, out)

@@ -14,7 +14,7 @@ from torch import Tensor
 from gpu_lab.cases import Bench, relative_error
 from gpu_lab.record import Record
 
-MOST_ERROR = 2e-2
+MAX_ERROR = 2e-2
 """Largest relative error, in the Frobenius norm, of bfloat16 results and gradients against torch in float32."""
 
 
@@ -63,11 +63,11 @@ def elementwise(bench: Bench, record: Record, model: str, hidden: int) -> None:
     for name, pair in pairs(hidden).items():
         if record.is_over(f"{model} {name}"):
             continue
-        facts = {"model": model, "function": name}
-        record.attempt("elementwise", functools.partial(compare, bench, record, pair, facts), **facts)
+        fields = {"model": model, "function": name}
+        record.attempt("elementwise", functools.partial(compare, bench, record, pair, fields), **fields)
 
 
-def compare(bench: Bench, record: Record, pair: Pair, facts: dict[str, str]) -> None:
+def compare(bench: Bench, record: Record, pair: Pair, fields: dict[str, str]) -> None:
     """One line: the error, the times, and the memory rate of the fused kernels."""
     operands = (
         bench.random(bench.tokens, pair.width),
@@ -89,11 +89,11 @@ def compare(bench: Bench, record: Record, pair: Pair, facts: dict[str, str]) -> 
         error = max(relative_error(a, b) for a, b in results if a is not None and b is not None)
     finally:
         torch.use_deterministic_algorithms(before)
-    assert error < MOST_ERROR, f"relative error {error:.1e}"
+    assert error < MAX_ERROR, f"relative error {error:.1e}"
     del wide, results
     ms, plain_ms = (bench.milliseconds(functools.partial(both, f, inputs), 60) for f in (pair.own, pair.plain))
     moved = pair.passes * 2 * bench.tokens * pair.width
     record.say(
-        "elementwise", **facts, ms=ms, torch_ms=plain_ms, times_torch=plain_ms / ms, tb_s=moved / ms / 1e9,
+        "elementwise", **fields, ms=ms, torch_ms=plain_ms, times_torch=plain_ms / ms, tb_s=moved / ms / 1e9,
         relative_error=error,
     )  # fmt: skip

@@ -27,7 +27,7 @@ WHEELS = (
 )
 """Packages of the trainer other than torch, Triton, numpy, safetensors, PyYAML, tqdm and tensorboard."""
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux1")
-MOST_BYTES = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 
 
 def pinned() -> dict[str, str]:
@@ -38,7 +38,7 @@ def pinned() -> dict[str, str]:
 
 
 def write_pack(out: Path, python: str) -> int:
-    """Write OUT/{wheels, metadata, tree.tar.gz, run.sh}; return 1 if it is larger than MOST_BYTES."""
+    """Write OUT/{wheels, metadata, tree.tar.gz, run.sh}; return 1 if it is larger than MAX_BYTES."""
     wheels = out / "wheels"
     shutil.rmtree(out, ignore_errors=True)
     wheels.mkdir(parents=True)
@@ -69,5 +69,5 @@ def write_pack(out: Path, python: str) -> int:
     )
     shutil.copy(Path(__file__).with_name("run.sh"), out / "run.sh")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print(f"{out}: {size / 2**20:.1f} MiB of {MOST_BYTES // 2**20}. On the machine with the GPU: bash run.sh")
-    return 1 if size > MOST_BYTES else 0
+    print(f"{out}: {size / 2**20:.1f} MiB of {MAX_BYTES // 2**20}. On the machine with the GPU: bash run.sh")
+    return 1 if size > MAX_BYTES else 0

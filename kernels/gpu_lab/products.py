@@ -16,7 +16,7 @@ from torch import Tensor
 from gpu_lab.cases import Bench, Weight, balanced_grid, relative_error, unbalanced_grid
 from gpu_lab.record import Record
 
-MOST_ERROR = 1e-2
+MAX_ERROR = 1e-2
 """Largest relative error, in the Frobenius norm, of a bfloat16 product against cuBLAS."""
 Shapes = Mapping[str, tuple[int, int]]
 
@@ -52,14 +52,14 @@ def dense_actions(bench: Bench, out: int, inputs: int) -> dict[str, Callable[[],
 
 
 def checked(action: Callable[[], Tensor], reference: Tensor) -> float:
-    """The relative error of a product into memory full of NaN. Raises AssertionError above MOST_ERROR."""
+    """The relative error of a product into memory full of NaN. Raises AssertionError above MAX_ERROR."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills new tensors with NaN
     try:
         error = relative_error(action(), reference)
     finally:
         torch.use_deterministic_algorithms(before)
-    assert error < MOST_ERROR, f"relative error {error:.1e}"
+    assert error < MAX_ERROR, f"relative error {error:.1e}"
     return error
 
 
@@ -145,12 +145,12 @@ def blocks(
             for product, (own, reference) in actions.items():
                 if name != "shipped" and name.startswith("dW") != (product == "dw"):
                     continue
-                facts = {"model": model, "place": place, "product": product, "block": block, "kind": kind}
-                facts |= {"density": weight.pattern.density, "configuration": name}
+                fields = {"model": model, "place": place, "product": product, "block": block, "kind": kind}
+                fields |= {"density": weight.pattern.density, "configuration": name}
 
                 over = dense_ms.get((place, product), float("nan"))
-                measure = functools.partial(measured_block, bench, record, own, reference, over, facts)
-                ms = record.attempt("blocks", measure, **facts)
+                measure = functools.partial(measured_block, bench, record, own, reference, over, fields)
+                ms = record.attempt("blocks", measure, **fields)
                 if ms is not None:
                     best[place, product] = min(best.get((place, product), float("inf")), ms)
     known = [key for key in best if key in dense_ms]
@@ -168,12 +168,12 @@ def measured_block(
     own: Callable[[], Tensor],
     reference: Callable[[], Tensor],
     dense_ms: float,
-    facts: Mapping[str, Any],
+    fields: Mapping[str, Any],
 ) -> float:
     """Check a product, then time it; return milliseconds."""
     error = checked(own, reference())
     ms = bench.milliseconds(own, 60)
-    record.say("blocks", **facts, ms=ms, times_dense=dense_ms / ms, relative_error=error)
+    record.say("blocks", **fields, ms=ms, times_dense=dense_ms / ms, relative_error=error)
     return ms
 
 
@@ -192,8 +192,8 @@ def expansion(
         ms = {name: bench.milliseconds(action, 60) for name, action in expansion_actions(weight).items()}
         own = ms["y"] + ms["dx"] + ms["dw"]
         three = sum(dense_ms.get((place, product), float("nan")) for product in ("y", "dx", "dw"))
-        facts = {"expand_ms": ms["expand"], "gather_ms": ms["gather"], "ms": own, "times_dense": three / own}
-        record.say("expand", model=model, place=place, **facts)
+        fields = {"expand_ms": ms["expand"], "gather_ms": ms["gather"], "ms": own, "times_dense": three / own}
+        record.say("expand", model=model, place=place, **fields)
 
 
 def expansion_actions(weight: Weight) -> dict[str, Callable[[], Tensor]]:
@@ -220,13 +220,13 @@ def attention(bench: Bench, record: Record) -> None:
         batch = max(1, bench.tokens // length)
         flops = 3.5 * 2 * batch * heads * length * length * size
         for backend in [SDPBackend.MATH] if bench.smoke else backends:
-            facts = {"head": size, "backend": backend.name}
+            fields = {"head": size, "backend": backend.name}
             if record.is_over(f"attention {size} {backend.name}"):
                 continue
             action = attention_action(bench, length, batch, heads, size, backend)
-            ms = record.attempt("attention", functools.partial(bench.milliseconds, action), **facts)
+            ms = record.attempt("attention", functools.partial(bench.milliseconds, action), **fields)
             if ms is not None:
-                record.say("attention", **facts, ms=ms, tflops=flops / ms / 1e9)
+                record.say("attention", **fields, ms=ms, tflops=flops / ms / 1e9)
 
 
 def attention_action(bench: Bench, length: int, batch: int, heads: int, size: int, backend: Any) -> Callable[[], Any]:

@@ -28,13 +28,15 @@ class Record:
     part_ends: float = float("inf")
     """When the current part should end, on the clock of ``time.monotonic``."""
 
-    def say(self, part: str, **facts: Any) -> None:
+    def say(self, part: str, **fields: Any) -> None:
         """Write and print one result."""
-        line = {"part": part, **facts}
+        line = {"part": part, **fields}
         self.lines.append(line)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        shown = (f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in facts.items())
+        shown = (
+            f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in fields.items()
+        )
         print(f"{part}: {' '.join(shown)}", flush=True)
 
     def left(self) -> float:
@@ -62,28 +64,28 @@ class Record:
         found = (line["ms"] for line in self.lines if (line.get("model"), line.get("execution")) == (model, label))
         return next(found, None)
 
-    def attempt(self, part: str, action: Callable[[], Any], **facts: Any) -> Any:
+    def attempt(self, part: str, action: Callable[[], Any], **fields: Any) -> Any:
         """The result of `action`; if it fails, the error is recorded and the result is None."""
         try:
             return action()
         except Exception as error:
             traceback.print_exc()
-            self.say(part, **facts, error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            self.say(part, **fields, error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
             return None
 
 
-def machine_facts() -> dict[str, Any]:
+def machine_info() -> dict[str, Any]:
     """GPU, driver and versions."""
-    facts: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    fields: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
     try:
         import triton
 
-        facts["triton"] = triton.__version__
+        fields["triton"] = triton.__version__
     except ImportError:
-        facts["triton"] = None
+        fields["triton"] = None
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        facts |= {
+        fields |= {
             "gpu": properties.name,
             "processors": properties.multi_processor_count,
             "memory_bytes": properties.total_memory,
@@ -92,7 +94,7 @@ def machine_facts() -> dict[str, Any]:
         query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,power.limit", "--format=csv,noheader"]
         try:
             answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-            facts["driver, SM clock, power limit"] = answer.strip()
+            fields["driver, SM clock, power limit"] = answer.strip()
         except (OSError, subprocess.SubprocessError) as error:
-            facts["driver"] = f"unknown: {error}"
-    return facts
+            fields["driver"] = f"unknown: {error}"
+    return fields

@@ -22,7 +22,7 @@ import torch
 
 from gpu_lab import layers, products, steps
 from gpu_lab.cases import SMALL, SMOKE, XL, Bench
-from gpu_lab.record import ROOT, Record, machine_facts
+from gpu_lab.record import ROOT, Record, machine_info
 from gpu_lab.report import read, write_report
 
 TOKENS = 16384
@@ -202,7 +202,7 @@ def run_lab(out: Path, seconds: float, smoke: bool, only: list[str] | None) -> i
         print(f"gpu_lab: no such part: {', '.join(sorted(unknown))}; known are {', '.join(names)}", file=sys.stderr)
         return 2
     todo = [name for name in names if not only or name in only]
-    record.say("machine", smoke=smoke, **machine_facts())
+    record.say("machine", smoke=smoke, **machine_info())
     while todo:
         command = [sys.executable, "-m", "gpu_lab", "work", "--out", str(out), "--seconds", str(record.left())]
         worker = subprocess.Popen([*command, *(["--smoke"] if smoke else []), "--parts", *todo], start_new_session=True)

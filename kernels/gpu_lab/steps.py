@@ -24,7 +24,7 @@ SEQUENCES = 8
 """Sequences of the micro-batch, which is the whole batch: 16,384 tokens at length 2,048."""
 WARM_UP, TIMED = 3, 8
 LOSS_STEPS = 4
-MOST_DIFFERENCE = {"fp32": 1e-3, "bf16": 2e-2}
+MAX_DIFFERENCE = {"fp32": 1e-3, "bf16": 2e-2}
 """Largest relative difference of a loss on the GPU from the CPU's, by precision."""
 
 SMALL = ("gpt2_small",)
@@ -96,11 +96,11 @@ started: list[Any] = []
 
 def groups_for(config: Any) -> Any:
     """This process's groups, which are started once."""
-    from spdf_dist.base.rank_variables import ALONE
+    from spdf_dist.base.rank_variables import SINGLE_PROCESS
     from spdf_dist.training.setup import start
 
     if not started:
-        started.append(start(config, ALONE))
+        started.append(start(config, SINGLE_PROCESS))
     return started[0]
 
 
@@ -112,14 +112,14 @@ def steps(record: Record, name: str, model: tuple[str, ...], cases: tuple[Case, 
             continue
         config = load(model, case, "cpu" if smoke else "cuda", "bf16")
         action = functools.partial(measure, config, groups_for(config), case, smoke)
-        facts = record.attempt("step", action, model=name, execution=case.label)
-        if facts is not None:
-            dense_ms = facts["ms"] if case == DENSE else dense_ms
-            over = None if dense_ms is None else dense_ms / facts["ms"]
+        fields = record.attempt("step", action, model=name, execution=case.label)
+        if fields is not None:
+            dense_ms = fields["ms"] if case == DENSE else dense_ms
+            over = None if dense_ms is None else dense_ms / fields["ms"]
             level = 0.0 if case.execution == "dense" else case.level
             record.say(
                 "step", model=name, execution=case.label, kind=f"{case.execution} {case.pattern}", level=level,
-                fused=case.fused, times_dense=over, **facts,
+                fused=case.fused, times_dense=over, **fields,
             )  # fmt: skip
 
 
@@ -138,13 +138,13 @@ def layers_of(case: Case) -> Iterator[None]:
 
 
 def measure(config: Any, groups: Any, case: Case, smoke: bool) -> dict[str, Any]:
-    """Milliseconds per step, and further facts of the step."""
+    """Milliseconds per step, and further fields of the step."""
     with layers_of(case):
         return measured(config, groups, case, smoke)
 
 
 def measured(config: Any, groups: Any, case: Case, smoke: bool) -> dict[str, Any]:
-    """The facts of `measure`, with the layers as they are."""
+    """The fields of `measure`, with the layers as they are."""
     from spdf_dist.accounting.flops import training_flops
     from spdf_dist.accounting.hardware import recognise_gpu
     from spdf_dist.training.bench import build_engine, random_batch
@@ -171,7 +171,7 @@ def measured(config: Any, groups: Any, case: Case, smoke: bool) -> dict[str, Any
     sparsity = None if case.execution == "dense" else config.sparsity
     flops = training_flops(config.model, sparsity) * SEQUENCES
     gpu = recognise_gpu(torch.cuda.get_device_name()) if on_gpu else None
-    facts = {
+    fields = {
         "ms": ms,
         "spread_ms": [1e3 * min(seconds), 1e3 * max(seconds)],
         "tokens_per_s": 1e3 * tokens / ms,
@@ -185,7 +185,7 @@ def measured(config: Any, groups: Any, case: Case, smoke: bool) -> dict[str, Any
     if on_gpu:
         kernels = kernel_times(step)
         longest = sorted(kernels.items(), key=lambda item: -item[1])[:14]
-        facts |= {
+        fields |= {
             "synchronisations": synchronisations(step),
             "groups_us": by_group(kernels),
             "kernels_us": {name[:90]: us for name, us in longest},
@@ -194,7 +194,7 @@ def measured(config: Any, groups: Any, case: Case, smoke: bool) -> dict[str, Any
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
-    return facts
+    return fields
 
 
 def one_step(engine: Any, batch: Any, tokens: int, lr: float) -> float:
@@ -291,10 +291,10 @@ def check_losses(record: Record, smoke: bool) -> None:
         found[device] = json.loads(answer.stdout.strip().splitlines()[-1])
     for (case, precision), on_gpu, on_cpu in zip(CHECKS[:count], found["gpu"], found["cpu"], strict=True):
         difference = max(abs(a / b - 1) for a, b in zip(on_gpu, on_cpu, strict=True))
-        facts: dict[str, Any] = {"execution": case.label, "precision": precision, "difference": difference}
-        if not difference < MOST_DIFFERENCE[precision]:
-            facts["error"] = f"losses {on_gpu} on the GPU, {on_cpu} on the CPU"
-        record.say("losses", **facts)
+        fields: dict[str, Any] = {"execution": case.label, "precision": precision, "difference": difference}
+        if not difference < MAX_DIFFERENCE[precision]:
+            fields["error"] = f"losses {on_gpu} on the GPU, {on_cpu} on the CPU"
+        record.say("losses", **fields)
 
 
 RUN_CASES = (DENSE, Case("compressed", "balanced:64"))

@@ -366,6 +366,6 @@ def measure_state(shape: tuple[int, int], sparsity: float, dtype: torch.dtype = 
             "index_bytes_per_nonzero": state.index_bytes / max(1, state.kept),
             "code_bytes_per_nonzero": state.code_bytes / max(1, state.kept),
             "state_bytes_per_weight": state.bytes / state.entries,
-            "of_dense": state.facts()["of_dense"],
+            "of_dense": state.summary()["of_dense"],
         }
     return measured

@@ -14,14 +14,14 @@ from spdf_kernels.pairs import clock, median_and_bound, timed, timed_by_events
 from spdf_kernels.pattern import SparsityPattern
 
 PAIRS = 15
-LEAST_MEDIAN = 1.0
-LEAST_BOUND = 0.97
+MIN_MEDIAN = 1.0
+MIN_BOUND = 0.97
 CRITERION = (
-    f"compressed where {PAIRS} interleaved pairs give dense time / own time a median of at least {LEAST_MEDIAN:.2f} "
-    f"and a lower bound (95%) of at least {LEAST_BOUND:.2f}, else masked"
+    f"compressed where {PAIRS} interleaved pairs give dense time / own time a median of at least {MIN_MEDIAN:.2f} "
+    f"and a lower bound (95%) of at least {MIN_BOUND:.2f}, else masked"
 )
-MOST_TOKENS, LEAST_TOKENS = 2048, 512
-MOST_FLOPS = 1e10  # of a dense forward and backward; more FLOPs do not change the ratio
+MAX_TOKENS, MIN_TOKENS = 2048, 512
+MAX_FLOPS = 1e10  # of a dense forward and backward; more FLOPs do not change the ratio
 
 
 class Comparison(NamedTuple):
@@ -75,14 +75,14 @@ def compare(pattern: SparsityPattern, tokens: int, dtype: torch.dtype = torch.fl
 
 def measured_tokens(shape: tuple[int, int]) -> int:
     """The number of tokens of a measurement at this shape [out, in]; more tokens do not change the ratio."""
-    return int(min(MOST_TOKENS, max(LEAST_TOKENS, MOST_FLOPS / (6 * shape[0] * shape[1]))))
+    return int(min(MAX_TOKENS, max(MIN_TOKENS, MAX_FLOPS / (6 * shape[0] * shape[1]))))
 
 
 def judge(ratios: list[float], tokens: int, threads: int) -> Comparison:
     """The execution by `CRITERION` for measured ratios of dense time / sparse time."""
     median, bound = median_and_bound(ratios)
     execution: Literal["masked", "compressed"] = "masked"
-    if median >= LEAST_MEDIAN and bound >= LEAST_BOUND:
+    if median >= MIN_MEDIAN and bound >= MIN_BOUND:
         execution = "compressed"
     reason = f"{median:.2f}x dense (>= {bound:.2f})"
     return Comparison(execution, reason, median, bound, len(ratios), tokens, threads)

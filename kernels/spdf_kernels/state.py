@@ -38,7 +38,7 @@ class PathState:
         """Size of the whole state."""
         return BYTES_OF_ENTRY * self.kept + self.index_bytes + self.code_bytes
 
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The state as JSON, without the time."""
         dense = BYTES_OF_ENTRY * self.entries
         return {
@@ -115,15 +115,15 @@ def total_state(states: Iterable[States]) -> dict[str, PathState | str]:
     return total
 
 
-def facts_of(state: PathState | str) -> dict[str, Any]:
-    """A state as JSON: `PathState.facts`, or ``missing`` with the reason."""
-    return {"missing": state} if isinstance(state, str) else state.facts()
+def summary_of(state: PathState | str) -> dict[str, Any]:
+    """A state as JSON: `PathState.summary`, or ``missing`` with the reason."""
+    return {"missing": state} if isinstance(state, str) else state.summary()
 
 
-def total_facts(states: Iterable[States]) -> dict[str, dict[str, Any]]:
+def total_summary(states: Iterable[States]) -> dict[str, dict[str, Any]]:
     """The sums as JSON by path, with ``prepare_s``, the seconds of preparation."""
     return {
-        path: facts_of(state) | ({"prepare_s": state.prepare_s} if isinstance(state, PathState) else {})
+        path: summary_of(state) | ({"prepare_s": state.prepare_s} if isinstance(state, PathState) else {})
         for path, state in total_state(states).items()
     }
 

@@ -43,7 +43,7 @@ def plan(config: PretrainConfig, world_size: int, held_out: int | None = None) -
     if held_out is None:
         held_out = config.validation.batches * batch if config.data.validation else 0
     return {
-        **common_facts(config, model, sparsity, layout, device),
+        **common_summary(config, model, sparsity, layout, device),
         "sparsity_asked": sparsity.level,
         "train_tokens": training.train_tokens,
         "tokens_per_step": tokens_per_step(config),
@@ -53,7 +53,7 @@ def plan(config: PretrainConfig, world_size: int, held_out: int | None = None) -
         "executed_flops_per_step": round(executed * per_sequence * batch),
         "total_flops": run_flops(config),
         "phases": [{"steps": steps, "sparsity": real_sparsity(model, phase)} for steps, phase in phases(config)],
-        "validation": validation_facts(
+        "validation": validation_summary(
             held_out,
             held_out * per_sequence // TRAINING_FACTOR,
             executed_ratio(model, sparsity, layout, device, validates=True),
@@ -88,7 +88,7 @@ def finetuning_plan(
     device: str,
     size: TaskSize,
 ) -> dict[str, Any]:
-    """The facts of ``plan`` on a fine-tuning run, under the same names where there is one, as a JSON object.
+    """What ``plan`` tells, of a fine-tuning run, under the same names where there is one, as a JSON object.
 
     Args:
         model: the architecture of the checkpoint.
@@ -103,7 +103,7 @@ def finetuning_plan(
     total = round(epochs * sum(flops[length] for length in size.lengths))
     executed = executed_ratio(model, sparsity, layout, device)
     return {
-        **common_facts(config, model, sparsity, layout, device, size.lengths),
+        **common_summary(config, model, sparsity, layout, device, size.lengths),
         "train_tokens": size.tokens,
         "tokens_per_step": round(size.tokens / steps),
         "steps": steps,
@@ -116,7 +116,7 @@ def finetuning_plan(
         "flops_per_step": total / steps,
         "executed_flops_per_step": executed * total / steps,
         "total_flops": total,
-        "validation": validation_facts(
+        "validation": validation_summary(
             len(size.held_out),
             sum(flops[length] for length in size.held_out) // TRAINING_FACTOR,
             executed_ratio(model, sparsity, layout, device, validates=True),
@@ -151,7 +151,7 @@ def executed_ratio(
     )
 
 
-def validation_facts(sequences: int, flops: int, executed: float, steps: int, interval: int) -> dict[str, Any]:
+def validation_summary(sequences: int, flops: int, executed: float, steps: int, interval: int) -> dict[str, Any]:
     """Size and number of the validations of a run: after every ``interval`` steps, and after the last step.
 
     ``flops`` are the model FLOPs of one validation, ``executed`` is ``executed_ratio``.
@@ -160,7 +160,7 @@ def validation_facts(sequences: int, flops: int, executed: float, steps: int, in
     return {"sequences": sequences, "times": times, "flops": flops, "executed_flops": executed * flops}
 
 
-def common_facts(
+def common_summary(
     config: AnyConfig,
     model: ModelConfig,
     sparsity: SparsityConfig | None,
@@ -168,7 +168,7 @@ def common_facts(
     device: str,
     lengths: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """The facts that pre-training and fine-tuning compute alike.
+    """The values that pre-training and fine-tuning compute alike.
 
     ``lengths`` are the tokens of each sequence; empty: all sequences have the model's length.
     """
@@ -203,29 +203,33 @@ def bytes_text(count: float) -> str:
     return f"{count:.0f} B"
 
 
-def plan_text(facts: Mapping[str, Any]) -> str:
+def plan_text(summary: Mapping[str, Any]) -> str:
     """The result of ``plan`` or ``finetuning_plan`` as text."""
-    layout, sent = facts["layout"], facts["communication_bytes_per_step"]
-    sparse = facts["sparsity"] > 0
+    layout, sent = summary["layout"], summary["communication_bytes_per_step"]
+    sparse = summary["sparsity"] > 0
     lines = [
-        f"parameters    {facts['parameters']:,}"
-        + (f"; {facts['nonzeros']:,} kept at {facts['sparsity']:.6g} {facts['pattern']}" if sparse else " (dense)"),
-        *(f"REMARK        {remark}" for remark in facts["remarks"]),
-        f"tokens        {facts['train_tokens']:,} in {facts['steps']:,} steps of {facts['tokens_per_step']:,}, "
-        f"{facts['warmup_steps']:,} of them warm-up",
-        f"layout        {facts['world_size']} ranks: tensor {layout['tensor']} x data {layout['data']}, "
+        f"parameters    {summary['parameters']:,}"
+        + (
+            f"; {summary['nonzeros']:,} kept at {summary['sparsity']:.6g} {summary['pattern']}"
+            if sparse
+            else " (dense)"
+        ),
+        *(f"REMARK        {remark}" for remark in summary["remarks"]),
+        f"tokens        {summary['train_tokens']:,} in {summary['steps']:,} steps of {summary['tokens_per_step']:,}, "
+        f"{summary['warmup_steps']:,} of them warm-up",
+        f"layout        {summary['world_size']} ranks: tensor {layout['tensor']} x data {layout['data']}, "
         + ("sequence-parallel, " if layout["sequence"] else "")
         + f"ZeRO {layout['zero_stage']}, {layout['accumulation']} micro-batches of {layout['micro_batch']}, "
         f"{layout['precision']}, {layout['execution']}",
-        f"model FLOPs   {facts['flops_per_step']:.4g} per step, {facts['total_flops']:.4g} in all, "
-        f"{facts['fewer_flops_than_dense']:.2f} times fewer than dense; linear layers carry "
-        f"{facts['linears_share']:.0%} of the dense model's",
+        f"model FLOPs   {summary['flops_per_step']:.4g} per step, {summary['total_flops']:.4g} in all, "
+        f"{summary['fewer_flops_than_dense']:.2f} times fewer than dense; linear layers carry "
+        f"{summary['linears_share']:.0%} of the dense model's",
         f"traffic       {bytes_text(sent['tensor_sent'])} tensor-parallel and {bytes_text(sent['data_sent'])} "
         "data-parallel, sent per rank and step",
         "",
         text_table(
-            (f"memory per rank ({'GPU' if facts['memory_device'] == 'cuda' else 'CPU'})", "bytes", ""),
-            [(part, f"{count:,}", bytes_text(count)) for part, count in facts["memory_bytes"].items() if count],
+            (f"memory per rank ({'GPU' if summary['memory_device'] == 'cuda' else 'CPU'})", "bytes", ""),
+            [(part, f"{count:,}", bytes_text(count)) for part, count in summary["memory_bytes"].items() if count],
         ),
     ]
     return "\n".join(lines)

@@ -49,7 +49,7 @@ class Collective(ABC):
         """Wait for every rank."""
         self.allgather(None)
 
-    def largest(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """The maximum over the ranks. Ranks use it to agree on a stop or an error."""
         return float(max(self.allgather(value)))
 

@@ -24,7 +24,7 @@ class Ranks:
     rendezvous_file: str | None = None
 
 
-ALONE = Ranks(0, 1, 0, "this process alone")
+SINGLE_PROCESS = Ranks(0, 1, 0, "this process alone")
 
 
 def discover(env: Mapping[str, str] = os.environ) -> Ranks | None:
@@ -62,6 +62,6 @@ def without_ranks(env: Mapping[str, str]) -> dict[str, str]:
 def is_rank_zero() -> bool:
     """Whether this process is rank 0 or the only process, and so prints the job's messages."""
     try:
-        return (discover() or ALONE).rank == 0
+        return (discover() or SINGLE_PROCESS).rank == 0
     except UserError:
         return True

@@ -16,7 +16,7 @@ from spdf_dist.checkpoint.manifest import Kind, read_manifest
 from spdf_dist.checkpoint.read import Checkpoint, require_finite
 from spdf_dist.checkpoint.write import is_taken, new_folder, single_writer, whole
 from spdf_dist.config.errors import UserError
-from spdf_dist.parallel.layout import Piece
+from spdf_dist.parallel.layout import TensorShard
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ def densify(source: Path | str, out: Path) -> Densified:
 
     real = new_folder(out)
 
-    def pieces() -> Iterator[tuple[Kind, Piece, Tensor]]:
+    def shards() -> Iterator[tuple[Kind, TensorShard, Tensor]]:
         for name in tqdm(checkpoint.manifest.tensors, desc="densify", unit="tensor", leave=False, disable=None):
             tensor = checkpoint.read(name)
             require_finite(tensor.numpy(), name, checkpoint.path)
             yield "model", whole(name, tensor), tensor
 
     single_writer(real, 0).write(
-        pieces(),
+        shards(),
         masks=checkpoint.masks,  # the record of the pruned entries, which fine-tuning reports on
         config_yaml=checkpoint.config_yaml,
         tokenizer=checkpoint.tokenizer_dir,

@@ -24,7 +24,7 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.config.validate import validate_model, validate_sparsity
 from spdf_dist.model.architecture import FAMILIES, architecture_of, family_module
-from spdf_dist.parallel.layout import Piece
+from spdf_dist.parallel.layout import TensorShard
 from spdf_dist.sparsity.masks import BoolArray, MagnitudeScores, RandomMasks, logical_weights, select
 
 MaskSource = Literal["random", "magnitude", "zeros"]
@@ -190,10 +190,12 @@ def import_hf(
         raise UserError("--level: does not apply to --mask zeros, which keeps what is not zero")
     packed = PackedMasks.pack(masks_by(source, mask, sparsity))
     if mask == "zeros":
-        entries = sum(fact.shape[0] * fact.shape[1] for fact in packed.facts.values())
-        sparsity = replace(sparsity, level=round(1 - sum(fact.kept for fact in packed.facts.values()) / entries, 6))
+        entries = sum(record.shape[0] * record.shape[1] for record in packed.records.values())
+        sparsity = replace(
+            sparsity, level=round(1 - sum(record.kept for record in packed.records.values()) / entries, 6)
+        )
 
-    def pieces() -> Iterator[tuple[Kind, Piece, Tensor]]:
+    def shards() -> Iterator[tuple[Kind, TensorShard, Tensor]]:
         total = len(global_shapes(source.model))
         for name, tensor in tqdm(source.tensors(), "import", total, unit="tensor", leave=False, disable=None):
             require_finite(tensor.numpy(), name, folder, "the model cannot be used")
@@ -206,7 +208,7 @@ def import_hf(
     with tempfile.TemporaryDirectory() as tokenizer:
         has_tokenizer = read_tokenizer(folder, Path(tokenizer), source.model.vocab_size)
         single_writer(real, 0).write(
-            pieces(),
+            shards(),
             masks=packed,
             config_yaml="",
             tokenizer=Path(tokenizer) if has_tokenizer else None,
@@ -220,4 +222,4 @@ def import_hf(
                 },
             },
         )
-    return sum(fact.shape[0] * fact.shape[1] - fact.kept for fact in packed.facts.values())
+    return sum(record.shape[0] * record.shape[1] - record.kept for record in packed.records.values())

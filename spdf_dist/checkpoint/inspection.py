@@ -87,10 +87,10 @@ def mask_history(checkpoint: Checkpoint) -> dict[str, float]:
 
 
 def describe(checkpoint: Checkpoint, tensor: StoredTensor, nonzero: int) -> dict[str, Any]:
-    """The facts about one logical weight."""
+    """One logical weight, as JSON."""
     numel = math.prod(tensor.shape)
     mask = checkpoint.manifest.masks.get(tensor.name)
-    facts: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "name": tensor.name,
         "shape": list(tensor.shape),
         "sparsity": 0.0,
@@ -100,36 +100,37 @@ def describe(checkpoint: Checkpoint, tensor: StoredTensor, nonzero: int) -> dict
         "nonzero": nonzero,
     }
     if tensor.sparse and mask is not None:
-        facts |= {"sparsity": 1 - mask.kept / numel, "nnz": mask.kept, "mask_sha256": mask.sha256}
+        summary |= {"sparsity": 1 - mask.kept / numel, "nnz": mask.kept, "mask_sha256": mask.sha256}
     elif mask is not None:
         # A dense weight that was sparse: count the formerly pruned entries that are no longer zero.
         reactivated = checkpoint.read_array(tensor.name)[~checkpoint.masks[tensor.name]]
-        facts["reactivated"] = {
+        summary["reactivated"] = {
             "count": numel - mask.kept,
             "nonzero": int(np.count_nonzero(reactivated)),
             "norm": float(np.linalg.norm(reactivated.astype(np.float64))),
             "mask_sha256": mask.sha256,
         }
-    return facts
+    return summary
 
 
-def table(facts: dict[str, Any]) -> str:
+def table(summary: dict[str, Any]) -> str:
     """The result of ``inspect`` as text."""
-    model = facts["model"]
-    stored = facts["stored_bytes"]
+    model = summary["model"]
+    stored = summary["stored_bytes"]
     lines = [
-        f"{facts['path']}: {facts['kind']} checkpoint, step {facts['step']}, {facts['consumed_tokens']:,} tokens",
+        f"{summary['path']}: {summary['kind']} checkpoint, step {summary['step']}, "
+        f"{summary['consumed_tokens']:,} tokens",
         f"model: {model['family']}, {model['num_layers']} layers, width {model['hidden_size']}, "
         f"{model['num_attention_heads']} heads, context {model['seq_length']}, vocabulary {model['vocab_size']}",
-        f"parameters: {facts['parameters']:,}, of which kept: {facts['kept_parameters']:,}; "
-        f"sparsity of the linear weights: {facts['linear_sparsity']:.4%}",
+        f"parameters: {summary['parameters']:,}, of which kept: {summary['kept_parameters']:,}; "
+        f"sparsity of the linear weights: {summary['linear_sparsity']:.4%}",
         f"stored: weights {mib(stored['model'])}, moments {mib(stored['exp_avg'] + stored['exp_avg_sq'])}, "
-        f"masks {mib(stored['masks'])}; files {mib(facts['file_bytes'])}",
-        f"pruned and not zero, in weights and moments: {facts['pruned_nonzero']}",
+        f"masks {mib(stored['masks'])}; files {mib(summary['file_bytes'])}",
+        f"pruned and not zero, in weights and moments: {summary['pruned_nonzero']}",
         "",
     ]
     rows = [("weight", "shape", "sparsity", "nnz", "pruned_nonzero", "mask_sha256")]
-    for weight in facts["weights"]:
+    for weight in summary["weights"]:
         rows.append(
             (
                 weight["name"],

@@ -29,7 +29,7 @@ def model_card(checkpoint: Checkpoint, license_name: str | None) -> str:
         head["license"] = license_name
     kept = sum(mask.kept for mask in manifest.masks.values())
     entries = sum(mask.shape[0] * mask.shape[1] for mask in manifest.masks.values())
-    facts = {
+    summary = {
         "Origin": f"{KINDS.get(manifest.kind, manifest.kind)}, step {manifest.step}",
         "Architecture": (
             f"{model.family}, {model.num_layers} layers, width {model.hidden_size}, {model.num_attention_heads} heads, "
@@ -43,7 +43,7 @@ def model_card(checkpoint: Checkpoint, license_name: str | None) -> str:
         "Checkpoint, SHA-256": manifest.sha256,
         "License": license_name or "not stated",
     }
-    rows = "\n".join(f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in facts.items() if value)
+    rows = "\n".join(f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in summary.items() if value)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# A GPT trained with SPDF\n\n"
         "Sparse pre-training and dense fine-tuning ([Thangarasa et al., 2023](https://arxiv.org/abs/2303.10464)). "

@@ -12,7 +12,7 @@ from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.sparsity.masks import logical_weights
 
 
-def add_model_state(facts: dict[str, Any], checkpoint: Checkpoint) -> None:
+def add_model_state(summary: dict[str, Any], checkpoint: Checkpoint) -> None:
     """Add ``state`` to the result of ``inspect``, and ``state`` and ``gpu`` to each of its sparse weights.
 
     ``state`` holds the bytes of parameters, gradients, moments, indices and generated code on each path of the kernels
@@ -21,32 +21,32 @@ def add_model_state(facts: dict[str, Any], checkpoint: Checkpoint) -> None:
     """
     sparse = [name for name in logical_weights(checkpoint.model) if checkpoint.manifest.tensors[name].sparse]
     if not sparse:
-        facts["state"] = {"patterns": 0, "dense_bytes": 0}
+        summary["state"] = {"patterns": 0, "dense_bytes": 0}
         return
     try:
         import torch
         from spdf_kernels import SparsityPattern
-        from spdf_kernels.state import BYTES_OF_ENTRY, facts_of, model_state, total_facts
+        from spdf_kernels.state import BYTES_OF_ENTRY, model_state, summary_of, total_summary
     except ImportError as error:
-        facts["state"] = {"missing": f"needs torch ({error})"}
+        summary["state"] = {"missing": f"needs torch ({error})"}
         return
     by_name = {}
     for name in tqdm(sparse, desc="patterns", unit="pattern", leave=False, disable=None):
         by_name[name] = model_state(torch.from_numpy(checkpoint.masks[name].copy()))
     on_gpu: dict[str, int] = {}
-    for weight in facts["weights"]:
+    for weight in summary["weights"]:
         if weight["name"] in by_name:
             weight["gpu"] = gpu_path(
                 SparsityPattern.from_mask(torch.from_numpy(checkpoint.masks[weight["name"]].copy()))
             )
             on_gpu[weight["gpu"]] = on_gpu.get(weight["gpu"], 0) + 1
             weight["state"] = {"dense_bytes": BYTES_OF_ENTRY * math.prod(weight["shape"])}
-            weight["state"] |= {path: facts_of(state) for path, state in by_name[weight["name"]].items()}
-    facts["state"] = {
+            weight["state"] |= {path: summary_of(state) for path, state in by_name[weight["name"]].items()}
+    summary["state"] = {
         "patterns": len(sparse),
-        "dense_bytes": sum(weight["state"]["dense_bytes"] for weight in facts["weights"] if "state" in weight),
+        "dense_bytes": sum(weight["state"]["dense_bytes"] for weight in summary["weights"] if "state" in weight),
         "gpu": on_gpu,
-        **total_facts(by_name.values()),
+        **total_summary(by_name.values()),
     }
 
 
@@ -61,9 +61,9 @@ def gpu_path(pattern: Any) -> str:
     return "expanded" if blocks is None else f"blocks of {blocks.size}"
 
 
-def state_table(facts: dict[str, Any]) -> str:
-    """The added facts as text; empty for a dense checkpoint."""
-    total = facts["state"]
+def state_table(summary: dict[str, Any]) -> str:
+    """What `add_model_state` added, as text; empty for a dense checkpoint."""
+    total = summary["state"]
     if "missing" in total:
         return f"model state: {total['missing']}"
     if not total["patterns"]:
@@ -81,7 +81,7 @@ def state_table(facts: dict[str, Any]) -> str:
             f"{total[path]['prepare_s']:.2f} s"
         )
     rows = []
-    for name, state in [(w["name"], w["state"]) for w in facts["weights"] if "state" in w] + [("all", total)]:
+    for name, state in [(w["name"], w["state"]) for w in summary["weights"] if "state" in w] + [("all", total)]:
         row = [name, f"{state['dense_bytes']:,}"]
         for path in paths:
             row += [f"{state[path]['bytes']:,}", f"{state[path]['of_dense']:.3f}"]

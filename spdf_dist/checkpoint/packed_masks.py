@@ -19,24 +19,24 @@ class PackedMasks(Mapping[str, BoolArray]):
     longer than writing them.
     """
 
-    def __init__(self, bits: dict[str, NDArray[np.uint8]], facts: dict[str, StoredMask]) -> None:
+    def __init__(self, bits: dict[str, NDArray[np.uint8]], records: dict[str, StoredMask]) -> None:
         self.bits = bits
-        self.facts = facts
+        self.records = records
 
     @classmethod
     def pack(cls, masks: Mapping[str, BoolArray]) -> PackedMasks:
         """Pack bool [out, in] arrays; returns ``masks`` itself if it is packed already."""
         if isinstance(masks, PackedMasks):
             return masks
-        bits, facts = {}, {}
+        bits, records = {}, {}
         for name in masks:
             mask = np.ascontiguousarray(masks[name])
             bits[name] = np.packbits(mask.reshape(-1), bitorder="big")
-            facts[name] = StoredMask((mask.shape[0], mask.shape[1]), int(mask.sum()), mask_digest(mask))
-        return cls(bits, facts)
+            records[name] = StoredMask((mask.shape[0], mask.shape[1]), int(mask.sum()), mask_digest(mask))
+        return cls(bits, records)
 
     def __getitem__(self, name: str) -> BoolArray:
-        return unpack(self.bits[name], self.facts[name].shape)
+        return unpack(self.bits[name], self.records[name].shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.bits)

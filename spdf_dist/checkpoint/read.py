@@ -42,7 +42,7 @@ from spdf_dist.sparsity.masks import BoolArray, mask_digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from spdf_dist.parallel.layout import Piece
+    from spdf_dist.parallel.layout import TensorShard
 
 __all__ = ["Checkpoint", "DenseCheckpoint", "is_whole", "latest", "read_dense", "resolve"]
 
@@ -164,33 +164,33 @@ class Checkpoint:
 
         return torch.from_numpy(self.read_array(name, kind))
 
-    def read_piece(self, piece: Piece, kind: Kind = "model") -> Tensor:
+    def read_shard(self, shard: TensorShard, kind: Kind = "model") -> Tensor:
         """A rank's slice of a global tensor, float32 on the CPU.
 
-        The result is dense, of ``piece.local_shape``, or, if the piece has a mask, its kept values [nnz]. For a piece
+        The result is dense, of ``shard.local_shape``, or, if the shard has a mask, its kept values [nnz]. For a shard
         without a mask, a sparse tensor is expanded to dense; this densifies a model on load.
 
         Raises:
-            UserError: the shape or the mask is not that of the checkpoint, a piece of a dense tensor has a mask, or the
+            UserError: the shape or the mask is not that of the checkpoint, a shard of a dense tensor has a mask, or the
                 moments are not stored.
         """
         import torch
 
-        tensor = self._tensor(piece.name, kind)
-        if tensor.shape != tuple(piece.shape):
+        tensor = self._tensor(shard.name, kind)
+        if tensor.shape != tuple(shard.shape):
             raise UserError(
-                f"{self.path} is of another architecture: {piece.name} is {list(tensor.shape)} there and "
-                f"{list(piece.shape)} in this model"
+                f"{self.path} is of another architecture: {shard.name} is {list(tensor.shape)} there and "
+                f"{list(shard.shape)} in this model"
             )
-        mask = piece.mask
+        mask = shard.mask
         if mask is not None:
-            self._check_mask(tensor, piece, mask)
+            self._check_mask(tensor, shard, mask)
             for part in tensor.slices[kind]:
-                if (part.dim, part.start, part.stop) == (piece.dim, piece.start, piece.stop) or (
-                    part.dim is None and piece.dim is None
+                if (part.dim, part.start, part.stop) == (shard.dim, shard.start, shard.stop) or (
+                    part.dim is None and shard.dim is None
                 ):
                     return torch.from_numpy(self._values(tensor, kind, part))
-        dense = torch.from_numpy(self._assemble(tensor, kind, piece.dim, piece.start, piece.stop))
+        dense = torch.from_numpy(self._assemble(tensor, kind, shard.dim, shard.start, shard.stop))
         return dense if mask is None else dense[mask.cpu()]
 
     def _tensor(self, name: str, kind: Kind) -> StoredTensor:
@@ -202,13 +202,13 @@ class Checkpoint:
             raise UserError(f"{self.path} holds no {kind} of {name}: it is a {self.manifest.kind} checkpoint")
         return tensor
 
-    def _check_mask(self, tensor: StoredTensor, piece: Piece, mask: Tensor) -> None:
-        """Raise UserError unless the piece's mask is the checkpoint's."""
+    def _check_mask(self, tensor: StoredTensor, shard: TensorShard, mask: Tensor) -> None:
+        """Raise UserError unless the shard's mask is the checkpoint's."""
         if not tensor.sparse:
             raise UserError(f"{self.path}: {tensor.name} is dense there and sparse in this run")
         stored = self.masks[tensor.name]
-        if piece.dim is not None:
-            stored = stored[cut(stored.ndim, piece.dim, piece.start, piece.stop)]
+        if shard.dim is not None:
+            stored = stored[cut(stored.ndim, shard.dim, shard.start, shard.stop)]
         if not np.array_equal(stored, mask.cpu().numpy()):
             raise UserError(
                 f"{self.path}: the mask of {tensor.name} is not this run's; sparsity.seed, level, pattern and targets "
@@ -314,31 +314,31 @@ class StoredMasks(Mapping[str, BoolArray]):
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.path = checkpoint.path
         self.files = checkpoint.files
-        self.facts = checkpoint.manifest.masks
+        self.records = checkpoint.manifest.masks
         self.last: tuple[str, BoolArray] | None = None
 
     def __getitem__(self, name: str) -> BoolArray:
         if self.last is not None and self.last[0] == name:
             return self.last[1]
-        fact = self.facts[name]
+        record = self.records[name]
         bits = self.files.read(MASKS, name)
-        if bits.dtype != np.uint8 or bits.size != -(-fact.shape[0] * fact.shape[1] // 8):
+        if bits.dtype != np.uint8 or bits.size != -(-record.shape[0] * record.shape[1] // 8):
             raise UserError(f"{self.path / MASKS} is damaged: {name} has {bits.size} bytes of {bits.dtype}")
-        mask = unpack(bits, fact.shape)
-        if mask_digest(mask) != fact.sha256 or int(mask.sum()) != fact.kept:
+        mask = unpack(bits, record.shape)
+        if mask_digest(mask) != record.sha256 or int(mask.sum()) != record.kept:
             raise UserError(f"{self.path / MASKS}: the mask of {name} does not match its digest in the manifest")
         mask.flags.writeable = False
         self.last = (name, mask)
         return mask
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.facts)
+        return iter(self.records)
 
     def __len__(self) -> int:
-        return len(self.facts)
+        return len(self.records)
 
     def __contains__(self, name: Any) -> bool:
-        return name in self.facts  # Mapping's own test would read the mask
+        return name in self.records  # Mapping's own test would read the mask
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ from spdf_dist.config.schema import ModelConfig
 from spdf_dist.data.tokenizer import load_tokenizer
 from spdf_dist.model.architecture import architecture_of
 from spdf_dist.model.parameterization import STANDARD, Parameterization
-from spdf_dist.parallel.layout import Piece
+from spdf_dist.parallel.layout import TensorShard
 from spdf_dist.sparsity.masks import BoolArray
 
 STEMS: dict[Kind, str] = {"model": "model", "exp_avg": "optim", "exp_avg_sq": "optim"}
@@ -87,7 +87,7 @@ class CheckpointWriter:
 
     def write(
         self,
-        pieces: Iterable[tuple[Kind, Piece, Tensor]],
+        shards: Iterable[tuple[Kind, TensorShard, Tensor]],
         *,
         masks: Mapping[str, BoolArray] | None,
         config_yaml: str,
@@ -99,9 +99,9 @@ class CheckpointWriter:
         """Write the checkpoint; collective.
 
         Args:
-            pieces: the slices that this rank must write, float32 on any device. Each slice of a global tensor is on one
+            shards: the slices that this rank must write, float32 on any device. Each slice of a global tensor is on one
                 rank only. The iterable is consumed one by one, and to its end even if this rank has failed, so a
-                generator may call collectives. A sparse piece comes as its kept values [nnz], or as the dense slice;
+                generator may call collectives. A sparse shard comes as its kept values [nnz], or as the dense slice;
                 then pruned entries that are not zero are counted.
             masks: global masks by logical weight name, bool [out, in]; those of rank 0 are written. Pass
                 ``PackedMasks`` when saving more than once. They may include masks of dense tensors, as a record of the
@@ -120,7 +120,7 @@ class CheckpointWriter:
             SpdfError: on every rank, if any of them failed, as on a full disk.
         """
         failure = self.begin()
-        report = self.write_slices(pieces, manifest, failure)
+        report = self.write_slices(shards, manifest, failure)
         return self.complete(
             report,
             masks=masks,
@@ -153,14 +153,14 @@ class CheckpointWriter:
 
     def write_slices(
         self,
-        pieces: Iterable[tuple[Kind, Piece, Tensor]],
+        shards: Iterable[tuple[Kind, TensorShard, Tensor]],
         manifest: Mapping[str, Any],
         failure: Exception | None = None,
     ) -> Report:
-        """Write this rank's files. A thread may call it if ``pieces`` calls no collectives. It raises nothing."""
+        """Write this rank's files. A thread may call it if ``shards`` calls no collectives. It raises nothing."""
         own: dict[str, Any] = {}
         try:
-            own = self._write_slices(pieces, manifest)
+            own = self._write_slices(shards, manifest)
         except Exception as error:  # `complete` tells every rank of it
             failure = failure or error
         return Report(own, failure)
@@ -197,12 +197,12 @@ class CheckpointWriter:
         verdict = self.ranks.broadcast(verdict)
         if verdict is not None:
             if isinstance(failure, SpdfError):
-                raise failure  # an error from the source of the pieces, which has its own message
+                raise failure  # an error from the source of the shards, which has its own message
             raise SpdfError(f"checkpoint {self.final} was not saved: {verdict}") from failure
         return self.final
 
     def _write_slices(
-        self, pieces: Iterable[tuple[Kind, Piece, Tensor]], manifest: Mapping[str, Any]
+        self, shards: Iterable[tuple[Kind, TensorShard, Tensor]], manifest: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Write this rank's files; returns the descriptions of their slices, sizes and digests."""
         names = list(global_shapes(build(ModelConfig, manifest["model"], "model")))
@@ -211,25 +211,25 @@ class CheckpointWriter:
         }
         streams: dict[str, SafetensorsStream] = {}
         slices = []
-        remaining = iter(pieces)
+        remaining = iter(shards)
         try:
-            for kind, piece, tensor in remaining:
-                if min(piece.local_shape) <= 0:
+            for kind, shard, tensor in remaining:
+                if min(shard.local_shape) <= 0:
                     continue  # this rank holds only vocabulary padding
                 stem = STEMS[kind]
                 file = f"{stem}-{self.rank:05d}.safetensors"
                 if file not in streams:
                     streams[file] = SafetensorsStream(self.aside / file, room[stem])
-                content, pruned_nonzero = stored_form(piece, tensor)
-                streams[file].add(key_of(piece.name, kind), content.cpu().numpy())
+                content, pruned_nonzero = stored_form(shard, tensor)
+                streams[file].add(key_of(shard.name, kind), content.cpu().numpy())
                 slices.append(
                     {
-                        "name": piece.name,
+                        "name": shard.name,
                         "kind": kind,
-                        "shape": list(piece.shape),
-                        "values": content.numel() if piece.sparse else None,
+                        "shape": list(shard.shape),
+                        "values": content.numel() if shard.sparse else None,
                         "pruned_nonzero": pruned_nonzero,
-                        "slice": {"file": file, "dim": piece.dim, "start": piece.start, "stop": piece.stop},
+                        "slice": {"file": file, "dim": shard.dim, "start": shard.start, "stop": shard.stop},
                     }
                 )
             for stream in streams.values():
@@ -257,7 +257,7 @@ class CheckpointWriter:
         parameterization: Parameterization = given.get("parameterization", STANDARD)
         model, optimizer = build(ModelConfig, given["model"], "model"), optimizer_of(given.get("optimizer"))
         tensors = collect_tensors(reports, model, packed, optimizer)
-        files = {name: fact for report in reports for name, fact in report["files"].items()}
+        files = {name: record for report in reports for name, record in report["files"].items()}
         for name in files:
             if not (self.aside / name).is_file():
                 raise FileNotFoundError(f"{self.aside / name} is not visible: ranks need a shared file system")
@@ -290,7 +290,7 @@ class CheckpointWriter:
             "rank_state": [report["state"] for report in reports],
             "source": given.get("source"),
             "tensors": tensors,
-            "masks": {name: asdict(fact) for name, fact in packed.facts.items()},
+            "masks": {name: asdict(record) for name, record in packed.records.items()},
             "files": files,
             **made_with(),
         }
@@ -342,33 +342,33 @@ def single_writer(folder: Path, step: int) -> CheckpointWriter:
     return CheckpointWriter(folder.parent, step, SingleProcess(), name=folder.name)
 
 
-def whole(name: str, tensor: Tensor, mask: Tensor | None = None) -> Piece:
-    """A piece that covers a whole tensor."""
+def whole(name: str, tensor: Tensor, mask: Tensor | None = None) -> TensorShard:
+    """A shard that covers a whole tensor."""
     shape = tuple(tensor.shape)
-    return Piece(name, shape, None, 0, shape[0], 0, shape[0], mask)
+    return TensorShard(name, shape, None, 0, shape[0], 0, shape[0], mask)
 
 
-def stored_form(piece: Piece, tensor: Tensor) -> tuple[Tensor, int]:
-    """The stored form of a piece (dense slice or kept values [nnz]), and the number of its non-zero pruned entries.
+def stored_form(shard: TensorShard, tensor: Tensor) -> tuple[Tensor, int]:
+    """The stored form of a shard (dense slice or kept values [nnz]), and the number of its non-zero pruned entries.
 
-    Raises ValueError if the dtype is not float32 or the shape is not that of the piece.
+    Raises ValueError if the dtype is not float32 or the shape is not that of the shard.
     """
     if tensor.dtype != torch.float32:
-        raise ValueError(f"{piece.name} is {tensor.dtype}: checkpoints hold float32 (masters, not their bf16 copies)")
+        raise ValueError(f"{shard.name} is {tensor.dtype}: checkpoints hold float32 (masters, not their bf16 copies)")
     tensor = tensor.detach()
-    mask = piece.mask
+    mask = shard.mask
     if mask is None:
-        if tuple(tensor.shape) != piece.local_shape:
-            raise ValueError(f"{piece.name} is {tuple(tensor.shape)}, its slice {piece.local_shape}")
+        if tuple(tensor.shape) != shard.local_shape:
+            raise ValueError(f"{shard.name} is {tuple(tensor.shape)}, its slice {shard.local_shape}")
         return tensor.contiguous(), 0
-    if tuple(mask.shape) != piece.local_shape:
-        raise ValueError(f"{piece.name}: the mask is {tuple(mask.shape)}, the slice {piece.local_shape}")
-    if tuple(tensor.shape) == piece.local_shape:
+    if tuple(mask.shape) != shard.local_shape:
+        raise ValueError(f"{shard.name}: the mask is {tuple(mask.shape)}, the slice {shard.local_shape}")
+    if tuple(tensor.shape) == shard.local_shape:
         values = tensor[mask.to(tensor.device)]
         return values, int(tensor.count_nonzero()) - int(values.count_nonzero())
     kept = int(mask.sum())
     if tuple(tensor.shape) != (kept,):
-        raise ValueError(f"{piece.name} has {tuple(tensor.shape)} values, its mask keeps {kept}")
+        raise ValueError(f"{shard.name} has {tuple(tensor.shape)} values, its mask keeps {kept}")
     return tensor.contiguous(), 0
 
 
@@ -399,7 +399,7 @@ def collect_tensors(
     for (name, kind), count in values.items():
         if name not in masks:
             raise ValueError(f"{name} is sparse and its mask was not given")
-        if masks.facts[name].shape != shapes[name] or masks.facts[name].kept != count:
+        if masks.records[name].shape != shapes[name] or masks.records[name].kept != count:
             raise ValueError(f"{kind} of {name} has {count} values, the mask that was given is another")
     stored = {kind for tensor in tensors.values() for kind in tensor["slices"]} | {"model"}
     kinds: list[Kind] = [kind for kind in KINDS if kind in stored]

@@ -312,14 +312,14 @@ def state_text(state: dict[str, Any]) -> str:
     """A line for each path of the kernels: preparation and model state of the sparsified weights."""
     lines = []
     for path in ("compact", "generated"):
-        facts = state[path]
-        if "missing" in facts:
-            lines.append(f"{path}: {facts['missing']}")
+        summary = state[path]
+        if "missing" in summary:
+            lines.append(f"{path}: {summary['missing']}")
             continue
         lines.append(
-            f"{path} ({', '.join(facts['backends'])}): {state['patterns']} patterns prepared in "
-            f"{facts['prepare_s']:.2f} s; parameters, gradients, moments, indices and code: "
-            f"{facts['of_dense']:.3f} of dense"
+            f"{path} ({', '.join(summary['backends'])}): {state['patterns']} patterns prepared in "
+            f"{summary['prepare_s']:.2f} s; parameters, gradients, moments, indices and code: "
+            f"{summary['of_dense']:.3f} of dense"
         )
     return "\n".join(lines)
 

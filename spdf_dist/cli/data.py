@@ -164,18 +164,20 @@ def pack_summary(out: str, already_done: bool, ranks: int, seconds: float, index
 def run_info(args: argparse.Namespace) -> int:
     from spdf_dist.data.info import describe
 
-    facts = describe(args.folder)
+    summary = describe(args.folder)
     if args.json:
-        print(json.dumps(facts))
+        print(json.dumps(summary))
         return 0
     print(
-        f"{facts['path']}: {facts['sequences']:,} sequences of {facts['seq_len']} tokens, "
-        f"{facts['documents']:,} documents, {facts['tokens']:,} tokens, "
-        f"{facts['used_ids']:,} of {facts['vocab_size']:,} ids"
+        f"{summary['path']}: {summary['sequences']:,} sequences of {summary['seq_len']} tokens, "
+        f"{summary['documents']:,} documents, {summary['tokens']:,} tokens, "
+        f"{summary['used_ids']:,} of {summary['vocab_size']:,} ids"
     )
-    for name, part in facts["sets"].items():
+    for name, part in summary["sets"].items():
         print(f"  {name}: {part['documents']:,} documents, {part['tokens']:,} tokens")
-    print(f"unigram entropy {facts['unigram_entropy']:.3f} nats a token: what a model without context reaches at best")
+    print(
+        f"unigram entropy {summary['unigram_entropy']:.3f} nats a token: what a model without context reaches at best"
+    )
     return 0
 
 

@@ -25,13 +25,13 @@ def check(args: argparse.Namespace) -> None:
 
 
 def show(
-    args: argparse.Namespace, config: AnyConfig, facts: Mapping[str, Any], on_this_machine: Callable[[], list[str]]
+    args: argparse.Namespace, config: AnyConfig, summary: Mapping[str, Any], on_this_machine: Callable[[], list[str]]
 ) -> None:
-    """Print the resolved config, the plan's ``facts``, and the lines on time and data on this machine; or JSON."""
+    """Print the resolved config, the plan's ``summary``, and the lines on time and data on this machine; or JSON."""
     if args.json:
-        print(json.dumps(dict(facts)))
+        print(json.dumps(dict(summary)))
         return
     from spdf_dist.accounting.plan import plan_text
 
-    print(f"{to_yaml(config)}\n{plan_text(facts)}", flush=True)
+    print(f"{to_yaml(config)}\n{plan_text(summary)}", flush=True)
     print("\non this machine:", *(f"  {line}" for line in on_this_machine()), sep="\n")

@@ -46,18 +46,19 @@ def layout_text(layout: dict[str, Any]) -> str:
     return text + (", recomputing" if layout["activation_checkpointing"] else "")
 
 
-def show(facts: dict[str, Any], price: float | None) -> str:
+def show(summary: dict[str, Any], price: float | None) -> str:
     """``estimate`` for a person."""
-    gpu, seconds, traffic = facts["gpu"], facts["step_seconds"], facts["communication_bytes_per_step"]
+    gpu, seconds, traffic = summary["gpu"], summary["step_seconds"], summary["communication_bytes_per_step"]
     room = HEADROOM * gpu["memory_bytes"]
-    cost = "" if facts["cost"] is None else f", {facts['cost']:,.0f} at {price:g} a GPU hour"
-    fits = "fits" if facts["fits"] else "does NOT fit"
-    parts = [part for part in facts["memory_bytes"] if any(m[part] for m in facts["memory_by_execution"].values())]
-    executions = list(facts["memory_by_execution"])
+    cost = "" if summary["cost"] is None else f", {summary['cost']:,.0f} at {price:g} a GPU hour"
+    fits = "fits" if summary["fits"] else "does NOT fit"
+    parts = [part for part in summary["memory_bytes"] if any(m[part] for m in summary["memory_by_execution"].values())]
+    executions = list(summary["memory_by_execution"])
     lines = [
-        f"ESTIMATE (roofline, not a measurement): {facts['gpus']} x {gpu['name']}, {facts['nodes']} nodes",
-        f"layout   {layout_text(facts['layout'])}, {facts['layout']['precision']}, {facts['layout']['execution']}",
-        f"memory   {bytes_text(facts['memory_bytes']['total'])} a GPU, {fits} in {bytes_text(room)} "
+        f"ESTIMATE (roofline, not a measurement): {summary['gpus']} x {gpu['name']}, {summary['nodes']} nodes",
+        f"layout   {layout_text(summary['layout'])}, {summary['layout']['precision']}, "
+        f"{summary['layout']['execution']}",
+        f"memory   {bytes_text(summary['memory_bytes']['total'])} a GPU, {fits} in {bytes_text(room)} "
         f"({HEADROOM:.0%} of {bytes_text(gpu['memory_bytes'])})",
         f"step     {seconds['total']:.3f} s: compute {seconds['compute']:.3f}, optimizer {seconds['optimizer']:.3f}, "
         f"tensor-parallel {seconds['tensor_parallel']:.3f}, data-parallel {seconds['data_parallel']:.3f}",
@@ -66,24 +67,25 @@ def show(facts: dict[str, Any], price: float | None) -> str:
         "sent per GPU and step",
         *(
             ["         tensor-parallel groups lie on several nodes: their sums run at the network's rate"]
-            if facts["assumptions"]["tensor_parallel_leaves_the_node"]
+            if summary["assumptions"]["tensor_parallel_leaves_the_node"]
             else []
         ),
-        f"run      {facts['steps']:,} steps, {facts['hours']:,.1f} hours, {facts['gpu_hours']:,.0f} GPU hours{cost}",
-        f"products {facts['assumptions']['sparse_products']}",
-        f"norms and activations take {facts['assumptions']['outside_products_share']:.0%} of a dense step in fused "
-        f"kernels; without these, compute takes {facts['assumptions']['unfused_compute_seconds']:.3f} s (estimates)",
-        f"speed    {facts['tokens_per_second']:,.0f} tokens/s, MFU {facts['mfu']:.1%}"
+        f"run      {summary['steps']:,} steps, {summary['hours']:,.1f} hours, "
+        f"{summary['gpu_hours']:,.0f} GPU hours{cost}",
+        f"products {summary['assumptions']['sparse_products']}",
+        f"norms and activations take {summary['assumptions']['outside_products_share']:.0%} of a dense step in fused "
+        f"kernels; without these, compute takes {summary['assumptions']['unfused_compute_seconds']:.3f} s (estimates)",
+        f"speed    {summary['tokens_per_second']:,.0f} tokens/s, MFU {summary['mfu']:.1%}"
         + (" (model FLOPs of the sparse model; masked execution also multiplies the zeros)"
-           if facts["assumptions"]["masked_products_multiply_zeros"] else ""),
+           if summary["assumptions"]["masked_products_multiply_zeros"] else ""),
         "",
         text_table(
             ("memory of a GPU", *executions),
-            [(part, *(bytes_text(facts["memory_by_execution"][e][part]) for e in executions)) for part in parts],
+            [(part, *(bytes_text(summary["memory_by_execution"][e][part]) for e in executions)) for part in parts],
         ),
         "",
     ]  # fmt: skip
-    if facts["best"]:
+    if summary["best"]:
         lines.append(
             text_table(
                 ("fits, fastest first", "memory", "s a step"),
@@ -93,16 +95,16 @@ def show(facts: dict[str, Any], price: float | None) -> str:
                         bytes_text(c["memory_bytes"]["total"]),
                         f"{c['step_seconds']['total']:.3f}",
                     )
-                    for c in facts["best"][:8]
+                    for c in summary["best"][:8]
                 ],
             )
         )
     else:
         lines.append("No layout of this cluster fits: take more memory a GPU, or compressed execution.")
     lines.append(
-        f"\nAssumed: {facts['assumptions']['efficiency']:.0%} of the dense {facts['layout']['precision']} peak, "
+        f"\nAssumed: {summary['assumptions']['efficiency']:.0%} of the dense {summary['layout']['precision']} peak, "
         f"{LINK_SHARE:.0%} of the links' rates, "
-        f"{facts['assumptions']['network_bytes_per_second'] / 1e9:g} GB/s a GPU between nodes, traffic not hidden."
+        f"{summary['assumptions']['network_bytes_per_second'] / 1e9:g} GB/s a GPU between nodes, traffic not hidden."
     )
     return "\n".join(lines)
 
@@ -118,6 +120,6 @@ def run(args: argparse.Namespace) -> int:
     if price is not None and not 0 <= price < math.inf:
         raise UserError(f"--gpu-hour-price: must be 0 or more, got {price}")
     cluster = Cluster(args.nodes, args.gpus_per_node, find_gpu(args.gpu), args.efficiency, args.network * 1e9)
-    facts = estimate(config, cluster, price)
-    print(json.dumps({"config": args.config} | facts) if args.json else show(facts, price))
+    summary = estimate(config, cluster, price)
+    print(json.dumps({"config": args.config} | summary) if args.json else show(summary, price))
     return 0

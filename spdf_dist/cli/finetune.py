@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         from spdf_dist.training.finetune import foresee
 
         opening, about_data = foresee(config, world_size(config))
-        dry_run.show(args, config, opening.facts, lambda: opening.foreseen(about_data))
+        dry_run.show(args, config, opening.summary, lambda: opening.foreseen(about_data))
         return 0
     from spdf_dist.base.rank_variables import Ranks
     from spdf_dist.checkpoint.read import Checkpoint

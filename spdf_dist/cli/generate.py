@@ -150,7 +150,7 @@ def run_task(args: argparse.Namespace) -> None:
 
     from spdf_dist.checkpoint.read import Checkpoint
     from spdf_dist.evaluation.checkpoint import load
-    from spdf_dist.evaluation.provenance import checkpoint_facts, file_facts, write_side_file
+    from spdf_dist.evaluation.provenance import checkpoint_summary, file_summary, write_side_file
     from spdf_dist.evaluation.task_generation import generate_task
 
     checkpoint = Checkpoint(args.checkpoint)
@@ -162,16 +162,16 @@ def run_task(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     try:
         write_lines(args.out, hypotheses.texts)  # first: they took the time
-        facts = {
+        summary = {
             "command": "generate",
             "task": task.name,
             "split": args.split,
             "synthetic": task.is_synthetic(examples),
-            "input": file_facts(args.input),
-            "checkpoint": checkpoint_facts(checkpoint),
+            "input": file_summary(args.input),
+            "checkpoint": checkpoint_summary(checkpoint),
             "settings": asdict(decoding),
         }
-        write_side_file(args.out, facts)
+        write_side_file(args.out, summary)
         if args.references_out is not None:
             write_references(task, examples, args.references_out)
     except OSError as error:

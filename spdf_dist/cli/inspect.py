@@ -22,10 +22,10 @@ def run(args: argparse.Namespace) -> int:
     from spdf_dist.checkpoint.model_state import add_model_state, state_table
     from spdf_dist.checkpoint.read import Checkpoint
 
-    facts = inspect(args.checkpoint)
-    add_model_state(facts, Checkpoint(facts["path"]))
+    summary = inspect(args.checkpoint)
+    add_model_state(summary, Checkpoint(summary["path"]))
     if args.json:
-        print(json.dumps({"schema_version": 1, **facts}))
+        print(json.dumps({"schema_version": 1, **summary}))
     else:
-        print(f"{table(facts)}\n\n{state_table(facts)}".rstrip())
+        print(f"{table(summary)}\n\n{state_table(summary)}".rstrip())
     return 0

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from spdf_dist import __version__
 from spdf_dist.base.claims import claimed
-from spdf_dist.base.rank_variables import ALONE, discover, is_rank_zero
+from spdf_dist.base.rank_variables import SINGLE_PROCESS, discover, is_rank_zero
 from spdf_dist.base.signals import STOP_SIGNALS, handled
 from spdf_dist.cli.memory import keep_freed_memory
 from spdf_dist.cli.scarcity import scarcity
@@ -249,7 +249,7 @@ def run_command(argv: Sequence[str]) -> int:
 
 def report_lost_peer(line: str) -> int:
     """The exit code of a rank whose job ended with another rank; that one, or who started it, says why if it can."""
-    ranks = discover() or ALONE
+    ranks = discover() or SINGLE_PROCESS
     if ranks.rendezvous_file is not None:
         time.sleep(0.5)  # for the process that started the ranks to see first which one ended first
         return 1

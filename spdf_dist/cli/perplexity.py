@@ -111,7 +111,7 @@ def measure(
         task_likelihood,
         text_stream,
     )
-    from spdf_dist.evaluation.provenance import checkpoint_facts
+    from spdf_dist.evaluation.provenance import checkpoint_summary
 
     checkpoint = Checkpoint(args.checkpoint)
     loaded = load(checkpoint.path, args.tokenizer, args.device)
@@ -134,7 +134,7 @@ def measure(
         "split": args.split if args.task else None,
         "synthetic": task is not None and examples is not None and task.is_synthetic(examples),
         "input": [str(path.resolve()) for path in args.data],
-        "checkpoint": checkpoint_facts(checkpoint),
+        "checkpoint": checkpoint_summary(checkpoint),
         "settings": {},
     }
     return total, loaded.step, provenance

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from spdf_dist.base.rank_variables import ALONE, Ranks, discover
+from spdf_dist.base.rank_variables import SINGLE_PROCESS, Ranks, discover
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.validate import validate_batch
 from spdf_dist.parallel.ranks import cores, spawn
@@ -47,7 +47,7 @@ def start(
     """
     ranks = discover()
     folder = RunFolder(config.run_dir)
-    if (ranks or ALONE).rank == 0:
+    if (ranks or SINGLE_PROCESS).rank == 0:
         folder.check(config, change=change)
     if ranks is None:
         if folder.is_complete(config):
@@ -57,7 +57,7 @@ def start(
         if count > 1:
             validate_batch(config, count // config.parallel.tensor)
             return spawn([command, *arguments], count, folder.logs)
-        ranks = ALONE
+        ranks = SINGLE_PROCESS
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     if sys.stderr.isatty():
         print(f"{command}: rank {ranks.rank} of {ranks.world_size}", end="\r", file=sys.stderr)

@@ -26,7 +26,7 @@ def side_file(texts: Path) -> Path:
     return texts.with_name(f"{texts.name}.provenance.json")
 
 
-def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+def checkpoint_summary(checkpoint: Checkpoint) -> dict[str, Any]:
     """Facts of a checkpoint: path, step, digest, and the runs that made it."""
     return {
         "path": str(checkpoint.path.resolve()),
@@ -36,7 +36,7 @@ def checkpoint_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def file_facts(path: Path) -> dict[str, Any]:
+def file_summary(path: Path) -> dict[str, Any]:
     """Facts of a data file: path and sha256 (None for a folder)."""
     digest = None
     if path.is_file():
@@ -45,11 +45,11 @@ def file_facts(path: Path) -> dict[str, Any]:
     return {"path": str(path.resolve()), "sha256": digest}
 
 
-def write_side_file(texts: Path, facts: dict[str, Any]) -> None:
+def write_side_file(texts: Path, summary: dict[str, Any]) -> None:
     """Write the provenance record of ``texts``, unless ``texts`` is a device or a pipe."""
     if is_special(texts):
         return
-    content = {"schema_version": SCHEMA_VERSION, **facts, "texts_sha256": file_facts(texts)["sha256"]}
+    content = {"schema_version": SCHEMA_VERSION, **summary, "texts_sha256": file_summary(texts)["sha256"]}
     write_lines(side_file(texts), [json.dumps(content, indent=1)])
 
 
@@ -72,7 +72,7 @@ def read_side_file(texts: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is not a provenance record ({error!r}): delete it to score the texts alone") from None
     if version != SCHEMA_VERSION:
         raise UserError(f"{path} has schema version {version}; this version reads {SCHEMA_VERSION}")
-    if recorded != file_facts(texts)["sha256"]:
+    if recorded != file_summary(texts)["sha256"]:
         print(f"{path}: describes other texts than {texts} holds now; it is ignored", file=sys.stderr)
         return None
     return dict(content)

@@ -20,7 +20,7 @@ from spdf_dist.model.loss import linear_cross_entropy
 from spdf_dist.model.parameterization import STANDARD, Multipliers, Parameterization, Rule
 from spdf_dist.parallel.dropout import scattered_bias_dropout_add
 from spdf_dist.parallel.groups import Groups
-from spdf_dist.parallel.layout import Piece, pieces_of
+from spdf_dist.parallel.layout import TensorShard, shards_of
 from spdf_dist.parallel.linear import ParallelLinear
 from spdf_dist.parallel.megatron_core import (
     GPTModel,
@@ -126,7 +126,7 @@ def build_gpt(
         sequence: whether the tensor ranks also divide the tokens outside the linears (see parallel/sequence.py).
         parameterization: sets the multipliers of the forward pass and the rules of the tensors.
 
-    Every parameter has the attributes ``pieces`` and, for DeepSpeed, ``tensor_model_parallel``. Without the latter the
+    Every parameter has the attributes ``shards`` and, for DeepSpeed, ``tensor_model_parallel``. Without the latter the
     clipped gradient norm would be silently wrong.
     """
     architecture = architecture_of(model)
@@ -177,9 +177,9 @@ def build_gpt(
     for layer in gpt.decoder.layers:
         layer.recompute = activation_checkpointing
         layer.activation = family.fused_activation
-    name_pieces(gpt)
+    name_shards(gpt)
     for parameter in gpt.parameters():
-        parameter.tensor_model_parallel = any(piece.dim is not None for piece in pieces_of(parameter))
+        parameter.tensor_model_parallel = any(shard.dim is not None for shard in shards_of(parameter))
     return gpt.to(dtype)
 
 
@@ -202,8 +202,8 @@ def scale_branch(factor: float, _module: Any, _inputs: Any, output: tuple[Tensor
     return y * factor, None if bias is None else bias * factor
 
 
-def name_pieces(gpt: GPT) -> None:
-    """Set ``pieces`` of the parameters outside ``ParallelLinear``, which sets its own."""
+def name_shards(gpt: GPT) -> None:
+    """Set ``shards`` of the parameters outside ``ParallelLinear``, which sets its own."""
     rank = gpt.groups.tensor_rank
     for path, (tensor, *_) in gpt.architecture.by_parameter().items():
         if tensor.stack is not None:
@@ -212,7 +212,7 @@ def name_pieces(gpt: GPT) -> None:
         start, stop = 0, parameter.shape[0]
         if tensor.shard_dim is not None:  # a rank may hold only vocabulary padding
             start, stop = (min(at * parameter.shape[0], tensor.shape[0]) for at in (rank, rank + 1))
-        parameter.pieces = (Piece(tensor.name, tensor.shape, tensor.shard_dim, start, stop, 0, stop - start),)
+        parameter.shards = (TensorShard(tensor.name, tensor.shape, tensor.shard_dim, start, stop, 0, stop - start),)
 
 
 def sparse_linears(gpt: GPT) -> list[tuple[str, ParallelLinear]]:

@@ -17,7 +17,7 @@ from spdf_dist.base.random_streams import derive_seed
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.model.architecture import TensorSpec, architecture_of
 from spdf_dist.model.parameterization import Rule
-from spdf_dist.parallel.layout import join_pieces, pieces_of
+from spdf_dist.parallel.layout import join_shards, shards_of
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import logical_weights
 
@@ -43,13 +43,13 @@ def initialize_parameters(module: nn.Module, model: ModelConfig, sparsity: Spars
     rules: Mapping[str, Rule] = getattr(module, "rules", {})
     for parameter in module.parameters():
         contents = {}
-        for piece in pieces_of(parameter):
-            tensor = tensors[piece.name]
+        for shard in shards_of(parameter):
+            tensor = tensors[shard.name]
             whole = initial_tensor(replace(tensor, initial_std=rules[tensor.name].std) if rules else tensor, seed)
-            part = whole if piece.dim is None else whole.narrow(piece.dim, piece.start, piece.stop - piece.start)
-            if piece.mask is not None:
-                part = part[piece.mask]
+            part = whole if shard.dim is None else whole.narrow(shard.dim, shard.start, shard.stop - shard.start)
+            if shard.mask is not None:
+                part = part[shard.mask]
                 if sparsity.init_scale == "fan_in":
-                    part = part / math.sqrt(densities[piece.name])
-            contents[piece.name] = part
-        join_pieces(pieces_of(parameter), contents, parameter)
+                    part = part / math.sqrt(densities[shard.name])
+            contents[shard.name] = part
+        join_shards(shards_of(parameter), contents, parameter)

@@ -58,7 +58,7 @@ class Groups(Collective):
         if self.world_size > 1:
             dist.barrier()
 
-    def largest(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         if self.world_size == 1:
             return value
         number = torch.tensor([value], dtype=torch.float64, device=self.device)

@@ -1,8 +1,8 @@
 """The parts of global tensors that a local parameter holds.
 
 The global tensors of a model are listed in its family's ``architecture.py``. A parameter of the model has the attribute
-``pieces``: the parts that are stacked in it along its first dimension. The fused QKV weight has three. The kept values
-of a sparse piece are in row-major order of this rank's slice of the global mask.
+``shards``: the parts that are stacked in it along its first dimension. The fused QKV weight has three. The kept values
+of a sparse shard are in row-major order of this rank's slice of the global mask.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Piece:
+class TensorShard:
     """A slice of one global tensor and its position in a local parameter."""
 
     name: str
@@ -29,9 +29,9 @@ class Piece:
     stop: int
     """One past the last index that this rank holds, without padding rows."""
     offset: int
-    """Start of the piece in the stored parameter: a row, or an element if kept values are stored."""
+    """Start of the shard in the stored parameter: a row, or an element if kept values are stored."""
     length: int
-    """Number of rows, or of elements, of the piece in the stored parameter."""
+    """Number of rows, or of elements, of the shard in the stored parameter."""
     mask_source: Tensor | Callable[[], Tensor] | None = None
     """The mask, or a function that makes it. A compressed layer passes a function, because it stores one bit per weight
     and a bool mask would take one byte per weight."""
@@ -44,7 +44,7 @@ class Piece:
 
     @property
     def sparse(self) -> bool:
-        """Whether the piece has a mask; this does not make the mask."""
+        """Whether the shard has a mask; this does not make the mask."""
         return self.mask_source is not None
 
     @property
@@ -56,34 +56,34 @@ class Piece:
         return tuple(shape)
 
 
-def split_pieces(pieces: tuple[Piece, ...], stored: Tensor) -> Iterator[tuple[Piece, Tensor]]:
-    """Each piece with its content in ``stored``, which is the local parameter or a tensor of its shape (a moment).
+def split_shards(shards: tuple[TensorShard, ...], stored: Tensor) -> Iterator[tuple[TensorShard, Tensor]]:
+    """Each shard with its content in ``stored``, which is the local parameter or a tensor of its shape (a moment).
 
-    The content of a dense piece has its ``local_shape``. That of a sparse piece is a slice of ``stored``: rows of a
+    The content of a dense shard has its ``local_shape``. That of a sparse shard is a slice of ``stored``: rows of a
     masked weight, or kept values [nnz] of a compressed one.
     """
-    for piece in pieces:
-        part = stored.narrow(0, piece.offset, piece.length)
-        yield piece, part if piece.sparse else part.reshape(piece.local_shape)
+    for shard in shards:
+        part = stored.narrow(0, shard.offset, shard.length)
+        yield shard, part if shard.sparse else part.reshape(shard.local_shape)
 
 
-def join_pieces(pieces: tuple[Piece, ...], contents: dict[str, Tensor], stored: Tensor) -> None:
-    """Copy the contents of the pieces into ``stored``, in place.
+def join_shards(shards: tuple[TensorShard, ...], contents: dict[str, Tensor], stored: Tensor) -> None:
+    """Copy the contents of the shards into ``stored``, in place.
 
-    ``contents`` maps global names to dense slices or, for sparse pieces, to the kept values [nnz]. Pruned entries and
+    ``contents`` maps global names to dense slices or, for sparse shards, to the kept values [nnz]. Pruned entries and
     padding become zero.
     """
     stored.zero_()
-    for piece in pieces:
-        part = stored.narrow(0, piece.offset, piece.length)
-        content = contents[piece.name].to(stored)
-        if piece.sparse and stored.dim() > 1:
-            part[piece.mask] = content
+    for shard in shards:
+        part = stored.narrow(0, shard.offset, shard.length)
+        content = contents[shard.name].to(stored)
+        if shard.sparse and stored.dim() > 1:
+            part[shard.mask] = content
         else:
             part.copy_(content.reshape(part.shape))
 
 
-def pieces_of(parameter: torch.nn.Parameter) -> tuple[Piece, ...]:
-    """The pieces of a model's parameter, which are set where the parameter is created."""
-    pieces: tuple[Piece, ...] = parameter.pieces  # type: ignore[attr-defined]
-    return pieces
+def shards_of(parameter: torch.nn.Parameter) -> tuple[TensorShard, ...]:
+    """The shards of a model's parameter, which are set where the parameter is created."""
+    shards: tuple[TensorShard, ...] = parameter.shards  # type: ignore[attr-defined]
+    return shards

@@ -22,7 +22,7 @@ from spdf_kernels import SparsityPattern, dense_linear, sparse_linear
 from torch import Tensor, nn
 
 from spdf_dist.model.architecture import TensorSpec
-from spdf_dist.parallel.layout import Piece
+from spdf_dist.parallel.layout import TensorShard
 from spdf_dist.parallel.megatron_core import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -71,8 +71,8 @@ class ParallelLinear(nn.Module):
     """This rank's slice of one or more stacked logical linears.
 
     Attributes:
-        weight: [O, I] (dense or masked) or [nnz] (compressed), with the attribute ``pieces`` (see layout.py).
-        bias: [O] or None, with ``pieces``. If the inputs are divided, it is the bias of the whole output.
+        weight: [O, I] (dense or masked) or [nnz] (compressed), with the attribute ``shards`` (see layout.py).
+        bias: [O] or None, with ``shards``. If the inputs are divided, it is the bias of the whole output.
         execution: `dense`, `masked` or `compressed`.
     """
 
@@ -139,22 +139,22 @@ class ParallelLinear(nn.Module):
         self.weight = nn.Parameter(stored)
         self.bias = nn.Parameter(torch.empty(sum(rows), dtype=dtype)) if biases else None
 
-        weight_pieces, row, element = [], 0, 0
+        weight_shards, row, element = [], 0, 0
         for weight, (start, stop), mask, count in zip(weights, ranges, local_masks, rows, strict=True):
             kept = count * columns if mask is None else int(mask.sum())
             offset, length = (element, kept) if self.execution == "compressed" else (row, count)
             held = None if mask is None else functools.partial(self.mask_rows, row, count)
-            weight_pieces.append(Piece(weight.name, weight.shape, dim, start, stop, offset, length, held))
+            weight_shards.append(TensorShard(weight.name, weight.shape, dim, start, stop, offset, length, held))
             row += count
             element += kept
-        self.weight.pieces = tuple(weight_pieces)  # type: ignore[attr-defined]
+        self.weight.shards = tuple(weight_shards)  # type: ignore[attr-defined]
         if self.bias is not None:
-            bias_pieces, row = [], 0
+            bias_shards, row = [], 0
             for bias, (start, stop), count in zip(biases, ranges, rows, strict=True):
                 first, last = (0, count) if bias.shard_dim is None else (start, stop)
-                bias_pieces.append(Piece(bias.name, bias.shape, bias.shard_dim, first, last, row, count))
+                bias_shards.append(TensorShard(bias.name, bias.shape, bias.shard_dim, first, last, row, count))
                 row += count
-            self.bias.pieces = tuple(bias_pieces)  # type: ignore[attr-defined]
+            self.bias.shards = tuple(bias_shards)  # type: ignore[attr-defined]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ParallelLinear:
         """Move the pattern along with the weight (``to``, ``cuda``), because it is not a tensor of the module."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from spdf_dist.base.rank_variables import ALONE, RENDEZVOUS, discover
+from spdf_dist.base.rank_variables import RENDEZVOUS, SINGLE_PROCESS, discover
 from spdf_dist.base.signals import ReceivedSignals
 from spdf_dist.config.errors import UserError
 
@@ -178,7 +178,7 @@ def should_report_error(line: str, code: int) -> bool:
     terminal, and only one prints; see ``first_failed_rank``.
     """
     try:
-        ranks = discover() or ALONE
+        ranks = discover() or SINGLE_PROCESS
     except UserError:
         return True
     if ranks.rendezvous_file is None:

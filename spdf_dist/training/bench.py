@@ -14,11 +14,11 @@ import torch
 from spdf_kernels import SparsityPattern
 from spdf_kernels.bench import interleave, machine, ratio, spread, thread_count
 from spdf_kernels.pairs import clock_name
-from spdf_kernels.state import model_state, total_facts
+from spdf_kernels.state import model_state, total_summary
 from tqdm import tqdm
 
 from spdf_dist.accounting.flops import training_flops
-from spdf_dist.base.rank_variables import ALONE
+from spdf_dist.base.rank_variables import SINGLE_PROCESS
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.config.schema import PretrainConfig, SparsityConfig
 from spdf_dist.model.architecture import architecture_of
@@ -60,10 +60,10 @@ def patterns_of(engine: Engine) -> list[SparsityPattern]:
     return [m.pattern for m in modules if isinstance(m, ParallelLinear) and m.pattern is not None]
 
 
-def state_facts(patterns: Sequence[SparsityPattern]) -> dict[str, Any]:
+def state_summary(patterns: Sequence[SparsityPattern]) -> dict[str, Any]:
     """Total bytes of model state of the patterns on each path, and the seconds that preparing all of them takes."""
     progress = tqdm(patterns, desc="patterns", unit="pattern", file=sys.stderr)
-    return {"patterns": len(patterns), **total_facts(model_state(pattern.mask()) for pattern in progress)}
+    return {"patterns": len(patterns), **total_summary(model_state(pattern.mask()) for pattern in progress)}
 
 
 def bench_step(config: PretrainConfig, rounds: int, threads: int) -> dict[str, Any]:
@@ -72,15 +72,15 @@ def bench_step(config: PretrainConfig, rounds: int, threads: int) -> dict[str, A
     Returns:
         ``results``: for each execution milliseconds (median, quartiles), ``tokens_per_s``, ``speedup`` over dense with
         a lower confidence bound, the ``theoretical`` speed-up by FLOPs, and the number of trained ``parameters``.
-        ``state``: the result of `state_facts`.
+        ``state``: the result of `state_summary`.
         The other keys describe the machine and the config.
     """
-    groups = start(config, ALONE)
+    groups = start(config, SINGLE_PROCESS)
     batch = random_batch(config, groups)
     tokens = config.training.global_batch_size * config.model.seq_length
     with thread_count(threads):
         engines = {execution: build_engine(config, groups, execution) for execution in EXECUTIONS}
-        state = state_facts(patterns_of(engines["compressed"]))
+        state = state_summary(patterns_of(engines["compressed"]))
 
         def step(engine: Engine) -> None:
             engine.step(batch, tokens, config.training.lr)

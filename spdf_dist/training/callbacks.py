@@ -82,7 +82,7 @@ class RunInfo:
     """Send a message to the user; called on rank 0. It reaches ``on_note`` of every callback."""
     stop_requested: Callable[[], bool]
     """Whether this rank has received a signal to stop."""
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
     """Facts about the model: the sparsity and the execution of its linears."""
 
     @property

@@ -22,7 +22,7 @@ from spdf_dist.model.architecture import architecture_of
 from spdf_dist.model.gpt import GPT
 from spdf_dist.model.initialize import initialize_parameters
 from spdf_dist.parallel.groups import Groups
-from spdf_dist.parallel.ranks import ALONE
+from spdf_dist.parallel.ranks import SINGLE_PROCESS
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.batches import MicroBatch
 from spdf_dist.training.setup import build_model, make_engine, start
@@ -168,7 +168,7 @@ def coordinate_check(
     """
     cells = [(p, w, d, s) for p in parameterizations for w in widths for d in densities for s in seeds]
     variants = [variant(config, *cell) for cell in cells]
-    groups = start(variants[0], ALONE)
+    groups = start(variants[0], SINGLE_PROCESS)
     points = []
     for cell, each in tqdm(list(zip(cells, variants, strict=True)), desc="coordinate check", unit="run", disable=None):
         points += [

@@ -23,7 +23,7 @@ from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import SpdfError
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.model.gpt import sparse_linears
-from spdf_dist.parallel.layout import Piece, pieces_of
+from spdf_dist.parallel.layout import TensorShard, shards_of
 from spdf_dist.parallel.linear import ParallelLinear
 from spdf_dist.sparsity.masks import BoolArray
 from spdf_dist.sparsity.patterns import parse_pattern
@@ -64,19 +64,19 @@ class DynamicMasks:
         self.stretches = group_count(model, sparsity) // self.groups.tensor_size
         self.block = parse_pattern(sparsity.pattern).block
         self.linears = [linear for _, linear in sparse_linears(engine.model)]
-        self.pieces = [piece for linear in self.linears for piece in pieces_of(linear.weight) if piece.sparse]
+        self.shards = [shard for linear in self.linears for shard in shards_of(linear.weight) if shard.sparse]
         self.records: dict[str, dict[str, NDArray[np.uint8]]] = {}
         """Packed bits of this rank's slices, by record and name of the weight."""
         for record in RECORDS:
             self.records[record] = {
-                piece.name: pack(self.stored(checkpoint, record, piece) if checkpoint else local_mask(piece))
-                for piece in self.pieces
+                shard.name: pack(self.stored(checkpoint, record, shard) if checkpoint else local_mask(shard))
+                for shard in self.shards
             }
 
-    def stored(self, checkpoint: Checkpoint, record: str, piece: Piece) -> BoolArray:
+    def stored(self, checkpoint: Checkpoint, record: str, shard: TensorShard) -> BoolArray:
         """This rank's slice of a record in the checkpoint, bool."""
-        whole = unpack(checkpoint.files.read(MASKS, f"{record}/{piece.name}"), (piece.shape[0], piece.shape[1]))
-        return sliced(piece, whole)
+        whole = unpack(checkpoint.files.read(MASKS, f"{record}/{shard.name}"), (shard.shape[0], shard.shape[1]))
+        return sliced(shard, whole)
 
     def before_step(self, step: int) -> None:
         """Make the linears collect dense gradients in a step that ends with an update of RigL."""
@@ -107,12 +107,12 @@ class DynamicMasks:
             old, new = self.update(linear, gradient, fraction, number)
             digest = zlib.crc32(np.packbits(new).tobytes(), digest)
             flips += int((old & ~new).sum())
-        for piece in self.pieces:
-            mask, bits = local_mask(piece), self.records["ever"]
-            seen = unpack(bits[piece.name], piece_shape(piece)) | mask
-            bits[piece.name] = pack(seen)
+        for shard in self.shards:
+            mask, bits = local_mask(shard), self.records["ever"]
+            seen = unpack(bits[shard.name], shard_shape(shard)) | mask
+            bits[shard.name] = pack(seen)
             kept += int(mask.sum())
-            overlap += int((mask & unpack(self.records["first"][piece.name], piece_shape(piece))).sum())
+            overlap += int((mask & unpack(self.records["first"][shard.name], shard_shape(shard))).sum())
             ever += int(seen.sum())
             numel += mask.size
         self.check_agreement(digest)
@@ -133,7 +133,7 @@ class DynamicMasks:
         """Raise SpdfError on every rank unless all data ranks hold the same masks."""
         ends = torch.tensor([digest, -digest], dtype=torch.float64, device=self.groups.device)
         dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=self.groups.data_group)
-        if self.groups.largest(float(ends[0] + ends[1] != 0)):
+        if self.groups.all_reduce_max(float(ends[0] + ends[1] != 0)):
             raise SpdfError("the data ranks came to different masks: their weights or gradients are not the same")
 
     def update(
@@ -148,14 +148,14 @@ class DynamicMasks:
         value = linear.expand(engine.full_parameter(parameter))
         moments = {key: linear.expand(engine.full_moment(parameter, key)) for key in engine.moments_of(parameter)}
         rows, row = [], 0
-        for piece in pieces_of(parameter):
-            count = piece_shape(piece)[0]
+        for shard in shards_of(parameter):
+            count = shard_shape(shard)[0]
             part = slice(row, row + count)
             row += count
             mask = old[part].cpu().numpy()
-            if piece.sparse:
+            if shard.sparse:
                 gradient = None if gradient_OI is None else gradient_OI[part].cpu().numpy()
-                mask = self.decide(piece, mask, value[part].cpu().numpy(), gradient, fraction, number)
+                mask = self.decide(shard, mask, value[part].cpu().numpy(), gradient, fraction, number)
             rows.append(mask)
         new = torch.from_numpy(np.concatenate(rows)).to(old.device)
         grown = new & ~old
@@ -178,7 +178,7 @@ class DynamicMasks:
 
     def decide(
         self,
-        piece: Piece,
+        shard: TensorShard,
         mask: BoolArray,
         weight: NDArray[np.float32],
         gradient: NDArray[np.float32] | None,
@@ -190,15 +190,15 @@ class DynamicMasks:
         if gradient is not None:
             grow = by_magnitude(in_blocks(gradient, block))
         else:
-            shape = (piece.shape[0] // block, piece.shape[1] // block)
-            grow = sliced(piece, at_random(self.sparsity.seed, piece.name, number, shape), block)
+            shape = (shard.shape[0] // block, shard.shape[1] // block)
+            grow = sliced(shard, at_random(self.sparsity.seed, shard.name, number, shape), block)
         blocks = mask[::block, ::block]
-        new = swap(blocks, magnitude_bits(in_blocks(weight, block)), grow, self.stretches, piece.dim or 0, fraction)
+        new = swap(blocks, magnitude_bits(in_blocks(weight, block)), grow, self.stretches, shard.dim or 0, fraction)
         return new if block == 1 else np.repeat(np.repeat(new, block, 0), block, 1)
 
     def masks(self) -> PackedMasks:
         """The current global masks on rank 0, empty on other ranks; collective."""
-        return PackedMasks.pack(self.whole({piece.name: pack(local_mask(piece)) for piece in self.pieces}))
+        return PackedMasks.pack(self.whole({shard.name: pack(local_mask(shard)) for shard in self.shards}))
 
     def stored_records(self) -> dict[str, NDArray[np.uint8]]:
         """The packed global records on rank 0, by the name in a checkpoint; empty on other ranks; collective."""
@@ -214,30 +214,30 @@ class DynamicMasks:
         if parts is None:
             return {}
         found = {}
-        for piece in self.pieces:
-            slices = [unpack(np.frombuffer(part[piece.name], np.uint8), piece_shape(piece)) for part in parts if part]
-            found[piece.name] = np.concatenate(slices, axis=piece.dim or 0) if piece.dim is not None else slices[0]
+        for shard in self.shards:
+            slices = [unpack(np.frombuffer(part[shard.name], np.uint8), shard_shape(shard)) for part in parts if part]
+            found[shard.name] = np.concatenate(slices, axis=shard.dim or 0) if shard.dim is not None else slices[0]
         return found
 
 
-def piece_shape(piece: Piece) -> tuple[int, int]:
+def shard_shape(shard: TensorShard) -> tuple[int, int]:
     """The shape [out, in] of this rank's slice of a matrix."""
-    rows, columns = piece.local_shape
+    rows, columns = shard.local_shape
     return rows, columns
 
 
-def local_mask(piece: Piece) -> BoolArray:
+def local_mask(shard: TensorShard) -> BoolArray:
     """This rank's slice of the mask, bool [out, in]."""
-    assert piece.mask is not None
-    return piece.mask.cpu().numpy()
+    assert shard.mask is not None
+    return shard.mask.cpu().numpy()
 
 
-def sliced(piece: Piece, whole: Any, block: int = 1) -> Any:
+def sliced(shard: TensorShard, whole: Any, block: int = 1) -> Any:
     """This rank's slice of a global array [out / block, in / block]."""
-    if piece.dim is None:
+    if shard.dim is None:
         return whole
-    start, stop = piece.start // block, piece.stop // block
-    return whole[start:stop] if piece.dim == 0 else whole[:, start:stop]
+    start, stop = shard.start // block, shard.stop // block
+    return whole[start:stop] if shard.dim == 0 else whole[:, start:stop]
 
 
 def pack(mask: BoolArray) -> NDArray[np.uint8]:

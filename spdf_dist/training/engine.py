@@ -22,9 +22,9 @@ from spdf_dist.config.schema import AnyConfig, AnyTraining
 from spdf_dist.data.labels import IGNORED
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups
-from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.parallel.layout import shards_of
 from spdf_dist.training.batches import MicroBatch
-from spdf_dist.training.muon import Muon, shards_of
+from spdf_dist.training.muon import Muon, matrices_of
 from spdf_dist.training.phase_times import PhaseTimes
 
 MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")
@@ -64,12 +64,12 @@ def parameter_groups(
     tensors = model.architecture.tensors
     groups: dict[tuple[bool, float, float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
-        pieces = pieces_of(parameter)
-        rule, tensor = model.rules[pieces[0].name], tensors[pieces[0].name]
-        for piece in pieces[1:]:
-            if model.rules[piece.name] != rule:
+        shards = shards_of(parameter)
+        rule, tensor = model.rules[shards[0].name], tensors[shards[0].name]
+        for shard in shards[1:]:
+            if model.rules[shard.name] != rule:
                 raise UserError(
-                    f"sparsity.levels: {pieces[0].name} and {piece.name} are one parameter and need one density with "
+                    f"sparsity.levels: {shards[0].name} and {shard.name} are one parameter and need one density with "
                     "training.parameterization=supar"
                 )
         lr = rule.lr * (embedding_lr if tensor.role == "embedding" else 1.0)
@@ -82,7 +82,7 @@ def parameter_groups(
             "params": params,
             "weight_decay": decay,
             "lr_scale": lr,
-            "shards": shards_of(params) if orthogonalised else [],
+            "shards": matrices_of(params) if orthogonalised else [],
         }
         for (_, lr, decay, orthogonalised), params in ordered
     ]
@@ -303,7 +303,7 @@ class Engine(ABC):
 
     def moments_of(self, parameter: nn.Parameter) -> tuple[Kind, ...]:
         """The moments that the optimizer keeps of a parameter. Muon keeps only ``exp_avg`` of a matrix."""
-        tensor = self.model.architecture.tensors[pieces_of(parameter)[0].name]
+        tensor = self.model.architecture.tensors[shards_of(parameter)[0].name]
         return MOMENTS[:1] if self.name == "muon" and tensor.is_hidden_matrix else MOMENTS
 
     def updates_done(self) -> int:

@@ -55,7 +55,7 @@ class Wandb(Callback):
         return {"id": self.id} if self.id else {}
 
     def on_start(self) -> None:
-        config = {**to_tree(self.run.config), "run": {"kind": self.run.kind, **self.run.facts}}
+        config = {**to_tree(self.run.config), "run": {"kind": self.run.kind, **self.run.summary}}
         self.tracked = self.wandb.init(config=config, id=self.id, resume="allow" if self.id else None, **self.options)
         self.id = self.tracked.id
 

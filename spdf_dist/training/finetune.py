@@ -28,7 +28,7 @@ from spdf_dist.config.validate import validate_sequence_parallel, validate_tenso
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups, choose_device
-from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.parallel.layout import shards_of
 from spdf_dist.training.opening import Opening, use_all_cores, warn_early
 from spdf_dist.training.run import AllowedChanges, TrainedModel, TrainingRun
 from spdf_dist.training.run_folder import writing
@@ -95,7 +95,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks, allowed: AllowedChanges | Non
         state = run.state
         best = Checkpoint(groups.on_rank_zero(lambda: keep_best(folder.checkpoints, state)))
         norm = reactivated_norm(best, run.engine.model, origin_masks, groups) if reactivated else None
-        facts = {
+        summary = {
             "schema_version": 1,
             "task": task.task,
             "checkpoint": str(Path(task.checkpoint)),
@@ -107,8 +107,8 @@ def finetune(config: FinetuneConfig, ranks: Ranks, allowed: AllowedChanges | Non
             "epochs": state.step / data.steps_per_epoch,
             "total_flops": state.total_flops,
         }
-        groups.on_rank_zero(lambda: folder.write_json("finetune.json", facts))
-        run.finish(facts)
+        groups.on_rank_zero(lambda: folder.write_json("finetune.json", summary))
+        run.finish(summary)
 
 
 def read_inputs(config: FinetuneConfig, groups: Groups) -> tuple[Checkpoint, Tokenizer, TaskBatches]:
@@ -185,13 +185,13 @@ def reactivated_norm(best: Checkpoint, model: GPT, origin_masks: PackedMasks, gr
     """L2 norm of the weights of ``best`` that the mask had pruned; collective. Each tensor rank reads its slices."""
     square = torch.zeros((), dtype=torch.float64)
     for parameter in model.parameters():
-        for piece in pieces_of(parameter):
-            if piece.name not in origin_masks:
+        for shard in shards_of(parameter):
+            if shard.name not in origin_masks:
                 continue
-            mask = torch.from_numpy(origin_masks[piece.name]).narrow(
-                piece.dim or 0, piece.start, piece.stop - piece.start
+            mask = torch.from_numpy(origin_masks[shard.name]).narrow(
+                shard.dim or 0, shard.start, shard.stop - shard.start
             )
-            square += best.read_piece(piece)[~mask].double().square().sum()
+            square += best.read_shard(shard)[~mask].double().square().sum()
     square = square.to(groups.device)
     dist.all_reduce(square, group=groups.tensor_group)
     return math.sqrt(float(square))

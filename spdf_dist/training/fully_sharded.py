@@ -25,12 +25,12 @@ from spdf_dist.config.schema import AnyConfig
 from spdf_dist.data.labels import IGNORED
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups
-from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.parallel.layout import shards_of
 from spdf_dist.parallel.linear import ParallelLinear
 from spdf_dist.training.batches import MicroBatch
 from spdf_dist.training.engine import MOMENTS, Engine, is_finite, make_optimizer
 
-ATTRIBUTES = ("pieces", "tensor_model_parallel")
+ATTRIBUTES = ("shards", "tensor_model_parallel")
 """Attributes of a model's parameters that its sharded parameters take over."""
 
 
@@ -114,7 +114,7 @@ class FullyShardedEngine(Engine):
         remaining = iter(batches)
         while True:
             batch = next(remaining, None)
-            if not self.groups.largest(float(batch is not None)):
+            if not self.groups.all_reduce_max(float(batch is not None)):
                 return
             if batch is None:
                 tokens = torch.zeros(1, self.model.architecture.model.seq_length, dtype=torch.int64)
@@ -125,7 +125,7 @@ class FullyShardedEngine(Engine):
     @torch.no_grad()
     def non_finite_here(self, batches: Sequence[MicroBatch]) -> str:
         found: list[str] = []
-        named = [(pieces_of(parameter)[0].name, part) for parameter, part in self.slices.items()]
+        named = [(shards_of(parameter)[0].name, part) for parameter, part in self.slices.items()]
         found += [f"the weight {name}" for name, part in named if not is_finite(part)]
         with self.outputs_checked(found):
             for batch in batches:  # every rank runs every pass, because gathering is collective

@@ -22,7 +22,7 @@ from spdf_dist.config.budget import tokens_per_step, total_steps
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.model.parameterization import of_training
-from spdf_dist.parallel.layout import Piece
+from spdf_dist.parallel.layout import TensorShard
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import RandomMasks, logical_weights
 from spdf_dist.training.engine import Engine
@@ -47,11 +47,11 @@ def check_function(checkpoint: Checkpoint, config: PretrainConfig) -> None:
 
 
 def through_masks(checkpoint: Checkpoint) -> Read:
-    """A reader of pieces that selects the kept values by the piece's own mask, whatever the checkpoint's mask is."""
+    """A reader of shards that selects the kept values by the shard's own mask, whatever the checkpoint's mask is."""
 
-    def read(piece: Piece, kind: Kind) -> Tensor:
-        dense = checkpoint.read_piece(replace(piece, mask_source=None), kind)
-        mask = piece.mask
+    def read(shard: TensorShard, kind: Kind) -> Tensor:
+        dense = checkpoint.read_shard(replace(shard, mask_source=None), kind)
+        mask = shard.mask
         return dense if mask is None else dense[mask.cpu()]
 
     return read
@@ -102,9 +102,9 @@ class Origin:
                 f"sparsity.targets: the masks of {path} are not those of sparsity.targets: {min(different)} has "
                 f"{'one' if min(different) in sparse else 'none'} there"
             )
-        facts = self.checkpoint.manifest.masks
-        numel = sum(facts[name].shape[0] * facts[name].shape[1] for name in sparse)
-        real = 1 - sum(facts[name].kept for name in sparse) / numel
+        records = self.checkpoint.manifest.masks
+        numel = sum(records[name].shape[0] * records[name].shape[1] for name in sparse)
+        real = 1 - sum(records[name].kept for name in sparse) / numel
         asked = float(sum(weight.level * weight.numel for weight in wanted.values()) / numel)
         if abs(real - asked) > LEVEL_TOLERANCE:
             raise UserError(f"sparsity.level: the masks of {path} prune {real:.6g}, not {asked:g}")
@@ -162,7 +162,7 @@ class Origin:
             else:
                 old, kept = self.checkpoint.masks[name], self.checkpoint.manifest.masks[name].kept
             total += kept
-            if name not in masks or (old is not None and masks.facts[name] == self.checkpoint.manifest.masks[name]):
+            if name not in masks or (old is not None and masks.records[name] == self.checkpoint.manifest.masks[name]):
                 continue
             new = masks[name]
             lost += kept - int((new if old is None else new & old).sum())

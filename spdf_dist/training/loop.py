@@ -234,7 +234,7 @@ class Loop:
         """
         state = self.state
         # A UserError on one rank counts on all ranks.
-        mistake = self.engine.groups.largest(float(isinstance(error, UserError)))
+        mistake = self.engine.groups.all_reduce_max(float(isinstance(error, UserError)))
         if final or mistake:
             raise error
         # The last good checkpoint is kept, and a full disk may have space at the next interval.

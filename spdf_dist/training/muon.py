@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from spdf_dist.accounting.flops import MUON_ITERATIONS
 from spdf_dist.config.errors import SpdfError
 from spdf_dist.parallel.groups import Groups
-from spdf_dist.parallel.layout import Piece, pieces_of
+from spdf_dist.parallel.layout import TensorShard, shards_of
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a x + b x^3 + c x^5, which drives singular values in (0, 1] towards 1."""
@@ -61,10 +61,10 @@ def orthogonalise(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Shard:
+class MatrixShard:
     """This tensor rank's slice of one logical matrix, and its place among the values of a parameter group."""
 
-    piece: Piece
+    tensor: TensorShard
     start: int
     """First of its values, counted over the group's parameters one after the other."""
     stop: int
@@ -74,33 +74,33 @@ class Shard:
     @property
     def scale(self) -> float:
         """The factor of the orthogonalised update."""
-        return RMS * math.sqrt(max(self.piece.shape))
+        return RMS * math.sqrt(max(self.tensor.shape))
 
     def expand(self, stored: Tensor) -> Tensor:
         """The dense slice [rows, columns] of stored values (1-D)."""
-        mask = self.piece.mask if self.compressed else None
+        mask = self.tensor.mask if self.compressed else None
         if mask is None:
-            return stored.view(self.piece.local_shape)
-        dense = torch.zeros(self.piece.local_shape, dtype=stored.dtype, device=stored.device)
+            return stored.view(self.tensor.local_shape)
+        dense = torch.zeros(self.tensor.local_shape, dtype=stored.dtype, device=stored.device)
         dense[mask] = stored
         return dense
 
     def compress(self, dense: Tensor) -> Tensor:
         """The stored values (1-D) of a dense slice. Pruned entries are dropped or set to zero."""
-        mask = self.piece.mask
+        mask = self.tensor.mask
         if mask is None:
             return dense.reshape(-1)
         return dense[mask] if self.compressed else torch.where(mask, dense, 0).view(-1)
 
 
-def shards_of(parameters: Sequence[nn.Parameter]) -> list[Shard]:
+def matrices_of(parameters: Sequence[nn.Parameter]) -> list[MatrixShard]:
     """The matrices in the parameters of a group."""
     found, at = [], 0
     for parameter in parameters:
         row = 1 if parameter.dim() == 1 else parameter.shape[1]
-        for piece in pieces_of(parameter):
-            start = at + piece.offset * row
-            found.append(Shard(piece, start, start + piece.length * row, parameter.dim() == 1))
+        for shard in shards_of(parameter):
+            start = at + shard.offset * row
+            found.append(MatrixShard(shard, start, start + shard.length * row, parameter.dim() == 1))
         at += parameter.numel()
     return found
 
@@ -120,7 +120,7 @@ class Division:
     ``partition`` is the number of values per data rank; None: every data rank holds all values of its tensor rank.
     """
 
-    def __init__(self, shards: Sequence[Shard], groups: Groups, partition: int | None) -> None:
+    def __init__(self, shards: Sequence[MatrixShard], groups: Groups, partition: int | None) -> None:
         self.shards, self.groups = shards, groups
         if partition is None:
             self.mine = list(range(len(shards)))
@@ -196,7 +196,7 @@ class Division:
         received = flat.new_empty(sum(owned))
         dist.all_to_all_single(received, flat, owned, sizes, group=group)
         if me < len(dense):
-            dim, shape = self.shards[numbers[me]].piece.dim or 0, dense[me].shape
+            dim, shape = self.shards[numbers[me]].tensor.dim or 0, dense[me].shape
             matrix = torch.cat([part.view(shape) for part in received.chunk(ranks)], dim)
             parts = orthogonalise(matrix, dtype).chunk(ranks, dim)
             received = torch.cat([part.reshape(-1) for part in parts])

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.parallel.layout import pieces_of, split_pieces
+from spdf_dist.parallel.layout import shards_of, split_shards
 from spdf_dist.training.callbacks import Callback, RunInfo
 from spdf_dist.training.engine import sum_of_squares
 
@@ -49,9 +49,9 @@ class Norms(Callback):
         """Sum the squares of each tensor's gradient on this tensor rank; collective over the data ranks."""
         for parameter in self.engine.model.parameters():
             gradient = self.engine.full_gradient(parameter)
-            for piece, part in split_pieces(pieces_of(parameter), gradient):
-                if piece.dim is not None or self.run.groups.tensor_rank == 0:
-                    self.add(f"gradient/{piece.name}", sum_of_squares(part), 1)
+            for shard, part in split_shards(shards_of(parameter), gradient):
+                if shard.dim is not None or self.run.groups.tensor_rank == 0:
+                    self.add(f"gradient/{shard.name}", sum_of_squares(part), 1)
 
     def look_at_output(self, name: str, _module: Any, _inputs: Any, output: Any) -> None:
         """A forward hook: sum the squares of the output and count its elements."""
@@ -90,7 +90,7 @@ class Norms(Callback):
         # All ranks need the same names. A rank may hold no part of a tensor.
         names = [f"activation/{name}" for name in modules_of(model)] if self.activations else []
         looked = any(name.startswith("gradient/") for name in self.squares)
-        if self.gradients and groups.largest(float(looked)):
+        if self.gradients and groups.all_reduce_max(float(looked)):
             names += [f"gradient/{name}" for name in model.architecture.tensors]
         zero = torch.zeros((), dtype=torch.float64, device=groups.device)
         squares = torch.stack([self.squares.get(name, zero) for name in names]) if names else zero.reshape(1)[:0]

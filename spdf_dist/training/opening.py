@@ -82,15 +82,15 @@ class Opening:
     """Facts about a run before it starts, on the device that it uses."""
 
     def __init__(
-        self, kind: str, facts: Mapping[str, Any], precision: str, device: torch.device, world_size: int
+        self, kind: str, summary: Mapping[str, Any], precision: str, device: torch.device, world_size: int
     ) -> None:
-        """``kind`` is `pretrain` or `finetune`; ``facts`` are those of ``plan`` or ``finetuning_plan``."""
-        self.kind, self.facts, self.precision, self.device, self.ranks = kind, facts, precision, device, world_size
+        """``kind`` is `pretrain` or `finetune`; ``summary`` is the result of ``plan`` or ``finetuning_plan``."""
+        self.kind, self.summary, self.precision, self.device, self.ranks = kind, summary, precision, device, world_size
         self.rate = product_rate(precision, device)
         self.slower = product_rate("fp32", device) / self.rate if precision != "fp32" else 1.0
-        self.step_seconds = facts["executed_flops_per_step"] / (self.rate * self.ranks)
-        self.validation_seconds = facts["validation"]["executed_flops"] / (self.rate * self.ranks)
-        self.seconds = self.step_seconds * facts["steps"] + self.validation_seconds * facts["validation"]["times"]
+        self.step_seconds = summary["executed_flops_per_step"] / (self.rate * self.ranks)
+        self.validation_seconds = summary["validation"]["executed_flops"] / (self.rate * self.ranks)
+        self.seconds = self.step_seconds * summary["steps"] + self.validation_seconds * summary["validation"]["times"]
 
     @classmethod
     def of_pretraining(
@@ -100,7 +100,7 @@ class Opening:
         world_size: int | None = None,
         validation: Mixture | None = None,
     ) -> Opening:
-        """The facts of a pre-training run; by default with the ranks of the launcher or the config.
+        """The summary of a pre-training run; by default with the ranks of the launcher or the config.
 
         ``validation`` is the validation data; None: data of the size that the config asks for.
         """
@@ -111,11 +111,11 @@ class Opening:
 
     def size_line(self) -> str:
         """Parameters, steps and FLOPs."""
-        facts = self.facts
-        kept = f" ({facts['nonzeros']:,} kept)" if facts["sparsity"] > 0 else ""
+        summary = self.summary
+        kept = f" ({summary['nonzeros']:,} kept)" if summary["sparsity"] > 0 else ""
         return (
-            f"{facts['parameters']:,} parameters{kept}; {facts['steps']:,} steps of {facts['tokens_per_step']:,} "
-            f"tokens; {facts['flops_per_step']:.3g} FLOPs per step, {facts['total_flops']:.3g} in all"
+            f"{summary['parameters']:,} parameters{kept}; {summary['steps']:,} steps of {summary['tokens_per_step']:,} "
+            f"tokens; {summary['flops_per_step']:.3g} FLOPs per step, {summary['total_flops']:.3g} in all"
         )
 
     def time_line(self) -> str:
@@ -128,18 +128,18 @@ class Opening:
 
     def validation_lines(self) -> list[str]:
         """A line on the cost of validation, with a lower bound of its time; none without validation."""
-        facts, what = self.facts["validation"], "pairs" if self.kind == "finetune" else "sequences"
-        if not facts["times"]:
+        cost, what = self.summary["validation"], "pairs" if self.kind == "finetune" else "sequences"
+        if not cost["times"]:
             return []
         return [
-            f"validates {facts['sequences']:,} {what} up to {facts['times']:,} times: {facts['flops']:.3g} FLOPs and "
+            f"validates {cost['sequences']:,} {what} up to {cost['times']:,} times: {cost['flops']:.3g} FLOPs and "
             f"at least {duration(self.validation_seconds)} each time"
         ]
 
     def warnings(self) -> list[str]:
         """Warnings about memory and slow precision on this machine."""
         found = []
-        need, free = self.facts["memory_bytes"]["total"], available_memory(self.device)
+        need, free = self.summary["memory_bytes"]["total"], available_memory(self.device)
         on_one = self.ranks if self.device.type == "cpu" else 1
         if free is not None and need * on_one > free:
             whose = "this GPU" if self.device.type == "cuda" else "this machine"

@@ -200,7 +200,7 @@ class TrainingRun:
             trained: the model to train.
             initialize: sets the weights of a new run.
             load: fills the engine of a new run from another checkpoint, instead of ``initialize``.
-            read: reads the tensors of the run's own checkpoint; by default its ``read_piece``.
+            read: reads the tensors of the run's own checkpoint; by default its ``read_shard``.
         """
         self.trained = trained
         self.execution = decide(
@@ -286,7 +286,7 @@ class TrainingRun:
         """This rank's callbacks: metrics, TensorBoard and progress on rank 0, and those in the config."""
         trained, state = self.trained, self.state
         sparsity = sparsity_by_group(self.engine.model)
-        facts = {"sparsity": sparsity, "execution": self.execution}
+        summary = {"sparsity": sparsity, "execution": self.execution}
         run = RunInfo(
             self.kind,
             self.config,
@@ -298,7 +298,7 @@ class TrainingRun:
             log=lambda step, values: self.callbacks.on_metrics(step, values),
             say=lambda text: self.callbacks.on_note(text),
             stop_requested=lambda: self.stop.requested,
-            facts=facts,
+            summary=summary,
         )
         further = load_callbacks(run)
         if self.groups.rank != 0:

@@ -18,7 +18,7 @@ from typing import Any
 from spdf_dist.checkpoint.find import latest
 from spdf_dist.checkpoint.write import CheckpointWriter, Report
 from spdf_dist.training.engine import Engine
-from spdf_dist.training.state import state_pieces
+from spdf_dist.training.state import sharded_state
 from spdf_dist.training.training_state import TrainingState
 
 
@@ -74,13 +74,13 @@ class Saver:
         state = copy.deepcopy(state)
         writer, content = self.writer_of(state)
         failure = writer.begin()
-        pieces = state_pieces(self.engine)
+        shards = sharded_state(self.engine)
         if self.asynchronous and not wait:
-            copies = [(kind, piece, tensor.detach().to("cpu", copy=True)) for kind, piece, tensor in pieces]
+            copies = [(kind, shard, tensor.detach().to("cpu", copy=True)) for kind, shard, tensor in shards]
             future = self._thread.submit(writer.write_slices, copies, content["manifest"], failure)
             self._in_flight = writer, content, state, future
         else:
-            writer.complete(writer.write_slices(pieces, content["manifest"], failure), **content)
+            writer.complete(writer.write_slices(shards, content["manifest"], failure), **content)
         self.stalled += time.perf_counter() - begin
         if self._in_flight is None:
             self._count(state)

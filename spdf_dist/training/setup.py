@@ -22,7 +22,7 @@ from spdf_dist.data.tokenizer import Tokenizer
 from spdf_dist.model.gpt import GPT, Execution, build_gpt, sparse_linears
 from spdf_dist.model.parameterization import STANDARD, Parameterization, of_training
 from spdf_dist.parallel.groups import Groups, initialize
-from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.parallel.layout import shards_of
 from spdf_dist.sparsity.masks import BoolArray
 from spdf_dist.training.engine import Engine
 from spdf_dist.training.fully_sharded import FullyShardedEngine
@@ -130,9 +130,9 @@ def sparsity_by_group(model: GPT) -> dict[str, float]:
     kept: dict[str, list[int]] = {}
     for name, linear in sparse_linears(model):
         count = kept.setdefault(name.rsplit(".", 1)[1], [0, 0])
-        for piece in pieces_of(linear.weight):
-            rows, columns = piece.local_shape
-            count[0] += rows * columns if piece.mask is None else int(piece.mask.sum())
+        for shard in shards_of(linear.weight):
+            rows, columns = shard.local_shape
+            count[0] += rows * columns if shard.mask is None else int(shard.mask.sum())
             count[1] += rows * columns
     return {group: 1 - nonzero / total for group, (nonzero, total) in kept.items()}
 

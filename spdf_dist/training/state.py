@@ -12,12 +12,12 @@ from spdf_dist.checkpoint.manifest import Kind
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import build
-from spdf_dist.parallel.layout import Piece, join_pieces, pieces_of, split_pieces
+from spdf_dist.parallel.layout import TensorShard, join_shards, shards_of, split_shards
 from spdf_dist.training.engine import Engine
 from spdf_dist.training.training_state import TrainingState
 
 
-def state_pieces(engine: Engine) -> Iterator[tuple[Kind, Piece, Tensor]]:
+def sharded_state(engine: Engine) -> Iterator[tuple[Kind, TensorShard, Tensor]]:
     """The slices, fp32, that this rank writes to a checkpoint.
 
     The slices of a tensor rank are divided among its data ranks. Tensor rank 0 writes what all tensor ranks hold.
@@ -33,9 +33,9 @@ def state_pieces(engine: Engine) -> Iterator[tuple[Kind, Piece, Tensor]]:
         for kind, content in contents.items():
             if not mine:
                 continue
-            for piece, part in split_pieces(pieces_of(parameter), content):
-                if piece.dim is not None or groups.tensor_rank == 0:
-                    yield kind, piece, part
+            for shard, part in split_shards(shards_of(parameter), content):
+                if shard.dim is not None or groups.tensor_rank == 0:
+                    yield kind, shard, part
 
 
 def load_training_state(checkpoint: Checkpoint) -> TrainingState:
@@ -52,14 +52,14 @@ def load_training_state(checkpoint: Checkpoint) -> TrainingState:
     return state
 
 
-Read = Callable[[Piece, Kind], Tensor]
-"""Reads a piece of a checkpoint's tensor, fp32: its slice or, if it has a mask, the kept values."""
+Read = Callable[[TensorShard, Kind], Tensor]
+"""Reads a shard of a checkpoint's tensor, fp32: its slice or, if it has a mask, the kept values."""
 
 
 def load_weights(engine: Engine, checkpoint: Checkpoint, read: Read | None = None) -> None:
     """Load the checkpoint's weights into the model and its masters. Each rank reads only its own slices."""
     for parameter in engine.model.parameters():
-        engine.load_parameter(parameter, assemble(read or checkpoint.read_piece, parameter, "model"))
+        engine.load_parameter(parameter, assemble(read or checkpoint.read_shard, parameter, "model"))
 
 
 def load_moments(engine: Engine, checkpoint: Checkpoint, read: Read | None = None) -> None:
@@ -74,13 +74,13 @@ def load_moments(engine: Engine, checkpoint: Checkpoint, read: Read | None = Non
     engine.prepare_moments(updates)
     for parameter in engine.model.parameters():
         for key in engine.moments_of(parameter):
-            engine.load_moment(parameter, key, assemble(read or checkpoint.read_piece, parameter, key))
+            engine.load_moment(parameter, key, assemble(read or checkpoint.read_shard, parameter, key))
 
 
 def assemble(read: Read, parameter: Any, kind: Kind) -> Tensor:
     """A parameter's content, fp32 in the parameter's shape, from the checkpoint's slices."""
-    pieces = pieces_of(parameter)
-    contents = {piece.name: read(piece, kind) for piece in pieces}
+    shards = shards_of(parameter)
+    contents = {shard.name: read(shard, kind) for shard in shards}
     value = torch.empty(parameter.shape, device=parameter.device)
-    join_pieces(pieces, contents, value)
+    join_shards(shards, contents, value)
     return value

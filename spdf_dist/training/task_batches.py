@@ -66,9 +66,9 @@ class TaskBatches:
         self._announcer = Announcer("finetune", self.total_steps, lambda: self.opening().lines(self.data_lines()))
 
     def opening(self) -> Opening:
-        """The facts about the run before it starts, on this rank's device."""
+        """The summary of the run before it starts, on this rank's device."""
         groups, precision = self.groups, self.config.training.precision
-        facts = finetuning_plan(
+        summary = finetuning_plan(
             self.config,
             self.model,
             self.sparsity,
@@ -83,7 +83,7 @@ class TaskBatches:
                 tokens=self.consumed_tokens(self.total_steps),
             ),
         )
-        return Opening("finetune", facts, precision, groups.device, groups.world_size)
+        return Opening("finetune", summary, precision, groups.device, groups.world_size)
 
     def data_lines(self) -> list[str]:
         """Lines on the pairs that the run reads, and how often."""

@@ -109,8 +109,8 @@ class TaskScores(Callback):
             process = self.start(checkpoint, output, errors) if groups.rank == 0 else None
             stopped = False
             # The ranks agree again and again, so that no collective of the next step times out.
-            while process_runs := groups.largest(float(process is not None and process.poll() is None)):
-                stopped = groups.largest(float(self.run.stop_requested())) > 0
+            while process_runs := groups.all_reduce_max(float(process is not None and process.poll() is None)):
+                stopped = groups.all_reduce_max(float(self.run.stop_requested())) > 0
                 if stopped and process is not None:
                     process.kill()
                     process.wait()

@@ -26,7 +26,7 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups, Mpu
-from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.parallel.layout import shards_of
 from spdf_dist.parallel.uncompiled import uncompiled
 from spdf_dist.training.batches import MicroBatch
 from spdf_dist.training.engine import MOMENTS, Engine, is_finite, make_optimizer
@@ -166,7 +166,7 @@ class ZeroEngine(Engine):
 
     def non_finite_here(self, batches: Sequence[MicroBatch]) -> str:
         """This rank's first weight, module output or gradient that is not finite; empty if there is none."""
-        named = [(pieces_of(parameter)[0].name, parameter) for parameter in self.model.parameters()]
+        named = [(shards_of(parameter)[0].name, parameter) for parameter in self.model.parameters()]
         found = [f"the weight {name}" for name, parameter in named if not is_finite(parameter)]
         if found:
             return found[0]

@@ -53,8 +53,8 @@ def test_an_estimate_gains_from_blocks_and_not_from_other_masks() -> None:
     cluster = Cluster(1, 8, GPUS["h100"])
 
     def compute(*overrides: str) -> tuple[float, str]:
-        facts = estimate(config(*overrides), cluster)
-        return facts["step_seconds"]["compute"], facts["assumptions"]["sparse_products"]
+        summary = estimate(config(*overrides), cluster)
+        return summary["step_seconds"]["compute"], summary["assumptions"]["sparse_products"]
 
     dense, _ = compute("sparsity.level=0")
     large, said = compute("sparsity.pattern=balanced:128")
@@ -71,8 +71,8 @@ def test_fused_kernels_move_fewer_values_and_an_estimate_has_the_time_without_th
     made = config("sparsity.level=0", "parallel.data=8")
     d = made.model.hidden_size
     assert (values_moved(made.model, fused=True), values_moved(made.model, fused=False)) == (47 * d, 65 * d)
-    facts = estimate(made, Cluster(1, 8, GPUS["h100"]))
-    more = facts["assumptions"]["unfused_compute_seconds"] / facts["step_seconds"]["compute"]
+    summary = estimate(made, Cluster(1, 8, GPUS["h100"]))
+    more = summary["assumptions"]["unfused_compute_seconds"] / summary["step_seconds"]["compute"]
     assert more == pytest.approx(1 + MEMORY_BOUND * (65 / 47 - 1))
     llama = load_config(PretrainConfig, "llama_1b", []).model
     assert 1.1 < values_moved(llama, fused=False) / values_moved(llama, fused=True) < 2

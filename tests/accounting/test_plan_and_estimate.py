@@ -100,12 +100,12 @@ def test_traffic_shrinks_with_density() -> None:
 
 
 def test_plan_of_the_papers_model() -> None:
-    facts = plan(XL, 32)
-    assert (facts["steps"], facts["warmup_steps"], facts["tokens_per_step"]) == (24_796, 358, 2**20)
-    assert facts["layout"]["accumulation"] == 512 // (4 * 32)
-    assert facts["memory_bytes"]["total"] == sum(v for k, v in facts["memory_bytes"].items() if k != "total")
-    assert json.loads(json.dumps(facts))["schema_version"] == 1
-    text = plan_text(facts)
+    summary = plan(XL, 32)
+    assert (summary["steps"], summary["warmup_steps"], summary["tokens_per_step"]) == (24_796, 358, 2**20)
+    assert summary["layout"]["accumulation"] == 512 // (4 * 32)
+    assert summary["memory_bytes"]["total"] == sum(v for k, v in summary["memory_bytes"].items() if k != "total")
+    assert json.loads(json.dumps(summary))["schema_version"] == 1
+    text = plan_text(summary)
     assert "1,315,723,264" in text and "24,796 steps" in text and "tensor 1 x data 32" in text
 
 
@@ -154,8 +154,8 @@ def test_best_layouts_fit_and_come_fastest_first() -> None:
 
 def test_nothing_fits_on_a_tiny_gpu() -> None:
     tiny = replace(GPUS["h100"], memory_bytes=1e9)
-    facts = estimate(XL, Cluster(1, 1, tiny))
-    assert not facts["fits"] and facts["best"] == []
+    summary = estimate(XL, Cluster(1, 1, tiny))
+    assert not summary["fits"] and summary["best"] == []
 
 
 def test_names_of_gpus() -> None:
@@ -170,8 +170,8 @@ def test_names_of_gpus() -> None:
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     cluster = ["--nodes", "4", "--gpus-per-node", "8"]
     assert main(["estimate", "gpt3_xl_s75", *cluster, "--gpu-hour-price", "2.5", "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["schema_version"] == 1 and facts["gpus"] == 32 and facts["cost"] > 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["schema_version"] == 1 and summary["gpus"] == 32 and summary["cost"] > 0
     assert main(["estimate", "gpt3_xl_s75", *cluster]) == 0
     text = capsys.readouterr().out
     assert text.startswith("ESTIMATE (roofline, not a measurement)") and "Assumed: 40%" in text
@@ -188,9 +188,9 @@ def test_finetuning_flops_need_a_model(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["flops", "finetune/gpt2_small_e2e"]) == 2
     assert "--model" in capsys.readouterr().err
     assert main(["flops", "finetune/gpt2_small_e2e", "--model", "gpt2_small", "--examples", "10", "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["sequences"] == 50 and facts["seq_length"] == 512
-    assert facts["total_flops"] == 50 * facts["flops_per_sequence"]
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["sequences"] == 50 and summary["seq_length"] == 512
+    assert summary["total_flops"] == 50 * summary["flops_per_sequence"]
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ def test_numbers_that_make_no_sense_are_refused(
 def test_tensor_parallel_sums_between_nodes_run_at_the_network_s_rate(capsys: pytest.CaptureFixture[str]) -> None:
     config = load_config(PretrainConfig, "gpt3_xl", ["parallel.tensor=16", "model.num_attention_heads=16"])
     wide, tall = (estimate(config, Cluster(nodes, 32 // nodes, GPUS["h100"])) for nodes in (1, 4))
-    seconds = [facts["step_seconds"]["tensor_parallel"] for facts in (wide, tall)]
+    seconds = [summary["step_seconds"]["tensor_parallel"] for summary in (wide, tall)]
     assert seconds[1] == pytest.approx(seconds[0] * 450 / 50)
-    assert [facts["assumptions"]["tensor_parallel_leaves_the_node"] for facts in (wide, tall)] == [False, True]
+    assert [summary["assumptions"]["tensor_parallel_leaves_the_node"] for summary in (wide, tall)] == [False, True]
     arguments = ["estimate", "gpt3_xl", "parallel.tensor=16", "model.num_attention_heads=16", "--nodes", "4"]
     assert main([*arguments, "--gpus-per-node", "8"]) == 0
     assert "their sums run at the network's rate" in capsys.readouterr().out
@@ -263,9 +263,9 @@ def test_finetuning_flops_end_at_max_steps(max_steps: int, sequences: int, capsy
     limits = [f"finetune.max_steps={max_steps}", "training.global_batch_size=8", "finetune.epochs=5"]
     arguments = ["flops", "finetune/gpt2_small_e2e", *limits, "--model", "gpt2_small", "--examples", "10", "--json"]
     assert main(arguments) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["sequences"] == sequences
-    assert facts["total_flops"] == sequences * facts["flops_per_sequence"]
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["sequences"] == sequences
+    assert summary["total_flops"] == sequences * summary["flops_per_sequence"]
 
 
 def test_flops_of_a_finetuning_from_a_finetuned_run_ask_for_the_model(

@@ -34,7 +34,12 @@ def on_ranks(folder: Path, work: Any) -> list[Any]:
 
 def test_operations_over_files_and_alone(tmp_path: Path) -> None:
     def work(ranks: Collective) -> list[Any]:
-        return [ranks.gather(ranks.rank), ranks.broadcast(ranks.rank), ranks.largest(ranks.rank), ranks.barrier()]
+        return [
+            ranks.gather(ranks.rank),
+            ranks.broadcast(ranks.rank),
+            ranks.all_reduce_max(ranks.rank),
+            ranks.barrier(),
+        ]
 
     assert on_ranks(tmp_path, work) == [[[0, 1], 0, 1.0, None], [None, 0, 1.0, None]]
     assert not (tmp_path / "meetings").exists()

@@ -304,7 +304,7 @@ def make_checkpoint(folder: Path) -> None:
     masks = dict(RandomMasks(model, sparsity))
     generator = torch.Generator().manual_seed(1)
 
-    def pieces() -> Iterator[tuple]:
+    def shards() -> Iterator[tuple]:
         for kind in KINDS:
             for name, shape in global_shapes(model).items():
                 mask = torch.from_numpy(np.array(masks[name])) if name in masks else None
@@ -313,7 +313,7 @@ def make_checkpoint(folder: Path) -> None:
 
     make_sentencepiece(folder)
     single_writer(folder / "step_3", 3).write(
-        pieces(),
+        shards(),
         masks=masks,
         config_yaml="seed: 1\n",
         tokenizer=folder / "t.model",

@@ -17,7 +17,7 @@ from spdf_dist.checkpoint.manifest import KINDS, Kind, global_shapes
 from spdf_dist.checkpoint.write import CheckpointWriter, single_writer, whole
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.data.tokenizer import load_tokenizer
-from spdf_dist.parallel.layout import Piece
+from spdf_dist.parallel.layout import TensorShard
 from spdf_dist.sparsity.masks import BoolArray, RandomMasks
 
 MODEL = ModelConfig(num_layers=2, hidden_size=8, num_attention_heads=4, ffn_hidden_size=20, seq_length=6, vocab_size=11)
@@ -47,7 +47,9 @@ def masks_of(sparsity: SparsityConfig | None, model: ModelConfig = MODEL) -> dic
     return {} if sparsity is None else dict(RandomMasks(model, sparsity))
 
 
-def local_pieces(rank: int, ranks: int, masks: dict[str, BoolArray], model: ModelConfig = MODEL) -> Iterator[Piece]:
+def local_shards(
+    rank: int, ranks: int, masks: dict[str, BoolArray], model: ModelConfig = MODEL
+) -> Iterator[TensorShard]:
     """The tensors of tensor rank ``rank`` of ``ranks``, with the vocabulary padded to a multiple of 4 x ranks."""
     for name, shape in global_shapes(model).items():
         short = name.rsplit(".", 1)[-1]
@@ -63,14 +65,14 @@ def local_pieces(rank: int, ranks: int, masks: dict[str, BoolArray], model: Mode
         if name in masks:
             mask = torch.from_numpy(np.array(masks[name]))
             mask = mask if dim is None else mask.narrow(dim, start, stop - start)
-        yield Piece(name, shape, dim, start, stop, 0, 0, mask)
+        yield TensorShard(name, shape, dim, start, stop, 0, 0, mask)
 
 
-def local_tensor(piece: Piece, tensor: torch.Tensor) -> torch.Tensor:
-    """The dense slice of a global tensor for a piece."""
-    if piece.dim is None:
+def local_tensor(shard: TensorShard, tensor: torch.Tensor) -> torch.Tensor:
+    """The dense slice of a global tensor for a shard."""
+    if shard.dim is None:
         return tensor
-    return tensor[tuple(slice(piece.start, piece.stop) if d == piece.dim else slice(None) for d in range(tensor.dim()))]
+    return tensor[tuple(slice(shard.start, shard.stop) if d == shard.dim else slice(None) for d in range(tensor.dim()))]
 
 
 def responsible(
@@ -80,14 +82,14 @@ def responsible(
     tensors: Tensors,
     values: bool = True,
     model: ModelConfig = MODEL,
-) -> Iterator[tuple[Kind, Piece, torch.Tensor]]:
-    """The pieces that a rank writes: its slices, and on rank 0 replicated tensors. Sparse ones are values or dense."""
-    for piece in local_pieces(rank, ranks, masks, model):
-        if piece.dim is None and rank > 0:
+) -> Iterator[tuple[Kind, TensorShard, torch.Tensor]]:
+    """The shards that a rank writes: its slices, and on rank 0 replicated tensors. Sparse ones are values or dense."""
+    for shard in local_shards(rank, ranks, masks, model):
+        if shard.dim is None and rank > 0:
             continue
         for kind in tensors:
-            local = local_tensor(piece, tensors[kind][piece.name])
-            yield kind, piece, local[piece.mask] if values and piece.mask is not None else local
+            local = local_tensor(shard, tensors[kind][shard.name])
+            yield kind, shard, local[shard.mask] if values and shard.mask is not None else local
 
 
 class Threads(Collective):

@@ -27,8 +27,8 @@ from spdf_dist.sparsity.masks import logical_weights, mask_digest
 def inspect_json(capsys: pytest.CaptureFixture[str], path: Path) -> dict[str, Any]:
     capsys.readouterr()
     assert main(["inspect", str(path), "--json"]) == 0
-    facts: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return facts
+    summary: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return summary
 
 
 def test_inspect_counts_exactly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,18 +57,18 @@ def test_inspect_reports_pruned_entries_that_were_not_zero(tmp_path: Path, capsy
     tensors["model"]["layers.0.W_I"].fill_(1.0)
     tensors["exp_avg"]["layers.1.W_O"].fill_(1.0)
     save(tmp_path, 5, 2, tensors=tensors, values=False)
-    facts = inspect_json(capsys, tmp_path)
-    found = {weight["name"]: weight["pruned_nonzero"] for weight in facts["weights"] if weight["pruned_nonzero"]}
-    assert found == {"layers.0.W_I": 120, "layers.1.W_O": 120} and facts["pruned_nonzero"] == 240
+    summary = inspect_json(capsys, tmp_path)
+    found = {weight["name"]: weight["pruned_nonzero"] for weight in summary["weights"] if weight["pruned_nonzero"]}
+    assert found == {"layers.0.W_I": 120, "layers.1.W_O": 120} and summary["pruned_nonzero"] == 240
     main(["inspect", str(tmp_path)])
     assert "pruned and not zero, in weights and moments: 240" in capsys.readouterr().out
 
 
 def test_inspect_tells_the_model_state_of_sparse_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path, 5)
-    facts = inspect_json(capsys, tmp_path)
+    summary = inspect_json(capsys, tmp_path)
     masks = masks_of(SPARSE)
-    total = facts["state"]
+    total = summary["state"]
     assert total["patterns"] == len(masks)
     assert total["dense_bytes"] == 16 * sum(mask.size for mask in masks.values())
     for path in ("compact", "generated"):
@@ -77,8 +77,8 @@ def test_inspect_tells_the_model_state_of_sparse_weights(tmp_path: Path, capsys:
         assert total[path]["prepare_s"] > 0 and total[path]["backends"]
         assert total[path]["values_bytes"] == 16 * sum(int(mask.sum()) for mask in masks.values())
         for key in ("bytes", "index_bytes", "code_bytes"):
-            assert total[path][key] == sum(weight["state"][path][key] for weight in facts["weights"])
-        for weight in facts["weights"]:
+            assert total[path][key] == sum(weight["state"][path][key] for weight in summary["weights"])
+        for weight in summary["weights"]:
             state = weight["state"][path]
             assert weight["state"]["dense_bytes"] == 16 * math.prod(weight["shape"])
             assert state["bytes"] == 16 * weight["nnz"] + state["index_bytes"] + state["code_bytes"]
@@ -94,8 +94,8 @@ def test_inspect_dense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     tensors = make_tensors({})
     tensors["model"]["layers.0.W_Q"][0, :3] = 0.0
     save(tmp_path, 5, sparsity=None, tensors=tensors)
-    facts = inspect_json(capsys, tmp_path)
-    first = facts["weights"][0]
+    summary = inspect_json(capsys, tmp_path)
+    first = summary["weights"][0]
     assert first == {
         "name": "layers.0.W_Q",
         "shape": [8, 8],
@@ -105,7 +105,7 @@ def test_inspect_dense(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
         "pruned_nonzero": 0,
         "nonzero": 61,
     }
-    assert facts["sparsity"] is None and facts["parameters"] == facts["kept_parameters"]
+    assert summary["sparsity"] is None and summary["parameters"] == summary["kept_parameters"]
 
 
 def test_inspect_follows_reactivated_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,9 +124,9 @@ def test_inspect_follows_reactivated_weights(tmp_path: Path, capsys: pytest.Capt
     single_writer(tmp_path / "step_1", 1).write(
         responsible(0, 1, {}, tensors), masks=masks, config_yaml="", tokenizer=None, manifest=manifest_of(None)
     )
-    facts = {weight["name"]: weight for weight in inspect_json(capsys, tmp_path)["weights"]}
-    assert facts[name]["nnz"] == 64 and facts[name]["mask_sha256"] is None
-    assert facts[name]["reactivated"] == {
+    summary = {weight["name"]: weight for weight in inspect_json(capsys, tmp_path)["weights"]}
+    assert summary[name]["nnz"] == 64 and summary[name]["mask_sha256"] is None
+    assert summary[name]["reactivated"] == {
         "count": 48,
         "nonzero": 1,
         "norm": 3.0,
@@ -143,8 +143,8 @@ def test_densify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = Checkpoint(out)
     assert found.step == 0 and found.sparsity is None and not found.has("exp_avg")
     assert not any(tensor.sparse for tensor in found.manifest.tensors.values()) and not list(out.glob("optim*"))
-    assert {name: fact.sha256 for name, fact in found.manifest.masks.items()} == {
-        name: fact.sha256 for name, fact in Checkpoint(source).manifest.masks.items()
+    assert {name: mask.sha256 for name, mask in found.manifest.masks.items()} == {
+        name: mask.sha256 for name, mask in Checkpoint(source).manifest.masks.items()
     }
     assert found.manifest.kind == "densified" and found.manifest.state == {} and found.manifest.consumed_tokens == 0
     assert found.manifest.source is not None and found.manifest.source["reactivated"] == 864

@@ -189,13 +189,13 @@ def test_a_checkpoint_behind_a_link_is_replaced(tmp_path: Path) -> None:
     assert is_whole(tmp_path / "elsewhere") and [path.name for path in folder.parent.iterdir()] == ["step_5"]
 
 
-def test_a_failed_rank_still_draws_its_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_rank_still_draws_its_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The iterators may contain collectives in which other ranks wait."""
     fail_in_file(monkeypatch, "model-00000.safetensors")
     tensors = make_tensors({})
     drawn = 0
 
-    def pieces() -> Any:
+    def shards() -> Any:
         nonlocal drawn
         for item in responsible(0, 1, {}, tensors):
             drawn += 1
@@ -203,7 +203,7 @@ def test_a_failed_rank_still_draws_its_pieces(tmp_path: Path, monkeypatch: pytes
 
     with pytest.raises(SpdfError, match="was not saved: rank 0: No space left on device") as raised:
         single_writer(tmp_path / "step_1", 1).write(
-            pieces(), masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(None)
+            shards(), masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(None)
         )
     assert drawn == sum(len(part) for part in tensors.values())
     assert list(tmp_path.iterdir()) == []
@@ -237,14 +237,14 @@ from pathlib import Path
 import checkpoint_job as job
 from spdf_dist.checkpoint.write import single_writer
 tensors = job.make_tensors({})
-def pieces():
+def shards():
     for at, item in enumerate(job.responsible(0, 1, {}, tensors)):
         if at == 40:
             print("half", flush=True)
             time.sleep(60)
         yield item
 single_writer(Path(sys.argv[1]) / "step_10", 10).write(
-    pieces(), masks=None, config_yaml="", tokenizer=None, manifest=job.manifest_of(None)
+    shards(), masks=None, config_yaml="", tokenizer=None, manifest=job.manifest_of(None)
 )
 """
 
@@ -520,7 +520,7 @@ def test_a_count_of_kept_entries_that_is_not_the_masks(tmp_path: Path) -> None:
 
 
 def without(name: str) -> Any:
-    """All pieces but one."""
+    """All shards but one."""
     return (item for item in responsible(0, 1, {}, make_tensors({})) if item[1].name != name)
 
 
@@ -542,15 +542,15 @@ def test_a_tensor_that_two_ranks_write(tmp_path: Path) -> None:
 
 def test_sparse_pieces_need_their_mask(tmp_path: Path) -> None:
     masks = masks_of(SPARSE)
-    pieces = responsible(0, 1, masks, make_tensors(masks))
+    shards = responsible(0, 1, masks, make_tensors(masks))
     with pytest.raises(SpdfError, match=r"layers\.0\.W_Q is sparse and its mask was not given"):
         single_writer(tmp_path / "step_2", 2).write(
-            pieces, masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(SPARSE)
+            shards, masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(SPARSE)
         )
-    pieces = responsible(0, 1, masks, make_tensors(masks))
+    shards = responsible(0, 1, masks, make_tensors(masks))
     with pytest.raises(SpdfError, match=r"layers\.0\.W_Q has 16 values, the mask that was given is another"):
         single_writer(tmp_path / "step_2", 2).write(
-            pieces,
+            shards,
             masks=masks_of(replace(SPARSE, level=0.5)),
             config_yaml="",
             tokenizer=None,
@@ -559,10 +559,10 @@ def test_sparse_pieces_need_their_mask(tmp_path: Path) -> None:
 
 
 def test_bf16_copies_are_refused(tmp_path: Path) -> None:
-    pieces = ((kind, piece, tensor.bfloat16()) for kind, piece, tensor in responsible(0, 1, {}, make_tensors({})))
+    shards = ((kind, shard, tensor.bfloat16()) for kind, shard, tensor in responsible(0, 1, {}, make_tensors({})))
     with pytest.raises(SpdfError, match="checkpoints hold float32"):
         single_writer(tmp_path / "step_1", 1).write(
-            pieces, masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(None)
+            shards, masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(None)
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from checkpoint_job import (
     MODEL,
     SPARSE,
-    local_pieces,
+    local_shards,
     local_tensor,
     make_tensors,
     manifest_of,
@@ -52,11 +52,11 @@ def test_any_topology_reads_what_any_other_wrote(
             assert torch.equal(checkpoint.read(name, kind), tensor), name
         for ranks in (1, 2, 4):
             for rank in range(ranks):
-                for piece in local_pieces(rank, ranks, masks):
-                    local = local_tensor(piece, tensors[kind][piece.name])
-                    found = checkpoint.read_piece(piece, kind)
-                    assert torch.equal(found, local[piece.mask] if piece.mask is not None else local), piece
-                    assert torch.equal(checkpoint.read_piece(replace(piece, mask_source=None), kind), local), piece
+                for shard in local_shards(rank, ranks, masks):
+                    local = local_tensor(shard, tensors[kind][shard.name])
+                    found = checkpoint.read_shard(shard, kind)
+                    assert torch.equal(found, local[shard.mask] if shard.mask is not None else local), shard
+                    assert torch.equal(checkpoint.read_shard(replace(shard, mask_source=None), kind), local), shard
 
 
 def test_files_hold_values_alone_and_no_padding(tmp_path: Path) -> None:
@@ -120,19 +120,19 @@ def test_same_bytes_at_every_save(tmp_path: Path) -> None:
 def test_another_mask_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 5)
     checkpoint = Checkpoint(tmp_path)
-    for piece in local_pieces(0, 2, masks_of(replace(SPARSE, seed=8))):
-        if piece.mask is not None:
+    for shard in local_shards(0, 2, masks_of(replace(SPARSE, seed=8))):
+        if shard.mask is not None:
             with pytest.raises(UserError, match=r"mask of layers\.0\.W_Q is not this run's"):
-                checkpoint.read_piece(piece)
+                checkpoint.read_shard(shard)
             break
 
 
 def test_a_mask_for_a_dense_checkpoint_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 5, sparsity=None)
     checkpoint = Checkpoint(tmp_path)
-    piece = next(p for p in local_pieces(0, 1, masks_of(SPARSE)) if p.mask is not None)
+    shard = next(p for p in local_shards(0, 1, masks_of(SPARSE)) if p.mask is not None)
     with pytest.raises(UserError, match="is dense there and sparse in this run"):
-        checkpoint.read_piece(piece)
+        checkpoint.read_shard(shard)
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
@@ -175,15 +175,15 @@ def test_pruned_entries_that_are_not_zero_are_counted_when_slices_are_given(tmp_
 def test_tensors_and_masks_on_a_gpu(tmp_path: Path, values: bool) -> None:
     masks = masks_of(SPARSE)
     tensors = make_tensors(masks)
-    pieces = (
-        (kind, replace(piece, mask_source=None if piece.mask is None else piece.mask.cuda()), tensor.cuda())
-        for kind, piece, tensor in responsible(0, 1, masks, tensors, values)
+    shards = (
+        (kind, replace(shard, mask_source=None if shard.mask is None else shard.mask.cuda()), tensor.cuda())
+        for kind, shard, tensor in responsible(0, 1, masks, tensors, values)
     )
     folder = single_writer(tmp_path / "step_5", 5).write(
-        pieces, masks=masks, config_yaml="", tokenizer=None, manifest=manifest_of(SPARSE)
+        shards, masks=masks, config_yaml="", tokenizer=None, manifest=manifest_of(SPARSE)
     )
     checkpoint = Checkpoint(folder)
-    for piece in local_pieces(0, 2, masks):
-        local = local_tensor(piece, tensors["model"][piece.name])
-        on_gpu = replace(piece, mask_source=None if piece.mask is None else piece.mask.cuda())
-        assert torch.equal(checkpoint.read_piece(on_gpu), local if piece.mask is None else local[piece.mask])
+    for shard in local_shards(0, 2, masks):
+        local = local_tensor(shard, tensors["model"][shard.name])
+        on_gpu = replace(shard, mask_source=None if shard.mask is None else shard.mask.cuda())
+        assert torch.equal(checkpoint.read_shard(on_gpu), local if shard.mask is None else local[shard.mask])

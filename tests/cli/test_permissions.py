@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from spdf_launcher.workflow import Resources
 
-from spdf_dist.base.rank_variables import ALONE
+from spdf_dist.base.rank_variables import SINGLE_PROCESS
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 
@@ -161,7 +161,7 @@ def world(tiny_config: Path, tiny_data, tmp_path_factory: pytest.TempPathFactory
     (root / "more.json").write_text("{}")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        pretrain(load_config(PretrainConfig, "config.yaml", ["run_dir=run", "parallel.data=1"]), ALONE)
+        pretrain(load_config(PretrainConfig, "config.yaml", ["run_dir=run", "parallel.data=1"]), SINGLE_PROCESS)
         export_hf("run", Path("hf"))
     rows = [f'"name[House {n}], area[street]","The house has {n} windows."' for n in range(3)]
     (root / "pairs.csv").write_text("mr,ref\n" + "\n".join(rows) + "\n")

@@ -28,9 +28,9 @@ def test_unigram_entropy_is_that_of_the_predicted_tokens(
     entropy = -sum(n / total * math.log(n / total) for n in targets.values())
 
     assert main(["data", "info", str(folder), "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["unigram_entropy"] == pytest.approx(entropy)
-    assert (facts["sequences"], facts["used_ids"]) == (dataset.num_sequences, len(targets))
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["unigram_entropy"] == pytest.approx(entropy)
+    assert (summary["sequences"], summary["used_ids"]) == (dataset.num_sequences, len(targets))
     assert main(["data", "info", str(folder)]) == 0
     assert f"entropy {entropy:.3f} nats" in capsys.readouterr().out
 

@@ -18,7 +18,7 @@ from spdf_dist.model.architecture import architecture_of
 from spdf_dist.model.gpt import build_gpt
 from spdf_dist.model.initialize import initial_tensor, initialize_parameters
 from spdf_dist.parallel.groups import initialize
-from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.parallel.layout import shards_of
 from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.batches import MicroBatch
 from spdf_dist.training.engine import parameter_groups
@@ -131,12 +131,12 @@ def run_case(case: dict) -> dict:
     for parameter in model.parameters():
         tensors = [engine.full_parameter(parameter)]
         tensors += [engine.full_moment(parameter, key) for key in engine.moments_of(parameter)]
-        for piece in pieces_of(parameter):
-            if piece.mask is not None and parameter.dim() > 1:
-                rows = slice(piece.offset, piece.offset + piece.length)
-                pruned += sum(int(tensor[rows][~piece.mask].count_nonzero()) for tensor in tensors)
+        for shard in shards_of(parameter):
+            if shard.mask is not None and parameter.dim() > 1:
+                rows = slice(shard.offset, shard.offset + shard.length)
+                pruned += sum(int(tensor[rows][~shard.mask].count_nonzero()) for tensor in tensors)
     by_role = [
-        sorted(piece.name for parameter in group["params"] for piece in pieces_of(parameter))
+        sorted(shard.name for parameter in group["params"] for shard in shards_of(parameter))
         for group in parameter_groups(model, 0.1)
     ]
     return {"case": case, "losses": losses, "norms": norms, "pruned": pruned, "groups": by_role}

@@ -33,14 +33,14 @@ def evaluate(texts: Path, capsys: pytest.CaptureFixture[str], code: int = 0) -> 
 def test_generate_records_what_evaluate_passes_on(
     checkpoint: Path, e2e_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    facts = generate(checkpoint, e2e_csv, tmp_path / "hyps.txt", "--split", "validation")
-    assert facts["schema_version"] == 1 and facts["command"] == "generate"
-    assert (facts["task"], facts["split"], facts["synthetic"]) == ("e2e", "validation", False)
-    assert facts["settings"]["beams"] == 1 and facts["settings"]["max_new_tokens"] == 4
-    assert facts["checkpoint"]["manifest_sha256"] == read_manifest(checkpoint).sha256
-    assert facts["checkpoint"]["lineage"][0]["kind"] == "pretrain"
+    summary = generate(checkpoint, e2e_csv, tmp_path / "hyps.txt", "--split", "validation")
+    assert summary["schema_version"] == 1 and summary["command"] == "generate"
+    assert (summary["task"], summary["split"], summary["synthetic"]) == ("e2e", "validation", False)
+    assert summary["settings"]["beams"] == 1 and summary["settings"]["max_new_tokens"] == 4
+    assert summary["checkpoint"]["manifest_sha256"] == read_manifest(checkpoint).sha256
+    assert summary["checkpoint"]["lineage"][0]["kind"] == "pretrain"
     scores, _ = evaluate(tmp_path / "hyps.txt", capsys)
-    assert scores["split"] == "validation" and scores["provenance"] == facts
+    assert scores["split"] == "validation" and scores["provenance"] == summary
 
 
 def test_texts_that_were_changed_have_no_origin(
@@ -74,9 +74,9 @@ def test_generated_data_are_known_by_their_content(checkpoint: Path, tmp_path: P
 def test_perplexity_says_what_it_measured(checkpoint: Path, e2e_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--data", str(e2e_csv), "--task", "e2e", "--split", "train", "--json"]
     assert main(["perplexity", str(checkpoint), *arguments]) == 0
-    facts = json.loads(capsys.readouterr().out)["provenance"]
-    assert (facts["task"], facts["split"]) == ("e2e", "train")
-    assert facts["checkpoint"]["manifest_sha256"] == read_manifest(checkpoint).sha256
+    summary = json.loads(capsys.readouterr().out)["provenance"]
+    assert (summary["task"], summary["split"]) == ("e2e", "train")
+    assert summary["checkpoint"]["manifest_sha256"] == read_manifest(checkpoint).sha256
 
 
 def test_a_densified_checkpoint_knows_where_it_comes_from(checkpoint: Path, tmp_path: Path) -> None:

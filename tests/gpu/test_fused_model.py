@@ -10,7 +10,7 @@ import torch
 from spdf_kernels.triton import cross_entropy
 from spdf_kernels.triton import layers as kernels
 
-from spdf_dist.base.rank_variables import ALONE
+from spdf_dist.base.rank_variables import SINGLE_PROCESS
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.model import fused, layers
@@ -40,7 +40,7 @@ def test_loss_and_gradients_are_those_of_torch(
         "llama_10m" if family == "llama" else "gpt2_small",
         [*SETTINGS, *options, f"training.activation_checkpointing={recompute}", f"device={device.type}"],
     )
-    groups = start(config, ALONE)
+    groups = start(config, SINGLE_PROCESS)
     model = build_model(config, config.model, groups, {}, {})
     initialize_parameters(model, config.model, config.sparsity, 1)
     model = model.to(device).train()

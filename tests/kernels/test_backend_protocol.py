@@ -56,10 +56,10 @@ backend = LoopOverRows()
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, target: str) -> None:
     """Install a package with one module and one entry point as `pip install` does."""
     (folder / "rows_backend.py").write_text(source)
-    facts = folder / "rows_backend-1.0.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: rows-backend\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text(f"[spdf.backends]\nrows = {target}\n")
+    metadata = folder / "rows_backend-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rows-backend\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[spdf.backends]\nrows = {target}\n")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delenv("SPDF_KERNELS_BACKEND", raising=False)
     backends.backends.cache_clear()

@@ -44,10 +44,10 @@ def test_the_wheel_of_the_kernels_runs_the_example_with_torch_only(tmp_path: Pat
     (wheel,) = tmp_path.glob("spdf_kernels-*-py3-none-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        facts = message_from_bytes(archive.read(next(name for name in names if name.endswith("/METADATA"))))
+        metadata = message_from_bytes(archive.read(next(name for name in names if name.endswith("/METADATA"))))
     assert "spdf_kernels/libspdf_kernels.so" in names and "spdf_kernels/triton/kernels.py" in names
     assert not [name for name in names if "test" in name or name.endswith((".cpp", ".hpp"))]
-    assert [need for need in facts.get_all("Requires-Dist", []) if "extra ==" not in need] == ["torch>=2.11"]
+    assert [need for need in metadata.get_all("Requires-Dist", []) if "extra ==" not in need] == ["torch>=2.11"]
 
     home = tmp_path / "venv"
     venv.create(home, with_pip=False, symlinks=True)

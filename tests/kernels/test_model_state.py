@@ -30,7 +30,7 @@ def test_each_path_says_what_describe_says(monkeypatch: pytest.MonkeyPatch) -> N
         assert (state.kept, state.entries) == (pattern.nnz, 96 * 200)
         assert (state.index_bytes, state.code_bytes) == (description.index_bytes, description.code_bytes)
         assert state.bytes == BYTES_OF_ENTRY * pattern.nnz + state.index_bytes + state.code_bytes
-        assert state.facts()["of_dense"] == state.bytes / (16 * 96 * 200)
+        assert state.summary()["of_dense"] == state.bytes / (16 * 96 * 200)
         assert state.prepare_s > 0
 
 

@@ -12,14 +12,14 @@ import torch
 
 from spdf_dist.accounting.layout import Layout, local_elements
 from spdf_dist.accounting.parameters import total_parameters
-from spdf_dist.base.rank_variables import ALONE
+from spdf_dist.base.rank_variables import SINGLE_PROCESS
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig, RopeScaling, SparsityConfig
 from spdf_dist.config.validate import validate_model
 from spdf_dist.model.architecture import Architecture, architecture_of
 from spdf_dist.model.gpt import build_gpt
 from spdf_dist.parallel.groups import Groups, initialize
-from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.parallel.layout import shards_of
 from spdf_dist.sparsity.masks import RandomMasks
 
 SIZES = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16, "vocab_size": 61}
@@ -34,7 +34,7 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
 
 @pytest.fixture(scope="module")
 def groups() -> Groups:
-    return initialize(ALONE, 1, None, "cpu")
+    return initialize(SINGLE_PROCESS, 1, None, "cpu")
 
 
 @pytest.mark.parametrize("execution", ["masked", "compressed"])
@@ -50,13 +50,13 @@ def test_the_training_model_has_the_tensors_of_the_table(
         dtype=torch.float32,
     )
     by_path = {path: [tensor.name for tensor in tensors] for path, tensors in architecture.by_parameter().items()}
-    found = {path: [piece.name for piece in pieces_of(parameter)] for path, parameter in gpt.named_parameters()}
+    found = {path: [shard.name for shard in shards_of(parameter)] for path, parameter in gpt.named_parameters()}
     assert found == by_path
     for parameter in gpt.parameters():
-        for piece in pieces_of(parameter):
-            tensor = architecture.tensors[piece.name]
-            assert (piece.shape, piece.dim) == (tensor.shape, tensor.shard_dim)
-            assert piece.sparse == tensor.prunable
+        for shard in shards_of(parameter):
+            tensor = architecture.tensors[shard.name]
+            assert (shard.shape, shard.dim) == (tensor.shape, tensor.shard_dim)
+            assert shard.sparse == tensor.prunable
     layout = Layout(1, 1, 1, 1, execution, "fp32", False)
     assert sum(p.numel() for p in gpt.parameters()) == local_elements(model, sparsity, layout).parameters
 

@@ -17,9 +17,9 @@ from spdf_dist.cli.memory import USER_SETTINGS
 
 def told(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, dict[str, str]]]:
     assert main(["doctor", "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["schema_version"] == 1
-    return {"machine": {f["name"]: f for f in facts["machine"]}, "paths": {p["layer"]: p for p in facts["paths"]}}
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["schema_version"] == 1
+    return {"machine": {f["name"]: f for f in summary["machine"]}, "paths": {p["layer"]: p for p in summary["paths"]}}
 
 
 def test_paths_follow_from_what_is_there(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,11 +27,11 @@ def test_paths_follow_from_what_is_there(capsys: pytest.CaptureFixture[str], mon
 
     monkeypatch.delenv("SPDF_KERNELS_BACKEND", raising=False)
     monkeypatch.setattr(doctor, "gpu_findings", lambda: [doctor.Finding(n, False, "") for n in ("CUDA", "NCCL")])
-    facts = told(capsys)
+    summary = told(capsys)
     fastest = next(name for name, reason in available_backends().items() if reason is None)
-    assert facts["paths"]["sparse products"]["path"] == fastest
-    assert facts["paths"]["collectives"]["path"] == "gloo"
-    assert {"processor", "memory", "torch", "Java", "Slurm", "MPI", "CUDA"} <= set(facts["machine"])
+    assert summary["paths"]["sparse products"]["path"] == fastest
+    assert summary["paths"]["collectives"]["path"] == "gloo"
+    assert {"processor", "memory", "torch", "Java", "Slurm", "MPI", "CUDA"} <= set(summary["machine"])
     monkeypatch.setenv("SPDF_KERNELS_BACKEND", "torch")
     assert told(capsys)["paths"]["sparse products"]["path"] == "torch"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from spdf_command import read_metrics
 
-from spdf_dist.base.rank_variables import ALONE
+from spdf_dist.base.rank_variables import SINGLE_PROCESS
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
@@ -23,7 +23,7 @@ def train(config: Path, run: Path, *overrides: str, change: bool = False, rewind
     from spdf_dist.training.run import AllowedChanges
 
     loaded = load_config(PretrainConfig, str(config), [*ONE_RANK, *overrides, f"run_dir={run}"])
-    pretrain(loaded, ALONE, AllowedChanges(change, rewind))
+    pretrain(loaded, SINGLE_PROCESS, AllowedChanges(change, rewind))
 
 
 def finetuning_config(run: Path, origin: Path, task_files: tuple[Path, Path]) -> Path:
@@ -46,7 +46,7 @@ def finetune_here(run: Path, origin: Path, task_files: tuple[Path, Path], *overr
 
     config = finetuning_config(run, origin, task_files)
     loaded = load_config(FinetuneConfig, str(config), ["parallel.data=1", *overrides, f"run_dir={run}"])
-    finetune(loaded, ALONE)
+    finetune(loaded, SINGLE_PROCESS)
 
 
 def losses(run: Path) -> dict[int, tuple[float, float, float]]:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from in_process import STEP, losses, train
 
-from spdf_dist.base.rank_variables import ALONE
+from spdf_dist.base.rank_variables import SINGLE_PROCESS
 from spdf_dist.config.errors import DivergedError, NonFiniteError
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.model.initialize import initialize_parameters
-from spdf_dist.parallel.layout import pieces_of
+from spdf_dist.parallel.layout import shards_of
 from spdf_dist.training.batches import MicroBatch
 from spdf_dist.training.divergence import WINDOW, SpikeLimit
 from spdf_dist.training.engine import MOMENTS, Engine
@@ -40,7 +40,7 @@ def engine_of(config: Path, *overrides: str) -> tuple[Engine, list[MicroBatch]]:
     loaded = load_config(
         PretrainConfig, str(config), ["parallel.data=1", "model.dropout=0", "sparsity.level=0", *overrides]
     )
-    groups = start(loaded, ALONE)
+    groups = start(loaded, SINGLE_PROCESS)
     model = build_model(loaded, loaded.model, groups, {}, {})
     initialize_parameters(model, loaded.model, loaded.sparsity, 1)
     ids = torch.randint(300, (4, 33), generator=torch.Generator().manual_seed(1))
@@ -70,7 +70,7 @@ def test_a_gradient_norm_above_the_limit_changes_nothing(tiny_config: Path, stag
 @pytest.mark.parametrize("stage", [0, 1])
 def test_the_first_tensor_that_is_not_finite_is_named(tiny_config: Path, stage: int) -> None:
     engine, batches = engine_of(tiny_config, f"parallel.zero_stage={stage}")
-    parameter = next(p for p in engine.model.parameters() if pieces_of(p)[0].name == "layers.1.W_I")
+    parameter = next(p for p in engine.model.parameters() if shards_of(p)[0].name == "layers.1.W_I")
     with torch.no_grad():
         parameter[3, 5] = math.nan
     with pytest.raises(NonFiniteError, match=r"the loss is nan; .*; first not finite: the weight layers.1.W_I"):

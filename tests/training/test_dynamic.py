@@ -15,7 +15,7 @@ from spdf_dist.checkpoint.read import Checkpoint
 pytestmark = pytest.mark.slow  # each run of the trainer takes seconds
 
 STEPS = "sparsity.update={every: 3, stop: 12}"  # after steps 3, 6 and 9 of 12
-ALONE = ("parallel.tensor=1", "parallel.data=1", "parallel.zero_stage=0")
+SINGLE_PROCESS = ("parallel.tensor=1", "parallel.data=1", "parallel.zero_stage=0")
 
 
 def pretrain(config: Path, run: Path, algorithm: str, *overrides: str) -> dict[int, tuple]:
@@ -37,7 +37,7 @@ def masks(run: Path, step: int = 12) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module", params=["set", "rigl"])
 def alone(request, tiny_config, tmp_path_factory) -> tuple[str, Path]:
     run = tmp_path_factory.mktemp(request.param) / "run"
-    pretrain(tiny_config, run, request.param, *ALONE, "sparsity.execution=masked")
+    pretrain(tiny_config, run, request.param, *SINGLE_PROCESS, "sparsity.execution=masked")
     return request.param, run
 
 
@@ -55,10 +55,10 @@ def test_masks_move_counts_stay_and_no_pruned_entry_survives(alone):
             *(np.split(m, 4, 1 if name[-1] in "DO" else 0) for m in (mask, before.masks[name])), strict=True
         ):
             assert a.sum() == b.sum()
-    facts = json.loads(run_spdf("inspect", run, "--json").stdout)
-    assert facts["pruned_nonzero"] == 0 and facts["linear_sparsity"] == pytest.approx(0.75, abs=1e-3)
-    assert facts["overlap_with_first_mask"] == pytest.approx(lines[9]["overlap_with_first"])
-    assert facts["ever_active"] == pytest.approx(lines[9]["ever_active"])
+    summary = json.loads(run_spdf("inspect", run, "--json").stdout)
+    assert summary["pruned_nonzero"] == 0 and summary["linear_sparsity"] == pytest.approx(0.75, abs=1e-3)
+    assert summary["overlap_with_first_mask"] == pytest.approx(lines[9]["overlap_with_first"])
+    assert summary["ever_active"] == pytest.approx(lines[9]["ever_active"])
     assert after.manifest.state["mask_updates"] == 3
 
 
@@ -67,12 +67,17 @@ def test_a_run_resumes_exactly_across_an_update(alone, tiny_config, tmp_path, ex
     algorithm, run = alone
     if execution == "compressed":
         run = tmp_path / "whole"
-        pretrain(tiny_config, run, algorithm, *ALONE, "sparsity.execution=compressed")
+        pretrain(tiny_config, run, algorithm, *SINGLE_PROCESS, "sparsity.execution=compressed")
     shutil.copytree(run, tmp_path / "run")
     for step in (10, 12):
         shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step_{step}")
     again = pretrain(
-        tiny_config, tmp_path / "run", algorithm, *ALONE, f"sparsity.execution={execution}", f"run_dir={tmp_path}/run"
+        tiny_config,
+        tmp_path / "run",
+        algorithm,
+        *SINGLE_PROCESS,
+        f"sparsity.execution={execution}",
+        f"run_dir={tmp_path}/run",
     )
     assert again == numbers(run)
     assert all(np.array_equal(mask, masks(run)[name]) for name, mask in masks(tmp_path / "run").items())
@@ -82,7 +87,7 @@ def test_a_run_resumes_exactly_across_an_update(alone, tiny_config, tmp_path, ex
 @pytest.mark.parametrize(
     "layout",
     [
-        ("sparsity.execution=compressed", *ALONE),
+        ("sparsity.execution=compressed", *SINGLE_PROCESS),
         ("sparsity.execution=compressed", "parallel.tensor=2", "parallel.zero_stage=1"),
         ("sparsity.execution=masked", "parallel.data=2", "parallel.zero_stage=2"),
         ("sparsity.execution=compressed", "parallel.tensor=2", "parallel.data=2", "parallel.zero_stage=1"),
@@ -102,7 +107,7 @@ def test_every_layout_and_execution_takes_the_same_masks(alone, tiny_config, tmp
 
 
 def test_block_masks_stay_blocks(tiny_config, tmp_path):
-    how = ("sparsity.pattern=block:4", "sparsity.execution=compressed", *ALONE)
+    how = ("sparsity.pattern=block:4", "sparsity.execution=compressed", *SINGLE_PROCESS)
     pretrain(tiny_config, tmp_path / "run", "rigl", *how)
     for mask in masks(tmp_path / "run").values():
         tiles = mask.reshape(mask.shape[0] // 4, 4, mask.shape[1] // 4, 4).sum((1, 3))

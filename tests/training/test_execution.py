@@ -23,10 +23,10 @@ from spdf_dist.training.run_folder import RunFolder
 
 MODEL = ModelConfig(num_layers=1, hidden_size=32, num_attention_heads=2, vocab_size=64)
 PLACES = {"qkv", "projection", "expand", "contract"}
-ALONE = Groups(0, 1, 0, 1, 0, 1, torch.device("cpu"))
+SINGLE_PROCESS = Groups(0, 1, 0, 1, 0, 1, torch.device("cpu"))
 
 
-def decided(folder: Path, wanted: str = "auto", groups: Groups = ALONE) -> dict[str, str]:
+def decided(folder: Path, wanted: str = "auto", groups: Groups = SINGLE_PROCESS) -> dict[str, str]:
     sparsity = SparsityConfig(level=0.5, execution=wanted)
     config = PretrainConfig(model=MODEL, sparsity=sparsity)
     return decide(config, MODEL, RandomMasks(MODEL, sparsity), groups, RunFolder(folder), 16)
@@ -74,7 +74,7 @@ def test_what_a_run_on_the_cpu_recorded_does_not_count_on_cuda(tmp_path: Path, m
     monkeypatch.setattr(execution, "measure", measure)
     monkeypatch.setattr(execution, "on_device", lambda pattern, device: pattern)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    cuda = dataclasses.replace(ALONE, device=torch.device("cuda"))
+    cuda = dataclasses.replace(SINGLE_PROCESS, device=torch.device("cuda"))
     assert decided(tmp_path, groups=cuda) == dict.fromkeys(PLACES, "masked")
     written = json.loads((tmp_path / "execution.json").read_text())
     assert written["device"] == "cuda" and "NVIDIA H200 between CUDA events" in written["reason"]

@@ -57,14 +57,14 @@ def finetuned(sparse_run, task_files, tmp_path_factory) -> tuple[Path, str]:
 def test_pruned_weights_wake_up_and_the_best_checkpoint_stays(finetuned):
     run, log = finetuned
     assert f"{PRUNED:,} pruned weights reactivated" in log
-    facts = json.loads((run / "finetune.json").read_text())
-    assert facts["reactivated"] == PRUNED and facts["reactivated_norm"] > 0
+    summary = json.loads((run / "finetune.json").read_text())
+    assert summary["reactivated"] == PRUNED and summary["reactivated_norm"] > 0
     steps = [line for line in read_metrics(run) if "loss" in line]
     assert len(steps) == 6 and steps[-1]["lr"] == 0.0 and steps[1]["lr"] == pytest.approx(3e-3)
     assert steps[-1]["loss"] < steps[0]["loss"]
     validation = {line["step"]: line["val_loss"] for line in read_metrics(run) if "val_loss" in line}
-    assert facts["best_step"] == min(validation, key=validation.__getitem__)
-    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step_{facts['best_step']}"]
+    assert summary["best_step"] == min(validation, key=validation.__getitem__)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step_{summary['best_step']}"]
     inspected = json.loads(run_spdf("inspect", run, "--json").stdout)
     assert all(weight["sparsity"] == 0 for weight in inspected["weights"])
     assert "complete already" in run_spdf("finetune", run / "config.yaml", f"run_dir={run}").stdout
@@ -73,12 +73,12 @@ def test_pruned_weights_wake_up_and_the_best_checkpoint_stays(finetuned):
 @pytest.mark.distributed
 def test_the_first_lines_name_the_run_s_size_time_and_data(finetuned):
     run, output = finetuned
-    facts = json.loads((run / "finetune.json").read_text())
-    assert facts["steps"] == 6
+    summary = json.loads((run / "finetune.json").read_text())
+    assert summary["steps"] == 6
     tokens = read_metrics(run)[-2]["consumed_tokens"]
     parameters = total_parameters(Checkpoint(run).model)
     assert f"finetune: {parameters:,} parameters; 6 steps of {round(tokens / 6):,} tokens; " in output
-    assert f" FLOPs per step, {facts['total_flops']:.3g} in all" in output
+    assert f" FLOPs per step, {summary['total_flops']:.3g} in all" in output
     assert "finetune: at least " in output and "finetune: a micro-batch took " in output
     assert f"finetune: reads 22 pairs with {tokens // 2:,} target tokens 2 times, 3 steps each time; " in output
     assert "finetune: validates 6 pairs up to 2 times: " in output
@@ -97,11 +97,12 @@ def test_the_dry_run_tells_what_the_run_tells(finetuned, sparse_run, task_files,
     assert f"{steps[-1]['consumed_tokens']:,} in 6 steps" in dry.stdout and "at least " in dry.stdout
     assert f"checkpoint: {sparse_run}" in dry.stdout and "memory per rank (CPU)" in dry.stdout
 
-    facts = json.loads(run_spdf("finetune", config, "parallel.data=2", "--dry-run", "--json").stdout)
-    assert facts["total_flops"] == steps[-1]["total_flops"] and facts["train_tokens"] == steps[-1]["consumed_tokens"]
-    assert (facts["pairs"], facts["epochs"], facts["steps_per_epoch"], facts["warmup_steps"]) == (22, 2, 3, 2)
-    assert facts["parameters"] == facts["nonzeros"] == total_parameters(Checkpoint(run).model)
-    assert facts["layout"]["data"] == 2 and facts["communication_bytes_per_step"]["data_sent"] > 0
+    summary = json.loads(run_spdf("finetune", config, "parallel.data=2", "--dry-run", "--json").stdout)
+    assert summary["total_flops"] == steps[-1]["total_flops"]
+    assert summary["train_tokens"] == steps[-1]["consumed_tokens"]
+    assert (summary["pairs"], summary["epochs"], summary["steps_per_epoch"], summary["warmup_steps"]) == (22, 2, 3, 2)
+    assert summary["parameters"] == summary["nonzeros"] == total_parameters(Checkpoint(run).model)
+    assert summary["layout"]["data"] == 2 and summary["communication_bytes_per_step"]["data_sent"] > 0
     wrong = run_spdf("finetune", config, "finetune.checkpoint=nowhere", "--dry-run")
     assert wrong.returncode == 2 and "nowhere" in wrong.stderr
 
@@ -185,8 +186,8 @@ def test_the_best_step_s_save_fails_and_the_best_that_was_saved_stays(sparse_run
     assert losses[3] < losses[6]
     assert "step 3 had the best validation loss" in log and "is lost; the best that is kept is none so far" in log
     assert "an old checkpoint was not deleted: not allowed" in log and "Traceback" not in log
-    facts = json.loads((run / "finetune.json").read_text())
-    assert (facts["best_step"], facts["best_val_loss"]) == (6, losses[6])
+    summary = json.loads((run / "finetune.json").read_text())
+    assert (summary["best_step"], summary["best_val_loss"]) == (6, losses[6])
     assert Checkpoint(run).step == 6
 
 

@@ -81,11 +81,11 @@ def assert_close(run: Path, reference: Path) -> None:
 
 def best(run: Path) -> dict[str, Any]:
     """The result of a finished run, whose only checkpoint must be the best."""
-    facts: dict[str, Any] = json.loads((run / "finetune.json").read_text())
+    summary: dict[str, Any] = json.loads((run / "finetune.json").read_text())
     validation = {line["step"]: line["val_loss"] for line in read_metrics(run) if "val_loss" in line}
-    assert facts["best_step"] == min(validation, key=validation.__getitem__)
-    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step_{facts['best_step']}"]
-    return facts
+    assert summary["best_step"] == min(validation, key=validation.__getitem__)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step_{summary['best_step']}"]
+    return summary
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +110,14 @@ def test_muon_resumes_exactly_and_keeps_the_best_checkpoint(
     assert max(losses(run)) < STEPS
     finetune_here(run, dense, files, *MUON)
     assert numbers(run) == numbers(with_muon)
-    facts = best(run)
-    assert 0 < facts["best_step"] < STEPS == facts["steps"] and facts["reactivated"] > 0 < facts["reactivated_norm"]
+    summary = best(run)
+    assert (
+        0 < summary["best_step"] < STEPS == summary["steps"]
+        and summary["reactivated"] > 0 < summary["reactivated_norm"]
+    )
     again, saved = tensors(run), Checkpoint(run).manifest
     assert all(torch.equal(again[key], tensor) for key, tensor in tensors(with_muon).items())
-    assert saved.optimizer == {"updates": facts["best_step"], "name": "muon"}
+    assert saved.optimizer == {"updates": summary["best_step"], "name": "muon"}
     assert "exp_avg_sq" not in saved.tensors["layers.0.W_Q"].slices
 
 

@@ -76,7 +76,7 @@ def test_a_weight_or_gradient_that_is_not_finite_is_named(
     step = Engine.step
 
     def spoiled(self: Engine, *arguments: object, **more: object) -> object:
-        parameter = next(p for p in self.model.parameters() if p.pieces[0].name == "layers.1.W_I")
+        parameter = next(p for p in self.model.parameters() if p.shards[0].name == "layers.1.W_I")
         value = self.full_parameter(parameter)
         value.view(-1)[0] = float("nan")
         self.load_parameter(parameter, value)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spdf_dist.base.rank_variables import ALONE
+from spdf_dist.base.rank_variables import SINGLE_PROCESS
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.training.batches import MicroBatch
@@ -53,7 +53,7 @@ def started(precision: str, stage: int, execution: str, *settings: str) -> tuple
     """An engine after its first step, and a batch."""
     chosen = ("device=cpu", f"training.precision={precision}", f"parallel.zero_stage={stage}", "sparsity.level=0.5")
     config = load_config(PretrainConfig, "gpt2_small", [*MODEL, *chosen, *settings])
-    groups = start(config, ALONE)
+    groups = start(config, SINGLE_PROCESS)
     engine, batch = build_engine(config, groups, execution), random_batch(config, groups)
     engine.step(batch, 48, 1e-3)
     return engine, batch

@@ -16,7 +16,7 @@ from spdf_dist.training.init_from import Origin
 
 pytestmark = pytest.mark.slow  # each run of the trainer takes seconds
 
-ALONE = ("parallel.tensor=1", "parallel.data=1", "sparsity.execution=masked", "validation.interval=100")
+SINGLE_PROCESS = ("parallel.tensor=1", "parallel.data=1", "sparsity.execution=masked", "validation.interval=100")
 STEP = 16 * 32  # tokens
 
 
@@ -25,7 +25,7 @@ def losses(run: Path) -> dict[int, tuple]:
 
 
 def pretrain(config: Path, run: Path, *overrides: str) -> None:
-    done = run_spdf("pretrain", config, f"run_dir={run}", *ALONE, *overrides)
+    done = run_spdf("pretrain", config, f"run_dir={run}", *SINGLE_PROCESS, *overrides)
     assert done.returncode == 0, done.stderr
 
 
@@ -124,7 +124,7 @@ def test_dense_to_sparse_keeps_the_moments_of_what_stays(trunk, tiny_config, tmp
 )
 def test_what_does_not_fit_is_one_line(trunk, tiny_config, tmp_path, overrides, message):
     done = run_spdf(
-        "pretrain", tiny_config, f"run_dir={tmp_path}/run", *ALONE, f"training.init_from={trunk}", *overrides
+        "pretrain", tiny_config, f"run_dir={tmp_path}/run", *SINGLE_PROCESS, f"training.init_from={trunk}", *overrides
     )
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -133,9 +133,11 @@ def test_what_does_not_fit_is_one_line(trunk, tiny_config, tmp_path, overrides, 
 def test_masks_that_are_not_there_are_asked_for_in_one_line(trunk, tiny_config, tmp_path):
     assert run_spdf("densify", trunk, tmp_path / "dense").returncode == 0
     start = f"training.init_from={tmp_path}/dense"
-    done = run_spdf("pretrain", tiny_config, f"run_dir={tmp_path}/run", *ALONE, start, "sparsity.pattern=init_from")
+    done = run_spdf(
+        "pretrain", tiny_config, f"run_dir={tmp_path}/run", *SINGLE_PROCESS, start, "sparsity.pattern=init_from"
+    )
     assert done.returncode == 2 and "which was made dense" in done.stderr
-    done = run_spdf("pretrain", tiny_config, f"run_dir={tmp_path}/run", *ALONE, start, "training.reset=[data]")
+    done = run_spdf("pretrain", tiny_config, f"run_dir={tmp_path}/run", *SINGLE_PROCESS, start, "training.reset=[data]")
     assert done.returncode == 2 and "a densified checkpoint, whose run cannot go on" in done.stderr
-    done = run_spdf("pretrain", tiny_config, f"run_dir={tmp_path}/run", *ALONE, "sparsity.pattern=init_from")
+    done = run_spdf("pretrain", tiny_config, f"run_dir={tmp_path}/run", *SINGLE_PROCESS, "sparsity.pattern=init_from")
     assert done.returncode == 2 and "training.init_from, which is not set" in done.stderr

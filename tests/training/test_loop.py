@@ -25,7 +25,7 @@ from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.state import load_training_state
 from spdf_dist.training.training_state import TrainingState
 
-ALONE = Groups(0, 1, 0, 1, 0, 1, torch.device("cpu"))
+SINGLE_PROCESS = Groups(0, 1, 0, 1, 0, 1, torch.device("cpu"))
 VAL_LOSSES = {2: 5.0, 4: 3.0, 6: 4.0}
 
 
@@ -48,7 +48,7 @@ class Batches:
 class Run:
     """A run folder with checkpoints in memory. ``stop_at`` names the place at which a signal arrives."""
 
-    groups = ALONE
+    groups = SINGLE_PROCESS
     phases = PhaseTimes(torch.device("cpu"))
 
     def __init__(self, path: Path, losses: dict[int, float] = VAL_LOSSES) -> None:

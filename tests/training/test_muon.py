@@ -22,8 +22,8 @@ from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig, TrainingConfig
-from spdf_dist.parallel.layout import Piece
-from spdf_dist.training.muon import COEFFICIENTS, Muon, orthogonalise, shards_of
+from spdf_dist.parallel.layout import TensorShard
+from spdf_dist.training.muon import COEFFICIENTS, Muon, matrices_of, orthogonalise
 
 MUON = ("training.optimizer=muon", "training.lr=5e-3")
 
@@ -50,13 +50,13 @@ def test_a_zero_matrix_stays_zero() -> None:
     assert torch.equal(orthogonalise(torch.zeros(3, 5), torch.float32), torch.zeros(3, 5))
 
 
-def single(parameter: nn.Parameter, pieces: tuple[Piece, ...], dtype: torch.dtype, lr: float = 0.02) -> Muon:
+def single(parameter: nn.Parameter, shards: tuple[TensorShard, ...], dtype: torch.dtype, lr: float = 0.02) -> Muon:
     """An undivided Muon over one parameter, with its state."""
-    parameter.pieces = pieces  # type: ignore[attr-defined]
+    parameter.shards = shards  # type: ignore[attr-defined]
     groups = SingleProcess()
     groups.tensor_size = groups.data_size = 1  # type: ignore[attr-defined]
     groups.data_rank = 0  # type: ignore[attr-defined]
-    group = {"params": [parameter], "weight_decay": 0.1, "lr": lr, "shards": shards_of([parameter])}
+    group = {"params": [parameter], "weight_decay": 0.1, "lr": lr, "shards": matrices_of([parameter])}
     muon = Muon([group], momentum=0.95, dtype=dtype, groups=groups)  # type: ignore[arg-type]
     muon.divide(partitioned=False)
     muon.state[parameter] = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(parameter)}
@@ -65,7 +65,7 @@ def single(parameter: nn.Parameter, pieces: tuple[Piece, ...], dtype: torch.dtyp
 
 def test_a_dense_matrix_is_trained_as_by_torch_muon() -> None:
     ours, theirs = (nn.Parameter(torch.ones(24, 40)) for _ in range(2))
-    muon = single(ours, (Piece("W", (24, 40), None, 0, 24, 0, 24),), torch.bfloat16)
+    muon = single(ours, (TensorShard("W", (24, 40), None, 0, 24, 0, 24),), torch.bfloat16)
     reference = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     for _ in range(5):
         gradient = torch.randn(24, 40)
@@ -82,7 +82,7 @@ def test_stacked_sparse_matrices_are_orthogonalised_one_by_one_and_masked() -> N
     kept = int(mask.sum())
     start = torch.randn(10, 10) * whole
     masked, compressed = nn.Parameter(start.clone()), nn.Parameter(start[whole].clone())
-    first, second = Piece("A", (6, 10), None, 0, 6, 0, 6, mask), Piece("B", (4, 10), None, 0, 4, 6, 4)
+    first, second = TensorShard("A", (6, 10), None, 0, 6, 0, 6, mask), TensorShard("B", (4, 10), None, 0, 4, 6, 4)
     optimizers = [
         single(masked, (first, second), torch.float32),
         single(compressed, (replace(first, length=kept), replace(second, offset=kept, length=40)), torch.float32),
@@ -164,8 +164,8 @@ def test_dynamic_masks_move_the_momentum(method: str, tiny_config: Path, tmp_pat
     how = (f"sparsity.algorithm={method}", "sparsity.update={every: 3, stop: 10}", "sparsity.execution=compressed")
     train(tiny_config, tmp_path / "run", *MUON, *how)
     assert losses(tmp_path / "run")[12][0] < losses(tmp_path / "run")[1][0]
-    facts = json.loads(run_spdf("inspect", tmp_path / "run", "--json").stdout)
-    assert facts["pruned_nonzero"] == 0 and facts["linear_sparsity"] == pytest.approx(0.75, abs=1e-3)
+    summary = json.loads(run_spdf("inspect", tmp_path / "run", "--json").stdout)
+    assert summary["pruned_nonzero"] == 0 and summary["linear_sparsity"] == pytest.approx(0.75, abs=1e-3)
 
 
 @pytest.mark.parametrize(

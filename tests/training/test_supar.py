@@ -26,7 +26,7 @@ SUPAR = (
     "training.weight_decay_scaling=product",
     "model.dropout=0",
 )
-ALONE = ("parallel.tensor=1", "parallel.data=1", "parallel.zero_stage=0", "sparsity.execution=masked")
+SINGLE_PROCESS = ("parallel.tensor=1", "parallel.data=1", "parallel.zero_stage=0", "sparsity.execution=masked")
 
 
 def pretrain(config: Path, run: Path, *overrides: str) -> list[float]:
@@ -38,7 +38,7 @@ def pretrain(config: Path, run: Path, *overrides: str) -> list[float]:
 @pytest.fixture(scope="module")
 def alone(tiny_config, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("supar") / "run"
-    pretrain(tiny_config, run, *ALONE)
+    pretrain(tiny_config, run, *SINGLE_PROCESS)
     return run
 
 
@@ -58,10 +58,15 @@ def test_every_layout_and_execution_has_the_same_losses(alone, tiny_config, tmp_
 
 def test_each_density_has_its_own_rate(alone, tiny_config, tmp_path):
     """Densities are per weight, not a mean: a model with two levels trains differently from models with one."""
-    mixed = pretrain(tiny_config, tmp_path / "run", *ALONE, 'sparsity.levels={"layers.0.*": 0.5}')
+    mixed = pretrain(tiny_config, tmp_path / "run", *SINGLE_PROCESS, 'sparsity.levels={"layers.0.*": 0.5}')
     assert mixed != [line["loss"] for line in read_metrics(alone) if "loss" in line]
     done = run_spdf(
-        "pretrain", tiny_config, f"run_dir={tmp_path}/no", *SUPAR, *ALONE, 'sparsity.levels={"layers.0.W_Q": 0.5}'
+        "pretrain",
+        tiny_config,
+        f"run_dir={tmp_path}/no",
+        *SUPAR,
+        *SINGLE_PROCESS,
+        'sparsity.levels={"layers.0.W_Q": 0.5}',
     )
     assert done.returncode == 2 and "need one density" in done.stderr
 
@@ -99,7 +104,7 @@ def test_hugging_face_computes_the_same_from_the_folded_export(alone, tiny_confi
 def test_llama_has_it_too(tiny_config, tmp_path, tied):
     llama = ("model.family=llama", "model.num_key_value_heads=2", f"model.tie_embeddings={tied}")
     targets = "sparsity.targets=[W_Q,W_K,W_V,W_D,W_G,W_I,W_O]"
-    one = pretrain(tiny_config, tmp_path / "one", *llama, targets, *ALONE)
+    one = pretrain(tiny_config, tmp_path / "one", *llama, targets, *SINGLE_PROCESS)
     two = pretrain(tiny_config, tmp_path / "two", *llama, targets, "parallel.tensor=2", "sparsity.execution=compressed")
     assert two == pytest.approx(one, rel=1e-4)
     loss = hugging_face_loss(tiny_config, tmp_path / "two", tmp_path / "hf")
@@ -107,12 +112,12 @@ def test_llama_has_it_too(tiny_config, tmp_path, tied):
 
 
 def test_a_checkpoint_records_it_and_other_multipliers_are_refused(alone, tiny_config, tmp_path):
-    facts = json.loads(run_spdf("inspect", alone, "--json").stdout)
-    assert facts["parameterization"]["base_hidden_size"] == 16
+    summary = json.loads(run_spdf("inspect", alone, "--json").stdout)
+    assert summary["parameterization"]["base_hidden_size"] == 16
     assert run_spdf("densify", alone, tmp_path / "dense").returncode == 0
     assert Checkpoint(tmp_path / "dense").parameterization == Checkpoint(alone).parameterization
     start = f"training.init_from={tmp_path}/dense"
-    done = run_spdf("pretrain", tiny_config, f"run_dir={tmp_path}/run", *ALONE, start)
+    done = run_spdf("pretrain", tiny_config, f"run_dir={tmp_path}/run", *SINGLE_PROCESS, start)
     assert done.returncode == 2 and "was trained with supar, not standard" in done.stderr
 
 

@@ -112,7 +112,7 @@ def scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[TaskScores,
     """A callback of one rank whose command is a script, and its run."""
     monkeypatch.setattr(TaskScores, "check", lambda self: None)
     said: list[str] = []
-    groups = SimpleNamespace(rank=0, largest=float, on_rank_zero=lambda action: action())
+    groups = SimpleNamespace(rank=0, all_reduce_max=float, on_rank_zero=lambda action: action())
     config = SimpleNamespace(checkpoint=SimpleNamespace(interval=2), device="cpu")
     run: Any = SimpleNamespace(groups=groups, config=config, said=said, say=said.append, stop=False)
     run.stop_requested = lambda: run.stop

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-LEAST_CAPABILITY = (8, 0)
+MIN_CAPABILITY = (8, 0)
 
 
 def interpreted() -> bool:
@@ -41,6 +41,6 @@ def no_gpu() -> str | None:
     if torch.version.cuda is None:
         return "torch is not built for CUDA"
     capability = torch.cuda.get_device_capability()
-    if capability < LEAST_CAPABILITY:
-        return "the GPU has compute capability {}.{}; {}.{} is needed".format(*capability, *LEAST_CAPABILITY)
+    if capability < MIN_CAPABILITY:
+        return "the GPU has compute capability {}.{}; {}.{} is needed".format(*capability, *MIN_CAPABILITY)
     return None

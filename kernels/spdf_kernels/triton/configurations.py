@@ -67,7 +67,7 @@ GROUP = 8
 """Number of token tiles that are processed with all feature tiles before the next token tiles."""
 CHUNK = 4096
 """Weights per program of `expand` and `gather`."""
-MOST_SHARES = 8
+MAX_SHARES = 8
 """Most parts of the tokens in dW; the tokens are divided if there are too few blocks to fill the chip."""
 
 
@@ -85,5 +85,5 @@ def configuration(capability: int, block: int) -> Configuration:
 
 
 def shares_of_tokens(programs: int, steps: int, processors: int) -> int:
-    """Parts of the tokens in dW: the fewest that give each multiprocessor a program, up to MOST_SHARES and `steps`."""
-    return max(1, min(MOST_SHARES, steps, processors // max(programs, 1)))
+    """Parts of the tokens in dW: the fewest that give each multiprocessor a program, up to MAX_SHARES and `steps`."""
+    return max(1, min(MAX_SHARES, steps, processors // max(programs, 1)))

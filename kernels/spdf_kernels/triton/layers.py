@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spdf_kernels.triton.availability import current, interpreted, missing
 
-MOST_FEATURES = 8192
+MAX_FEATURES = 8192
 """Largest D: a row is in the registers of one program."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FEATURES = 1024
@@ -69,8 +69,8 @@ def unusable(x: Tensor) -> str | None:
         return f"the fused kernels run on CUDA devices, not on {x.device}"
     if x.dtype not in DTYPES:
         return f"the fused kernels do not compute in {x.dtype}"
-    if x.shape[-1] > MOST_FEATURES:
-        return f"the fused kernels take at most {MOST_FEATURES} features, not {x.shape[-1]}"
+    if x.shape[-1] > MAX_FEATURES:
+        return f"the fused kernels take at most {MAX_FEATURES} features, not {x.shape[-1]}"
     return why_not(x.device)
 
 
@@ -315,7 +315,7 @@ def rotary(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, groups: int) -> tu
     return q, k, v
 
 
-MOST_ERROR = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+MAX_ERROR = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest relative error of the trial, in the Frobenius norm."""
 
 
@@ -324,7 +324,7 @@ def trial(device: torch.device) -> str | None:
     try:
         errors = {
             f"{name}, {dtype}": _error(own, plain, device, dtype) / most
-            for dtype, most in MOST_ERROR.items()
+            for dtype, most in MAX_ERROR.items()
             for name, (own, plain) in _pairs().items()
         }
     except Exception as error:  # of Triton, its compiler or the driver: the kernels are not used

@@ -151,7 +151,7 @@ def layer_builds(capability: int) -> Iterator[Build]:
         **dict.fromkeys(("eps", "scale"), "fp32"),
         "seed": "i64",
     }
-    for width, drop in ((2048, False), (layers.MOST_FEATURES, True)):
+    for width, drop in ((2048, False), (layers.MAX_FEATURES, True)):
         block = layers.block_of(width)
         flags = {"BLOCK": block, "BIAS": True, "DROP": drop, "NORM": True, "CENTRED": True}
         tile = Tile(0, 0, layers.warps_of(block), 3)

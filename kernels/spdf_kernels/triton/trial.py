@@ -16,7 +16,7 @@ from spdf_kernels.pattern import SparsityPattern
 from spdf_kernels.triton.availability import current, interpreted
 from spdf_kernels.triton.blocks import blocks_of
 
-MOST_ERROR = 2e-2
+MAX_ERROR = 2e-2
 """Largest relative error, in the Frobenius norm, of bfloat16 products against dense ones."""
 TOKENS = 200
 
@@ -44,7 +44,7 @@ def _tried(device: torch.device, mask: Tensor, size: int | None) -> str | None:
             errors = _errors(mask.to(device), size)
     except Exception as error:  # of Triton, its compiler or the driver: the kernel is not used
         return f"a trial product fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    wrong = {product: error for product, error in errors.items() if not error < MOST_ERROR}
+    wrong = {product: error for product, error in errors.items() if not error < MAX_ERROR}
     return f"a trial product is wrong by {wrong}" if wrong else None
 
 

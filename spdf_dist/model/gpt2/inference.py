@@ -36,7 +36,7 @@ class InferenceModel:
     def __init__(self, model: ModelConfig, get: Callable[[str], Tensor]) -> None:
         self.heads = model.num_attention_heads
         self.norm_eps = model.norm_eps
-        self.words_Vd = get("embedding.word")
+        self.wte_Vd = get("embedding.word")
         self.positions_Td = get("embedding.position")
         self.norm = get("ln_f.weight"), get("ln_f.bias")
         self.layers = []
@@ -58,7 +58,7 @@ class InferenceModel:
 
     def embed(self, tokens_NT: Tensor, positions: Tensor) -> Tensor:
         """The inputs of the first layer, [N, T, d]. ``positions`` are [T], or [N, 1]: one per input."""
-        return self.words_Vd[tokens_NT] + self.positions_Td[positions]
+        return self.wte_Vd[tokens_NT] + self.positions_Td[positions]
 
     def attention_inputs(self, layer: Layer, x_NTd: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each [N, h, T, c]."""
@@ -74,7 +74,7 @@ class InferenceModel:
 
     def logits(self, x: Tensor) -> Tensor:
         """The logits [..., V], fp32, of hidden states [..., d]."""
-        return F.linear(self._normalize(x, self.norm), self.words_Vd).float()
+        return F.linear(self._normalize(x, self.norm), self.wte_Vd).float()
 
     def _normalize(self, x: Tensor, norm: Affine) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], *norm, eps=self.norm_eps)

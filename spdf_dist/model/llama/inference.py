@@ -34,10 +34,10 @@ class InferenceModel:
     def __init__(self, model: ModelConfig, get: Callable[[str], Tensor]) -> None:
         self.heads, self.groups, self.head_size = model.num_attention_heads, model.key_value_heads, model.head_size
         self.norm_eps = model.norm_eps
-        self.words_Vd = get("embedding.word")
-        self.head_Vd = self.words_Vd if model.tie_embeddings else get("head.weight")
+        self.wte_Vd = get("embedding.word")
+        self.head_Vd = self.wte_Vd if model.tie_embeddings else get("head.weight")
         self.norm = get("ln_f.weight")
-        self.frequencies = inverse_frequencies(model).to(self.words_Vd.device)
+        self.frequencies = inverse_frequencies(model).to(self.wte_Vd.device)
         self.layers = []
         for i in range(model.num_layers):
             at = f"layers.{i}."
@@ -54,7 +54,7 @@ class InferenceModel:
 
     def embed(self, tokens_NT: Tensor, positions: Tensor) -> Tensor:
         """The inputs of the first layer, [N, T, d]. ``attention_inputs`` applies the positions."""
-        return self.words_Vd[tokens_NT]
+        return self.wte_Vd[tokens_NT]
 
     def attention_inputs(self, layer: Layer, x_NTd: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [N, h, T, c], keys and values [N, g, T, c]. ``positions`` are [T], or [N, 1]: one per input."""
