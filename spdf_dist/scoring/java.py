@@ -22,8 +22,12 @@ TOKENIZER_JAR = ("tokenizer", "stanford-corenlp-3.4.1.jar")
 METEOR_JAR = ("meteor", "meteor-1.5.jar")
 SEPARATOR = " ||| "
 
-# Input and output are UTF-8 and numbers have a decimal point, independent of the locale.
+# Input and output are UTF-8 and numbers have a decimal point, independent of the locale. Java's own warnings go to
+# stderr, because the programs' results are on stdout; it writes no performance data into the temporary folder.
 OPTIONS = (
+    "-XX:-UsePerfData",
+    "-Xlog:disable",
+    "-Xlog:all=warning:stderr",
     "-Dfile.encoding=UTF-8",
     "-Dstdout.encoding=UTF-8",
     "-Dsun.stdout.encoding=UTF-8",

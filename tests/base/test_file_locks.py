@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from spdf_dist.base.file_locks import is_locked, try_lock, unlock
+from spdf_dist.scoring import java
 
 SHIM = """
 #include <errno.h>
@@ -63,11 +64,24 @@ def test_an_error_that_is_no_lack_of_locks_is_told(tmp_path, monkeypatch):
         try_lock(tmp_path / "lock")
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler for the shim")
-def test_a_killed_holder_gives_way_without_locks(tmp_path):
+@pytest.fixture
+def without_locks(tmp_path):
+    """Variables under which a program's flock() fails with ENOSYS."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler for the shim")
     (tmp_path / "shim.c").write_text(SHIM)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "shim.so", tmp_path / "shim.c"], check=True)
-    environment = {**os.environ, "LD_PRELOAD": str(tmp_path / "shim.so"), "FLOCK_ERRNO": str(errno.ENOSYS)}
+    return {"LD_PRELOAD": str(tmp_path / "shim.so"), "FLOCK_ERRNO": str(errno.ENOSYS)}
+
+
+def test_java_programs_keep_their_output_clean_without_locks(without_locks, monkeypatch):
+    for name, value in without_locks.items():
+        monkeypatch.setenv(name, value)
+    assert java.ptb_tokenize(["A pub, by the river.", "It is cheap!"]) == ["a pub by the river", "it is cheap"]
+
+
+def test_a_killed_holder_gives_way_without_locks(without_locks, tmp_path):
+    environment = {**os.environ, **without_locks}
     command = [sys.executable, "-c", HOLD, str(tmp_path / "lock")]
     answers = []
     for _ in range(2):
