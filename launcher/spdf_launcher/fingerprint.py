@@ -12,6 +12,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from spdf_dist.base.digests import file_digest
 from spdf_launcher.attempts import newest_checkpoint
 
 WHOLE_BYTES = 64 << 20
@@ -33,9 +34,9 @@ def fingerprint(path: Path) -> str:
                 whole.update(f"{below.relative_to(path)}\0{fingerprint(below)}\n".encode())
         return whole.hexdigest()
     size = path.stat().st_size
+    if size <= WHOLE_BYTES:
+        return file_digest(path)
     with path.open("rb") as file:
-        if size <= WHOLE_BYTES:
-            return hashlib.file_digest(file, "sha256").hexdigest()
         edges = hashlib.sha256(f"{size} {path.stat().st_mtime_ns} ".encode())
         edges.update(file.read(EDGE_BYTES))
         file.seek(-EDGE_BYTES, os.SEEK_END)

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from spdf_dist.base.digests import file_digest
 from spdf_dist.checkpoint.hf_tokenizer import read_tokenizer
 from spdf_dist.checkpoint.huggingface import CONFIG, HEAD, WEIGHTS, WEIGHTS_INDEX, hf_tensors, read_json
-from spdf_dist.checkpoint.manifest import Kind, file_digest, global_shapes
+from spdf_dist.checkpoint.manifest import Kind, global_shapes
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import require_finite
 from spdf_dist.checkpoint.write import new_folder, single_writer, whole

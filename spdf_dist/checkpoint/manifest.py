@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from spdf_dist.base.self_digest import check_seal
+from spdf_dist.base.digests import check_seal
 from spdf_dist.config.errors import NoPermissionError, UserError
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
@@ -372,9 +372,3 @@ def problem(folder: Path) -> str | None:
     except UserError as error:
         return str(error)
     return None
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

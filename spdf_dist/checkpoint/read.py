@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from spdf_dist.base.digests import file_digest
 from spdf_dist.checkpoint.find import is_whole, latest, resolve
 from spdf_dist.checkpoint.manifest import (
     CONFIG,
@@ -24,7 +25,6 @@ from spdf_dist.checkpoint.manifest import (
     Kind,
     Slice,
     StoredTensor,
-    file_digest,
     global_shapes,
     has_kind,
     key_of,

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from spdf_dist.base.atomic_files import remove, remove_leftovers, sync, temporary_beside
 from spdf_dist.base.collective import Collective, SingleProcess
+from spdf_dist.base.digests import file_digest, sealed
 from spdf_dist.base.provenance import made_with
-from spdf_dist.base.self_digest import sealed
 from spdf_dist.checkpoint.find import latest, remove_remains, whole_checkpoints
 from spdf_dist.checkpoint.manifest import (
     CONFIG,
@@ -35,7 +35,6 @@ from spdf_dist.checkpoint.manifest import (
     Kind,
     Slice,
     check_cover,
-    file_digest,
     global_shapes,
     has_kind,
     key_of,

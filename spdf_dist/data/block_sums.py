@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from spdf_dist.base.atomic_files import atomic_file
+from spdf_dist.base.digests import file_digest
 from spdf_dist.config.errors import UserError
 
 BLOCK_BYTES = 1 << 14
@@ -64,11 +65,9 @@ def write_sums(prefix: Path) -> Path:
     """Write the sums of the present content of ``PREFIX.bin`` and return the path of their file."""
     content = np.memmap(f"{prefix}.bin", np.uint8, "r")
     sums = b"".join(sum_of(content, block) for block in range(block_count(len(content))))
-    with Path(f"{prefix}.idx").open("rb") as file:
-        index_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     path = Path(f"{prefix}.sums")
     with atomic_file(path, "wb") as file:
-        file.write(sums_header(index_sha256, len(content), sums) + b"\n" + sums)
+        file.write(sums_header(file_digest(Path(f"{prefix}.idx")), len(content), sums) + b"\n" + sums)
     return path
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from spdf_dist.base.digests import file_digest
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.suggest import nearest
 from spdf_dist.data.placing import made
@@ -168,7 +169,6 @@ def matches(path: Path, digest: str) -> bool:
     """Whether the file has this digest."""
     kind, expected = digest.split(":")
     if kind == "sha256":
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == expected
+        return file_digest(path) == expected
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == expected

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from spdf_dist.base.digests import check_seal, file_digest
 from spdf_dist.base.rank_variables import is_rank_zero
-from spdf_dist.base.self_digest import check_seal
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import DatasetEntry
 from spdf_dist.data.megatron import MegatronDataset, megatron_prefix
@@ -124,9 +124,7 @@ class PackedDataset:
             UserError: a shard differs; the message names the first one.
         """
         for file, expected in zip(self._files, self._sha256, strict=True):
-            with file.open("rb") as content:
-                actual = hashlib.file_digest(content, "sha256").hexdigest()
-            if actual != expected:
+            if file_digest(file) != expected:
                 raise UserError(
                     f"the shard {file} is damaged: its sha256 is not the index's; copy it again or pack the data again"
                 )
@@ -178,7 +176,7 @@ class PackedDataset:
         for member in members.tolist():
             at = member * self._layout.stride
             stored = content[at + DIGEST_OFFSET : at + DIGEST_OFFSET + 2 * DIGEST_BYTES]
-            if content_digest(content[at + TAR_BLOCK : at + TAR_BLOCK + size]).encode() != stored.tobytes():
+            if content_digest(content[at + TAR_BLOCK : at + TAR_BLOCK + size].data).encode() != stored.tobytes():
                 raise UserError(
                     f"the shard {self._files[shard]} is damaged: sequence {member + int(self._starts[shard])} does not "
                     "have its digest; copy it again or pack the data again"

@@ -9,7 +9,6 @@ first step and the shards of the second. The output does not depend on the numbe
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from spdf_dist.base.atomic_files import remove_leftovers, temporary_beside
 from spdf_dist.base.claims import claimed
 from spdf_dist.base.collective import Collective, find_processes
+from spdf_dist.base.digests import file_digest
 from spdf_dist.config.errors import EXIT_BAD_INPUT, SpdfError, UserError, exit_code_of
 from spdf_dist.data.loader import PackedDataset, read_index
 from spdf_dist.data.pack_progress import PackProgress
@@ -283,7 +283,7 @@ def same_inputs(files: list[Input], recorded: list[tuple[str, int, str]], target
         return False
     for file, (_, _, digest) in zip(files, recorded, strict=True):
         with local_copy(file, temporary_beside(target)) as path:
-            if digest_of(path) != digest:
+            if file_digest(path) != digest:
                 return False
     return True
 
@@ -343,9 +343,3 @@ def total_sets(summaries: list[StreamSummary]) -> dict[str, dict[str, int]]:
             entry["documents"] += count["documents"]
             entry["tokens"] += count["tokens"]
     return dict(sorted(total.items()))
-
-
-def digest_of(path: Path) -> str:
-    """sha256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

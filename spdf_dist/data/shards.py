@@ -4,8 +4,8 @@ A member is one packed sequence: a ``.npy`` array of ``seq_len + 1`` token ids, 
 members of a folder have the same size, and member ``i`` of a shard starts at byte ``i * stride``. Therefore the index
 needs no table of offsets, and a shard can be read as one strided array. Any tar or WebDataset reader can read shards.
 
-webdataset's TarWriter does not write them: it has one group name per file, and here each member's header holds the
-digest of its content. It also pads a shard to tarfile's record size, and writes one member at a time.
+webdataset's TarWriter writes the shards. Two things are added. The group name in a member's header is the digest of its
+content. The padding to tarfile's record size is cut off, so that the size of a shard follows from its members.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tarfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from spdf_dist.base.self_digest import sealed
+from spdf_dist.base.digests import file_digest, sealed
 
 INDEX_FILE = "index.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -29,12 +28,10 @@ SCHEMA_VERSION = 1
 SHARD_BYTES = 128 << 20
 BATCH_SEQUENCES = 512
 TAR_BLOCK = 512
-TAR_END = bytes(2 * TAR_BLOCK)
 DIGEST_BYTES = 8
 DIGEST_OFFSET = 297
 """Offset of the group name in a tar header. It contains the digest of the member's content, in hex."""
 DIGEST_RULE = "blake2b of the member, 8 bytes, in hex, as the group name in its tar header"
-MEMBER_NAME = "{:012d}.npy"
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -60,7 +57,7 @@ class MemberLayout:
 
     def shard_bytes(self, sequences: int) -> int:
         """Bytes of a shard with this number of sequences."""
-        return sequences * self.stride + len(TAR_END)
+        return sequences * self.stride + 2 * TAR_BLOCK
 
     def sequences_per_shard(self) -> int:
         """Number of sequences in a full shard."""
@@ -85,17 +82,9 @@ def npy_header(seq_len: int, dtype: str) -> bytes:
     return header.getvalue()
 
 
-def content_digest(content: np.ndarray) -> str:
-    """The digest (hex) of a member's content (uint8). It is short, because it detects damage, not manipulation."""
-    return hashlib.blake2b(content.data, digest_size=DIGEST_BYTES).hexdigest()
-
-
-def tar_header(number: int, size: int, digest: str) -> bytes:
-    """The tar header of sequence ``number``. It does not depend on the time, the user or the machine."""
-    member = tarfile.TarInfo(MEMBER_NAME.format(number))
-    member.size = size
-    member.gname = digest
-    return member.tobuf(tarfile.USTAR_FORMAT)
+def content_digest(content: bytes | memoryview) -> str:
+    """The digest (hex) of a member's content. It is short, because it detects damage, not manipulation."""
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).hexdigest()
 
 
 def write_shard(
@@ -109,34 +98,27 @@ def write_shard(
     Raises:
         OSError: the file cannot be written.
     """
-    layout = MemberLayout.of(seq_len, dtype)
+    from webdataset.writer import TarWriter  # imports torch
+
+    size = MemberLayout.of(seq_len, dtype).shard_bytes(sequences)
     header = npy_header(seq_len, dtype)
-    digest = hashlib.sha256()
     little = np.dtype(dtype).newbyteorder("<")
     with path.open("wb") as file:
-        for start in range(first, first + sequences, BATCH_SEQUENCES):
-            count = min(BATCH_SEQUENCES, first + sequences - start)
-            ids = read(start * seq_len, count * seq_len + 1).astype(little, copy=False)
-            members = np.zeros((count, layout.stride), np.uint8)
-            members[:, TAR_BLOCK : layout.data_offset] = np.frombuffer(header, np.uint8)
-            # The first token of a sequence is the last token of the previous one.
-            overlapping = np.lib.stride_tricks.sliding_window_view(ids, seq_len + 1)[::seq_len]
-            members[:, layout.data_offset : layout.data_offset + layout.data_bytes] = np.ascontiguousarray(
-                overlapping
-            ).view(np.uint8)
-            size = len(header) + layout.data_bytes
-            heads = b"".join(
-                tar_header(start + at, size, content_digest(members[at, TAR_BLOCK : TAR_BLOCK + size]))
-                for at in range(count)
-            )
-            members[:, :TAR_BLOCK] = np.frombuffer(heads, np.uint8).reshape(count, TAR_BLOCK)
-            file.write(members.data)
-            digest.update(members.data)
-        file.write(TAR_END)
-        digest.update(TAR_END)
+        # The headers do not depend on the time, the user or the machine.
+        with TarWriter(file, user="", mode=0o644, mtime=0, encoder=False) as shard:
+            for start in range(first, first + sequences, BATCH_SEQUENCES):
+                count = min(BATCH_SEQUENCES, first + sequences - start)
+                ids = read(start * seq_len, count * seq_len + 1).astype(little, copy=False)
+                # The first token of a sequence is the last token of the previous one.
+                rows = np.lib.stride_tricks.sliding_window_view(ids, seq_len + 1)[::seq_len]
+                for number, row in enumerate(rows, start):
+                    member = header + row.tobytes()
+                    shard.group = content_digest(member)
+                    shard.write({"__key__": f"{number:012d}", "npy": member})
+        file.truncate(size)
         file.flush()
         os.fsync(file.fileno())
-    return ShardEntry(path.name, sequences, layout.shard_bytes(sequences), digest.hexdigest())
+    return ShardEntry(path.name, sequences, size, file_digest(path))
 
 
 def write_index(folder: Path, content: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ A stream has the little-endian ids of the documents of one file. The end-of-docu
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import threading
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from spdf_dist.base.digests import file_digest
 from spdf_dist.base.signals import STOP_SIGNALS
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.data.pack_progress import PackProgress
@@ -231,9 +231,7 @@ def chunks_of(files: list[tuple[int, Input]], folder: Path) -> Iterator[StreamSu
     """For each file: its summary, still empty, and then its chunks and problems. Copies are made in ``folder``."""
     for number, given in files:
         with local_copy(given, folder / f"{number:06d}.input") as path:
-            with path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            yield StreamSummary(number, given.name, path.stat().st_size, sha256)
+            yield StreamSummary(number, given.name, path.stat().st_size, file_digest(path))
             yield from read_chunks(path)
 
 

@@ -7,12 +7,12 @@ split, the settings, and whether the data are synthetic. The report uses only th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from spdf_dist.base.digests import file_digest
 from spdf_dist.checkpoint.lineage import lineage
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import UserError
@@ -38,11 +38,7 @@ def checkpoint_summary(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def file_summary(path: Path) -> dict[str, Any]:
     """Facts of a data file: path and sha256 (None for a folder)."""
-    digest = None
-    if path.is_file():
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"path": str(path.resolve()), "sha256": digest}
+    return {"path": str(path.resolve()), "sha256": file_digest(path) if path.is_file() else None}
 
 
 def write_side_file(texts: Path, summary: dict[str, Any]) -> None:

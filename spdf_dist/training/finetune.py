@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from spdf_dist.base.digests import file_digest
 from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.checkpoint.densify import reactivated_count
 from spdf_dist.checkpoint.find import whole_checkpoints
 from spdf_dist.checkpoint.lineage import lineage
-from spdf_dist.checkpoint.manifest import file_digest
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import delete

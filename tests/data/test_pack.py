@@ -20,6 +20,7 @@ from spdf_dist.cli.main import main
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.data.loader import PackedDataset
 from spdf_dist.data.pack import pack
+from spdf_dist.data.shards import write_shard
 from spdf_dist.data.tokenizer import load_tokenizer
 
 
@@ -158,6 +159,24 @@ def test_members_lie_where_the_index_says_and_tell_nothing_of_the_machine(
     assert {(m.offset_data - m.offset + m.size, m.mtime, m.uid, m.gid, m.uname) for m in members} == {
         (rule["data_offset"] + rule["data_bytes"], 0, 0, 0, "")
     }
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sequences", "sha256"),
+    [
+        ("uint16", 3, "ea4ba2640c1a0f17152545a1189db7bc0704eb103a0d7bdfc6bcbdc754cd6a4b"),
+        ("uint32", 40, "6f64ba986430f18ef5f4af4eaaab656cf7adf4fb93c8ef63214dbca343fa7828"),
+    ],
+)
+def test_the_bytes_of_a_shard_are_those_of_every_version(
+    tmp_path: Path, dtype: str, sequences: int, sha256: str
+) -> None:
+    ids = np.arange(8 * sequences + 1)
+    path = tmp_path / "shard-000000.tar"
+    entry = write_shard(path, 0, sequences, 8, dtype, lambda start, count: ids[start : start + count])
+    content = path.read_bytes()
+    assert (entry.bytes, entry.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert entry.sha256 == sha256
 
 
 def test_problems_are_counted_and_the_exit_code_says_so(

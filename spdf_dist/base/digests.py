@@ -1,14 +1,21 @@
-"""JSON files that contain the SHA-256 of their own bytes, so that any change of a bit is detected."""
+"""SHA-256 of files, and JSON files that contain the SHA-256 of their own bytes, so that damage is detected."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 ZEROS = "0" * 64
 BEGIN = re.compile(rb'\{\n "digest": "([0-9a-f]{64})"')
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sealed(tree: dict[str, Any]) -> bytes:
