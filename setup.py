@@ -19,7 +19,10 @@ setup(
     ],
     package_data={
         "": ["*.yaml"],
-        "spdf_dist": ["data/tasks/published/*.csv", "report/*.j2", "report/*.mplstyle", "studies/paper/*.csv"],
+        "spdf_dist": [
+            *("data/tasks/published/*.csv", "report/*.j2", "report/*.mplstyle"),
+            *("studies/evidence/*.j2", "studies/paper/*.csv"),
+        ],
     },
     **library(Path("kernels/csrc")),
 )

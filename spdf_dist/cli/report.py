@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     require_extra("report", "spdf report")
     from spdf_dist.report.results import read_results
     from spdf_dist.report.write import write_report
-    from spdf_dist.studies.evidence.rows import ROWS, read_evidence, to_csv
+    from spdf_dist.studies.evidence.rows import ROWS, read_evidence
     from spdf_dist.studies.evidence.section import evidence_section, filled_pages, parts
     from spdf_dist.studies.paper.section import paper_section
 
@@ -75,12 +75,12 @@ def run(args: argparse.Namespace) -> int:
     command = ["spdf", "report", *map(str, args.folders), "--out", str(args.out)]
     command += [word for folder, name in args.name for word in ("--name", f"{name}={folder}")]
     command += [word for page in args.markdown for word in ("--markdown", str(page))]
-    study = parts(evidence) if evidence.rows else []
+    study = parts(evidence)
     pages = filled_pages(args.markdown, evidence, study, args.out, shlex.join(command))
     sections = evidence_section(evidence, study)
     page = write_report(results, args.out, shlex.join(command), first=sections, last=[paper_section(results)])
-    if evidence.rows:
-        write_text(args.out / ROWS, to_csv(evidence.rows))
+    if study:
+        write_text(args.out / ROWS, evidence.rows.to_csv(index=False))
     for filled, text in pages.items():
         write_text(filled, text)
     for line in results.damaged.values():

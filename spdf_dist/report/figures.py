@@ -1,16 +1,13 @@
-"""Functions that draw figures with matplotlib from plain numbers. They must be called inside ``style.drawing()``.
+"""Functions that draw with matplotlib from plain numbers. They must be called inside ``style.drawing()``.
 
 The figures are narrow, so that their text is readable on a page of 400 pixels width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pandas as pd
 
 from spdf_dist.base.numbers import power_label, short_count
 from spdf_dist.report.style import INK, MUTED, PAPER
@@ -21,27 +18,9 @@ if TYPE_CHECKING:
 
 WIDTH = 5.4
 """Width of a figure in inches."""
-MAX_POINTS = 1200
-Numbers = Sequence[float] | np.ndarray
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line of a figure, with a marker at each point where ``marker`` is set."""
-
-    label: str
-    """Lines with the same label share a colour and one legend entry."""
-    colour: str
-    x: Numbers
-    y: Numbers
-    dash: int = 0
-    """Index of the line style; 0: solid."""
-    finished: bool = True
-    """Whether the run is finished. The line of an unfinished run is thinner."""
-    marker: str = ""
-    band: tuple[Numbers, Numbers] | None = None
-    """Lower and upper limit at each x."""
+MARKERS: dict[str, Any] = {"markersize": 5.5, "markeredgecolor": PAPER, "markeredgewidth": 0.7}
+"""The style of the markers on lines."""
 
 
 @dataclass(frozen=True)
@@ -67,31 +46,6 @@ class Dot:
     note: str
     hollow: bool = False
     """Whether the marker is hollow, which denotes a printed value."""
-
-
-def smooth(values: pd.Series, span: int) -> pd.Series:
-    """Moving average over ``span`` points, centred. The first values, where the loss falls steeply, are unchanged."""
-    means = values.rolling(span, center=True, min_periods=1).mean()
-    means.iloc[: span // 2] = values.iloc[: span // 2]
-    return means
-
-
-def thin(series: Series) -> Series:
-    """The line with at most ``MAX_POINTS`` points, including the first and the last one."""
-    x, y = np.asarray(series.x), np.asarray(series.y)
-    chosen = np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).astype(int))
-    return replace(series, x=x[chosen], y=y[chosen])
-
-
-def visible_range(lines: Sequence[Series]) -> tuple[float, float] | None:
-    """Limits of the y axis that show every line except the steep first 4% of its points; None without values."""
-    values = [y[np.isfinite(y)] for y in (np.asarray(line.y) for line in lines)]
-    values = [y for y in values if len(y)]
-    if not values:
-        return None
-    low, high = min(y.min() for y in values), max(y[len(y) // 25 :].max() for y in values)
-    margin = 0.06 * (high - low) or 0.1
-    return low - margin, high + margin
 
 
 def new_axes(title: str, x_label: str, y_label: str, height: float) -> tuple[Figure, Axes]:
@@ -123,50 +77,6 @@ def add_legend(axes: Axes, location: str = "upper right") -> None:
     handles = {handle.get_label(): handle for handle in reversed(axes.get_legend_handles_labels()[0])}
     if handles:
         axes.legend(handles=[*handles.values()][::-1], loc=location, labelcolor="linecolor", handlelength=1.6)
-
-
-def draw_line(axes: Axes, line: Series, **style: Any) -> None:
-    """Draw a line with its markers and its band."""
-    if line.band is not None:
-        axes.fill_between(line.x, *line.band, color=line.colour, alpha=0.18, linewidth=0)
-    dash = DASHES[line.dash % len(DASHES)] if len(line.x) > 1 else ""
-    axes.plot(
-        line.x, line.y, label=line.label, color=line.colour, linestyle=dash, marker=line.marker, markersize=5.5,
-        markeredgecolor=PAPER, markeredgewidth=0.7, **style,
-    )  # fmt: skip
-
-
-def line_figure(
-    title: str,
-    x_label: str,
-    y_label: str,
-    lines: Sequence[Series],
-    *,
-    points: bool = False,
-    x_format: Callable[[float], str] | None = None,
-) -> Figure:
-    """Lines over a common x axis: moving averages over faint raw values or, with ``points``, a marker per value."""
-    figure, axes = new_axes(title, x_label, y_label, 3.5)
-    labels = [line.label for line in lines]
-    shown = []
-    for line in lines:
-        if not points and len(line.x) > 30:
-            raw = thin(line)
-            axes.plot(raw.x, raw.y, color=line.colour, alpha=0.22, linewidth=0.8)
-            line = replace(line, y=smooth(pd.Series(line.y), max(5, len(line.x) // 40)))
-        line = thin(line)
-        line = replace(line, marker="o" if points and len(line.x) <= 40 else "")
-        alpha, width = 0.75 if labels.count(line.label) > 1 else 1.0, 2.0 if line.finished else 1.2
-        draw_line(axes, line, alpha=alpha, linewidth=width, zorder=3, clip_on=not line.marker)
-        shown.append(line)
-    axes.set_ylim(visible_range(shown))
-    axes.set_xlim(0, max((line.x[-1] for line in shown), default=1) or 1)
-    axes.locator_params(axis="x", nbins=5)
-    axes.grid(axis="x", visible=False)
-    if x_format:
-        axes.xaxis.set_major_formatter(lambda value, _: x_format(value))
-    add_legend(axes)
-    return figure
 
 
 def bar_figure(title: str, x_label: str, bars: Sequence[Bar], part_names: Sequence[str] = ()) -> Figure:
@@ -217,9 +127,9 @@ def dot_figure(title: str, panels: Sequence[tuple[str, Sequence[Dot]]], limits: 
 
     ``limits`` are marked by vertical lines, the first one solid and the others dashed.
     """
-    heights = [0.75 + 0.42 * max(1, len(dots)) for _, dots in panels] or [1.0]
+    heights = [0.75 + 0.42 * len(dots) for _, dots in panels]
     figure, grid = new_panels(title, heights, sum(heights) + 0.35)
-    for axes, (name, dots) in zip(grid, panels, strict=False):
+    for axes, (name, dots) in zip(grid, panels, strict=True):
         ends = [dot.value + sign * (dot.error or 0) for dot in dots for sign in (-1, 1)] + [*limits]
         room = 0.25 * (max(ends) - min(ends)) or 0.1 * abs(max(ends)) or 1.0
         low, high = min(ends) - room, max(ends) + room
@@ -235,20 +145,4 @@ def dot_figure(title: str, panels: Sequence[tuple[str, Sequence[Dot]]], limits: 
         hide_rows(axes, len(dots))
         axes.set_title(name, fontsize=10.5)
     figure.tight_layout(rect=(0, 0, 1, 1.01), h_pad=1.2)
-    return figure
-
-
-def speedup_figure(title: str, lines: Sequence[Series]) -> Figure:
-    """Measured and theoretical speed-up, 1 / (1 - s), against sparsity s in % (paper, appendix C, Figure 1)."""
-    figure, axes = new_axes(title, "sparsity, %", "speed-up over the best dense product", 3.8)
-    highest = max([*(x for line in lines for x in line.x), 50.0])
-    x = np.linspace(0, highest, 101)
-    for line in (Series("theoretical, 1 / (1 - s)", MUTED, x, 1 / (1 - x / 100), dash=1), *lines):
-        draw_line(axes, line)
-    axes.axhline(1, color=MUTED, linewidth=0.8)
-    axes.set_xlim(0, highest)
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-    axes.grid(axis="x", visible=False)
-    add_legend(axes, "upper left")
     return figure

@@ -1,10 +1,10 @@
-"""One self-contained HTML page without scripts, with the light or dark theme of the reader's system, and its parts."""
+"""The parts of a report, and its page: one HTML file without scripts, in the reader's light or dark theme."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,53 +21,49 @@ NOT_RUN, NOT_COMPUTED, NONE = EMPTY = ("not run", "not computed", "–")
 
 @dataclass
 class Table:
-    """A table of text cells. After a line break in a cell, the text is smaller."""
+    """A table of text cells. After a line break in a cell, the text is smaller. A table without rows is not shown."""
 
     name: str
     """File name of the CSV, without suffix."""
     title: str
-    header: Sequence[str]
-    rows: list[list[str]]
+    rows: Sequence[Mapping[str, str]]
+    """Rows by column. All have the same columns."""
     note: str = ""
     synthetic: bool = False
     labels: int = 1
     """Number of leading columns that are labels."""
-    marks: set[tuple[int, int]] = field(default_factory=set)
+    marks: Sequence[tuple[int, str]] = ()
     """Cells (row, column) to highlight: numbers that differ from the printed ones."""
-
-    @classmethod
-    def of(cls, name: str, title: str, rows: Sequence[Mapping[str, str]], note: str = "", **more: Any) -> Table:
-        """A table of rows by column; ``more`` are further fields."""
-        return cls(name, title, list(rows[0]) if rows else [], [list(row.values()) for row in rows], note, **more)
 
     def csv(self) -> str:
         """The table as CSV. A semicolon joins the lines of a cell, and minus signs are ASCII."""
-        frame = pd.DataFrame(self.rows, columns=list(self.header), dtype=str)
-        frame = frame.replace({"\n": "; ", MINUS: "-"}, regex=True)
+        frame = pd.DataFrame(self.rows, dtype=str).replace({"\n": "; ", MINUS: "-"}, regex=True)
         return (frame.assign(data="synthetic") if self.synthetic else frame).to_csv(index=False)
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with its section and caption."""
+    """A figure with its caption."""
 
     name: str
     """File name without suffix."""
-    section: str
     caption: str
     draw: Callable[[], Figure]
 
 
 @dataclass
 class Section:
-    """A heading with text, figures and tables."""
+    """A heading with text, figures and tables. A section without any is not shown."""
 
     title: str
     intro: Sequence[str] = ()
-    plots: list[Plot] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
+    plots: Sequence[Plot] = ()
+    tables: Sequence[Table] = ()
     folded: bool = False
     """Whether the section is collapsed at first."""
+
+    def __post_init__(self) -> None:
+        self.tables = [table for table in self.tables if table.rows]
 
 
 def render_page(
@@ -76,15 +72,20 @@ def render_page(
     """The HTML text of the page.
 
     Args:
-        sections: sections without content are left out.
+        sections: the parts of the page.
         figures: SVG of each plot, by name.
         colours: colour of each variant.
         texts: ``title``, ``subtitle``, ``warning``, ``footer``, and ``cards``, the headline numbers as (number, label).
     """
+    shown = [section for section in sections if section.plots or section.tables or section.intro]
+    template = Path(__file__).with_name("page.html.j2")
+    return render(template, sections=shown, figures=figures, colours=colours, EMPTY=EMPTY, **texts)
+
+
+def render(template: Path, **values: Any) -> str:
+    """The text of a jinja2 template. A template of HTML escapes its values."""
     from jinja2 import Environment, FileSystemLoader
 
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    environment = Environment(loader=FileSystemLoader(template.parent), autoescape=".html" in template.name)
     environment.filters["anchor"] = lambda title: re.sub(r"[\W_]", "-", title.lower())
-    shown = [section for section in sections if section.plots or section.tables or section.intro]
-    template = environment.get_template("page.html.j2")
-    return template.render(sections=shown, figures=figures, colours=colours, EMPTY=EMPTY, **texts)
+    return environment.get_template(template.name).render(**values)

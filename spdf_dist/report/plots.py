@@ -1,22 +1,28 @@
-"""Selects the figures of a report from its runs and scores."""
+"""The figures of a report's runs and scores."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
 
 from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.base.numbers import power_label, short_count, time_unit
-from spdf_dist.report.figures import Bar, Dot, Series, bar_figure, dot_figure, line_figure
+from spdf_dist.report.figures import DASHES, MARKERS, Bar, Dot, add_legend, bar_figure, dot_figure, new_axes
 from spdf_dist.report.page import Plot
 from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run
-from spdf_dist.report.scores import metric_name, task_title
+from spdf_dist.report.scores import ScoreGroup, metric_name, task_title
 from spdf_dist.report.style import variant_colours
 from spdf_dist.report.variants import group_by, mean_flops
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 LOSS = "loss, nats per token"
-TARGET_LOSS = "loss, nats per target token"
 X_AXES = {
     "tokens": ("tokens", short_count),
     "seconds": ("time in training steps", None),
@@ -24,11 +30,8 @@ X_AXES = {
     "step": ("optimizer steps", short_count),
 }
 """Label and number format of each column of the curves as an x axis."""
-
-
-def result_plots(results: Results) -> list[Plot]:
-    """Every figure for which the results have data."""
-    return [*pretraining_plots(results), *finetuning_plots(results), *score_plots(results), *cost_plots(results)]
+MAX_POINTS = 1200
+"""Maximum number of points of a line."""
 
 
 def run_label(results: Results, run: Run) -> str:
@@ -37,102 +40,124 @@ def run_label(results: Results, run: Run) -> str:
     return f"{run.variant}, {run.size()}" if len(sizes) > 1 else run.variant
 
 
-def loss_plot(
-    results: Results,
-    runs: Sequence[Run],
-    section: str,
-    name: str,
-    column: str,
-    title: str,
-    caption: str,
-    validation: bool = False,
-) -> list[Plot]:
-    """The loss over a column of the curves, with a line per run; none where no run has losses.
+def smooth(values: pd.Series) -> pd.Series:
+    """Centred moving average. The first values, where the loss falls steeply, are unchanged."""
+    span = max(5, len(values) // 40)
+    means = values.rolling(span, center=True, min_periods=1).mean()
+    means.iloc[: span // 2] = values.iloc[: span // 2]
+    return means
 
-    The variant determines the colour of a line, and the model size its style; the largest model is solid.
-    ``validation`` shows each validation loss as a point, rather than smoothed training losses.
+
+def visible_range(curves: Sequence[pd.Series]) -> tuple[float, float] | None:
+    """Limits of the y axis that show every curve except the steep first 4% of its points; None without values."""
+    values = [y[np.isfinite(y)] for y in curves]
+    values = [y for y in values if len(y)]
+    if not values:
+        return None
+    low, high = min(y.min() for y in values), max(y[len(y) // 25 :].max() for y in values)
+    margin = 0.06 * (high - low) or 0.1
+    return low - margin, high + margin
+
+
+def loss_figure(results: Results, runs: Sequence[Run], column: str, validation: bool, title: str) -> Figure:
+    """The loss over a column of the curves, with a line per run.
+
+    The variant determines the colour of a line, and the model size its style; the largest model is solid, and an
+    unfinished run is thinner. Training losses are moving averages over faint values. ``validation`` shows each
+    validation loss as a point instead.
     """
     counts = {run.size(): total_parameters(run.model) for run in results.pretraining if run.model}
     sizes = sorted(counts, key=lambda size: -counts[size])
     colours = variant_colours(results.variants)
-    runs = [run for run in runs if len(run.validation if validation else run.curve)]
-    if not runs:
-        return []
     x_label, x_format = X_AXES[column]
     scale = 1.0
     if column == "seconds":
         scale, unit = time_unit(max(run.last(column) for run in runs))
         x_label += f", {unit}"
-    lines = []
-    for run in runs:
+    figure, axes = new_axes(title, x_label, "loss, nats per target token" if runs[0].is_finetuning else LOSS, 3.5)
+    labels = [run_label(results, run) for run in runs]
+    curves, ends = [], []
+    for run, label in zip(runs, labels, strict=True):
         x, y = (run.at_validations(column), run.validation) if validation else (run.curve[column], run.curve.loss)
-        dash = sizes.index(run.size()) if run.size() in sizes else 0
-        lines.append(Series(run_label(results, run), colours[run.variant], x / scale, y, dash, run.finished))
-    y_label = TARGET_LOSS if runs[0].is_finetuning else LOSS
-    draw = partial(line_figure, title, x_label, y_label, lines, points=validation, x_format=x_format)
-    return [Plot(name, section, caption, draw)]
+        x, y, colour = x.to_numpy() / scale, y.reset_index(drop=True), colours[run.variant]
+        shown = np.unique(np.linspace(0, len(x) - 1, MAX_POINTS).astype(int))
+        if not validation and len(x) > 30:
+            axes.plot(x[shown], y[shown], color=colour, alpha=0.22, linewidth=0.8)
+            y = smooth(y)
+        marker = "o" if validation and len(x) <= 40 else ""
+        dash = DASHES[sizes.index(run.size()) % len(DASHES)] if run.size() in sizes else DASHES[0]
+        axes.plot(
+            x[shown], y[shown], label=label, color=colour, linestyle=dash, linewidth=2.0 if run.finished else 1.2,
+            alpha=0.75 if labels.count(label) > 1 else 1.0, marker=marker, clip_on=not marker, zorder=3, **MARKERS,
+        )  # fmt: skip
+        curves.append(y[shown])
+        ends.append(x[-1])
+    axes.set_ylim(visible_range(curves))
+    axes.set_xlim(0, max(ends) or 1)
+    axes.locator_params(axis="x", nbins=5)
+    axes.grid(axis="x", visible=False)
+    if x_format:
+        axes.xaxis.set_major_formatter(lambda value, _: x_format(value))
+    add_legend(axes)
+    return figure
+
+
+def loss_plot(
+    results: Results, runs: Sequence[Run], name: str, column: str, title: str, caption: str, validation: bool = False
+) -> list[Plot]:
+    """A figure of the losses over a column of the curves; none where no run has losses."""
+    runs = [run for run in runs if len(run.validation if validation else run.curve)]
+    return [Plot(name, caption, partial(loss_figure, results, runs, column, validation, title))] if runs else []
 
 
 def pretraining_plots(results: Results) -> list[Plot]:
     """Training loss over tokens and time, and validation loss over tokens and FLOPs."""
     runs = results.ordered(results.pretraining)
     checked = [run for run in runs if len(run.validation) > 1]
-    training = partial(loss_plot, results, runs, "Pre-training")
-    validation = partial(loss_plot, results, checked, "Pre-training", validation=True)
     raw = "Training loss: the faint line is each step, the strong one a moving average."
     time = "The same over the time spent in training steps, without validation and saving."
     held_out = "Validation loss on held-out sequences."
     flops = "The same over model FLOPs. Further left is cheaper."
     return [
-        *training("loss_over_tokens", "tokens", "Training loss over tokens", raw),
-        *training("loss_over_time", "seconds", "Training loss over wall-clock", time),
-        *validation("validation_over_tokens", "tokens", "Validation loss over tokens", held_out),
-        *validation("validation_over_flops", "flops", "Validation loss over FLOPs", flops),
+        *loss_plot(results, runs, "loss_over_tokens", "tokens", "Training loss over tokens", raw),
+        *loss_plot(results, runs, "loss_over_time", "seconds", "Training loss over wall-clock", time),
+        *loss_plot(results, checked, "validation_over_tokens", "tokens", "Validation loss over tokens", held_out, True),
+        *loss_plot(results, checked, "validation_over_flops", "flops", "Validation loss over FLOPs", flops, True),
     ]
 
 
-def finetuning_plots(results: Results) -> list[Plot]:
-    """Losses of fine-tuning, per task, and separately for the control that keeps the mask."""
-    runs = [run for run in results.ordered(results.finetuning) if len(run.curve)]
-    groups = group_by(runs, lambda run: (run.keep_mask, run.task))
-    several = len({task for _, task in groups}) > 1
+def finetuning_plots(results: Results, keep_mask: bool) -> list[Plot]:
+    """Losses of fine-tuning, per task. ``keep_mask`` selects the control that keeps the mask."""
+    tasks = group_by((run for run in results.ordered(results.finetuning) if len(run.curve)), lambda run: run.task)
+    kind, control = ("sparse fine-tuning", " The control: the mask is kept.") if keep_mask else ("fine-tuning", "")
     plots = []
-    for (keep_mask, task), members in sorted(groups.items(), key=lambda item: item[0]):
-        tail = (f"-{task}" if several else "") + ("-sparse" if keep_mask else "")
-        what = "sparse fine-tuning" if keep_mask else "fine-tuning"
-        plot = partial(loss_plot, results, members, "Sparse fine-tuning" if keep_mask else "Dense fine-tuning")
-        name, control = task_title(task), " The control: the mask is kept." if keep_mask else ""
-        smoothing = "(label smoothing included where it is set)"
-        caption = f"{name}: training loss on target tokens {smoothing}.{control}"
-        plots += plot(f"finetune_loss{tail}", "step", f"{name}: {what} loss over steps", caption)
-        title, caption = f"{name}: {what} validation loss over steps", f"{name}: validation loss, unsmoothed.{control}"
-        plots += plot(f"finetune_validation{tail}", "step", title, caption, validation=True)
+    for task in sorted(tasks):
+        runs = [run for run in tasks[task] if run.keep_mask == keep_mask]
+        tail = (f"-{task}" if len(tasks) > 1 else "") + ("-sparse" if keep_mask else "")
+        what = f"{task_title(task)}: {kind}"
+        caption = f"{task_title(task)}: training loss on target tokens (label smoothing included where it is set)."
+        plots += loss_plot(results, runs, f"finetune_loss{tail}", "step", f"{what} loss over steps", caption + control)
+        title, caption = f"{what} validation loss over steps", f"{task_title(task)}: validation loss, unsmoothed."
+        plots += loss_plot(results, runs, f"finetune_validation{tail}", "step", title, caption + control, True)
     return plots
 
 
-def score_plots(results: Results) -> list[Plot]:
-    """A figure per task, split and size, with a panel per metric and a row per variant."""
+def score_dots(group: ScoreGroup, metric: str, colours: Mapping[str, str], scale: float = 1.0) -> list[Dot]:
+    """The means of a metric, multiplied by ``scale``, with a dot per variant that has the metric."""
+    dots = []
+    for row in group.rows:
+        if value := row.estimate(metric, scale):
+            note = f"{value.mean:.{2 if abs(value.mean) >= 10 else 3}f}"
+            dots.append(Dot(row.title, colours[row.run.variant], value.mean, value.deviation, note))
+    return dots
 
-    def note(value: float) -> str:
-        return f"{value:.{2 if abs(value) >= 10 else 3}f}"
 
-    colours = variant_colours(results.variants)
-    plots = []
-    for group in results.score_groups():
-        panels = []
-        for metric in group.metrics:
-            values = [(row, value) for row in group.rows if (value := row.estimate(metric))]
-            dots = [
-                Dot(row.title, colours[row.run.variant], value.mean, value.deviation, note(value.mean))
-                for row, value in values
-            ]
-            if dots:
-                panels.append((metric_name(metric), dots))
-        if panels:
-            title = group.title + (" (synthetic data)" if group.synthetic else "")
-            caption = "Mean over seeds; bars are the sample deviation. The arrow shows the better direction."
-            plots.append(Plot(group.file_name, "Scores", caption, partial(dot_figure, title, panels)))
-    return plots
+def score_plot(group: ScoreGroup, colours: Mapping[str, str]) -> list[Plot]:
+    """The scores on a task's split, with a panel per metric; none without values."""
+    panels = [(metric_name(name), dots) for name in group.metrics if (dots := score_dots(group, name, colours))]
+    title = group.title + (" (synthetic data)" if group.synthetic else "")
+    caption = "Mean over seeds; bars are the sample deviation. The arrow shows the better direction."
+    return [Plot(group.file_name, caption, partial(dot_figure, title, panels))] if panels else []
 
 
 def cost_plots(results: Results) -> list[Plot]:
@@ -142,36 +167,28 @@ def cost_plots(results: Results) -> list[Plot]:
     tasks = group_by(runs, lambda run: run.task)
     task = max(tasks, key=lambda task: len({(run.size(), run.variant) for run in tasks[task]}), default="")
     tuned = group_by(tasks.get(task, []), lambda run: (run.size(), run.variant))
+    finetuning = {key: mean_flops(runs) for key, runs in tuned.items()}
     cost, speed = [], []
     for variant in results.pretrained_variants():
         if not variant.flops:
             continue
-        label, colour = run_label(results, variant.first), colours[variant.name]
-        after = tuned.get((variant.size, variant.name), [])
-        parts = [variant.flops, *([mean_flops(after)] if after else [])]
-        note = power_label(sum(parts)) + (", unfinished" if variant.first.unfinished else "")
-        against = ""
-        if base := variant.base:
-            base_after = tuned.get((base.size, base.name), [])
-            if after and base_after:
-                note += f", {sum(parts) / (base.flops + mean_flops(base_after)):.2f}x dense"
-            else:  # a ratio with fine-tuning needs it for both variants
-                note += f", pre-training {variant.flops / base.flops:.2f}x dense"
-        cost.append(Bar(label, colour, parts, note))
+        label, colour, base = run_label(results, variant.first), colours[variant.name], variant.base
+        after = finetuning.get((variant.size, variant.name), 0.0)
+        base_after = finetuning.get((base.size, base.name), 0.0) if base else 0.0
+        note = power_label(variant.flops + after) + (", unfinished" if variant.first.unfinished else "")
+        if base and after and base_after:
+            note += f", {(variant.flops + after) / (base.flops + base_after):.2f}x dense"
+        elif base:  # a ratio with fine-tuning needs it for both variants
+            note += f", pre-training {variant.flops / base.flops:.2f}x dense"
+        cost.append(Bar(label, colour, [variant.flops, after] if after else [variant.flops], note))
         if variant.speed:
-            if base and base.speed:
-                against = f", {variant.speed / base.speed:.2f}x dense"
+            against = f", {variant.speed / base.speed:.2f}x dense" if base and base.speed else ""
             speed.append(Bar(label, colour, [variant.speed], short_count(variant.speed) + against))
-    several = any(len(bar.parts) > 1 for bar in cost)
-    names = ("pre-training", f"one fine-tuning on {task_title(task)}") if several else ()
-    caption = "Median over the steps after the first tenth, all ranks together, on the machine of the run."
-    plots = [
-        Plot(
-            "flops_spent",
-            "Cost",
-            "Model FLOPs spent by each variant, mean over seeds.",
-            partial(bar_figure, "FLOPs spent", "model FLOPs", cost, names),
-        ),
-        Plot("tokens_per_second", "Cost", caption, partial(bar_figure, "Training speed", "tokens/s", speed)),
-    ]
-    return [plot for plot, bars in zip(plots, (cost, speed), strict=True) if bars]
+    parts = ("pre-training", f"one fine-tuning on {task_title(task)}") if finetuning else ()
+    spent = partial(bar_figure, "FLOPs spent", "model FLOPs", cost, parts)
+    plots = [Plot("flops_spent", "Model FLOPs spent by each variant, mean over seeds.", spent)] if cost else []
+    if speed:
+        caption = "Median over the steps after the first tenth, all ranks together, on the machine of the run."
+        draw = partial(bar_figure, "Training speed", "tokens/s", speed)
+        plots.append(Plot("tokens_per_second", caption, draw))
+    return plots

@@ -1,19 +1,18 @@
-"""Scores with their records, grouped into rows, and means and deviations over seeds."""
+"""Scores with their records, grouped into the rows of tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from spdf_dist.base.numbers import signed
 from spdf_dist.data.tasks import find_task, lower_is_better, metric_title
 from spdf_dist.extensions import task_names
+from spdf_dist.report.estimates import Estimate, estimate, paired
 from spdf_dist.report.runs import Run
 from spdf_dist.report.variants import dense_baseline, group_by
 
@@ -63,45 +62,6 @@ class Unattributed:
     metrics: dict[str, float | None]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Mean and sample deviation (n - 1) over seeds."""
-
-    mean: float
-    deviation: float | None
-    """None for a single value."""
-    count: int
-
-    def text(self, digits: int = 3) -> str:
-        """Text such as '66.21 ± 0.40 (3)' or '66.21'."""
-        if self.deviation is None:
-            return f"{self.mean:.{digits}f}"
-        return f"{self.mean:.{digits}f} ± {self.deviation:.{digits}f} ({self.count})"
-
-    def difference_text(self, digits: int = 3) -> str:
-        """Text of a difference, such as '+0.012 ± 0.002'."""
-        return f"{signed(self.mean, digits)} ± {self.deviation:.{digits}f}"
-
-
-def estimate(values: Iterable[float | None]) -> Estimate | None:
-    """Mean and deviation of the finite values; None without any."""
-    finite = pd.Series(list(values), dtype=float).replace([np.inf, -np.inf], np.nan).dropna()
-    if finite.empty:
-        return None
-    return Estimate(float(finite.mean()), float(finite.std()) if len(finite) > 1 else None, len(finite))
-
-
-SeedValues = Iterable[tuple[int | None, float | None]]
-"""(seed, value) of runs or scores."""
-
-
-def paired(ours: SeedValues, base: SeedValues) -> Estimate | None:
-    """The mean difference over the seeds of both, of which each counts once; None with fewer than two seeds."""
-    means = [pd.DataFrame(list(side), columns=["seed", "value"], dtype=float) for side in (ours, base)]
-    value = estimate(means[0].groupby("seed").value.mean() - means[1].groupby("seed").value.mean())
-    return value if value is not None and value.count > 1 else None
-
-
 @dataclass
 class ScoreRow:
     """Scores that differ only in their seeds."""
@@ -118,16 +78,17 @@ class ScoreRow:
 
     def estimate(self, metric: str, scale: float = 1.0) -> Estimate | None:
         """Mean and deviation of a metric, multiplied by ``scale``."""
-        values = (score.metrics.get(metric) for score in self.scores)
-        return estimate(None if value is None else value * scale for value in values)
+        return estimate(self.by_seed(metric) * scale)
 
-    def by_seed(self, metric: str) -> SeedValues:
-        """The values of a metric with the seeds of pre-training."""
-        return [(score.pretraining_seed, score.metrics.get(metric)) for score in self.scores]
+    def by_seed(self, metric: str) -> pd.Series:
+        """The values of a metric, with the seeds of pre-training as index."""
+        seeds = [score.pretraining_seed for score in self.scores]
+        return pd.Series([score.metrics.get(metric) for score in self.scores], seeds, dtype=float)
 
     def difference(self, metric: str) -> Estimate | None:
         """The mean difference to dense over the pre-training seeds of both; None with fewer than two."""
-        return paired(self.by_seed(metric), self.base.by_seed(metric)) if self.base else None
+        value = paired(self.by_seed(metric), self.base.by_seed(metric)) if self.base else None
+        return value if value and value.count > 1 else None
 
 
 @dataclass

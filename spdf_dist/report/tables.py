@@ -11,10 +11,11 @@ import pandas as pd
 from spdf_dist.accounting.flops import linears_share
 from spdf_dist.accounting.parameters import linear_parameters
 from spdf_dist.base.numbers import duration, power_label, short_count, signed
+from spdf_dist.report.estimates import estimate
 from spdf_dist.report.page import NONE, NOT_COMPUTED, Table
 from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run
-from spdf_dist.report.scores import ScoreGroup, ScoreRow, estimate, metric_name, task_title
+from spdf_dist.report.scores import ScoreGroup, ScoreRow, metric_name, task_title
 from spdf_dist.report.variants import Variant, group_by
 from spdf_dist.workflow_folder import REPORT, all_jobs
 
@@ -24,26 +25,21 @@ CURVE_COLUMNS = ("step", "tokens", "seconds", "flops", "loss", "val_loss", "toke
 def summary_table(results: Results) -> Table:
     """One row per variant: model, budget, validation loss, FLOPs, speed and the weights that densifying reactivated."""
     tuned = group_by(results.finetuning, lambda run: (run.size(), run.variant))
-    rows = [
-        summary_row(variant, tuned.get((variant.size, variant.name), [])) for variant in results.pretrained_variants()
-    ]
-    return Table.of(
-        "summary",
-        "What each variant cost",
-        rows,
+    variants = results.pretrained_variants()
+    rows = [summary_row(variant, tuned.get((variant.size, variant.name), [])) for variant in variants]
+    note = (
         "Validation loss in nats per token after the last step; with several seeds mean ± sample deviation (number). "
         "FLOPs are model FLOPs as the paper counts them, without recomputation or multiplied zeros. Only runs that "
-        "differ in their seeds are averaged; unfinished runs are neither averaged with finished ones nor compared.",
-        synthetic=results.synthetic,
+        "differ in their seeds are averaged; unfinished runs are neither averaged with finished ones nor compared."
     )
+    return Table("summary", "What each variant cost", rows, note, results.synthetic)
 
 
 def summary_row(variant: Variant, tuned: Sequence[Run]) -> dict[str, str]:
     """The row of one variant, by column."""
     runs, first, base = variant.runs, variant.first, variant.base
     model, kept = first.config.model, linear_parameters(first.config.model, first.sparsity)
-    loss = estimate(run.final_validation for run in runs)
-    dense_loss = estimate(run.final_validation for run in base.runs) if base else None
+    loss, dense_loss = estimate(variant.losses), estimate(base.losses) if base else None
     loss_text = loss.text() if loss else NONE
     if loss and dense_loss and not first.untrained:
         loss_text += f"\n{signed(loss.mean - dense_loss.mean)} to dense"
@@ -97,15 +93,16 @@ def finetuning_text(runs: Sequence[Run]) -> str:
 
 def score_table(group: ScoreGroup) -> Table:
     """Variants by metrics: mean ± sample deviation over seeds, and the change to dense."""
-    return Table(
-        group.file_name,
-        f"Scores on {'synthetic data in the form of ' if group.synthetic else ''}{group.title}",
-        ["variant", *map(metric_name, group.metrics)],
-        [[row.title, *(score_text(row, metric) for metric in group.metrics)] for row in group.rows],
+    rows = [
+        {"variant": row.title} | {metric_name(metric): score_text(row, metric) for metric in group.metrics}
+        for row in group.rows
+    ]
+    title = f"Scores on {'synthetic data in the form of ' if group.synthetic else ''}{group.title}"
+    note = (
         "On the scale that the official script prints; mean ± sample deviation (runs). Seeds may differ in "
-        "what a selection by validation chose for each. Differences are paired by the pre-training seed.",
-        group.synthetic,
+        "what a selection by validation chose for each. Differences are paired by the pre-training seed."
     )
+    return Table(group.file_name, title, rows, note, group.synthetic)
 
 
 def score_text(row: ScoreRow, metric: str) -> str:
@@ -128,33 +125,26 @@ def unattributed_table(results: Results) -> Table:
     rows = []
     for found in results.unattributed:
         values = [f"{name} {NONE if value is None else f'{value:.4g}'}" for name, value in found.metrics.items()]
-        rows.append([str(found.path), task_title(found.task), ", ".join(values)])
-    return Table(
-        "unattributed",
-        "Scores without a record of what was scored",
-        ["file", "task", "scores"],
-        rows,
+        rows.append({"file": str(found.path), "task": task_title(found.task), "scores": ", ".join(values)})
+    note = (
         "These files do not say which checkpoint, split and settings they are of, so they are not compared. Texts that "
-        "`spdf generate` writes carry such a record, and `spdf evaluate --json` passes it on.",
-        labels=3,
+        "`spdf generate` writes carry such a record, and `spdf evaluate --json` passes it on."
     )
+    return Table("unattributed", "Scores without a record of what was scored", rows, note, labels=3)
 
 
 def jobs_table(root: Path, results: Results) -> Table:
     """The state of each job of a workflow, with the reason of a failure."""
     outdated = results.outdated[root.resolve()]
     rows = []
-    for job in all_jobs(root):
-        if job.kind == REPORT:
-            continue
+    for job in (job for job in all_jobs(root) if job.kind != REPORT):
         manifest = job.manifest()
-        record = [str(manifest.get(key) or NONE) for key in ("attempts", "started", "ended")]
+        row = {"job": job.id, "kind": job.kind, "state": str(manifest.get("status") or "not finished")}
+        row |= {key: str(manifest.get(key) or NONE) for key in ("attempts", "started", "ended")}
         left_out = f"left out: {outdated[job.id]} has changed since" if job.id in outdated else ""
-        reason = str(manifest.get("reason") or "") + left_out
-        rows.append([job.id, job.kind, str(manifest.get("status") or "not finished"), *record, reason])
+        rows.append(row | {"reason": str(manifest.get("reason") or "") + left_out})
     name = root.resolve().name
-    header = ["job", "kind", "state", "attempts", "started", "ended", "reason"]
-    return Table(f"jobs-{name}", f"Jobs of {name}", header, rows, labels=3)
+    return Table(f"jobs-{name}", f"Jobs of {name}", rows, labels=3)
 
 
 def runs_table(results: Results) -> Table:
@@ -164,11 +154,11 @@ def runs_table(results: Results) -> Table:
         parallel, training = run.section("parallel"), run.section("training")
         layout = f"TP{parallel.get('tensor', 1)} ZeRO-{parallel.get('zero_stage', 1)} {training.get('precision', '')}"
         kind = ("fine-tuning" if run.is_finetuning else "pre-training") + (", not chosen" if run.rejected else "")
-        row = [run.variant, kind, run.size(), str(run.seed), f"{run.steps:,}", str(training.get("lr", NONE))]
-        rows.append([*row, layout, str(run.skipped), str(run.path)])
-    header = ["variant", "kind", "parameters", "seed", "steps", "peak lr", "layout", "skipped steps", "folder"]
+        row = {"variant": run.variant, "kind": kind, "parameters": run.size(), "seed": str(run.seed)}
+        row |= {"steps": f"{run.steps:,}", "peak lr": str(training.get("lr", NONE)), "layout": layout}
+        rows.append(row | {"skipped steps": str(run.skipped), "folder": str(run.path)})
     note = "The same seed means the same initial weights, data order and (with equal sparsity seed) mask."
-    return Table("runs", "Runs of this report", header, rows, note, labels=2)
+    return Table("runs", "Runs of this report", rows, note, labels=2)
 
 
 def changes_table(results: Results) -> Table:
@@ -176,14 +166,15 @@ def changes_table(results: Results) -> Table:
     rows = []
     for run in results.runs:
         for record in run.changes:
-            label = [run.variant, str(run.seed), f"{record['after_step']:,}", record["time"]]
+            row = {"variant": run.variant, "seed": str(run.seed), "after step": f"{record['after_step']:,}"}
             for change in record["changes"]:
                 key, _, values = change.partition(": ")
                 old, _, new = values.partition(" -> ")
-                rows.append([*label, key, old, new] if new else [*label, change, "", ""])
-    header = ["variant", "seed", "after step", "time", "change", "old value", "new value"]
+                texts = (key, old, new) if new else (change, "", "")
+                names = ("change", "old value", "new value")
+                rows.append(row | {"time": record["time"]} | dict(zip(names, texts, strict=True)))
     note = "The run continued after this step with the new values (--change) or other batches (--rewind)."
-    return Table("changes", "Changes during the runs", header, rows, note, labels=7)
+    return Table("changes", "Changes during the runs", rows, note, labels=7)
 
 
 def curves_csv(results: Results) -> str:

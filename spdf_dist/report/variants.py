@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any, TypeVar
 
+import pandas as pd
+
 from spdf_dist.report.runs import Run
 
 T = TypeVar("T")
@@ -46,6 +48,11 @@ class Variant:
     def flops(self) -> float:
         """Model FLOPs of pre-training."""
         return mean_flops(self.runs)
+
+    @property
+    def losses(self) -> pd.Series:
+        """The last validation losses in nats per token, with the seeds as index."""
+        return pd.Series([run.final_validation for run in self.runs], [run.seed for run in self.runs], dtype=float)
 
     @property
     def speed(self) -> float | None:

@@ -9,11 +9,11 @@ from spdf_dist.accounting.flops import linears_share
 from spdf_dist.base.atomic_files import write_bytes, write_text
 from spdf_dist.base.numbers import MINUS
 from spdf_dist.config.errors import UserError
-from spdf_dist.report import tables
+from spdf_dist.report import plots, tables
+from spdf_dist.report.estimates import paired
 from spdf_dist.report.page import Plot, Section, render_page
-from spdf_dist.report.plots import result_plots
 from spdf_dist.report.results import Results
-from spdf_dist.report.scores import metric_name, paired
+from spdf_dist.report.scores import metric_name
 from spdf_dist.report.style import drawing, to_png, to_svg, variant_colours
 
 SYNTHETIC = (
@@ -84,21 +84,29 @@ def draw(plots: Sequence[Plot], out: Path) -> dict[str, str]:
 
 def result_sections(results: Results) -> list[Section]:
     """The sections about costs and scores, in reading order."""
-    summary = [tables.summary_table(results)] if results.pretraining else []
-    scores = [tables.score_table(group) for group in results.score_groups()]
-    scores += [tables.unattributed_table(results)] if results.unattributed else []
-    sections = [Section("Summary", tables=summary), Section("Scores", tables=scores)]
-    sections += [Section(title) for title in ("Pre-training", "Dense fine-tuning", "Sparse fine-tuning", "Cost")]
-    for plot in result_plots(results):
-        next(section for section in sections if section.title == plot.section).plots.append(plot)
-    return sections
+    groups, colours = results.score_groups(), variant_colours(results.variants)
+    scores = [tables.score_table(group) for group in groups]
+    return [
+        Section("Summary", tables=[tables.summary_table(results)]),
+        Section(
+            "Scores",
+            plots=[plot for group in groups for plot in plots.score_plot(group, colours)],
+            tables=[*scores, tables.unattributed_table(results)],
+        ),
+        Section("Pre-training", plots=plots.pretraining_plots(results)),
+        Section("Dense fine-tuning", plots=plots.finetuning_plots(results, keep_mask=False)),
+        Section("Sparse fine-tuning", plots=plots.finetuning_plots(results, keep_mask=True)),
+        Section("Cost", plots=plots.cost_plots(results)),
+    ]
 
 
 def record_sections(results: Results) -> list[Section]:
     """The sections about runs and jobs."""
-    found = [tables.runs_table(results), tables.changes_table(results)]
     jobs = [tables.jobs_table(root, results) for root in results.workflows]
-    return [Section("Runs", tables=[table for table in found if table.rows]), Section("Jobs", tables=jobs)]
+    return [
+        Section("Runs", tables=[tables.runs_table(results), tables.changes_table(results)]),
+        Section("Jobs", tables=jobs),
+    ]
 
 
 def subtitle(results: Results) -> str:
@@ -132,8 +140,7 @@ def cards(results: Results) -> list[tuple[str, str]]:
         if variant.speed and base.speed:
             ratio = f"{variant.speed / base.speed:.2f}x"
             boxes.append((ratio, f"dense's tokens per second in pre-training ({which})"))
-        losses = [[(run.seed, run.final_validation) for run in these.runs] for these in (variant, base)]
-        if pairs := paired(*losses):
+        if (pairs := paired(variant.losses, base.losses)) and pairs.count > 1:
             what = f"validation loss against dense, nats per token ({which}), {pairs.count} pairs of seeds"
             boxes.append((pairs.difference_text(), what))
     for group in results.score_groups():

@@ -16,10 +16,7 @@ from spdf_dist.accounting.phases import run_flops
 from spdf_dist.config.budget import total_steps
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import PretrainConfig
-from spdf_dist.studies.evidence.law import HELD_OUT, JOBS, SWEEPS
-from spdf_dist.studies.evidence.rows import SIGN
-from spdf_dist.studies.evidence.rules import METHODS as METHODS_AT_EQUAL_FLOPS
-from spdf_dist.studies.evidence.rules import SIZES, TASKS
+from spdf_dist.studies.evidence.rows import SIGN, STUDY
 
 FILES = (
     "packed/index.json",
@@ -127,10 +124,11 @@ def test_the_study_compares_like_with_like(planned) -> None:  # type: ignore[no-
     assert two_phases == pytest.approx(static, rel=0.02)
     heads = {config.model.hidden_size // config.model.num_attention_heads for config in configs.values()}
     assert heads == {32}
-    analysed = {*JOBS, *SWEEPS, *HELD_OUT, *(job for job, _, _ in METHODS_AT_EQUAL_FLOPS.values())}
-    analysed |= {name for pretrain, _, finetune in SIZES for name in (pretrain, finetune) if name}
-    analysed |= {"optimum-standard", "artefact", "decay-rule", *SIGN}
-    analysed |= {f"{task}-{what}" for task in TASKS for what in ("20", "untrained")}
+    analysed = {name for kind in ("jobs", "sweeps", "held_out") for name in STUDY["law"][kind]}
+    analysed |= {job for job, _, _ in STUDY["methods"].values()}
+    analysed |= {name for pretrain, _, finetune in STUDY["sizes"] for name in (pretrain, finetune) if name}
+    analysed |= {job for lines in STUDY["rates"].values() for job, _ in lines.values()} | {"decay-rule", *SIGN}
+    analysed |= {f"{task}-{what}" for task in STUDY["tasks"] for what in ("20", "untrained")}
     assert analysed <= {job.name for job in jobs.values()}
 
 

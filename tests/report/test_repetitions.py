@@ -26,13 +26,13 @@ def test_runs_of_a_sweep_are_no_variant(tmp_path: Path) -> None:
 def test_scores_are_paired_by_the_pretraining_seed(tmp_path: Path) -> None:
     study = read_results([write_study(tmp_path / "s", {"1m-dense": DENSE, "1m-s75": CLOSE})])
     (table,) = [score_table(group) for group in study.score_groups() if group.task == "e2e"]
-    assert table.rows[1][1].endswith("−0.0020 ± 0.0010 to dense (3 pairs)")
+    assert table.rows[1]["BLEU ↑"].endswith("−0.0020 ± 0.0010 to dense (3 pairs)")
 
 
 def e2e_scores(root: Path) -> dict[str, str]:
     """The BLEU column of the report's table, by variant."""
     (table,) = [score_table(group) for group in read_results([root]).score_groups() if group.task == "e2e"]
-    return {row[0]: row[1].partition("\n")[0] for row in table.rows}
+    return {row["variant"]: row["BLEU ↑"].partition("\n")[0] for row in table.rows}
 
 
 def test_a_seed_whose_selection_chose_otherwise_still_counts(tmp_path: Path) -> None:

@@ -25,15 +25,16 @@ from made_up_runs import (
 from spdf_dist.base.numbers import power_label
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
+from spdf_dist.report.estimates import estimate
 from spdf_dist.report.page import Table
 from spdf_dist.report.plots import cost_plots, finetuning_plots
 from spdf_dist.report.results import Results, read_results
 from spdf_dist.report.runs import Run, read_run
-from spdf_dist.report.scores import estimate, published_scale
-from spdf_dist.report.speedups import largest_square, speedup_series
-from spdf_dist.report.style import variant_colours
+from spdf_dist.report.scores import published_scale
+from spdf_dist.report.speedups import largest_square, speedup_points
+from spdf_dist.report.style import drawing, variant_colours
 from spdf_dist.report.tables import finetuning_text, score_table, summary_table
-from spdf_dist.report.write import cards
+from spdf_dist.report.write import cards, result_sections
 from spdf_dist.studies.paper.printed import our_estimate
 from spdf_dist.studies.paper.section import own_panels
 from spdf_dist.training.run_folder import RunFolder
@@ -135,15 +136,15 @@ def test_real_scores_of_other_sizes_get_a_panel_in_figure_4(tmp_path: Path) -> N
 def test_variants_flops_and_differences_to_dense(workflow: Path) -> None:
     study = read_results([workflow])
     assert study.variants == ["untrained", "dense", "s75"]
-    rows = {row[0]: row for row in summary_table(study).rows}
+    rows = {row["variant"]: row for row in summary_table(study).rows}
     assert set(rows) == set(VARIANTS)
     flops = {run.variant: run.last("flops") for run in study.pretraining}
-    assert rows["s75"][6].endswith(f"{flops['s75'] / flops['dense']:.3f}x dense")
-    assert rows["s75"][5].endswith("+0.080 to dense")
-    assert "25% kept" in rows["s75"][2]
-    assert "590k reactivated, norm 1.25" in rows["s75"][9]
+    assert rows["s75"]["pre-training FLOPs"].endswith(f"{flops['s75'] / flops['dense']:.3f}x dense")
+    assert rows["s75"]["validation loss"].endswith("+0.080 to dense")
+    assert "25% kept" in rows["s75"]["linear weights"]
+    assert "590k reactivated, norm 1.25" in rows["s75"]["fine-tuned, validation loss"]
     (table,) = score_tables(study)
-    assert table.rows[2][:2] == ["s75", "0.5940\n−0.0160 to dense"]
+    assert (table.rows[2]["variant"], table.rows[2]["BLEU ↑"]) == ("s75", "0.5940\n−0.0160 to dense")
 
 
 def test_report_job_gets_the_folders_of_the_jobs_it_needs(workflow: Path) -> None:
@@ -166,8 +167,8 @@ def test_kernel_measurements_become_figure_1(tmp_path: Path) -> None:
     ]
     bench = {"schema_version": 1, "machine": {"cpu": "a processor"}, "threads": 2, "results": results}
     write_json(tmp_path / "gemm.json", bench)
-    lines = speedup_series(largest_square(bench))
-    assert [(line.label, list(line.x)) for line in lines] == [("forward", [50.0, 90.0]), ("dx", [50.0, 90.0])]
+    lines = speedup_points(largest_square(bench))
+    assert {op: [x for x, _ in points] for op, points in lines.items()} == {"forward": [50.0, 90.0], "dx": [50.0, 90.0]}
     text = report([tmp_path / "gemm.json"], tmp_path / "out").read_text(encoding="utf-8")
     assert (tmp_path / "out" / "figure_1.png").is_file() and "a processor" in text
 
@@ -197,7 +198,7 @@ def test_validation_scores_that_select_are_no_results(tmp_path: Path) -> None:
     assert sorted({score.metrics["bleu"] for score in study.scores}) == [0.51, 0.52, 0.53]
     assert {score.split for score in study.scores} == {"test"}
     (table,) = score_tables(study)
-    assert [row[1].partition("\n")[0] for row in table.rows] == ["0.5200 ± 0.0100 (3)"] * 2
+    assert [row["BLEU ↑"].partition("\n")[0] for row in table.rows] == ["0.5200 ± 0.0100 (3)"] * 2
     assert {run.path.parts[-4] for run in study.finetuning} == {"final"}  # three seeds of one setting
     assert all(run.tree["training"]["lr"] == 5e-5 for run in study.finetuning)
 
@@ -228,12 +229,15 @@ def test_the_baseline_is_the_variant_called_dense(tmp_path: Path) -> None:
         folder = write_job(tmp_path, f"pretrain/{name}", "pretrain", [], name)
         pretrain_run(folder / "run", level, steps=steps, gap=level)
     study = read_results([tmp_path])
-    rows = {row[0]: row for row in summary_table(study).rows}
+    rows = {row["variant"]: row for row in summary_table(study).rows}
     flops = {run.variant: run.last("flops") for run in study.pretraining}
-    assert rows["1m-stopped"][6].endswith("0.500x dense") and "dense" not in rows["1m-dense"][6]
-    assert rows["1m-s75"][5].endswith("+0.750 to dense")
+    assert (
+        rows["1m-stopped"]["pre-training FLOPs"].endswith("0.500x dense")
+        and "dense" not in rows["1m-dense"]["pre-training FLOPs"]
+    )
+    assert rows["1m-s75"]["validation loss"].endswith("+0.750 to dense")
     ratio = flops["1m-s75"] / flops["1m-dense"]
-    assert rows["1m-s75"][6].endswith(f"{ratio:.3f}x dense")
+    assert rows["1m-s75"]["pre-training FLOPs"].endswith(f"{ratio:.3f}x dense")
     assert f"{ratio:.2f}x dense" in notes_of(study) and f"{1 - ratio:.0%}" in dict(cards(study))
 
 
@@ -293,9 +297,9 @@ def test_each_task_and_the_sparse_control_have_fine_tuning_figures_of_their_own(
             kind = {"task": "e2e", "keep_mask": True} if task == "sparse" else {"task": task}
             finetune_run(tuned / "run", pretrain / "run", "train", config, gap=losses[task], **kind)
     study = read_results([tmp_path])
-    plots = {plot.name: plot for plot in finetuning_plots(study)}
-    assert {plot.section for name, plot in plots.items() if not name.endswith("sparse")} == {"Dense fine-tuning"}
-    assert plots["finetune_loss-e2e-sparse"].section == "Sparse fine-tuning"
+    dense, sparse = ([plot for plot in finetuning_plots(study, kept)] for kept in (False, True))
+    plots = {plot.name: plot for plot in (*dense, *sparse)}
+    assert all(plot.name.endswith("sparse") == (plot in sparse) for plot in plots.values())
     ends = {}
     for name, plot in plots.items():
         if "validation" in name:
@@ -311,7 +315,7 @@ def test_each_task_and_the_sparse_control_have_fine_tuning_figures_of_their_own(
     text = report([tmp_path], tmp_path / "out").read_text(encoding="utf-8")
     assert text.index("Dense fine-tuning") < text.index("Sparse fine-tuning")
     study.runs = [run for run in study.runs if run.task != "webnlg" and not run.keep_mask]
-    assert [plot.name for plot in finetuning_plots(study)] == ["finetune_loss", "finetune_validation"]
+    assert [plot.name for plot in finetuning_plots(study, keep_mask=False)] == ["finetune_loss", "finetune_validation"]
 
 
 def test_an_unfinished_run_saves_nothing(tmp_path: Path) -> None:
@@ -321,8 +325,8 @@ def test_an_unfinished_run_saves_nothing(tmp_path: Path) -> None:
     metrics.write_text("".join(metrics.read_text(encoding="utf-8").splitlines(keepends=True)[:31]), encoding="utf-8")
     study = read_results([tmp_path])
     row = summary_table(study).rows[1]
-    assert row[0] == "75% sparse\nunfinished: 30 of 120 steps"
-    assert "dense" not in row[5] + row[6] and "x dense" not in notes_of(study)
+    assert row["variant"] == "75% sparse\nunfinished: 30 of 120 steps"
+    assert "dense" not in row["validation loss"] + row["pre-training FLOPs"] and "x dense" not in notes_of(study)
     assert not cards(study)
 
 
@@ -443,8 +447,8 @@ def test_seeds_give_mean_and_sample_deviation(tmp_path: Path) -> None:
     study = read_results([tmp_path])
     (row,) = summary_table(study).rows
     losses = [run.final_validation or 0 for run in study.runs]
-    assert row[5] == f"{sum(losses) / 3:.3f} ± 0.100 (3)"
-    assert row[-1] == "3"
+    assert row["validation loss"] == f"{sum(losses) / 3:.3f} ± 0.100 (3)"
+    assert row["runs"] == "3"
 
 
 def test_deviation_is_of_the_sample() -> None:
@@ -544,8 +548,8 @@ def sweep(root: Path) -> Path:
 
 
 def test_only_runs_that_differ_in_their_seeds_are_averaged(tmp_path: Path) -> None:
-    rows = {row[0]: row for row in summary_table(read_results([sweep(tmp_path)])).rows}
-    assert {name: row[-1] for name, row in rows.items()} == {
+    rows = {row["variant"]: row for row in summary_table(read_results([sweep(tmp_path)])).rows}
+    assert {name: row["runs"] for name, row in rows.items()} == {
         "dense, lr 0.001": "2",
         "dense, lr 0.002": "2",
         "75% sparse, lr 0.001, tensor 1": "2",
@@ -553,7 +557,9 @@ def test_only_runs_that_differ_in_their_seeds_are_averaged(tmp_path: Path) -> No
         "75% sparse, lr 0.001, tensor 2": "1",
         "75% sparse, lr 0.001, tensor 1, again in zero-again": "1",
     }
-    assert rows["75% sparse, lr 0.002, tensor 1"][5].endswith("± 0.007 (2)\n+0.750 to dense")  # of the same rate
+    assert rows["75% sparse, lr 0.002, tensor 1"]["validation loss"].endswith(
+        "± 0.007 (2)\n+0.750 to dense"
+    )  # of the same rate
 
 
 def test_a_person_can_name_runs(tmp_path: Path) -> None:
@@ -606,7 +612,10 @@ def test_decodings_of_one_model_are_rows_of_their_own(tmp_path: Path) -> None:
         place = tmp_path / "fine" / f"{beams}.json"
         write_scores(place, tmp_path / "fine", tmp_path / "pre", settings={"beams": beams}, bleu=0.5 + beams / 100)
     (table,) = score_tables(read_results([tmp_path]))
-    assert [row[:2] for row in table.rows] == [["dense, beams 1", "0.5100"], ["dense, beams 10", "0.6000"]]
+    assert [(row["variant"], row["BLEU ↑"]) for row in table.rows] == [
+        ("dense, beams 1", "0.5100"),
+        ("dense, beams 10", "0.6000"),
+    ]
 
 
 def test_the_headline_compares_quality_only_over_pairs_of_seeds(tmp_path: Path) -> None:
@@ -620,11 +629,9 @@ def test_the_headline_compares_quality_only_over_pairs_of_seeds(tmp_path: Path) 
 
 
 def test_figures_can_be_read_at_400_pixels(workflow: Path) -> None:
-    from spdf_dist.report.plots import result_plots
-    from spdf_dist.report.style import drawing
-
+    sections = result_sections(read_results([workflow]))
     with drawing():
-        for plot in result_plots(read_results([workflow])):
+        for plot in (plot for section in sections for plot in section.plots):
             figure = plot.draw()
             pixels_per_point = 400 / (72 * figure.get_figwidth())
             sizes = [text.get_fontsize() for axes in figure.axes for text in axes.texts]

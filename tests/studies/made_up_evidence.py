@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from spdf_dist.studies.evidence.law import Shape, predict
-from spdf_dist.studies.evidence.rows import DONE, Evidence, Row
+from spdf_dist.studies.evidence.rows import DONE, Evidence, table
 
 LAW = np.array([2.0, 0.9, 0.3, 0.8, 0.4, 0.5])
 SHAPE = Shape(4, 128, 1536)
@@ -25,7 +25,7 @@ class Maker:
 
     def __init__(self, noise: float, draw: int) -> None:
         self.noise, self.random = noise, random.Random(draw)
-        self.rows: list[Row] = []
+        self.rows: list[dict[str, Any]] = []
 
     def pretrain(
         self, job: str, width: int, level: float, tokens: float, seed: int = 100, add: float = 0.0, **more: object
@@ -36,36 +36,23 @@ class Maker:
             + add
             + (0.01 * ((seed + 2) % 5 - 2) if seed < 10 else 0.0)
         )
-        row = Row(
-            job, seed=seed, state=DONE, loss=loss + self.random.gauss(0, self.noise), layers=4, width=width,
-            seq_length=128, vocab_size=1536, parameters=weights + 1664 * width, linear=weights, level=level, steps=10,
-            tokens=tokens, flops=tokens * SHAPE.flops_per_token(width, 1 - level), step_seconds=0.1, commit="abc",
-            **BASE,  # type: ignore[arg-type]
-        )  # fmt: skip
-        self.rows.append(replace(row, **more))  # type: ignore[arg-type]
+        row = {
+            "job": job, "seed": seed, "state": DONE, "loss": loss + self.random.gauss(0, self.noise), "layers": 4,
+            "width": width, "seq_length": 128, "vocab_size": 1536, "parameters": weights + 1664 * width,
+            "linear": weights, "level": level, "steps": 10, "tokens": tokens,
+            "flops": tokens * SHAPE.flops_per_token(width, 1 - level), "step_seconds": 0.1, "commit": "abc",
+        }  # fmt: skip
+        self.rows.append(row | BASE | more)
 
     def finetune(self, job: str, variant: str, seed: int, loss: float, width: int = 64, cell: str = "") -> None:
         linear = int(SHAPE.weights(width))
         parameters = linear + 1664 * width
         loss += 0.1 * seed + self.random.gauss(0, self.noise)
-        task = job.partition("-")[0]
-        self.rows.append(
-            Row(
-                job,
-                variant,
-                cell,
-                seed,
-                DONE,
-                task,
-                loss,
-                width=width,
-                parameters=parameters,
-                linear=linear,
-                level=LEVEL[variant],
-            )
-            if variant
-            else Row(job, "", cell, seed, DONE, task, loss)
-        )
+        row = {"job": job, "variant": variant, "cell": cell, "seed": seed, "state": DONE, "loss": loss}
+        row["task"] = job.partition("-")[0]
+        if variant:
+            row |= {"width": width, "parameters": parameters, "linear": linear, "level": LEVEL[variant]}
+        self.rows.append(row)
 
 
 def made_up_study(noise: float = 0.001, draw: int = 0) -> Evidence:
@@ -111,4 +98,4 @@ def made_up_study(noise: float = 0.001, draw: int = 0) -> Evidence:
         maker.pretrain("variable-sparse", 64, 0.9, 2.75e6, seed)
     for level in (0.875, 0.9375):
         maker.pretrain("density", 64, level, 3.07e6, cell=f"level={level}")
-    return Evidence(maker.rows)
+    return Evidence(table(maker.rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from studies.made_up_evidence import BLOCKS, LAW, LOST, SHAPE, made_up_study
 
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
+from spdf_dist.report.estimates import estimate, t_95
 from spdf_dist.report.page import NOT_RUN
 from spdf_dist.report.results import read_results
 from spdf_dist.studies.evidence.law import (
@@ -26,68 +26,77 @@ from spdf_dist.studies.evidence.law import (
     law_points,
     predict,
 )
-from spdf_dist.studies.evidence.rows import ROWS, Evidence, read_evidence, read_rows, to_csv
+from spdf_dist.studies.evidence.losses import recovered
+from spdf_dist.studies.evidence.methods import equal_table
+from spdf_dist.studies.evidence.rates import optimum, rate_lines, rate_text
+from spdf_dist.studies.evidence.rows import ROWS, read_evidence, read_rows
 from spdf_dist.studies.evidence.rules import (
-    ABOVE,
-    BELOW,
     NOT_SUPPORTED,
     SUPPORTED,
     UNDECIDED,
     Finding,
-    Size,
-    equal_size,
-    hypotheses,
     judge,
     overall,
-    paired,
-    recovered,
     seeds_to_decide,
-    size_multipliers,
-    t_95,
 )
-from spdf_dist.studies.evidence.section import field_texts, parts
-from spdf_dist.studies.evidence.tables import equal_table, optimum, rate_lines, rate_text, size_table
+from spdf_dist.studies.evidence.section import field_texts, hypotheses, parts
+from spdf_dist.studies.evidence.sizes import (
+    LARGER,
+    SMALLER,
+    Size,
+    equal_size,
+    outside_text,
+    size_multipliers,
+    size_table,
+)
 
 
 def test_the_interval_is_student_s() -> None:
-    value = paired([-0.002, -0.001, -0.003])
+    value = estimate([-0.002, -0.001, -0.003])
     assert value is not None and value.half_width == pytest.approx(4.303 * 0.001 / 3**0.5)
     exact = {1: 12.706, 10: 2.228, 11: 2.201, 15: 2.131, 20: 2.086, 60: 2.000, 1000: 1.962}
     assert {freedom: t_95(freedom) for freedom in exact} == pytest.approx(exact, abs=1e-3)
-    assert paired([]) is None
+    assert estimate([]) is None
 
 
 def test_the_rule() -> None:
-    low, high, wide = paired([0.01, 0.011]), paired([0.2, 0.201]), paired([0.0, 0.06])
+    low, high, wide = estimate([0.01, 0.011]), estimate([0.2, 0.201]), estimate([0.0, 0.06])
     assert [judge(value, 0.025, above=False) for value in (low, high, wide)] == [SUPPORTED, NOT_SUPPORTED, UNDECIDED]
     assert [judge(value, 0.025, above=True) for value in (low, high, wide)] == [NOT_SUPPORTED, SUPPORTED, UNDECIDED]
-    assert judge(paired([0.0]), 0.025, above=False) == UNDECIDED and judge(None, 0.0, above=True) == UNDECIDED
+    assert judge(estimate([0.0]), 0.025, above=False) == UNDECIDED and judge(None, 0.0, above=True) == UNDECIDED
     assert overall([SUPPORTED, NOT_SUPPORTED, UNDECIDED]) == NOT_SUPPORTED
     assert overall([SUPPORTED, UNDECIDED]) == UNDECIDED and overall([SUPPORTED]) == SUPPORTED
     assert overall([]) == UNDECIDED
 
 
 def test_an_undecided_verdict_names_the_seeds_that_would_decide() -> None:
-    value = paired([0.00, 0.02, 0.01])  # mean 0.01, deviation 0.01
+    value = estimate([0.00, 0.02, 0.01])  # mean 0.01, deviation 0.01
     assert value is not None
     # At a distance of 0.005, half a deviation: 1.99 x 0.01 / sqrt(18) is 0.00497, with 17 seeds it is 0.00514.
     assert seeds_to_decide(value, 0.015) == 18
-    assert Finding(("a",), value, 0.015, above=False).verdict_text == "undecided: 18 seeds would decide"
+    assert Finding("a", value, 0.015, above=False).verdict_text == "undecided: 18 seeds would decide"
     assert seeds_to_decide(value, value.mean) is None
-    assert "more than 1000 seeds" in Finding(("a",), value, value.mean, above=False).verdict_text
-    assert Finding(("a",), None, 0.0, above=True).verdict_text == "undecided: not run"
-    assert Finding(("a",), paired([1.0]), 0.0, above=True).verdict_text == "undecided: one seed"
+    assert "more than 1000 seeds" in Finding("a", value, value.mean, above=False).verdict_text
+    assert Finding("a", None, 0.0, above=True).verdict_text == "undecided: not run"
+    assert Finding("a", estimate([1.0]), 0.0, above=True).verdict_text == "undecided: one seed"
 
 
 def test_the_size_of_equal_loss_is_interpolated_and_never_extrapolated() -> None:
     curve = [(4e5, 2.0), (1e5, 4.0)]  # loss ~ size^-1/2
     assert equal_size(curve, 4.0 / 2**0.5) == pytest.approx(2e5)
     assert equal_size(curve, 4.0) == pytest.approx(1e5) and equal_size(curve, 2.0) == pytest.approx(4e5)
-    assert (equal_size(curve, 4.1), equal_size(curve, 1.9)) == (BELOW, ABOVE)
+    assert (equal_size(curve, 4.1), equal_size(curve, 1.9)) == (SMALLER, LARGER)
     small = Size(32, 100_000, 10_000, pd.Series({1: 4.0, 2: 4.0}), pd.Series({1: 4.5}))
     large = Size(64, 400_000, 90_000, pd.Series({1: 2.0}), pd.Series({1: 4.0 / 2**0.5, 2: 2.1}))  # seed 2 has no curve
-    assert size_multipliers([small, large]) == {32: {1: BELOW}, 64: {1: pytest.approx(0.5)}}
-    assert size_multipliers([small, large], linear=True) == {32: {1: BELOW}, 64: {1: pytest.approx(1 / 3)}}
+    for linear, share in ((False, 0.5), (True, 1 / 3)):
+        found = size_multipliers([small, large], linear)
+        assert {width: dict(values) for width, values in found.items()} == {
+            32: {1: SMALLER},
+            64: {1: pytest.approx(share)},
+        }
+    assert outside_text(found[32]) == "1 of 1 seeds smaller than the smallest dense model" and not outside_text(
+        found[64]
+    )
 
 
 def test_hypotheses_on_a_whole_study() -> None:
@@ -109,35 +118,34 @@ def test_hypotheses_on_a_whole_study() -> None:
 
 def test_a_value_outside_of_the_curve_is_named() -> None:
     evidence = made_up_study()
-    for row in evidence.rows:
-        if row.job == "cooldown-10" and row.variant == "s75" and row.seed == 2:
-            row.loss = 9.0
+    evidence.rows.loc[evidence.at("cooldown-10", "s75").query("seed == 2").index, "loss"] = 9.0
     found, _ = hypotheses(evidence)[2].findings
-    assert found.verdict_text == f"undecided: width 64: 1 of 3 seeds {BELOW}"
-    rows = {(row[0], row[1].split(":")[0]): row[-2] for row in size_table(evidence).rows}
-    assert f"1 of 3 seeds {BELOW}" in rows["pre-training", "64"] and rows["pre-training", "32"].startswith("–")
-    assert f"3 of 3 seeds {BELOW}" in rows["E2E", "64"]  # after fine-tuning the curve begins at this size
+    below = "smaller than the smallest dense model"
+    assert found.verdict_text == f"undecided: width 64: 1 of 3 seeds {below}"
+    rows = {(row["loss of"], row["width: parameters"].split(":")[0]): row["m"] for row in size_table(evidence).rows}
+    assert f"1 of 3 seeds {below}" in rows["pre-training", "64"] and rows["pre-training", "32"].startswith("–")
+    assert f"3 of 3 seeds {below}" in rows["E2E", "64"]  # after fine-tuning the curve begins at this size
 
 
 def test_the_optimum_moves_in_the_standard_parameterization_only() -> None:
     evidence = made_up_study()
-    supar, standard = (lines for _, lines in rate_lines(evidence))
-    best = {line.label: optimum(line) for line in supar[:2]}
-    assert all(inside and rate == pytest.approx(8e-3, rel=0.05) for rate, inside in best.values())
-    moved = [optimum(line)[0] for line in standard[:2]]
+    supar, standard = rate_lines(evidence).values()
+    best = [optimum(supar[label]) for label in ("dense", "75%")]
+    assert all(inside and rate == pytest.approx(8e-3, rel=0.05) for rate, inside in best)
+    moved = [optimum(standard[label])[0] for label in ("dense", "75%")]
     assert moved == pytest.approx([4e-3, 1.6e-2], rel=0.05)
-    assert [line.label for line in standard] == ["dense", "75%", "dense, embeddings at 4 x the rate"]
+    assert list(standard) == ["dense", "75%", "dense, embeddings at 4 x the rate"]
     text = rate_text(evidence)
     assert "by a factor of 1 with SuPar" in text and "by a factor of 4 with standard" in text
     assert "Weight decay at 75%" in text and "The artefact" in text
 
 
 def test_methods_are_compared_at_the_flops_they_spent() -> None:
-    rows = {row[0]: row[1:] for row in equal_table(made_up_study()).rows}
-    assert rows["75% static"][3].endswith("(3)")  # only the seeds that the methods have
-    assert rows["GMP to 75%"][4].startswith("−0.1") and rows["GMP to 75%"][5] == "better"
-    assert rows["75%, 8 blocks per side"][5] == "worse" and rows["wide, 75%"][0] == "128"
-    assert "would decide" in rows["variable, 90% then dense"][5]
+    rows = {row["method"]: row for row in equal_table(made_up_study()).rows}
+    assert rows["75% static"]["validation loss ↓"].endswith("(3)")  # only the seeds that the methods have
+    assert rows["GMP to 75%"]["minus static 75%"].startswith("−0.1") and rows["GMP to 75%"]["reading"] == "better"
+    assert rows["75%, 8 blocks per side"]["reading"] == "worse" and rows["wide, 75%"]["width"] == "128"
+    assert "would decide" in rows["variable, 90% then dense"]["reading"]
 
 
 def test_the_law_recovers_known_parameters_within_its_intervals() -> None:
@@ -145,23 +153,23 @@ def test_the_law_recovers_known_parameters_within_its_intervals() -> None:
     for draw in range(4):
         evidence = made_up_study(0.004, draw)
         points = law_points(evidence)
-        assert {point.width for point in points} == {32, 64, 96} and len(points) == 23
+        assert set(points.width) == {32, 64, 96} and len(points) == 23
         law = fit_law(points, samples=60)
         assert law is not None and law.identified("gamma") and law.identified("alpha")
         bounds = [law.interval(name) for name in NAMES]
         inside += sum(low < true < high for (low, high), true in zip(bounds, LAW, strict=True))
         assert law.share(0.25)[0] == pytest.approx(0.5, abs=0.03)
-        (held_out,) = law_points(evidence, held_out=True)
+        (held_out,) = law_points(evidence, held_out=True).itertuples()
         fitted = predict(law.best, held_out.weights, held_out.tokens, held_out.density ** law.best[-1])
         assert float(fitted) == pytest.approx(held_out.loss, abs=0.02)
     assert inside >= 20  # of 24 intervals of 95%
 
 
 def test_what_the_points_cannot_tell_is_called_not_identified() -> None:
-    points = [point for point in law_points(made_up_study(noise=0.04)) if point.width < 96]
+    points = law_points(made_up_study(noise=0.04)).query("width < 96")
     law = fit_law(points, samples=60)
     assert law is not None and not law.identified("E") and law.identified("gamma")
-    assert fit_law(points[:6]) is None and fit_law([p for p in points if p.width == 64]) is None
+    assert fit_law(points[:6]) is None and fit_law(points.query("width == 64")) is None
 
 
 def test_the_best_density_for_a_budget() -> None:
@@ -178,9 +186,7 @@ def test_the_best_density_for_a_budget() -> None:
 @pytest.mark.parametrize("jobs", [(), ("sweep",), ("sweep", "cooldown-10", "e2e-20"), ("cooldown-32", "blocks")])
 def test_a_part_of_the_study_has_results(jobs: tuple[str, ...], tmp_path: Path) -> None:
     evidence = made_up_study()
-    for row in evidence.rows:
-        if row.job not in jobs:
-            row.state = NOT_RUN
+    evidence.rows.loc[~evidence.rows.job.isin(jobs), "state"] = NOT_RUN
     assert len(parts(evidence)) == 7
     assert all(one.verdict in (SUPPORTED, NOT_SUPPORTED, UNDECIDED) for one in hypotheses(evidence))
     assert field_texts(evidence)["rigl"] == "Not measured."
@@ -188,8 +194,8 @@ def test_a_part_of_the_study_has_results(jobs: tuple[str, ...], tmp_path: Path) 
 
 def test_rows_survive_the_csv(tmp_path: Path) -> None:
     evidence = made_up_study()
-    (tmp_path / ROWS).write_text(to_csv(evidence.rows), encoding="utf-8")
-    assert read_rows(tmp_path / ROWS) == evidence.rows
+    (tmp_path / ROWS).write_text(evidence.rows.to_csv(index=False), encoding="utf-8")
+    pd.testing.assert_frame_equal(read_rows(tmp_path / ROWS), evidence.rows)
     (tmp_path / ROWS).write_text("size,variant\nx,y\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"evidence\.csv"):
         read_rows(tmp_path / ROWS)
@@ -200,8 +206,8 @@ def test_page_and_files_from_the_csv_alone(tmp_path: Path, capsys: pytest.Captur
     rows.mkdir()
     page.parent.mkdir()
     evidence = made_up_study()
-    evidence.rows[-1].state = "failed: the loss is not finite"
-    (rows / ROWS).write_text(to_csv(evidence.rows), encoding="utf-8")
+    evidence.rows.loc[evidence.rows.index[-1], "state"] = "failed: the loss is not finite"
+    (rows / ROWS).write_text(evidence.rows.to_csv(index=False), encoding="utf-8")
     page.write_text("before <!-- evidence results -->old<!-- end --> after <!-- evidence gmp --><!-- end -->\n")
     command = ["report", str(rows), "--out", str(out), "--markdown", str(page)]
     assert main(command) == 0
@@ -250,25 +256,25 @@ def write_part(root: Path) -> None:
 def test_rows_of_a_workflow(tmp_path: Path) -> None:
     write_part(tmp_path / "study")
     evidence = read_evidence(read_results([tmp_path / "study"]), [])
-    states = {row.id: row.state for row in evidence.rows}
-    assert states.pop(("e2e-20", "s75", "", 1)) == NOT_RUN and ("e2e-masked", "s75", "", 1) not in states
-    rows = {row.job: row for row in evidence.rows if row.id in states}
+    assert list(evidence.rows[evidence.rows.variant == "s75"].state) == [
+        NOT_RUN
+    ]  # not e2e-masked, which is not planned
+    rows = {row.job: row for row in evidence.rows[evidence.rows.variant != "s75"].itertuples()}
     assert [rows[name].state for name in ("dense-equal", "cooldown-10", "e2e-20")] == [NOT_RUN, NOT_RUN, "done"]
     first, second, tuned = rows["variable-sparse"], rows["variable-dense"], rows["e2e-20"]
     assert (first.level, first.width, first.layers, second.level) == (pytest.approx(0.9, abs=1e-3), 128, 4, 0.0)
     alone = 20 * 16 * 128
     assert first.tokens == 2 * alone and second.tokens == 3 * alone  # both phases
-    assert second.flops is not None and first.flops is not None and second.flops > first.flops
+    assert second.flops > first.flops
     assert (tuned.task, tuned.variant, tuned.commit, tuned.versions) == ("e2e", "dense", "abc", "spdf 1")
     assert tuned.loss == pytest.approx(1.6) and tuned.width == 128
     # A row of a file is replaced by a finished job only.
-    old = [row for row in made_up_study().rows if row.job in ("dense-equal", "e2e-20")]
-    (tmp_path / ROWS).write_text(to_csv(old), encoding="utf-8")
-    both = {row.id: row for row in read_evidence(read_results([tmp_path / "study"]), [tmp_path]).rows}
-    assert both["dense-equal", "", "", 1].state == "done" and both["e2e-20", "dense", "", 1].loss == tuned.loss
+    made_up_study().rows.query("job in ('dense-equal', 'e2e-20')").to_csv(tmp_path / ROWS, index=False)
+    both = read_evidence(read_results([tmp_path / "study"]), [tmp_path])
+    assert both.losses("dense-equal")[1] > 0 and both.losses("e2e-20", "dense")[1] == tuned.loss
 
 
 def test_other_workflows_are_no_evidence_study(tmp_path: Path) -> None:
     write_job(tmp_path, "pretrain/dense", "pretrain", [], "dense", done=False)
-    assert read_evidence(read_results([tmp_path]), [tmp_path]) == Evidence()
-    assert asdict(Evidence())["rows"] == []
+    evidence = read_evidence(read_results([tmp_path]), [tmp_path])
+    assert evidence.rows.empty and parts(evidence) == []

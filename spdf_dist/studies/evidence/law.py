@@ -9,17 +9,17 @@ the non-zeros count. Published laws state this share too: ``SHARES``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import mean
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from spdf_dist.accounting.flops import training_flops
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
-from spdf_dist.studies.evidence.rows import DONE, Evidence, Row
+from spdf_dist.studies.evidence.rows import STUDY, Evidence
 
 Array = NDArray[np.float64]
 NAMES = ("E", "A", "alpha", "B", "beta", "gamma")
@@ -27,58 +27,33 @@ LOW, HIGH = np.array([0.05, 0.05, -0.5]), np.array([1.5, 1.5, 1.5])
 """Bounds of alpha, beta, gamma."""
 GRID, ROUNDS, SHRINK = 5, 18, 0.65
 SAMPLES = 300
-JOBS = ("cooldown-10", "cooldown-20", "cooldown-32", "cooldown-96", "dense-equal", "density", "variable-sparse")
-"""Jobs of static unstructured masks at the chosen base, each with a complete schedule."""
-SWEEPS = ("sweep", "optimum-supar")
-"""Jobs of which only the runs at the chosen base count."""
-HELD_OUT = ("wide",)
 WIDTHS = range(16, 257, 8)
 """Widths among which the law chooses the best for a budget."""
-DENSITIES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 
 
-@dataclass(frozen=True)
-class Point:
-    """The mean loss over the seeds of one model, density and length."""
-
-    width: int
-    weights: float
-    density: float
-    tokens: float
-    flops: float
-    loss: float
-    seeds: int
+def base_row(evidence: Evidence) -> pd.Series | None:
+    """The run of the sweep with the lowest loss: it has the chosen rate and deviation. None without a sweep."""
+    swept = evidence.done[evidence.done.job == "sweep"].dropna(subset=["loss"])
+    return swept.loc[swept.loss.idxmin()] if len(swept) else None
 
 
-def base_row(evidence: Evidence) -> Row | None:
-    """The run of the sweep with the lowest loss: it has the chosen rate and deviation."""
-    swept = [row for row in evidence.rows if row.job == "sweep" and row.state == DONE and row.loss is not None]
-    return min(swept, key=lambda row: row.loss or 0.0, default=None)
+def law_points(evidence: Evidence, held_out: bool = False) -> pd.DataFrame:
+    """The points of the fit, or those that it leaves out as a test: a row per model, density and length.
 
-
-def law_points(evidence: Evidence, held_out: bool = False) -> list[Point]:
-    """The points of the fit, or those that it leaves out as a test."""
-    base = base_row(evidence)
-    chosen = (base.lr, base.init_std) if base else None
-    groups: dict[tuple[int, float, float], list[Row]] = {}
-    for row in evidence.rows:
-        if row.state != DONE or row.loss is None or not (row.width and row.linear and row.tokens and row.flops):
-            continue
-        wanted = row.job in HELD_OUT if held_out else row.job in JOBS
-        if wanted or (not held_out and row.job in SWEEPS and (row.lr, row.init_std) == chosen):
-            groups.setdefault((row.width, round(row.density, 4), row.tokens), []).append(row)
-    return [
-        Point(
-            width,
-            float(rows[0].linear or 0),
-            rows[0].density,
-            tokens,
-            mean(row.flops or 0.0 for row in rows),
-            mean(row.loss or 0.0 for row in rows),
-            len(rows),
-        )
-        for (width, _, tokens), rows in sorted(groups.items())
-    ]
+    Columns: ``width``, ``weights``, ``density``, ``tokens``, and means over the seeds of ``flops`` and ``loss``.
+    """
+    rows, base, jobs = evidence.done, base_row(evidence), STUDY["law"]
+    wanted = rows.job.isin(jobs["held_out" if held_out else "jobs"])
+    if base is not None and not held_out:
+        wanted |= rows.job.isin(jobs["sweeps"]) & (rows.lr == base.lr) & (rows.init_std == base.init_std)
+    rows = rows[wanted].dropna(subset=["loss", "width", "linear", "tokens", "flops"])
+    rows = rows.assign(density=1 - rows.level.fillna(0.0)).assign(near=lambda found: found.density.round(4))
+    groups = rows.groupby(["width", "near", "tokens"])
+    points = groups.agg(
+        weights=("linear", "first"), density=("density", "first"), flops=("flops", "mean"), loss=("loss", "mean"),
+        seeds=("loss", "size"),
+    )  # fmt: skip
+    return points.reset_index().astype({"weights": float})
 
 
 def terms(exponents: Array, weights: Array, tokens: Array, density: Array) -> tuple[Array, Array]:
@@ -143,7 +118,8 @@ def predict(parameters: Array, weights: Any, tokens: Any, share: Any) -> Array:
 class Law:
     """A fitted law with its bootstrap samples."""
 
-    points: list[Point]
+    points: pd.DataFrame
+    """See ``law_points``."""
     best: Array
     """[6]"""
     samples: Array
@@ -179,23 +155,20 @@ def percentiles(values: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def fit_law(points: Sequence[Point], samples: int = SAMPLES) -> Law | None:
+def fit_law(points: pd.DataFrame, samples: int = SAMPLES) -> Law | None:
     """Fit the law; None for points that cannot identify it: too few, or no variety in size, length or density.
 
     The bootstrap draws residuals with replacement, scaled by sqrt(P / (P - 6)), and fits each sample.
     """
-    variety = [len({getattr(point, name) for point in points}) for name in ("width", "tokens", "density")]
-    if len(points) < len(NAMES) + 2 or min(variety, default=0) < 2:
+    if len(points) < len(NAMES) + 2 or points[["width", "tokens", "density"]].nunique().min() < 2:
         return None
-    weights, tokens, density, losses = (
-        np.array([getattr(point, name) for point in points]) for name in ("weights", "tokens", "density", "loss")
-    )
+    weights, tokens, density, losses = points[["weights", "tokens", "density", "loss"]].to_numpy(float).T
     data = (weights, tokens, density)
     best = fit(losses[None], data)[0]
     fitted = predict(best, weights, tokens, density ** best[-1])
     residuals = (losses - fitted) * np.sqrt(len(points) / (len(points) - len(NAMES)))
     drawn = np.random.default_rng(0).choice(residuals - residuals.mean(), (samples, len(points)))
-    return Law(list(points), best, fit(fitted + drawn, data), float(residuals.std()))
+    return Law(points, best, fit(fitted + drawn, data), float(residuals.std()))
 
 
 def frantar(density: Any) -> Any:
@@ -235,10 +208,8 @@ class Shape:
 
 def shape_of(evidence: Evidence) -> Shape | None:
     """The shape that the study's models share; None without a run."""
-    row = base_row(evidence)
-    if row is None or not (row.layers and row.seq_length and row.vocab_size):
-        return None
-    return Shape(row.layers, row.seq_length, row.vocab_size)
+    shapes = evidence.done[["layers", "seq_length", "vocab_size"]].dropna()
+    return Shape(*map(int, shapes.iloc[0])) if len(shapes) else None
 
 
 def best_at_budget(

@@ -1,11 +1,13 @@
-"""The runs of the evidence study, one row per job, from a workflow folder or from the CSV of an earlier report."""
+"""The runs of the evidence study, one row per job, from a workflow folder or from the CSV of an earlier report.
+
+``study.yaml`` defines the columns, and the grid points that each result uses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -13,12 +15,15 @@ import pandas as pd
 from spdf_dist.accounting.parameters import linear_parameters, real_sparsity, total_parameters
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.config.yaml_reader import read_yaml_file
 from spdf_dist.report.page import NOT_RUN
 from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run
 from spdf_dist.sparsity.update import update_steps
 from spdf_dist.workflow_folder import PLAN, JobRecord, all_jobs, failure, read_json
 
+STUDY: dict[str, Any] = read_yaml_file(Path(__file__).with_name("study.yaml"))
+COLUMNS = {name: kind for name, (kind, _) in STUDY["columns"].items()}
 ROWS = "evidence.csv"
 SIGN = {"cooldown-10", "dense-equal"}
 """A workflow with jobs of these names is an evidence study."""
@@ -26,77 +31,39 @@ DONE = "done"
 
 
 @dataclass
-class Row:
-    """One training job. Numbers of a fine-tuning job about the model and the masks are those of its pre-training."""
-
-    job: str
-    """Name of the job in the workflow."""
-    variant: str = ""
-    cell: str = ""
-    """The job's place in its grid without the seed, such as `pattern=side8`."""
-    seed: int = 0
-    state: str = NOT_RUN
-    """`done`, `not run`, or `failed: ` and the reason."""
-    task: str = ""
-    """Task of fine-tuning; empty for pre-training."""
-    loss: float | None = None
-    """Validation loss in nats per target token: the last one of pre-training, the best one of fine-tuning."""
-    layers: int | None = None
-    width: int | None = None
-    seq_length: int | None = None
-    vocab_size: int | None = None
-    parameters: int | None = None
-    """All parameters, pruned ones included."""
-    linear: int | None = None
-    """Weights of the linear layers, pruned ones included."""
-    level: float | None = None
-    """Sparsity of the linear layers' masks, at the end of training."""
-    pattern: str = ""
-    algorithm: str = ""
-    parameterization: str = ""
-    lr: float | None = None
-    init_std: float | None = None
-    steps: int | None = None
-    tokens: float | None = None
-    """Target tokens, with those of the runs from which a run continues."""
-    flops: float | None = None
-    """Model FLOPs as the trainer counted them, with those of the runs from which a run continues."""
-    step_seconds: float | None = None
-    """Median time of a training step."""
-    update_seconds: float | None = None
-    """Median extra time of a step that swaps masks, against the steps around it."""
-    commit: str = ""
-    versions: str = ""
-    ended: str = ""
-    key: str = ""
-    """SHA-256 of the job's inputs."""
-
-    @property
-    def id(self) -> tuple[str, str, str, int]:
-        """The identity of the job."""
-        return (self.job, self.variant, self.cell, self.seed)
-
-    @property
-    def density(self) -> float:
-        """Share of the linear layers' weights that the masks keep."""
-        return 1 - (self.level or 0.0)
-
-
-@dataclass
 class Evidence:
     """The rows of a study in the order of its plan, and a note about results that are left out."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: pd.DataFrame
     note: str = ""
 
-    def losses(self, job: str, variant: str = "", cell: str = "") -> pd.Series:
-        """Validation loss by seed of the finished jobs in one cell."""
-        return pd.Series({row.seed: row.loss for row in self.of(job, variant, cell)}, dtype=float).dropna()
+    @property
+    def done(self) -> pd.DataFrame:
+        """The rows of finished jobs."""
+        return self.rows[self.rows.state == DONE]
 
-    def of(self, job: str, variant: str = "", cell: str = "") -> list[Row]:
-        """The finished rows of one cell."""
-        wanted = (job, variant, cell)
-        return [row for row in self.rows if row.state == DONE and (row.job, row.variant, row.cell) == wanted]
+    def at(self, job: str, variant: str = "", cell: str = "") -> pd.DataFrame:
+        """The finished rows of one grid point."""
+        done = self.done
+        return done[(done.job == job) & (done.variant == variant) & (done.cell == cell)]
+
+    def losses(self, job: str, variant: str = "", cell: str = "") -> pd.Series:
+        """Validation loss by seed of the finished jobs at one grid point."""
+        return self.at(job, variant, cell).set_index("seed").loss.dropna()
+
+
+def table(records: Any) -> pd.DataFrame:
+    """Records as a table with all columns and their types. A missing text is empty."""
+    texts = dict.fromkeys((name for name, kind in COLUMNS.items() if kind == "string"), "")
+    return pd.DataFrame(records, columns=list(COLUMNS)).astype(COLUMNS).fillna(texts)
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """The rows in the CSV of an earlier report; none without the file. Raises UserError when it cannot be read."""
+    try:
+        return table(pd.read_csv(path, usecols=list(COLUMNS), dtype=COLUMNS) if path.is_file() else [])
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a table of an evidence study ({error}): move it away to start again") from None
 
 
 def read_evidence(results: Results, folders: Iterable[Path]) -> Evidence:
@@ -104,7 +71,9 @@ def read_evidence(results: Results, folders: Iterable[Path]) -> Evidence:
 
     A finished job of a workflow replaces the row of a file. Raises UserError for a file that cannot be read.
     """
-    rows = {row.id: row for folder in folders for row in read_rows(folder / ROWS)}
+    identity = ("job", "variant", "cell", "seed")
+    earlier = [row for folder in folders for row in read_rows(folder / ROWS).to_dict("records")]
+    rows = {tuple(row[name] for name in identity): row for row in earlier}
     for root in results.workflows:
         jobs = all_jobs(root)
         if {job.name for job in jobs} >= SIGN:
@@ -112,50 +81,60 @@ def read_evidence(results: Results, folders: Iterable[Path]) -> Evidence:
             for job in jobs:
                 if job.trains and not results.is_outdated(job.folder.path):
                     row = row_of(results, job)
-                    if row.state == DONE or (job.id in planned and row.id not in rows):
-                        rows[row.id] = row
-    return Evidence(list(rows.values()), results.outdated_text())
+                    key = tuple(row[name] for name in identity)
+                    if row["state"] == DONE or (job.id in planned and key not in rows):
+                        rows[key] = row
+    return Evidence(table(list(rows.values())), results.outdated_text())
 
 
-def row_of(results: Results, job: JobRecord) -> Row:
-    """The row of one job."""
+def row_of(results: Results, job: JobRecord) -> dict[str, Any]:
+    """The row of one job, by column."""
     cell = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in job.cell.items() if key != "seed")
-    row = Row(job.name, job.variant, cell, int(job.cell.get("seed", 0)))
+    row = {"job": job.name, "variant": job.variant, "cell": cell, "seed": int(job.cell.get("seed", 0))}
     manifest, run = job.manifest(), results.run_at(job.folder.run_dir)
     if run is None or not job.folder.is_done(str(job.spec.get("key"))):
         reason = failure(job)
-        row.state = NOT_RUN if reason is None else f"failed: {reason}"
-        return row
-    row.state, row.seed, row.task = DONE, int(job.cell.get("seed", run.seed)), run.task
-    row.loss = run.best_validation if run.is_finetuning else run.final_validation
-    row.lr = float(run.section("training").get("lr") or 0.0)
-    row.steps = run.steps
+        return row | {"state": NOT_RUN if reason is None else f"failed: {reason}"}
+    row |= describe(run.pretraining.config) if run.pretraining else {}
     origins = [part for part in continued(results, run) if len(part.curve)]
-    row.tokens = sum(part.last("tokens") for part in origins)
-    row.flops = sum(part.last("flops") for part in origins)
-    if run.pretraining is not None:
-        describe(row, run.pretraining.config)
-    if len(run.curve) > 1:
-        times = step_times(run)
-        row.step_seconds = median(times.values())
-        if not run.is_finetuning:
-            row.update_seconds = update_time(run.config, times)
-    row.commit, row.key, row.ended = (str(manifest.get(name) or "") for name in ("git_commit", "key", "ended"))
+    times = run.curve.set_index("step").seconds.diff().fillna(run.curve.set_index("step").seconds)
     versions = manifest.get("versions") or {}
-    row.versions = " ".join(f"{name} {versions[name]}" for name in ("spdf", "torch", "python") if name in versions)
-    return row
+    return row | {
+        "seed": int(job.cell.get("seed", run.seed)),
+        "state": DONE,
+        "task": run.task,
+        "loss": run.best_validation if run.is_finetuning else run.final_validation,
+        "lr": float(run.section("training").get("lr") or 0.0),
+        "steps": run.steps,
+        "tokens": sum(part.last("tokens") for part in origins),
+        "flops": sum(part.last("flops") for part in origins),
+        "step_seconds": times.median() if len(times) > 1 else None,
+        "update_seconds": update_seconds(run.config, times) if len(times) > 1 and not run.is_finetuning else None,
+        "versions": " ".join(f"{name} {versions[name]}" for name in ("spdf", "torch", "python") if name in versions),
+        "commit": manifest.get("git_commit"),
+        "ended": manifest.get("ended"),
+        "key": manifest.get("key"),
+    }
 
 
-def describe(row: Row, config: PretrainConfig) -> None:
-    """Fill the columns about the model, its masks and its parameterization."""
+def describe(config: PretrainConfig) -> dict[str, Any]:
+    """The columns about the model, its masks and its parameterization."""
     model, sparsity, training = config.model, config.sparsity, config.training
-    row.layers, row.width = model.num_layers, model.hidden_size
-    row.seq_length, row.vocab_size = model.seq_length, model.vocab_size
-    row.parameters, row.linear = total_parameters(model), linear_parameters(model)
-    row.level = real_sparsity(model, sparsity) if sparsity.level else 0.0
-    row.pattern = sparsity.pattern + (" permuted" if sparsity.permute else "") if sparsity.level else ""
-    row.algorithm = sparsity.algorithm if sparsity.level else ""
-    row.parameterization, row.init_std = training.parameterization, training.init_std
+    row = {
+        "layers": model.num_layers,
+        "width": model.hidden_size,
+        "seq_length": model.seq_length,
+        "vocab_size": model.vocab_size,
+        "parameters": total_parameters(model),
+        "linear": linear_parameters(model),
+        "level": 0.0,
+        "parameterization": training.parameterization,
+        "init_std": training.init_std,
+    }
+    if sparsity.level:
+        row |= {"level": real_sparsity(model, sparsity), "algorithm": sparsity.algorithm}
+        row["pattern"] = sparsity.pattern + (" permuted" if sparsity.permute else "")
+    return row
 
 
 def continued(results: Results, run: Run) -> Iterable[Run]:
@@ -170,35 +149,11 @@ def continued(results: Results, run: Run) -> Iterable[Run]:
                 return
 
 
-def step_times(run: Run) -> dict[int, float]:
-    """Seconds of each training step."""
-    return dict(zip(run.curve.step, run.curve.seconds.diff().fillna(run.curve.seconds), strict=True))
+def update_seconds(config: PretrainConfig, times: pd.Series) -> float:
+    """Median over the mask updates of the extra seconds of their steps against the ten steps around each.
 
-
-def update_time(config: PretrainConfig, times: dict[int, float]) -> float | None:
-    """Median over the mask updates of the extra seconds of their steps against the ten steps around each."""
-    extra = []
-    for step in update_steps(config.sparsity, max(times)):
-        around = [times[near] for near in range(step - 5, step + 6) if near != step and near in times]
-        if step in times and around:
-            extra.append(times[step] - median(around))
-    return median(extra) if extra else None
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows in a CSV from ``to_csv``; none without the file. Raises UserError when it cannot be read."""
-    if not path.is_file():
-        return []
-    converters: dict[str, Any] = {"int": int, "int | None": int, "float | None": float, "str": str}
-    types = {column.name: converters[str(column.type)] for column in fields(Row)}
-    try:
-        lines = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
-        return [Row(**{name: types[name](text) for name, text in line.items() if text != ""}) for line in lines]
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a table of an evidence study ({error}): move it away to start again") from None
-
-
-def to_csv(rows: Iterable[Row]) -> str:
-    """Rows as CSV, with numbers in full precision."""
-    names = [column.name for column in fields(Row)]
-    return pd.DataFrame(map(asdict, rows), columns=names, dtype=object).to_csv(index=False)
+    NaN without updates. ``times`` has the seconds of each step.
+    """
+    updates = [step for step in update_steps(config.sparsity, int(times.index.max())) if step in times.index]
+    around = [times[(abs(times.index - step) <= 5) & (times.index != step)].median() for step in updates]
+    return float((times[updates] - around).median())

@@ -4,126 +4,98 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
 
 from spdf_dist.base.numbers import duration, short_count
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.page import NOT_RUN, Section, Table
-from spdf_dist.studies.evidence.law import fit_law, law_points
-from spdf_dist.studies.evidence.plots import TITLE, equal_plot, law_plot, lost_plot, rates_plot, sizes_plot
-from spdf_dist.studies.evidence.rows import DONE, Evidence
-from spdf_dist.studies.evidence.rules import MARGIN, STATIC, against_static, blocks_lose_little, hypotheses
-from spdf_dist.studies.evidence.tables import (
-    budget_table,
+from spdf_dist.report.page import NOT_RUN, Section, render
+from spdf_dist.studies.evidence.budgets import law_section
+from spdf_dist.studies.evidence.losses import easy_tasks_lose_less, little_is_lost, lost_plot, tuned_table
+from spdf_dist.studies.evidence.methods import (
+    METHODS,
+    STATIC,
+    against_static,
+    blocks_lose_little,
+    equal_plot,
     equal_table,
-    hypothesis_table,
-    interval_text,
-    law_tables,
-    law_text,
-    rate_table,
-    rate_text,
     reading,
-    size_table,
-    tuned_table,
-    verdict_table,
 )
+from spdf_dist.studies.evidence.rates import rate_table, rate_text, rates_plot
+from spdf_dist.studies.evidence.rows import DONE, STUDY, Evidence
+from spdf_dist.studies.evidence.rules import MARGIN, Hypothesis, interval_text, verdict_table
+from spdf_dist.studies.evidence.sizes import large_models_lose_less, size_table, sizes_plot
 
 FIELD = re.compile(r"(<!-- evidence ([\w-]+) -->).*?(<!-- end -->)", re.DOTALL)
 
 
+def hypotheses(evidence: Evidence) -> list[Hypothesis]:
+    """The study's hypotheses with their findings."""
+    return [
+        Hypothesis("H1", little_is_lost(evidence)),
+        Hypothesis("H2", easy_tasks_lose_less(evidence)),
+        Hypothesis("H3", large_models_lose_less(evidence)),
+        Hypothesis("Blocks", blocks_lose_little(evidence)),
+    ]
+
+
+def parts(evidence: Evidence) -> list[Section]:
+    """The results in reading order; none without a study."""
+    if evidence.rows.empty:
+        return []
+    h1, h2, h3, blocks = found = hypotheses(evidence)
+    equal = [equal_table(evidence), blocks.table]
+    return [
+        Section("Verdicts", tables=[verdict_table(found)]),
+        Section("H1: little is lost", (), lost_plot(evidence), [h1.table, tuned_table(evidence)]),
+        Section("H2: easy tasks lose less", tables=[h2.table]),
+        Section("H3: large models lose less", (), sizes_plot(evidence), [h3.table, size_table(evidence)]),
+        Section("Learning rates", [rate_text(evidence)], rates_plot(evidence), [rate_table(evidence)]),
+        Section("Methods and blocks at equal FLOPs", (), equal_plot(evidence), equal),
+        law_section(evidence),
+    ]
+
+
 def state_lines(evidence: Evidence) -> list[str]:
     """How much of the study has run, on which commit, and what has not run or failed."""
-    done = [row for row in evidence.rows if row.state == DONE]
-    seconds = sum((row.steps or 0) * (row.step_seconds or 0.0) for row in done)
+    rows, done = evidence.rows, evidence.done
+    seconds = (done.steps * done.step_seconds).sum()
     cost = f" Their steps took {duration(seconds)} of one core." if seconds else ""
-    lines = [f"{len(done)} of {len(evidence.rows)} training jobs have run.{cost}"]
-    made = sorted({f"commit {row.commit[:10]} ({row.versions})" for row in done if row.commit})
+    lines = [f"{len(done)} of {len(rows)} training jobs have run.{cost}"]
+    made = sorted({f"commit {row.commit[:10]} ({row.versions})" for row in done.itertuples() if row.commit})
     lines += [f"Made with {'; '.join(made)}."] if made else []
-    waiting = [row.job for row in evidence.rows if row.state == NOT_RUN]
-    if waiting:
-        counts = ", ".join(f"{job} ({waiting.count(job)})" for job in dict.fromkeys(waiting))
-        lines.append(f"Not run: {counts}.")
-    failed = [row for row in evidence.rows if row.state not in (DONE, NOT_RUN)]
+    waiting = rows[rows.state == NOT_RUN].groupby("job", sort=False).size()
+    lines += [f"Not run: {', '.join(f'{job} ({count})' for job, count in waiting.items())}."] if len(waiting) else []
+    failed = rows[~rows.state.isin([DONE, NOT_RUN])].itertuples()
     lines += [f"{row.job} {row.variant} {row.cell} seed {row.seed} {row.state}." for row in failed]
     return [*lines, *filter(None, [evidence.note])]
 
 
-def parts(evidence: Evidence) -> list[Section]:
-    """The results in reading order."""
-    found = {one.name: one for one in hypotheses(evidence)}
-    tables = {name: hypothesis_table(one) for name, one in found.items()}
-    law = fit_law(law_points(evidence))
-    last = Section("Scaling law", ["Too few points have run for a fit."])
-    if law is not None:
-        fitted, points = law_tables(evidence, law)
-        of_law = [fitted, *budget_table(evidence, law), points]
-        last = Section("Scaling law", [law_text(evidence, law)], law_plot(evidence, law), of_law)
-    equal = [equal_table(evidence), tables["Blocks"]]
-    return [
-        Section("Verdicts", tables=[verdict_table(list(found.values()))]),
-        Section("H1: little is lost", (), lost_plot(evidence), [tables["H1"], tuned_table(evidence)]),
-        Section("H2: easy tasks lose less", tables=[tables["H2"]]),
-        Section("H3: large models lose less", (), sizes_plot(evidence), [tables["H3"], size_table(evidence)]),
-        Section("Learning rates", [rate_text(evidence)], rates_plot(evidence), [rate_table(evidence)]),
-        Section("Methods and blocks at equal FLOPs", (), equal_plot(evidence), equal),
-        last,
-    ]
-
-
 def evidence_section(evidence: Evidence, found: Sequence[Section]) -> list[Section]:
     """The section of the report; empty without a study."""
-    if not evidence.rows:
+    if not found:
         return []
     plots = [plot for part in found for plot in part.plots]
-    tables = [table for part in found for table in part.tables if table.rows]
+    tables = [table for part in found for table in part.tables]
     texts = [text for part in found for text in part.intro if text]
-    return [Section(TITLE, [*state_lines(evidence), *texts], plots, tables)]
-
-
-def markdown_table(table: Table) -> str:
-    """A table as Markdown."""
-    lines = ["| " + " | ".join(table.header) + " |", "|" + "---|" * len(table.header)]
-    for row in table.rows:
-        cells = [cell.replace("|", "\\|").replace("\n", "<br>") for cell in row]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def results_markdown(evidence: Evidence, found: Sequence[Section], figures: str, command: str) -> str:
-    """The results as Markdown. ``figures`` is the path of the figures, relative to the page."""
-    lines = ["", f"Made by `{command}`.", "", *(text for line in state_lines(evidence) for text in (line, ""))]
-    for part in found:
-        lines += [f"### {part.title}", "", *(text for line in part.intro if line for text in (line, ""))]
-        for plot in part.plots:
-            lines += [f"![{plot.caption}]({figures}/{plot.name}.png)", ""]
-        for table in (table for table in part.tables if table.rows):
-            lines += [f"**{table.title}**", ""] if table.title != part.title else []
-            lines += [markdown_table(table), "", *([table.note, ""] if table.note else [])]
-    return "\n".join(lines)
-
-
-METHOD_FIELDS = {"rigl": "RigL 75%", "gmp": "GMP to 75%", "wide": "wide, 75%", "variable": "variable, 90% then dense"}
-"""Names of the fields about methods at equal FLOPs, and of the methods."""
+    return [Section("Evidence", [*state_lines(evidence), *texts], plots, tables)]
 
 
 def field_texts(evidence: Evidence) -> dict[str, str]:
     """The sentences for the fields of the page of methods, by name."""
-    static = evidence.of(*STATIC)
-    size = short_count(static[0].parameters or 0) if static else ""
+    static = evidence.at(*METHODS[STATIC])
+    size = short_count(static.parameters.max()) if len(static) else ""
     texts = {}
-    for field, name in METHOD_FIELDS.items():
+    for field, name in STUDY["fields"].items():
         value = against_static(evidence, name)
-        difference = interval_text(value).replace("\n", ", ")
         texts[field] = (
-            f"Measured at equal FLOPs and {size} parameters ([Evidence](evidence.md)): {difference} nats against "
-            f"static 75%, {reading(value)}."
+            f"Measured at equal FLOPs and {size} parameters ([Evidence](evidence.md)): "
+            f"{interval_text(value, ', ')} nats against static 75%, {reading(value)}."
             if value
             else "Not measured."
         )
     blocks = [
-        f"{row.labels[0].removeprefix('75%, ')} {interval_text(row.value).replace(chr(10), ', ')}, {row.verdict}"
+        f"{row.label.removeprefix('75%, ')} {interval_text(row.value, ', ')}, {row.verdict}"
         for row in blocks_lose_little(evidence)
         if row.value
     ]
@@ -133,12 +105,11 @@ def field_texts(evidence: Evidence) -> dict[str, str]:
         if blocks
         else "The effect of blocks on the loss is not measured."
     )
-    updates = [
-        row.update_seconds / row.step_seconds for row in evidence.of("rigl") if row.update_seconds and row.step_seconds
-    ]
+    rigl = evidence.at("rigl")
+    updates = (rigl.update_seconds / rigl.step_seconds).dropna()
     texts["rigl-cost"] = (
-        f"Measured at {size} parameters on a CPU: an update takes the time of {mean(updates):.1f} steps."
-        if updates
+        f"Measured at {size} parameters on a CPU: an update takes the time of {updates.mean():.1f} steps."
+        if len(updates)
         else "Its time is not measured."
     )
     return texts
@@ -151,23 +122,26 @@ def filled_pages(
 
     Raises UserError when there is no study, or when a page cannot be read, has no field, or one of an unknown name.
     """
-    if pages and not evidence.rows:
+    if pages and not found:
         raise UserError("--markdown: there is no evidence study in the folders (see configs/workflows/study_cpu.yaml)")
     filled = {}
     for page in pages:
-        try:
-            content = page.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--markdown {page}: cannot be read: {error}") from None
         figures = Path(os.path.relpath(out.resolve(), page.resolve().parent)).as_posix()
-        texts = {"results": results_markdown(evidence, found, figures, command) + "\n", **field_texts(evidence)}
-        names = [match[2] for match in FIELD.finditer(content)]
-        unknown = [name for name in names if name not in texts]
-        if unknown or not names:
-            wrong = f"no result is called {unknown[0]}" if unknown else "no field <!-- evidence NAME --><!-- end -->"
-            raise UserError(f"--markdown {page}: {wrong}; the names are {', '.join(texts)}")
-        pieces = FIELD.split(content)  # text, begin, name, end, text, ...
-        for k in range(2, len(pieces), 4):
-            pieces[k] = texts[pieces[k]]
-        filled[page] = "".join(pieces)
+        template, state = Path(__file__).with_name("results.md.j2"), state_lines(evidence)
+        results = render(template, state=state, sections=found, figures=figures, command=command)
+        filled[page] = fill(page, {"results": results, **field_texts(evidence)})
     return filled
+
+
+def fill(page: Path, texts: Mapping[str, str]) -> str:
+    """The text of a page with ``texts`` in its fields."""
+    try:
+        content = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--markdown {page}: cannot be read: {error}") from None
+    names = [match[2] for match in FIELD.finditer(content)]
+    unknown = [name for name in names if name not in texts]
+    if unknown or not names:
+        wrong = f"no result is called {unknown[0]}" if unknown else "no field <!-- evidence NAME --><!-- end -->"
+        raise UserError(f"--markdown {page}: {wrong}; the names are {', '.join(texts)}")
+    return FIELD.sub(lambda match: match[1] + texts[match[2]] + match[3], content)

@@ -17,9 +17,10 @@ from spdf_dist.accounting.paper import MODELS
 from spdf_dist.base.numbers import short_count
 from spdf_dist.config.schema import SparsityConfig
 from spdf_dist.data.tasks import find_task
+from spdf_dist.report.estimates import Estimate
 from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run
-from spdf_dist.report.scores import Estimate, ScoreRow, published_scale
+from spdf_dist.report.scores import ScoreRow, published_scale
 
 TABLES = {"e2e": 4, "webnlg": 5, "dart": 6}
 """Number of the paper's table of scores, by task."""
@@ -36,11 +37,11 @@ def table_1() -> dict[str, dict[str, str]]:
 @cache
 def printed(task: str) -> dict[Cell, dict[str, tuple[str, str]]]:
     """The printed results of a task: (mean, deviation) by cell and metric. A value that was not printed is empty."""
-    frame = pd.read_csv(find_task(task).published, dtype=str, keep_default_na=False)
-    cells: dict[Cell, dict[str, tuple[str, str]]] = {}
-    for row in frame.itertuples():
-        cells.setdefault((row.model, float(row.sparsity)), {})[row.metric] = (row.mean, row.deviation)
-    return cells
+    frame = pd.read_csv(find_task(task).published, dtype={"mean": str, "deviation": str}, keep_default_na=False)
+    return {
+        cell: {row.metric: (row.mean, row.deviation) for row in rows.itertuples()}
+        for cell, rows in frame.groupby(["model", "sparsity"], sort=False)
+    }
 
 
 def printed_above_dense(cell: Cell) -> str:
@@ -66,34 +67,20 @@ def paper_model(run: Run) -> str:
     return name if name and (plain or sparsity.level == 0) and tokens == table_1()[name]["tokens"] else ""
 
 
-def our_row(results: Results, task: str, cell: Cell) -> ScoreRow | None:
-    """Scores of a cell on the printed split of real data, after dense fine-tuning; None without any.
+def our_estimate(results: Results, task: str, cell: Cell, metric: str) -> Estimate | None:
+    """Mean and deviation of our scores on the paper's scale; None without scores.
 
-    Of several variants, only the one with the lowest mean validation loss counts.
+    Only dense fine-tuning on real data and the printed split counts. Of several variants, it is the one with the lowest
+    mean validation loss.
     """
-    split = find_task(task).published_split
-    found = []
+    split, found = find_task(task).published_split, []
     for row in (row for group in results.score_groups() if group.task == task for row in group.rows):
         scores = [score for score in row.scores if score.split == split and not score.synthetic]
-        if (
-            scores
-            and not row.run.keep_mask
-            and row.run.sparsity
-            and (paper_model(row.run), row.run.sparsity.level) == cell
-        ):
-            found.append(ScoreRow(row.title, scores))
-
-    def rank(row: ScoreRow) -> tuple[float, str]:
-        losses = [loss for score in row.scores if (loss := score.run.best_validation) is not None]
-        return (mean(losses) if losses else math.inf, row.title)
-
-    return min(found, key=rank, default=None)
-
-
-def our_estimate(results: Results, task: str, cell: Cell, metric: str) -> Estimate | None:
-    """Mean and deviation of our scores on the paper's scale; None without scores."""
-    row = our_row(results, task, cell)
-    return row.estimate(metric, published_scale(task, metric)) if row else None
+        run = row.run
+        if scores and not run.keep_mask and run.sparsity and (paper_model(run), run.sparsity.level) == cell:
+            losses = [loss for score in scores if (loss := score.run.best_validation) is not None]
+            found.append((mean(losses) if losses else math.inf, row.title, ScoreRow(row.title, scores)))
+    return min(found)[-1].estimate(metric, published_scale(task, metric)) if found else None
 
 
 def our_above_dense(results: Results, cell: Cell) -> float | None:

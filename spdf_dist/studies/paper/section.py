@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,12 @@ from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.base.numbers import short_count, signed
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
-from spdf_dist.report.figures import Bar, Dot, bar_figure, dot_figure, speedup_figure
+from spdf_dist.report.figures import Bar, Dot, bar_figure, dot_figure
 from spdf_dist.report.page import NONE, NOT_RUN, Plot, Section, Table
+from spdf_dist.report.plots import score_dots
 from spdf_dist.report.results import Results
 from spdf_dist.report.scores import metric_name, published_scale, task_title
-from spdf_dist.report.speedups import bench_note, largest_square, speedup_series
+from spdf_dist.report.speedups import bench_note, largest_square, speedup_figure, speedup_points
 from spdf_dist.report.style import variant_colours
 from spdf_dist.studies.paper.printed import (
     TABLES,
@@ -40,12 +42,11 @@ def paper_section(results: Results) -> Section:
     """The section of the paper. It is collapsed when no result can be compared."""
     tables = [
         models_table(),
-        flops_table("2: pre-training FLOPs", ("model", "sparsity"), paper.TABLE_2_COLUMNS, paper.table_2()),
-        flops_table("3: dense fine-tuning FLOPs", ("task", "model"), paper.TABLE_3_COLUMNS, paper.table_3()),
+        flops_table("2: pre-training FLOPs", ("model", "sparsity"), paper.table_2()),
+        flops_table("3: dense fine-tuning FLOPs", ("task", "model"), paper.table_3(), paper.TABLE_3_REMARKS),
         *(score_table(results, task) for task in TABLES),
         curation_table(results),
     ]
-    tables[2].note = " ".join([tables[2].note, *paper.TABLE_3_REMARKS])
     folded = not results.bench and all(score.synthetic for score in results.scores)
     return Section(TITLE, (INTRO,), paper_plots(results), tables, folded)
 
@@ -66,106 +67,103 @@ def models_table() -> Table:
             "learning rate": f"{training.lr:.0e}".replace("e-0", "e-"),
             "tokens": short_count(training.train_tokens),
         }
-        rows.append([name, *(theirs[k] if theirs[k] == own else f"{theirs[k]}\nours {own}" for k, own in ours.items())])
+        cells = {k: theirs[k] if theirs[k] == own else f"{theirs[k]}\nours {own}" for k, own in ours.items()}
+        rows.append({"model": name} | cells)
     note = "One value in a cell: the shipped config (gpt2_small, gpt3_xl) has it too. Parameters without padding."
-    return Table("paper_table_1", "Paper, Table 1: models", ["model", *ours], rows, note)
+    return Table("paper_table_1", "Paper, Table 1: models", rows, note)
 
 
-def flops_table(title: str, labels: tuple[str, str], columns: tuple[str, ...], rows: list[paper.Row]) -> Table:
+def flops_table(title: str, labels: Sequence[str], found: Sequence[paper.Row], remarks: Sequence[str] = ()) -> Table:
     """Table 2 or 3. Where a number differs from the printed one, the table shows both and the note gives the reason."""
-    body, marks = [], set()
+    rows, marks = [], []
     notes = ["One value in a cell: every printed digit is reproduced. The other cells:"]
-    for r, row in enumerate(rows):
-        cells = list(row.labels)
+    for r, row in enumerate(found):
+        cells = dict(zip(labels, row.labels, strict=True))
         for figure in row.figures:
+            cells[figure.column] = figure.printed if figure.reproduced else f"{figure.printed}\nours {figure.shown}"
             if not figure.reproduced:
-                marks.add((r, len(cells)))
+                marks.append((r, figure.column))
                 notes.append(f"{' '.join(row.labels)}, {figure.column}: {figure.note}.")
-            cells.append(figure.printed if figure.reproduced else f"{figure.printed}\nours {figure.shown}")
-        body.append(cells)
-    name, header = f"paper_table_{title[0]}", [*labels, *columns]
-    return Table(name, f"Paper, Table {title}", header, body, " ".join(notes), labels=2, marks=marks)
+        rows.append(cells)
+    note = " ".join([*notes, *remarks])
+    return Table(f"paper_table_{title[0]}", f"Paper, Table {title}", rows, note, labels=2, marks=marks)
 
 
 def score_table(results: Results, task: str) -> Table:
     """Table 4, 5 or 6. A cell has the printed value, our value and the difference."""
     rows = []
     for (model, level), values in printed(task).items():
-        row = [model, f"{level:.0%}"]
+        row = {"model": model, "sparsity": f"{level:.0%}"}
         for metric, (text, deviation) in values.items():
             ours = our_estimate(results, task, (model, level), metric)
             digits = len(text.partition(".")[2])
             below = f"ours {ours.text(digits)}, {signed(ours.mean - float(text), digits)}" if ours else NOT_RUN
-            row.append((f"{text} ± {deviation}" if deviation else text) + f"\n{below}")
+            row[metric_name(metric)] = (f"{text} ± {deviation}" if deviation else text) + f"\n{below}"
         rows.append(row)
     note = "Printed, mean ± deviation; below it ours, mean ± sample deviation (runs), and the difference."
     if task == "webnlg":
         note += " Ours is the seen split, which 63.4 BLEU points to; the scores above also give unseen and all."
-    name, title = f"paper_table_{TABLES[task]}", f"Paper, Table {TABLES[task]}: {task_title(task)}"
-    return Table(name, title, ["model", "sparsity", *map(metric_name, values)], rows, note, labels=2)
+    number = TABLES[task]
+    return Table(f"paper_table_{number}", f"Paper, Table {number}: {task_title(task)}", rows, note, labels=2)
 
 
 def curation_table(results: Results) -> Table:
     """Perplexity above dense on Curation Corpus, which is the only number in the blog."""
     rows = []
-    for cell in ((model, level) for model in paper.MODELS for level in paper.LEVELS[1:]):
-        text, ours = printed_above_dense(cell), our_above_dense(results, cell)
+    for model, level in ((model, level) for model in paper.MODELS for level in paper.LEVELS[1:]):
+        text, ours = printed_above_dense((model, level)), our_above_dense(results, (model, level))
         difference = signed(ours - float(text), 2) if ours is not None and text else NONE
-        numbers = [f"+{text}" if text else "not given", NOT_RUN if ours is None else signed(ours, 2), difference]
-        rows.append([cell[0], f"{cell[1]:.0%}", *numbers])
-    title = "Blog: Curation Corpus, perplexity above the dense baseline"
-    return Table("paper_curation", title, ["model", "sparsity", "printed", "ours", "difference"], rows, labels=2)
+        row = {"model": model, "sparsity": f"{level:.0%}", "printed": f"+{text}" if text else "not given"}
+        rows.append(row | {"ours": NOT_RUN if ours is None else signed(ours, 2), "difference": difference})
+    return Table("paper_curation", "Blog: Curation Corpus, perplexity above the dense baseline", rows, labels=2)
 
 
 def paper_plots(results: Results) -> list[Plot]:
     """Figure 1 of the paper, and Figures 2 and 4 of the blog."""
     cells = list(printed("e2e"))
-    missing = [f"{cell[0]} {cell[1]:.0%}" for cell in cells if not our_estimate(results, "e2e", cell, "bleu")]
-    gap = f"Of the paper's models not run: {', '.join(missing)}." if missing else ""
+    missing = [
+        f"{model} {level:.0%}" for model, level in cells if not our_estimate(results, "e2e", (model, level), "bleu")
+    ]
+    gap = f" Of the paper's models not run: {', '.join(missing)}." if missing else ""
     if len(missing) == len(cells):
-        gap = "None of the paper's models was run for this report."
+        gap = " None of the paper's models was run for this report."
     remark_2 = f"Blog, Figure 2, regenerated from the FLOP formula. {paper.FIGURE_2_REMARK}"
     remark_4 = "Blog, Figure 4: filled is ours, hollow is printed; models of other sizes have panels of their own."
-    plots = [
-        Plot("figure_2", TITLE, remark_2, draw_figure_2),
-        Plot("figure_4", TITLE, f"{remark_4} {gap}", partial(draw_figure_4, results)),
-    ]
-    if lines := speedup_series(largest_square(results.bench)):
+    plots = [Plot("figure_2", remark_2, figure_2), Plot("figure_4", remark_4 + gap, partial(figure_4, results))]
+    square = largest_square(results.bench)
+    if speedup_points(square):
         caption = f"Paper, Figure 1, for this machine: {bench_note(results.bench)}"
-        draw = partial(speedup_figure, "Measured and theoretical speed-up over sparsity", lines)
-        plots.insert(0, Plot("figure_1", TITLE, caption, draw))
+        draw = partial(speedup_figure, "Measured and theoretical speed-up over sparsity", square)
+        plots.insert(0, Plot("figure_1", caption, draw))
     return plots
 
 
-def level_name(level: float) -> str:
-    """A sparsity level as the name of a variant."""
-    return f"{level:.0%}" if level else "dense"
+def level_colour(level: float) -> str:
+    """The colour of a sparsity level."""
+    return variant_colours([name := f"{level:.0%}" if level else "dense"])[name]
 
 
-def draw_figure_2() -> Figure:
+def figure_2() -> Figure:
     """FLOPs of GPT-3 XL's pre-training and of its fine-tuning on Curation Corpus."""
     bars = []
     for row in paper.figure_2():
-        name = level_name(row["sparsity"])
-        saved = f", {row['reduction']:.0%} less" if row["reduction"] else ""
-        parts = [row["pretraining"], row["finetuning"]]
-        bars.append(Bar(name, variant_colours([name])[name], parts, f"{sum(parts) / 1e18:.1f} exaFLOPs{saved}"))
+        level, parts = row["sparsity"], [row["pretraining"], row["finetuning"]]
+        note = f"{sum(parts) / 1e18:.1f} exaFLOPs" + (f", {row['reduction']:.0%} less" if row["reduction"] else "")
+        bars.append(Bar(f"{level:.0%}" if level else "dense", level_colour(level), parts, note))
     return bar_figure("GPT-3 XL: pre-training, then Curation Corpus", "FLOPs", bars, ("pre-training", "fine-tuning"))
 
 
-def draw_figure_4(results: Results) -> Figure:
+def figure_4(results: Results) -> Figure:
     """E2E BLEU and perplexity above dense on Curation Corpus, printed and ours."""
     e2e, curation = [], []
-    for cell, values in printed("e2e").items():
-        model, level = cell
-        label, (colour,) = f"{model} {level:.0%}", variant_colours([level_name(level)]).values()
-        text, deviation = values["bleu"]
+    for (model, level), values in printed("e2e").items():
+        label, colour, (text, deviation) = f"{model} {level:.0%}", level_colour(level), values["bleu"]
         e2e.append(Dot(label, colour, float(text), float(deviation), text, hollow=True))
-        if ours := our_estimate(results, "e2e", cell, "bleu"):
+        if ours := our_estimate(results, "e2e", (model, level), "bleu"):
             e2e.append(Dot(f"{label}, ours", colour, ours.mean, ours.deviation, f"{ours.mean:.2f}"))
-        if text := printed_above_dense(cell):
+        if text := printed_above_dense((model, level)):
             curation.append(Dot(label, colour, float(text), None, f"+{text}", hollow=True))
-        above = our_above_dense(results, cell) if level else None
+        above = our_above_dense(results, (model, level)) if level else None
         if above is not None:
             curation.append(Dot(f"{label}, ours", colour, above, None, signed(above, 2)))
     panels = [("E2E, BLEU ↑", e2e), ("Curation Corpus, perplexity above dense ↓", curation)]
@@ -180,12 +178,6 @@ def own_panels(results: Results) -> list[tuple[str, list[Dot]]]:
         metric = {"e2e": "bleu", "curation": "perplexity"}.get(group.task)
         if metric is None or group.split or group.synthetic or any(paper_model(row.run) for row in group.rows):
             continue
-        values = [(row, row.estimate(metric, published_scale(group.task, metric))) for row in group.rows]
-        dots = [
-            Dot(row.title, colours[row.run.variant], ours.mean, ours.deviation, f"{ours.mean:.2f}")
-            for row, ours in values
-            if ours
-        ]
-        if dots:
+        if dots := score_dots(group, metric, colours, published_scale(group.task, metric)):
             panels.append((f"Ours, {group.size}: {task_title(group.task)}, {metric_name(metric)}", dots))
     return panels

@@ -1,0 +1,198 @@
+"""The results of the scaling law: its parameters, its points, and the density that a FLOP budget asks for."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from spdf_dist.base.numbers import power_label, short_count, signed
+from spdf_dist.report.figures import new_panels
+from spdf_dist.report.page import Plot, Section, Table
+from spdf_dist.report.style import GRID, MUTED, variant_colours
+from spdf_dist.studies.evidence.figures import SHAPES, draw_line, finish, plain_ticks
+from spdf_dist.studies.evidence.law import (
+    NAMES,
+    SHARES,
+    WIDTHS,
+    Array,
+    Law,
+    Shape,
+    best_at_budget,
+    fit_law,
+    law_points,
+    percentiles,
+    predict,
+    shape_of,
+)
+from spdf_dist.studies.evidence.losses import COLOURS
+from spdf_dist.studies.evidence.rows import STUDY, Evidence
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Losses = dict[str, tuple[np.ndarray, np.ndarray]]
+DENSITIES = {"dense": 1.0, "50%": 0.5, "75%": 0.25, "87.5%": 0.125, "93.75%": 0.0625}
+
+
+def law_section(evidence: Evidence) -> Section:
+    """The scaling law in sentences, a figure and tables."""
+    law, shape = fit_law(law_points(evidence)), shape_of(evidence)
+    if law is None or shape is None:
+        return Section("Scaling law", ["Too few points have run for a fit."])
+    points = with_predictions(law, evidence)
+    budgets = np.geomspace(law.points.flops.min(), law.points.flops.max(), 4)
+    found = losses_at(law, shape, budgets)
+    caption = (
+        "Above: the share of its full size that a sparse model is worth, fitted and published. Below: the predicted "
+        "loss against dense at equal FLOPs, each at its best width; bands: 95%."
+    )
+    return Section(
+        "Scaling law",
+        [law_text(law, points, budgets, found)],
+        [Plot("evidence_law", caption, partial(law_figure, law, shape))],
+        [parameter_table(law), budget_table(budgets, found), point_table(points)],
+    )
+
+
+def with_predictions(law: Law, evidence: Evidence) -> pd.DataFrame:
+    """The points of the fit and those of the test, with the loss that the law predicts."""
+    points = pd.concat([law.points.assign(part="fit"), law_points(evidence, held_out=True).assign(part="test")])
+    return points.assign(law=predict(law.best, points.weights, points.tokens, points.density ** law.best[-1]))
+
+
+def losses_at(law: Law, shape: Shape, budgets: Array) -> Losses:
+    """By sparsity: the predicted loss at each budget, and the best width [1 + S, C each].
+
+    The first row is of the fitted law and the others of its bootstrap samples. The losses of sparse models are
+    differences to dense.
+    """
+    both = np.concatenate([law.best[None], law.samples])
+    found = {name: best_at_budget(both, shape, budgets, d, d ** both[:, -1]) for name, d in DENSITIES.items()}
+    dense, _ = found["dense"]
+    return {name: (loss if name == "dense" else loss - dense, width) for name, (loss, width) in found.items()}
+
+
+def parameter_table(law: Law) -> Table:
+    """The fitted parameters."""
+    meanings = STUDY["law"]["parameters"]
+    found = [(name, meanings[name], law.value(name), *law.interval(name), law.identified(name)) for name in NAMES]
+    for density in (0.5, 0.25):
+        others = ", ".join(f"{who} {share(density):.2f}" for who, share in SHARES.items())
+        text = f"share of its size that {1 - density:.0%} is worth ({others})"
+        found.append((f"{density}^gamma", text, *law.share(density), law.identified("gamma")))
+    rows = [
+        {
+            "parameter": name,
+            "meaning": text,
+            "value": f"{value:.3f}",
+            "95%": f"[{low:.3f}, {high:.3f}]",
+            "identified": "yes" if identified else "no",
+        }
+        for name, text, value, low, high, identified in found
+    ]
+    note = (
+        "L = E + A (N density^gamma / 1e5)^-alpha + B (D / 1e6)^-beta, N the weights of the linear layers with pruned "
+        f"ones, D tokens. {len(law.points)} points; residuals of {law.deviation:.3f} nats; residual bootstrap. "
+        "Identified: the interval is narrower than the value and reaches no bound of the search."
+    )
+    return Table("evidence_law", "Scaling law", rows, note, labels=2)
+
+
+def point_table(points: pd.DataFrame) -> Table:
+    """The points of the fit and of the test."""
+    rows = [
+        {
+            "width": str(point.width),
+            "density": f"{point.density:.4g}",
+            "tokens": short_count(point.tokens),
+            "FLOPs": power_label(point.flops),
+            "loss (seeds)": f"{point.loss:.3f} ({point.seeds})",
+            "law": f"{point.law:.3f}",
+            "difference": signed(point.loss - point.law),
+            "part": point.part,
+        }
+        for point in points.itertuples()
+    ]
+    return Table("evidence_law_points", "Points of the law", rows, labels=3)
+
+
+def budget_table(budgets: Array, found: Losses) -> Table:
+    """The loss against dense at equal FLOPs, each at its best width."""
+    rows = []
+    for k, flops in enumerate(budgets):
+        row = {"FLOPs": power_label(float(f"{flops:.1e}"))}
+        for name, (losses, widths) in found.items():
+            low, high = (signed(end) for end in percentiles(losses[1:, k]))
+            loss = f"{losses[0, k]:.3f}" if name == "dense" else f"{signed(losses[0, k])}\n95% [{low}, {high}]"
+            row[name] = f"{loss}\nwidth {widths[0, k]}"
+        rows.append(row)
+    note = (
+        f"Predicted loss of dense and differences to it, in nats, each at its best width from {WIDTHS[0]} to "
+        f"{WIDTHS[-1]}. FLOPs include logits and attention, which sparsity does not reduce. The law extrapolates where "
+        "a width or a length lies outside of the points below."
+    )
+    return Table("evidence_budgets", "Which density at a FLOP budget", rows, note)
+
+
+def law_text(law: Law, points: pd.DataFrame, budgets: Array, found: Losses) -> str:
+    """Sentences with the best density of each budget, what the points identify, and the test of the law."""
+    choices = []
+    for k, flops in enumerate(budgets):
+        gains = {name: round(losses[0, k], 3) for name, (losses, _) in found.items() if name != "dense"}
+        best = min(gains, key=lambda name: gains[name])
+        choice = f"{best} ({signed(gains[best])} nats)" if gains[best] < 0 else "dense"
+        choices.append(f"{power_label(float(f'{flops:.1e}'))} {choice}")
+    known = [name for name in NAMES if law.identified(name)]
+    parts = [
+        f"The best predicted sparsity per FLOP budget: {', '.join(choices)}.",
+        f"The points identify {', '.join(known) or 'no parameter'} of {', '.join(NAMES)}.",
+    ]
+    for point in points[points.part == "test"].itertuples():
+        parts.append(
+            f"Test: the law predicts {point.law:.3f} for width {point.width} at density {point.density:g}, which the "
+            f"fit does not contain; the runs have {point.loss:.3f}."
+        )
+    return " ".join(parts)
+
+
+def law_figure(law: Law, shape: Shape) -> Figure:
+    """Above: the share of its size that a sparse model is worth. Below: the loss against dense at equal FLOPs."""
+    figure, (upper, lower) = new_panels("Scaling law with sparsity", [1.0, 1.0], 7.0)
+    density = np.geomspace(1 / 16, 1, 33)
+    band = np.percentile(density ** law.samples[:, -1:], [2.5, 97.5], axis=0)
+    draw_line(upper, "this study", COLOURS["75%"], density, density ** law.best[-1], band=band)
+    grey, other = variant_colours(["paper", "small"]).values()
+    for dash, (colour, (who, share)) in enumerate(zip((other, grey), SHARES.items(), strict=True), 1):
+        draw_line(upper, who, colour, density, share(density), dash=dash)
+    finish(upper, "upper left")
+    upper.set_title("what a sparse model is worth", fontsize=10.5)
+    upper.set_xlabel("density of the linear layers")
+    upper.set_ylabel("share of its full size")
+    plain_ticks(upper, [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1], lambda value: f"{value:.4g}")
+    upper.set_ylim(0, 1.05)
+
+    measured = law.points.flops.min(), law.points.flops.max()
+    budgets = np.geomspace(measured[0] / 2, measured[1] * 2, 25)
+    found = losses_at(law, shape, budgets)
+    for marker, name in zip(SHAPES, ("50%", "75%", "87.5%"), strict=False):
+        losses, _ = found[name]
+        band = np.percentile(losses[1:], [2.5, 97.5], axis=0)
+        draw_line(lower, name, COLOURS[name], budgets, losses[0], marker=marker, band=band)
+    for dash, (who, share) in enumerate(SHARES.items(), 1):
+        losses, _ = best_at_budget(law.best[None], shape, budgets, 0.25, share(0.25))
+        gains = losses[0] - found["dense"][0][0]
+        draw_line(lower, f"75%, share of {who}", COLOURS["75%"], budgets, gains, dash=dash)
+    finish(lower, "upper left")
+    lower.legend(loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=2, fontsize=9, labelspacing=0.3)
+    lower.xaxis.set_major_formatter(lambda value, _: power_label(value))
+    lower.xaxis.set_minor_formatter("")
+    lower.axhline(0, color=MUTED, linewidth=1)
+    lower.axvspan(*measured, color=GRID, alpha=0.5, zorder=0, linewidth=0)
+    lower.set_title("which density at a FLOP budget (grey: measured)", fontsize=10.5)
+    lower.set_xlabel("training FLOPs")
+    lower.set_ylabel("loss minus dense, nats")
+    figure.tight_layout(rect=(0, 0, 1, 1.01), h_pad=1.5)
+    return figure

@@ -1,0 +1,93 @@
+"""H1 and H2: the losses after fine-tuning, against dense and as a share of the gain of pre-training."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pandas as pd
+
+from spdf_dist.base.numbers import signed
+from spdf_dist.report.estimates import Estimate, paired
+from spdf_dist.report.figures import Dot, dot_figure
+from spdf_dist.report.page import NONE, Plot, Table
+from spdf_dist.report.style import variant_colours
+from spdf_dist.studies.evidence.rows import Evidence
+from spdf_dist.studies.evidence.rules import LEVELS, MARGIN, TASKS, Finding, interval_text, loss_text
+
+COLOURS = variant_colours(["dense", "50%", "75%", "87.5%", "93.75%"])
+
+
+def little_is_lost(evidence: Evidence) -> list[Finding]:
+    """H1: the increase of the loss after dense fine-tuning against dense, by task and level."""
+    findings = []
+    for task, title in TASKS.items():
+        dense = evidence.losses(f"{task}-20", "dense")
+        for variant, level in LEVELS.items():
+            lost = paired(evidence.losses(f"{task}-20", variant), dense)
+            findings.append(Finding(f"{title}, {level}", lost, MARGIN, above=False))
+    return findings
+
+
+def recovered(evidence: Evidence, task: str, variant: str) -> pd.Series:
+    """By seed: the share of the gain of dense pre-training that a variant keeps after fine-tuning.
+
+    R = (untrained - variant) / (untrained - dense). The loss without pre-training is the mean over its seeds.
+    """
+    untrained = evidence.losses(f"{task}-untrained").mean()
+    gains = (untrained - evidence.losses(f"{task}-20", name) for name in (variant, "dense"))
+    return (next(gains) / next(gains)).dropna()
+
+
+def easy_tasks_lose_less(evidence: Evidence) -> list[Finding]:
+    """H2: the recovered share on E2E minus that on WebNLG, by level."""
+    findings = []
+    for variant, level in LEVELS.items():
+        easy, hard = (recovered(evidence, task, variant) for task in TASKS)
+        findings.append(Finding(level, paired(easy, hard), 0.0, above=True))
+    return findings
+
+
+def tuned_table(evidence: Evidence) -> Table:
+    """Losses after fine-tuning, with controls."""
+    rows = []
+    for task, title in TASKS.items():
+        points = {"no pre-training": (f"{task}-untrained", ""), "dense": (f"{task}-20", "dense")}
+        points |= {level: (f"{task}-20", variant) for variant, level in LEVELS.items()}
+        if task == "e2e" and len(evidence.at("e2e-masked", "s75")):
+            points["75%, fine-tuned under its mask"] = ("e2e-masked", "s75")
+        for name, (job, variant) in points.items():
+            losses, dense = evidence.losses(job, variant), evidence.losses(*points["dense"])
+            share = loss_text(recovered(evidence, task, variant)) if name in LEVELS.values() else NONE
+            rows.append(
+                {
+                    "task": title,
+                    "pre-training": name,
+                    "validation loss ↓": loss_text(losses),
+                    "minus dense": NONE if name == "dense" else interval_text(paired(losses, dense)),
+                    "recovered share R": share,
+                }
+            )
+    note = "Nats per target token, 20 tokens per parameter, width 64. Mean ± sample deviation (seeds)."
+    return Table("evidence_tuned", "Losses after fine-tuning", rows, note, labels=2)
+
+
+def interval_dot(label: str, colour: str, value: Estimate) -> Dot:
+    """A difference with its 95% interval."""
+    return Dot(label, colour, value.mean, value.half_width, signed(value.mean))
+
+
+def difference_plot(name: str, title: str, remark: str, axis: str, dots: list[Dot]) -> list[Plot]:
+    """Differences with their intervals beside 0 and the margin; no figure without any."""
+    caption = f"{title}{remark}. Bars: 95% interval. Dashed: the margin{' of blocks' if remark else ''}, {MARGIN} nats."
+    return [Plot(name, caption, partial(dot_figure, title, [(axis, dots)], (0.0, MARGIN)))] if dots else []
+
+
+def lost_plot(evidence: Evidence) -> list[Plot]:
+    """The differences to dense after fine-tuning."""
+    dots = [
+        interval_dot(row.label, COLOURS[row.label.rpartition(", ")[2]], row.value)
+        for row in little_is_lost(evidence)
+        if row.value
+    ]
+    axis = "validation loss minus dense, nats per target token"
+    return difference_plot("evidence_h1", "H1: loss after dense fine-tuning, against dense", "", axis, dots)

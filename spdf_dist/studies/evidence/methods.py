@@ -1,0 +1,78 @@
+"""Methods and block patterns at equal training FLOPs, against static unstructured 75%."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from spdf_dist.base.numbers import power_label, short_count
+from spdf_dist.report.estimates import Estimate, paired
+from spdf_dist.report.page import NONE, NOT_RUN, Plot, Table
+from spdf_dist.studies.evidence.losses import COLOURS, difference_plot, interval_dot
+from spdf_dist.studies.evidence.rows import STUDY, Evidence
+from spdf_dist.studies.evidence.rules import (
+    MARGIN,
+    NOT_SUPPORTED,
+    SUPPORTED,
+    Finding,
+    interval_text,
+    loss_text,
+)
+
+METHODS: dict[str, list[str]] = STUDY["methods"]
+"""Grid point of each method, by its name."""
+STATIC: str = STUDY["static"]
+
+
+def against_static(evidence: Evidence, name: str) -> Estimate | None:
+    """The validation loss of a method minus that of static 75%, paired by seed."""
+    return paired(evidence.losses(*METHODS[name]), evidence.losses(*METHODS[STATIC]))
+
+
+def blocks_lose_little(evidence: Evidence) -> list[Finding]:
+    """H1's rule for each block pattern against static unstructured 75%."""
+    names = [name for name, (job, _, _) in METHODS.items() if job == "blocks"]
+    return [Finding(name, against_static(evidence, name), MARGIN, above=False) for name in names]
+
+
+def equal_rows(evidence: Evidence, name: str) -> pd.DataFrame:
+    """The rows of a method, of the seeds that static 75% is compared at."""
+    rows = evidence.at(*METHODS[name])
+    return rows[rows.seed.isin(evidence.rows[evidence.rows.job == "dense-equal"].seed)]
+
+
+def reading(value: Estimate | None) -> str:
+    """What a difference to static 75% says: better or worse if its interval does not contain 0."""
+    if value is None or value.interval is None:
+        return NONE
+    found = Finding("", value, 0.0, above=True)
+    return {SUPPORTED: "worse", NOT_SUPPORTED: "better"}.get(found.verdict, found.verdict_text)
+
+
+def equal_table(evidence: Evidence) -> Table:
+    """Methods at equal training FLOPs."""
+    columns = ("width", "FLOPs spent", "tokens", "validation loss ↓", "minus static 75%", "reading")
+    rows = []
+    for name in METHODS:
+        texts, found = [NOT_RUN] * len(columns), equal_rows(evidence, name)
+        if len(found):
+            cost = [str(found.width.iloc[0]), power_label(found.flops.mean()), short_count(found.tokens.mean())]
+            value = against_static(evidence, name) if name != STATIC else None
+            difference = NONE if name == STATIC else interval_text(value)
+            texts = [*cost, loss_text(found.loss), difference, reading(value)]
+        rows.append({"method": name} | dict(zip(columns, texts, strict=True)))
+    note = (
+        "FLOPs as the trainer counted them, both phases and the dense gradients of updates "
+        "included. Better or worse: the 95% interval does not contain 0."
+    )
+    return Table("evidence_equal_flops", "Methods at equal FLOPs", rows, note)
+
+
+def equal_plot(evidence: Evidence) -> list[Plot]:
+    """The differences to static 75% at equal FLOPs."""
+    dots = []
+    for name, (job, _, _) in METHODS.items():
+        value = against_static(evidence, name)
+        if value and name != STATIC:
+            dots.append(interval_dot(name, COLOURS["dense" if job == "dense-equal" else "75%"], value))
+    axis = "validation loss minus static 75%, nats (left: better)"
+    return difference_plot("evidence_equal_flops", "Methods at equal FLOPs", ", against static 75%", axis, dots)

@@ -1,0 +1,121 @@
+"""The loss over the peak learning rate, dense and 75%, by parameterization."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from spdf_dist.base.numbers import signed
+from spdf_dist.report.figures import new_panels
+from spdf_dist.report.page import NONE, Plot, Table
+from spdf_dist.report.plots import LOSS
+from spdf_dist.report.style import variant_colours
+from spdf_dist.studies.evidence.figures import SHAPES, draw_line, finish, plain_ticks
+from spdf_dist.studies.evidence.law import base_row
+from spdf_dist.studies.evidence.losses import COLOURS
+from spdf_dist.studies.evidence.rows import STUDY, Evidence
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STANDARD, ARTEFACT = "standard parameterization", "dense, embeddings at 4 x the rate"
+Panels = dict[str, dict[str, pd.Series]]
+
+
+def rate_lines(evidence: Evidence) -> Panels:
+    """Losses by learning rate: a line per model, in a panel per parameterization."""
+    done, base = evidence.done.dropna(subset=["lr", "loss"]), base_row(evidence)
+    panels: Panels = {}
+    for name, points in STUDY["rates"].items():
+        for label, (job, variant) in points.items():
+            found = done[(done.job == job) & (done.variant == variant)]
+            if job == "sweep" and base is not None:
+                found = found[found.init_std == base.init_std]
+            if len(found):
+                panels.setdefault(name, {})[label] = found.set_index("lr").loss.sort_index()
+    return panels
+
+
+def optimum(line: pd.Series) -> tuple[float, bool]:
+    """The best rate, from a parabola in log rate through the best point and its neighbours; whether it is inside."""
+    best = int(np.argmin(line))
+    if best in (0, len(line) - 1):
+        return line.index[best], False
+    near = line.iloc[best - 1 : best + 2]
+    x = np.log(near.index) - np.log(near.index[1])
+    second, first, _ = np.polyfit(x, near, 2)
+    return float(near.index[1] * np.exp(-first / (2 * second))), True
+
+
+def rate_table(evidence: Evidence) -> Table:
+    """The best rate of each line of the figure of rates, and the rule of weight decay."""
+    columns = ("parameterization", "model", "best rate of the grid", "optimum by a parabola", "loss there")
+    rows = []
+    for name, lines in rate_lines(evidence).items():
+        for label, line in lines.items():
+            rate, is_inside = optimum(line)
+            place = f"{rate:.2g}" if is_inside else "at the end of the grid"
+            rows.append((name, label, f"{line.idxmin():g}", place, f"{line.min():.3f}"))
+    for row in evidence.at("decay-rule").itertuples():
+        rows.append(("SuPar", "75%, rate times decay kept", f"{row.lr:g}", NONE, f"{row.loss:.3f}"))
+    note = "Validation loss of pre-training at 5 tokens per parameter, width 64, one seed."
+    records = [dict(zip(columns, row, strict=True)) for row in rows]
+    return Table("evidence_rates", "Learning rates", records, note, labels=2)
+
+
+def rate_text(evidence: Evidence) -> str:
+    """Sentences on how far the optimum moves from dense to 75%, on the artefact and on weight decay."""
+    panels, parts = rate_lines(evidence), []
+    for name, lines in panels.items():
+        if {"dense", "75%"} <= lines.keys():
+            (dense, in_dense), (sparse, in_sparse) = optimum(lines["dense"]), optimum(lines["75%"])
+            end = "" if in_dense and in_sparse else " (one is an end of the grid)"
+            gap = signed(lines["75%"].min() - lines["dense"].min())
+            parts.append(
+                f"From dense to 75% the best rate changes by a factor of {sparse / dense:.2g} with {name}{end}. "
+                f"Each at its best rate, 75% is {gap} nats from dense with {name}."
+            )
+    best = {label: line.min() for label, line in panels.get(STANDARD, {}).items()}
+    if {"dense", "75%", ARTEFACT} <= best.keys():
+        parts.append(
+            f"The artefact: dense at its best single rate has {best['dense']:.3f}, with embeddings at four times the "
+            f"rate {best[ARTEFACT]:.3f}; 75% at its best single rate has {best['75%']:.3f}."
+        )
+    kept, other = evidence.at("decay-rule"), evidence.done[evidence.done.job == "optimum-supar"]
+    for row in other.merge(kept, on="lr", suffixes=("", "_kept")).itertuples():
+        parts.append(
+            f"Weight decay at 75%: {row.loss:.3f} with one decay for all weights, {row.loss_kept:.3f} with rate times "
+            "decay kept."
+        )
+    return " ".join(parts)
+
+
+def rates_figure(panels: Panels) -> Figure:
+    """One panel per parameterization over the same learning rates. A ring marks the lowest loss of each line."""
+    title, height = "The best learning rate, dense and 75%", 0.4 + 2.7 * len(panels)
+    figure, grid = new_panels(title, [1.0] * len(panels), height, share=True)
+    for axes, (name, lines) in zip(grid, panels.items(), strict=True):
+        for k, (label, line) in enumerate(lines.items()):
+            colour = COLOURS.get(label, variant_colours(["paper"])["paper"])
+            draw_line(axes, label, colour, line.index, line, dash=k, marker=SHAPES[k])
+            axes.scatter(line.idxmin(), line.min(), 169, facecolors="none", edgecolors=colour, linewidths=1.6)
+        finish(axes, "best")
+        axes.set_title(name, fontsize=10.5)
+        axes.set_ylabel(LOSS)
+        axes.margins(y=0.12)
+    rates = sorted(rate for lines in panels.values() for line in lines.values() for rate in line.index)
+    ticks = [1e-3 * 2**k for k in range(-6, 8) if rates[0] <= 1e-3 * 2**k <= rates[-1]]
+    plain_ticks(grid[-1], ticks, lambda value: f"{value:.3g}")
+    grid[-1].set_xlabel("peak learning rate")
+    figure.tight_layout(rect=(0, 0, 1, 1.01))
+    return figure
+
+
+def rates_plot(evidence: Evidence) -> list[Plot]:
+    """The figure of learning rates; none without runs."""
+    panels = rate_lines(evidence)
+    caption = "Validation loss over the peak learning rate, 5 tokens per parameter. Rings: the best rate of the grid."
+    return [Plot("evidence_rates", caption, partial(rates_figure, panels))] if panels else []

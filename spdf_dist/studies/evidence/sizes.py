@@ -1,0 +1,176 @@
+"""H3: the loss over the model size, and the size of the dense model of equal loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from spdf_dist.base.numbers import short_count
+from spdf_dist.report.estimates import paired
+from spdf_dist.report.figures import DASHES, new_axes
+from spdf_dist.report.page import NONE, Plot, Table
+from spdf_dist.report.plots import LOSS
+from spdf_dist.studies.evidence.figures import draw_line, plain_ticks
+from spdf_dist.studies.evidence.losses import COLOURS
+from spdf_dist.studies.evidence.rows import STUDY, Evidence
+from spdf_dist.studies.evidence.rules import LEVELS, Finding, interval_text, loss_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SMALLER, LARGER = 0.0, np.inf
+"""Size of the dense model of equal loss where it lies below or above the dense models."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """The losses of one model size at 10 tokens per parameter, by seed."""
+
+    width: int
+    parameters: int
+    linear: int
+    """Weights of the linear layers."""
+    dense: pd.Series
+    sparse: pd.Series
+
+
+def sizes(evidence: Evidence, variant: str = "s75", tuned: bool = False) -> list[Size]:
+    """The sizes with finished dense runs, smallest first. ``tuned``: after fine-tuning on E2E."""
+    found = []
+    for pretrain, cell, finetune in STUDY["sizes"]:
+        job, place = (finetune, "") if tuned else (pretrain, cell)
+        rows = evidence.at(job, "dense", place).dropna(subset=["width", "parameters", "linear"])
+        if len(rows):
+            width, parameters, linear = map(int, rows[["width", "parameters", "linear"]].iloc[0])
+            dense, sparse = (evidence.losses(job, name, place) for name in ("dense", variant))
+            found.append(Size(width, parameters, linear, dense, sparse))
+    return found
+
+
+def equal_size(curve: list[tuple[float, float]], loss: float) -> float:
+    """The size of the dense model of equal loss, by log-log interpolation; SMALLER or LARGER outside of the curve.
+
+    Args:
+        curve: (size, loss) with at least two points.
+        loss: the loss to look up.
+    """
+    points = sorted(curve)
+    for (small, high), (large, low) in pairwise(points):
+        if low <= loss <= high:
+            share = np.log(high / loss) / np.log(high / low) if high > low else 0.0
+            return float(small * (large / small) ** share)
+    return SMALLER if loss > max(height for _, height in points) else LARGER
+
+
+def size_multipliers(found: list[Size], linear: bool = False) -> dict[int, pd.Series]:
+    """By width and seed: the size of the dense model of equal loss over the size, for seeds with a dense curve.
+
+    The size is the number of parameters; with ``linear``, that of the weights of the linear layers.
+    """
+    count = {size.width: float(size.linear if linear else size.parameters) for size in found}
+    result = {}
+    for size in found:
+        values = {}
+        for seed, loss in size.sparse.items():
+            curve = [(count[other.width], other.dense[seed]) for other in found if seed in other.dense]
+            if len(curve) > 1:
+                values[seed] = equal_size(curve, loss) / count[size.width]
+        result[size.width] = pd.Series(values, dtype=float)
+    return result
+
+
+def inside(multipliers: pd.Series) -> pd.Series:
+    """The multipliers that lie on the curve."""
+    return multipliers[(multipliers > SMALLER) & (multipliers < LARGER)]
+
+
+def outside_text(multipliers: pd.Series) -> str:
+    """A remark with the number of seeds whose multiplier lies outside of the curve; empty without any."""
+    places = {SMALLER: "smaller than the smallest dense model", LARGER: "larger than the largest dense model"}
+    counts = multipliers[multipliers.isin(places)].value_counts(sort=False)
+    return "; ".join(f"{count} of {len(multipliers)} seeds {places[place]}" for place, count in counts.items())
+
+
+def large_models_lose_less(evidence: Evidence) -> list[Finding]:
+    """H3: the multiplier m at the largest width minus that at the middle width, for 75%.
+
+    The second row counts only the weights of the linear layers. The embeddings' share of the parameters falls with the
+    width; if a sparse model is worth the same share of its linear layers at every width, m of all parameters falls too.
+    """
+    findings = []
+    found = sizes(evidence)
+    for linear in (False, True):
+        multipliers = {width: values for width, values in size_multipliers(found, linear).items() if len(values)}
+        widths = sorted(multipliers)[-2:]
+        remark, value = "", None
+        if len(found) == len(STUDY["sizes"]) and len(widths) == 2:
+            middle, large = (multipliers[width] for width in widths)
+            remark = "; ".join(f"width {w}: {text}" for w in widths if (text := outside_text(multipliers[w])))
+            value = None if remark else paired(large, middle)
+        label = "75%, linear layers only" if linear else "75%, all parameters"
+        findings.append(Finding(label, value, 0.0, above=True, remark=remark, control=linear))
+    return findings
+
+
+def size_table(evidence: Evidence) -> Table:
+    """Losses at each size for H3."""
+    rows = []
+    for tuned, what in ((False, "pre-training"), (True, "E2E")):
+        found = sizes(evidence, tuned=tuned)
+        every, linear = size_multipliers(found), size_multipliers(found, linear=True)
+        for size in found:
+            outside = outside_text(every[size.width])
+            row = {
+                "loss of": what,
+                "width: parameters": f"{size.width}: {short_count(size.parameters)}",
+                "dense": loss_text(size.dense),
+                "75%": loss_text(size.sparse),
+                "75% minus dense": interval_text(paired(size.sparse, size.dense)),
+                "m": loss_text(inside(every[size.width]), NONE) + (f"\n{outside}" if outside else ""),
+                "m, linear layers only": loss_text(inside(linear[size.width]), NONE),
+            }
+            rows.append(row)
+    note = (
+        "10 tokens per parameter. m interpolates the dense curve of the same seed, log loss over log size, and is not "
+        "extrapolated. After fine-tuning the curve has only the two larger sizes."
+    )
+    return Table("evidence_sizes", "Losses by size", rows, note, labels=2)
+
+
+def sizes_figure(evidence: Evidence) -> Figure:
+    """Loss over size. A dotted line leads from each sparse point to the dense curve at equal loss."""
+    figure, axes = new_axes(
+        "H3: loss over size at 10 tokens per parameter", "parameters, pruned ones included", LOSS, 3.5
+    )
+    dense = pd.Series({size.parameters: size.dense.mean() for size in sizes(evidence) if len(size.dense)})
+    draw_line(axes, "dense", COLOURS["dense"], dense.index, dense, marker="o")
+    for variant, level in LEVELS.items():
+        sparse = {size.parameters: size.sparse.mean() for size in sizes(evidence, variant) if len(size.sparse)}
+        if sparse:
+            marker = "s" if level == "50%" else "^"
+            draw_line(axes, level, COLOURS[level], [*sparse], [*sparse.values()], dash=1, marker=marker)
+        for x, y in sparse.items():
+            if dense.min() <= y <= dense.max():
+                on_curve = np.exp(np.interp(-np.log(y), -np.log(dense), np.log(dense.index)))
+                axes.plot([on_curve, x], [y, y], color=COLOURS[level], linestyle=DASHES[2], linewidth=1.2)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.legend(loc="upper right", fontsize=9, handlelength=2.2, labelspacing=0.3)
+    plain_ticks(axes, dense.index, lambda value: f"{value / 1e6:.2f}M")
+    low, high = axes.get_ylim()
+    ticks = [tick / 10 for tick in range(int(low * 10) + 1, int(high * 10) + 1)]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.yaxis.minorticks_off()
+    return figure
+
+
+def sizes_plot(evidence: Evidence) -> list[Plot]:
+    """The dense curve of loss over size, with the sparse models beside it; none with fewer than two sizes."""
+    caption = "Pre-training validation loss over size. Dotted: from a sparse model to the dense one of equal loss."
+    enough = sum(len(size.dense) > 0 for size in sizes(evidence)) > 1
+    return [Plot("evidence_sizes", caption, partial(sizes_figure, evidence))] if enough else []
