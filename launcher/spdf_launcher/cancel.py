@@ -6,14 +6,13 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from spdf_dist.base.file_locks import birth, is_locked
 from spdf_dist.workflow_folder import CANCELLED, DONE, job_folder, read_json
 from spdf_launcher.attempts import history
-from spdf_launcher.executors import Executor, JobState
+from spdf_launcher.executors import Executor
 from spdf_launcher.folder import now, write_json
 from spdf_launcher.plan import Job
 
@@ -23,34 +22,27 @@ REASON = "by `spdf cancel`"
 def cancel(root: Path, jobs: list[Job], chosen: list[Job], executor: Executor) -> list[str]:
     """Cancel ``chosen`` and all jobs that need them; return one line per job. Finished jobs are not changed."""
     with executor.cancelling(root) as states:
-        return cancel_jobs(root, jobs, chosen, executor, states)
-
-
-def cancel_jobs(
-    root: Path, jobs: list[Job], chosen: list[Job], executor: Executor, states: Mapping[str, JobState]
-) -> list[str]:
-    """The same, with the batch system's states of the jobs by job id."""
-    names = {job.id for job in chosen}
-    lines = []
-    for job in jobs:
-        if job.id not in names and not names.intersection(job.needs):
-            continue
-        folder = job_folder(root, job.id)
-        manifest = read_json(folder.manifest)
-        if manifest is not None and manifest.get("key") == job.key:
-            if manifest.get("status") == DONE:
-                names.discard(job.id)
-            continue
-        names.add(job.id)
-        mark_cancelled(root, job)
-        state = states.get(job.id)
-        if state is not None and state.is_live:
-            lines.append(f"{job.id}: {executor.cancel(job, state)}")
-        elif is_locked(folder.lock):
-            lines.append(f"{job.id}: {stop(root, job, executor)}")
-        else:
-            lines.append(f"{job.id}: cancelled")
-    return lines or ["nothing to cancel"]
+        names = {job.id for job in chosen}
+        lines = []
+        for job in jobs:
+            if job.id not in names and not names.intersection(job.needs):
+                continue
+            folder = job_folder(root, job.id)
+            manifest = read_json(folder.manifest) or {}
+            if manifest.get("key") == job.key:
+                if manifest.get("status") == DONE:
+                    names.discard(job.id)
+                continue
+            names.add(job.id)
+            mark_cancelled(root, job)
+            state = states.get(job.id)
+            if state is not None and state.is_live:
+                lines.append(f"{job.id}: {executor.cancel(job, state)}")
+            elif is_locked(folder.lock):
+                lines.append(f"{job.id}: {stop(root, job, executor)}")
+            else:
+                lines.append(f"{job.id}: cancelled")
+        return lines or ["nothing to cancel"]
 
 
 def mark_cancelled(root: Path, job: Job) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from spdf_dist.base import atomic_files
-from spdf_dist.config.errors import UserError
 
 
 def now() -> str:
@@ -52,33 +50,17 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, without broken lines. Raises PermissionError for one that may not be read."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        return objects(path.read_text(encoding="utf-8", errors="replace"))
     except PermissionError:
         raise
     except OSError:
         return []
-    objects = []
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            objects.append(value)
-    return objects
 
 
-def last_lines(path: Path, reach: int = 65536) -> list[dict[str, Any]]:
-    """The JSON objects in the last ``reach`` bytes of a JSON-lines file, without lines cut at either end."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - reach))
-            lines = file.read().splitlines()
-    except OSError:
-        return []
+def objects(text: str) -> list[dict[str, Any]]:
+    """The lines of a text that are JSON objects."""
     found = []
-    for line in lines:
+    for line in text.splitlines():
         with suppress(ValueError):
             value = json.loads(line)
             if isinstance(value, dict):
@@ -86,17 +68,11 @@ def last_lines(path: Path, reach: int = 65536) -> list[dict[str, Any]]:
     return found
 
 
-@contextmanager
-def in_one_line(what: str) -> Iterator[None]:
-    """Convert errors of the file system to a UserError about ``what``."""
+def tail(path: Path, reach: int) -> str:
+    """The text in the last ``reach`` bytes of a file; empty if it cannot be read."""
     try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(f"{what}: {error.strerror or error}" + named(error, what)) from None
-
-
-def named(error: OSError, what: str) -> str:
-    """The file of an error, if ``what`` does not name it."""
-    return f" ({error.filename})" if error.filename is not None and str(error.filename) not in what else ""
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - reach))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from spdf_dist.base.atomic_files import open_new
+from spdf_dist.base.atomic_files import open_new, remove
 from spdf_dist.base.file_locks import birth, is_locked, try_lock, unlock
 from spdf_dist.base.provenance import made_with
 from spdf_dist.base.signals import ReceivedSignals
@@ -28,7 +28,7 @@ from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_NON_FINITE, EXIT_STOPPE
 from spdf_dist.workflow_folder import CANCELLED, DONE, FAILED, job_folder, read_json
 from spdf_launcher.attempts import COMMAND, END, START, history, newest_checkpoint, record
 from spdf_launcher.executors import find_executor
-from spdf_launcher.folder import digest, now, read_lines, write_json, write_text
+from spdf_launcher.folder import digest, now, read_lines, tail, write_json, write_text
 from spdf_launcher.kinds import KINDS
 from spdf_launcher.moved import follow
 from spdf_launcher.plan import Job, job_from_json, outputs
@@ -134,22 +134,14 @@ class Runner:
         while True:
             code, command = self.attempt()
             outcome = self.outcome(code)
-            checkpoint = newest_checkpoint(self.folder.run_dir) if self.kind.continues else -1
-            record(
-                self.folder,
-                END,
-                exit_code=code,
-                outcome=outcome,
-                checkpoint=checkpoint,
-                reason=self.reason(code, outcome),
-            )
+            reason = self.reason(code, outcome)
+            record(self.folder, END, exit_code=code, outcome=outcome, checkpoint=self.checkpoint(), reason=reason)
             if outcome == "done":
                 self.finish(DONE, self.remark, 0, command)
                 return 0
             if outcome == "stopped":
                 return self.stopped()
             failures = history(self.folder).failures
-            reason = self.reason(code, outcome)
             if code in (EXIT_BAD_INPUT, EXIT_NON_FINITE):
                 self.finish(FAILED, reason, code, command)
                 return code
@@ -166,6 +158,10 @@ class Runner:
             self.signals.pause(min(2.0**failures, 30.0) / 2)
             if self.signals.got:
                 return EXIT_STOPPED
+
+    def checkpoint(self) -> int:
+        """The newest checkpoint of a training job; -1 if there is none."""
+        return newest_checkpoint(self.folder.run_dir) if self.kind.continues else -1
 
     def outcome(self, code: int) -> str:
         """`done`, `stopped` or `failed`."""
@@ -188,7 +184,7 @@ class Runner:
         if self.kind.continues:
             follow(self.folder.run_dir, self.job.id)
         else:
-            self.clear(self.folder.out)
+            remove(self.folder.out)
         (self.folder.run_dir if self.kind.continues else self.folder.out).mkdir(parents=True, exist_ok=True)
         number = history(self.folder).count + 1
         record(
@@ -199,7 +195,7 @@ class Runner:
             pid=os.getpid(),
             birth=birth(os.getpid()),
             slurm_job_id=slurm_job(),
-            checkpoint=newest_checkpoint(self.folder.run_dir) if self.kind.continues else -1,
+            checkpoint=self.checkpoint(),
         )
         # `spdf cancel` writes the manifest first and then reads the START line. Either it sees this attempt, or this
         # attempt sees the manifest.
@@ -207,7 +203,6 @@ class Runner:
             return EXIT_STOPPED, command
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "10", EXIT_FILE: str(exit_file)}
         environment["PYTHONSAFEPATH"] = "1"  # a file in the current folder must not shadow a module
-        environment |= self.spec["env"]
         captured = Path(self.folder.path / self.kind.captured) if self.kind.captured else None
         aside = captured.with_name(f"{captured.name}.tmp") if captured is not None else None
         with self.folder.log.open("ab") as log:
@@ -249,26 +244,28 @@ class Runner:
         lock, end = self.folder.run_dir / RUN_LOCK, time.monotonic() + LEFT_OVER_SECONDS
         if not is_locked(lock):
             return
-        text = f"an earlier attempt still runs in {lock.parent}: waiting for its end, {LEFT_OVER_SECONDS:g} s at most"
-        with self.folder.log.open("a", encoding="utf-8") as log:
-            log.write(f"spdf job: {text}\n")
+        self.log(
+            f"an earlier attempt still runs in {lock.parent}: waiting for its end, {LEFT_OVER_SECONDS:g} s at most"
+        )
         while is_locked(lock) and time.monotonic() < end and not self.signals.got:
             self.signals.pause(0.5)
 
     def check_outputs(self) -> int:
         """0 if all outputs of the job exist and training reached its last step; else 1, with a line in the log."""
-        problem = next((path for path in self.job.outputs.values() if not Path(path).exists()), None)
-        text = f"the command ended well and made no {problem}"
-        if problem is None and self.job.steps is not None:
-            reached = newest_checkpoint(self.folder.run_dir)
-            if reached >= self.job.steps:
-                return 0
-            text = f"the command ended well at checkpoint {reached} of {self.job.steps}"
-        elif problem is None:
-            return 0
+        missing = next((path for path in self.job.outputs.values() if not Path(path).exists()), None)
+        if missing is not None:
+            self.log(f"the command ended well and made no {missing}")
+            return 1
+        reached = newest_checkpoint(self.folder.run_dir)
+        if self.job.steps is not None and reached < self.job.steps:
+            self.log(f"the command ended well at checkpoint {reached} of {self.job.steps}")
+            return 1
+        return 0
+
+    def log(self, text: str) -> None:
+        """Write a line to the job's log."""
         with self.folder.log.open("a", encoding="utf-8") as log:
             log.write(f"spdf job: {text}\n")
-        return 1
 
     def command(self) -> list[str]:
         """The arguments of the command. Also writes the job's config."""
@@ -358,13 +355,6 @@ class Runner:
         validation = [line["val_loss"] for line in lines if isinstance(line.get("val_loss"), int | float)]
         return found | ({"val_loss": min(validation)} if validation else {})
 
-    def clear(self, path: Path) -> None:
-        """Remove the output of an earlier attempt."""
-        if path.is_dir():
-            for item in path.iterdir():
-                self.clear(item) if item.is_dir() and not item.is_symlink() else item.unlink()
-            path.rmdir()
-
 
 def inside(outputs: dict[str, dict[str, str]], root: str) -> dict[str, dict[str, str]]:
     """The outputs of chosen jobs with paths relative to ``root``."""
@@ -384,13 +374,7 @@ def numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 def last_words(log: Path, reach: int = 16384) -> str | None:
     """The line of a log that explains a failure best: the trainer's message, else the last line."""
-    try:
-        with log.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - reach))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return None
+    text = tail(log, reach)
     lines = [line.strip() for line in text.rpartition("\n== ")[2].replace("\r", "\n").splitlines()[1:] if line.strip()]
     spoken = [line for line in lines if line.startswith("spdf ")]
     said = (spoken or lines)[-1:]

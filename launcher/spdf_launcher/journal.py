@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from spdf_dist.base.file_locks import is_locked, try_lock, unlock
 from spdf_dist.config.errors import UserError
-from spdf_launcher.folder import append_line, in_one_line, now, read_lines
+from spdf_launcher.folder import append_line, now, read_lines
 
 FILE = "journal.jsonl"
 
@@ -26,8 +25,7 @@ class Journal:
     def __init__(self, root: Path) -> None:
         """Take the lock of ``root``. Raises UserError if another launcher holds it."""
         self.path = root / FILE
-        with in_one_line(str(self.path)):
-            descriptor = try_lock(self.path, patience=0.5)
+        descriptor = try_lock(self.path, patience=0.5)
         if descriptor is None:
             raise UserError(
                 f"{root}: another launcher is at work there ({holder(root)}); `spdf status {root}` shows it"
@@ -42,9 +40,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         unlock(self.descriptor)
 
 

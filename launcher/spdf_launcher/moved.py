@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.yaml_reader import read_yaml_file
 from spdf_launcher.folder import write_text
+from spdf_launcher.references import map_text
 
 
 def follow(run_dir: Path, job_id: str) -> None:
@@ -26,16 +26,6 @@ def follow(run_dir: Path, job_id: str) -> None:
     before = str(tree.get("run_dir")) if isinstance(tree, dict) else ""
     if before == str(run_dir) or not before.endswith(inside):
         return
-    moved = relocate(tree, before.removesuffix(inside), str(run_dir).removesuffix(inside))
+    old, new = before.removesuffix(inside), str(run_dir).removesuffix(inside)
+    moved = map_text(tree, lambda text: new + text.removeprefix(old) if text.startswith(f"{old}/") else text)
     write_text(config, yaml.safe_dump(moved, sort_keys=False, width=120))
-
-
-def relocate(value: Any, old: str, new: str) -> Any:
-    """``value`` with all paths below ``old`` moved to ``new``."""
-    if isinstance(value, str) and value.startswith(f"{old}/"):
-        return new + value.removeprefix(old)
-    if isinstance(value, list):
-        return [relocate(item, old, new) for item in value]
-    if isinstance(value, dict):
-        return {key: relocate(item, old, new) for key, item in value.items()}
-    return value

@@ -21,9 +21,10 @@ from spdf_dist.config.budget import total_steps
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import (
     IDENTITY_EXEMPT,
+    config_beside,
     config_from_tree,
-    find_config,
     flatten,
+    is_below,
     merge,
     read_tree,
     to_tree,
@@ -85,10 +86,6 @@ class Job:
     def fan_in(self) -> bool:
         """Whether the job runs although some of the jobs that it needs failed."""
         return KINDS[self.kind].fan_in == "cells"
-
-    def to_json(self) -> dict[str, Any]:
-        """The job as JSON for job.json and plan.json."""
-        return dataclasses.asdict(self)
 
 
 def job_from_json(value: dict[str, Any]) -> Job:
@@ -323,8 +320,7 @@ class Expansion:
         assert kind.config is not None
         tree: dict[str, Any] = {}
         if template.config is not None:
-            beside = self.workflow.path.parent / template.config
-            tree = read_tree(beside if beside.is_file() else find_config(template.config))
+            tree = read_tree(config_beside(self.workflow.path, template.config))
         if "run_dir" in settings:
             raise UserError("set.run_dir: the launcher says where a job runs; refer to it as ${jobs.NAME.run_dir}")
         merge(tree, nested(settings))
@@ -376,10 +372,8 @@ class Expansion:
     ) -> dict[str, str]:
         """Fingerprints of the input files that no job makes. Raises UserError if one is missing."""
         if template.config is not None:
-            tree = flatten(nested(settings))
-            base = self.workflow.path.parent / template.config
-            from_config = flatten(read_tree(base if base.is_file() else find_config(template.config)))
-            settings = from_config | tree
+            base = read_tree(config_beside(self.workflow.path, template.config))
+            settings = flatten(base) | flatten(nested(settings))
         found = {}
         for key in kind.files:
             for value in paths_in(settings.get(key)):
@@ -409,11 +403,7 @@ class Expansion:
         """
         config = flatten(job.config) if job.config is not None else None
         if config is not None:
-            config = {
-                key: value
-                for key, value in config.items()
-                if not any(key == exempt or key.startswith(f"{exempt}.") for exempt in IDENTITY_EXEMPT)
-            }
+            config = {key: value for key, value in config.items() if not is_below(key, IDENTITY_EXEMPT)}
         parents = {need: self.jobs[need].key for need in job.needs}
         content = [job.kind, job.arguments, config, job.select, parents, job.files]
         return digest(replace_text(content, str(self.root), "${dir}"))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -13,7 +12,8 @@ from spdf_dist.base.file_locks import is_locked
 from spdf_dist.config.errors import UserError
 from spdf_dist.workflow_folder import PLAN, job_folder, read_json
 from spdf_launcher.attempts import RESET, record
-from spdf_launcher.folder import in_one_line, write_json, write_text
+from spdf_launcher.executors.base import Executor
+from spdf_launcher.folder import write_json, write_text
 from spdf_launcher.journal import Journal
 from spdf_launcher.plan import Job
 from spdf_launcher.workflow import Workflow
@@ -46,21 +46,11 @@ def prepare(
     workflow: Workflow,
     jobs: list[Job],
     root: Path,
-    on: str,
-    program: Callable[[Job], list[str]],
-    ranks_tell: Callable[[Job], bool],
-    environment: Mapping[str, str],
+    executor: Executor,
     journal: Journal,
     wanted: set[str],
 ) -> None:
-    """Write job.json of every job that must run. Running jobs with the same inputs are not changed.
-
-    Args:
-        on: name of the executor.
-        program: the words before the words of ``spdf`` in a job's command.
-        ranks_tell: whether rank 0 writes its exit code to a file.
-        environment: further environment variables of the commands.
-        wanted: ids of the jobs that must run.
+    """Write job.json of every job in ``wanted`` (ids). Running jobs with the same inputs are not changed.
 
     Raises:
         UserError: a job runs with other inputs.
@@ -73,7 +63,7 @@ def prepare(
     write_text(root / "workflow.yaml", yaml.safe_dump(workflow.tree, sort_keys=False, width=120))
     write_json(
         root / PLAN,
-        {"schema_version": 1, "source": str(workflow.path), "on": on, "jobs": [job.to_json() for job in jobs]},
+        {"schema_version": 1, "source": str(workflow.path), "on": executor.name, "jobs": [asdict(job) for job in jobs]},
     )
     for job in jobs:
         if job.id not in wanted or job.id in running:
@@ -82,17 +72,15 @@ def prepare(
         if is_changed(job, root):
             aside = set_aside(folder.path, root, job.id)
             journal.write("replaced", job=job.id, moved_to=str(aside))
-        if folder.manifest.exists():
-            folder.manifest.unlink()
+        folder.manifest.unlink(missing_ok=True)
         if folder.attempts.exists():
             record(folder, RESET)
-        spec: dict[str, Any] = job.to_json() | {
+        spec = asdict(job) | {
             "schema_version": 1,
             "parents": {need: by_id[need].key for need in job.needs},
-            "on": on,
-            "program": program(job),
-            "ranks_tell": ranks_tell(job),
-            "env": dict(environment),
+            "on": executor.name,
+            "program": executor.program(job, workflow, root),
+            "ranks_tell": executor.reports_code(job),
             "cwd": str(Path.cwd()),
         }
         write_json(folder.spec, spec)
@@ -114,10 +102,9 @@ def set_aside(path: Path, root: Path, job_id: str) -> Path:
 
 def require_folder(root: Path) -> None:
     """Make ``root``. Raises UserError if it is a file, not writable, or holds files that are not a workflow's."""
-    with in_one_line(f"--dir {root}"):
-        if root.exists() and not root.is_dir():
-            raise UserError(f"--dir {root}: is a file")
-        root.mkdir(parents=True, exist_ok=True)
+    if root.exists() and not root.is_dir():
+        raise UserError(f"--dir {root}: is a file")
+    root.mkdir(parents=True, exist_ok=True)
     if (root / "journal.jsonl").is_dir():
         raise UserError(f"--dir {root}: its journal.jsonl is a folder: name a new folder")
     if not os.access(root, os.W_OK):

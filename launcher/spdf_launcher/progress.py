@@ -6,7 +6,9 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from spdf_launcher.folder import last_lines
+from spdf_launcher.folder import objects, tail
+
+TAIL_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Progress:
 
 def read_progress(run_dir: Path, steps: int | None) -> Progress | None:
     """The progress of a run of ``steps`` steps (None: unknown); None before its first step."""
-    lines = [line for line in last_lines(run_dir / "metrics.jsonl") if isinstance(line.get("step"), int)]
+    newest = objects(tail(run_dir / "metrics.jsonl", TAIL_BYTES))  # the first line is cut, and therefore no object
+    lines = [line for line in newest if isinstance(line.get("step"), int)]
     if not lines:
         return None
     steps_done = [line for line in lines if isinstance(line.get("step_ms"), int | float)]

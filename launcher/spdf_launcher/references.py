@@ -54,30 +54,29 @@ def substitute(value: Any, look_up: Callable[[tuple[str, ...]], str | None], fin
     A reference stays if the result is None. Unless ``final``, the result may contain references, and ``$${`` still
     stands for ``${``. A value can therefore be substituted in two steps.
     """
-    if isinstance(value, str):
 
-        def replacement(match: re.Match[str]) -> str:
-            if match.group() == "$${":
-                return "${" if final else "$${"
-            found = look_up(parts_of(match, value))
-            if found is None:
-                return match.group()
-            return found if final else escape(found)
+    def replacement(match: re.Match[str]) -> str:
+        if match.group() == "$${":
+            return "${" if final else "$${"
+        found = look_up(parts_of(match, match.string))
+        if found is None:
+            return match.group()
+        return found if final else str(escape(found))
 
-        return PATTERN.sub(replacement, value)
-    if isinstance(value, list | tuple):
-        return [substitute(item, look_up, final) for item in value]
-    if isinstance(value, dict):
-        return {key: substitute(item, look_up, final) for key, item in value.items()}
-    return value
+    return map_text(value, lambda text: PATTERN.sub(replacement, text))
 
 
 def escape(value: Any) -> Any:
     """``value`` escaped, so that a final substitution returns the original."""
+    return map_text(value, lambda text: text.replace("${", "$${"))
+
+
+def map_text(value: Any, change: Callable[[str], str]) -> Any:
+    """``value`` (text, list or mapping) with ``change`` applied to every text; keys stay."""
     if isinstance(value, str):
-        return value.replace("${", "$${")
+        return change(value)
     if isinstance(value, list | tuple):
-        return [escape(item) for item in value]
+        return [map_text(item, change) for item in value]
     if isinstance(value, dict):
-        return {key: escape(item) for key, item in value.items()}
+        return {key: map_text(item, change) for key, item in value.items()}
     return value

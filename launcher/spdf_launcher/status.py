@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from spdf_dist.base.file_locks import is_locked
 from spdf_dist.config.errors import UserError
@@ -34,10 +33,6 @@ class JobState:
     restarts: int
     reason: str | None
     progress: Progress | None
-
-    def to_json(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return asdict(self)
 
 
 def read_plan(root: Path) -> list[Job]:
@@ -87,17 +82,15 @@ def job_state(job: Job, root: Path, slurm: BatchState | None, before: dict[str, 
     current = manifest.get("key") == job.key
     if current and manifest.get("status") in (DONE, FAILED, CANCELLED):
         return state(str(manifest["status"]), manifest.get("reason"))
-    broken = next((before[need] for need in job.needs if before[need].state in (FAILED, CANCELLED)), None)
+    broken = [before[need] for need in job.needs if before[need].state in (FAILED, CANCELLED) and not job.fan_in]
+    cause = [f"{need.job} {need.state}" + (f": {need.reason}" if need.reason else "") for need in broken]
     if slurm is not None:
         name, reason = slurm.in_words()
-        if name in (CANCELLED, LOST) and broken is not None and not job.fan_in:
-            name = CANCELLED
-            reason = f"{broken.job} {broken.state}" + (f": {broken.reason}" if broken.reason else "")
-        return state(name, reason)
+        return state(CANCELLED, cause[0]) if cause and name in (CANCELLED, LOST) else state(name, reason)
     if is_locked(folder.lock):
         return state(RUNNING, None)
-    if broken is not None and not job.fan_in:
-        return state(CANCELLED, f"{broken.job} {broken.state}" + (f": {broken.reason}" if broken.reason else ""))
+    if cause:
+        return state(CANCELLED, cause[0])
     missing = [need for need in job.needs if before[need].state != DONE]
     if missing:
         return state(WAITING, f"needs {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.load import LONGEST_CHAIN, build, find_config, flatten, merge, parse_override, read_tree, shown
+from spdf_dist.config.load import build, find_config, flatten, merge, parse_override, read_tree, shown
 from spdf_dist.config.suggest import nearest
-from spdf_dist.config.yaml_reader import DEEPEST, read_yaml_file
+from spdf_dist.config.yaml_reader import DEEPEST
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 JOB_KEYS = ("kind", "needs", "config", "set", "grid", "variants", "resources")
@@ -102,7 +102,7 @@ def load_workflow(source: str, overrides: Sequence[str] = ()) -> Workflow:
     Raises UserError for a mistake in the file. Input files are not checked here.
     """
     path = find_workflow(source)
-    tree = nested(read_workflow(path))
+    tree = nested(read_tree(path, find_workflow))
     for override in overrides:
         merge(tree, nested(parse_override(override)))
     return parse_workflow(path, tree)
@@ -117,22 +117,6 @@ def find_workflow(source: str) -> Path:
         except UserError:
             pass
     return find_config(source)
-
-
-def read_workflow(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A workflow as nested dicts, merged on top of its ``base:``: a file beside it, or a shipped workflow."""
-    if len(seen) > LONGEST_CHAIN:
-        raise UserError(f"{path}: more than {LONGEST_CHAIN} files stand on one another by base:")
-    tree = read_yaml_file(path)
-    base = tree.get("base") if isinstance(tree, dict) else None
-    if base is None:
-        return read_tree(path)  # it reports what is wrong with the file
-    if path.resolve() in seen:
-        raise UserError(f"{path}: base: goes round in a circle")
-    beside = path.parent / str(base)
-    below = read_workflow(beside if beside.is_file() else find_workflow(str(base)), (*seen, path.resolve()))
-    merge(below, {key: value for key, value in tree.items() if key != "base"})
-    return below
 
 
 def nested(tree: Any) -> Any:

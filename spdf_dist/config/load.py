@@ -6,7 +6,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,11 +123,16 @@ def find_config(source: str) -> Path:
     raise UserError(f"no config '{source}': neither a file nor a shipped config{nearest(name, shipped_configs())}")
 
 
-def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def config_beside(path: Path, name: str, find: Callable[[str], Path] = find_config) -> Path:
+    """The file that ``name`` means in the file ``path``: a path relative to it, or one that ``find`` finds."""
+    beside = path.parent / name
+    return beside if beside.is_file() else find(name)
+
+
+def read_tree(path: Path, find: Callable[[str], Path] = find_config, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A YAML file as nested dicts, merged over the file that its ``base:`` key names.
 
-    ``base:`` is a path relative to the file, or the name of a shipped config. ``seen`` holds the files that led here.
-    Raises UserError.
+    ``find`` finds a base that is not relative to the file. ``seen`` holds the files that led here. Raises UserError.
     """
     if path.resolve() in seen:
         raise UserError(f"{path}: base: goes round in a circle")
@@ -141,8 +146,7 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = tree.pop("base", None)
     if base is None:
         return tree
-    beside = path.parent / str(base)
-    below = read_tree(beside if beside.is_file() else find_config(str(base)), (*seen, path.resolve()))
+    below = read_tree(config_beside(path, str(base), find), find, (*seen, path.resolve()))
     merge(below, tree)
     return below
 

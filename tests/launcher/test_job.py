@@ -14,6 +14,7 @@ import pytest
 from spdf_launcher import job, requeue
 from spdf_launcher.attempts import START, record
 from spdf_launcher.executors import slurm
+from spdf_launcher.executors.slurm import Slurm
 from spdf_launcher.folder import read_lines
 from spdf_launcher.journal import Journal
 from spdf_launcher.plan import plan
@@ -54,9 +55,10 @@ def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_parsers: object)
     def start(name: str, command: str) -> JobFolder:
         workflow = load_workflow(str(tmp_path / "flow.yaml"))
         jobs = plan(workflow, root, ranks_from_launcher=True)
-        program = [job.sys.executable, "-c", HEAD + command]
+        monkeypatch.setattr(Slurm, "program", lambda *given: [job.sys.executable, "-c", HEAD + command])
+        monkeypatch.setattr(Slurm, "reports_code", lambda *given: False)
         with Journal(root) as journal:
-            prepare(workflow, jobs, root, "slurm", lambda job: program, lambda job: False, {}, journal, {name})
+            prepare(workflow, jobs, root, Slurm(), journal, {name})
         return JobFolder(root / "jobs" / name)
 
     return start

@@ -10,7 +10,6 @@ from pathlib import Path
 from spdf_launcher.cancel import cancel
 from spdf_launcher.choose import matching
 from spdf_launcher.executors import find_executor
-from spdf_launcher.folder import in_one_line
 from spdf_launcher.status import read_plan, runs_on
 
 HELP = "stop a workflow or some of its jobs"
@@ -23,12 +22,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     root = args.dir.expanduser().absolute()
-    with in_one_line(str(root)):
-        return cancel_in(root, args)
-
-
-def cancel_in(root: Path, args: argparse.Namespace) -> int:
-    """The command, in one folder."""
     jobs = read_plan(root)
     for line in cancel(root, jobs, matching(jobs, args.job), find_executor(runs_on(root))()):
         print(line)

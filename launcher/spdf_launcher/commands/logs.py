@@ -11,7 +11,6 @@ from pathlib import Path
 
 from spdf_dist.workflow_folder import job_folder
 from spdf_launcher.choose import matching
-from spdf_launcher.folder import in_one_line
 from spdf_launcher.journal import is_held
 from spdf_launcher.status import gather, is_more_to_come, read_plan
 
@@ -32,12 +31,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     root = args.dir.expanduser().absolute()
-    with in_one_line(str(root)):
-        return logs_in(root, args)
-
-
-def logs_in(root: Path, args: argparse.Namespace) -> int:
-    """The command, in one folder."""
     jobs = matching(read_plan(root), args.job)
     several = len(jobs) > 1
     at: dict[str, int] = {}

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from spdf_dist.config.errors import UserError
 from spdf_launcher.executors import Executor, executor_names, find_executor
-from spdf_launcher.folder import in_one_line
 from spdf_launcher.plan import Job, plan
 from spdf_launcher.prepare import is_changed, wanted_jobs
 from spdf_launcher.summary import summary
@@ -54,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     root = args.dir.expanduser().absolute()
     workflow = load_workflow(args.workflow, args.overrides)
     jobs = plan(workflow, root, ranks_from_launcher=executor.starts_ranks)
-    with in_one_line(f"--dir {root}"):
-        root.exists()  # a name that the file system refuses
+    root.exists()  # raises OSError for a name that the file system refuses
     executor.check(jobs, root)
     if args.dry_run:
         print_plan(executor, workflow, jobs, root, args.verbose)

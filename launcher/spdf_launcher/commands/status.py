@@ -8,9 +8,9 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
-from spdf_launcher.folder import in_one_line
 from spdf_launcher.journal import is_held
 from spdf_launcher.status import ENDED, exit_code, gather, is_more_to_come, read_plan, table
 
@@ -26,19 +26,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     root = args.dir.expanduser().absolute()
-    with in_one_line(str(root)):
-        return status_in(root, args)
-
-
-def status_in(root: Path, args: argparse.Namespace) -> int:
-    """The command, in one folder."""
     shown = ""
     while True:
         launcher, states, plan = is_held(root), gather(root), read_plan(root)
         code = exit_code(states, plan)
         ends = not args.watch or not is_more_to_come([job.id for job in plan], states, plan, launcher)
         if args.json and ends:
-            print(json.dumps({"schema_version": 1, "dir": str(root), "jobs": [state.to_json() for state in states]}))
+            print(json.dumps({"schema_version": 1, "dir": str(root), "jobs": [asdict(state) for state in states]}))
         elif not args.json:
             text = table(states)
             if sys.stdout.isatty() and args.watch:

@@ -98,8 +98,7 @@ class Executor:
         require_folder(root)
         with Journal(root) as journal:
             wanted = wanted_jobs(jobs, root)
-            program = lambda job: self.program(job, workflow, root)  # noqa: E731
-            prepare(workflow, jobs, root, self.name, program, self.reports_code, {}, journal, wanted)
+            prepare(workflow, jobs, root, self, journal, wanted)
             display = Display(sys.stdout, max(len(job.id) for job in jobs))
             code = LocalRun(root, jobs, wanted, journal, display, self.at_once).run()
         done = [job_folder(root, job.id).status() for job in jobs].count(DONE)

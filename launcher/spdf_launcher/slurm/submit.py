@@ -100,14 +100,7 @@ class Submitter:
         written = write_scripts(found, self.root, self.root / FOLDER, self.workflow.cluster)
         for script in found:
             commands.test_only(written[script.name])
-
-        def program(job: Job) -> list[str]:
-            return self.executor.program(job, self.workflow, self.root)
-
-        prepare(
-            self.workflow, self.jobs, self.root, self.executor.name, program, self.executor.reports_code, {},
-            self.journal, wanted,
-        )  # fmt: skip
+        prepare(self.workflow, self.jobs, self.root, self.executor, self.journal, wanted)
         self.live = {job_id: submission for job_id, submission in submissions(self.root).items() if job_id in queued}
         try:
             for script in found:
@@ -127,7 +120,7 @@ class Submitter:
             state = states.get(job.id)
             if state is None or (job_folder(self.root, job.id).status() is not None and not state.is_live):
                 continue
-            if state.state and not state.is_live and state.state == "PENDING":
+            if state.state == "PENDING" and not state.is_live:
                 commands.call(["scancel", state.id])  # it cannot start, and is submitted again
             if state.is_live:
                 if known[job.id].keys[job.id] != job.key:
