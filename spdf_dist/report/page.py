@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from spdf_dist.base.numbers import MINUS
+from spdf_dist.config.yaml_reader import read_yaml_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +51,42 @@ class Plot:
     """File name without suffix."""
     caption: str
     draw: Callable[[], Figure]
+
+
+class Texts:
+    """The words of tables and figures in a YAML file: ``tables`` and ``figures``, each by name.
+
+    A table has ``title``, ``note`` and the number of ``labels``, a figure has ``title`` and ``caption``. Fields in
+    braces are filled.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.content: dict[str, Any] = read_yaml_file(path)
+
+    def table(
+        self,
+        key: str,
+        rows: Sequence[Mapping[str, str]],
+        *,
+        name: str = "",
+        synthetic: bool = False,
+        marks: Sequence[tuple[int, str]] = (),
+        **fields: Any,
+    ) -> Table:
+        """A table with these rows. ``name`` is its file name, if it is not ``key``."""
+        text = self.content["tables"][key]
+        title, note = (text.get(part, "").format(**fields) for part in ("title", "note"))
+        return Table(name or key, title, rows, note, synthetic, text.get("labels", 1), marks)
+
+    def plot(self, key: str, draw: Callable[..., Figure], *data: Any, name: str = "", **fields: Any) -> Plot:
+        """A figure that ``draw`` makes of its title and ``data``. ``name`` is its file name, if it is not ``key``."""
+        text = self.content["figures"][key]
+        title, caption = (text[part].format(**fields) for part in ("title", "caption"))
+        return Plot(name or key, caption, partial(draw, title, *data))
+
+
+TEXTS = Texts(Path(__file__).with_name("texts.yaml"))
+"""The words of the report's own tables and figures."""
 
 
 @dataclass

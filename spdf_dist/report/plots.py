@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +11,7 @@ import pandas as pd
 from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.base.numbers import power_label, short_count, time_unit
 from spdf_dist.report.figures import DASHES, MARKERS, Bar, Dot, add_legend, bar_figure, dot_figure, new_axes
-from spdf_dist.report.page import Plot
+from spdf_dist.report.page import TEXTS, Plot
 from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run
 from spdf_dist.report.scores import ScoreGroup, metric_name, task_title
@@ -59,7 +58,7 @@ def visible_range(curves: Sequence[pd.Series]) -> tuple[float, float] | None:
     return low - margin, high + margin
 
 
-def loss_figure(results: Results, runs: Sequence[Run], column: str, validation: bool, title: str) -> Figure:
+def loss_figure(title: str, results: Results, runs: Sequence[Run], column: str, validation: bool) -> Figure:
     """The loss over a column of the curves, with a line per run.
 
     The variant determines the colour of a line, and the model size its style; the largest model is solid, and an
@@ -103,26 +102,22 @@ def loss_figure(results: Results, runs: Sequence[Run], column: str, validation: 
 
 
 def loss_plot(
-    results: Results, runs: Sequence[Run], name: str, column: str, title: str, caption: str, validation: bool = False
+    key: str, results: Results, runs: Sequence[Run], column: str, validation: bool, **texts: str
 ) -> list[Plot]:
     """A figure of the losses over a column of the curves; none where no run has losses."""
     runs = [run for run in runs if len(run.validation if validation else run.curve)]
-    return [Plot(name, caption, partial(loss_figure, results, runs, column, validation, title))] if runs else []
+    return [TEXTS.plot(key, loss_figure, results, runs, column, validation, **texts)] if runs else []
 
 
 def pretraining_plots(results: Results) -> list[Plot]:
     """Training loss over tokens and time, and validation loss over tokens and FLOPs."""
     runs = results.ordered(results.pretraining)
     checked = [run for run in runs if len(run.validation) > 1]
-    raw = "Training loss: the faint line is each step, the strong one a moving average."
-    time = "The same over the time spent in training steps, without validation and saving."
-    held_out = "Validation loss on held-out sequences."
-    flops = "The same over model FLOPs. Further left is cheaper."
     return [
-        *loss_plot(results, runs, "loss_over_tokens", "tokens", "Training loss over tokens", raw),
-        *loss_plot(results, runs, "loss_over_time", "seconds", "Training loss over wall-clock", time),
-        *loss_plot(results, checked, "validation_over_tokens", "tokens", "Validation loss over tokens", held_out, True),
-        *loss_plot(results, checked, "validation_over_flops", "flops", "Validation loss over FLOPs", flops, True),
+        *loss_plot("loss_over_tokens", results, runs, "tokens", validation=False),
+        *loss_plot("loss_over_time", results, runs, "seconds", validation=False),
+        *loss_plot("validation_over_tokens", results, checked, "tokens", validation=True),
+        *loss_plot("validation_over_flops", results, checked, "flops", validation=True),
     ]
 
 
@@ -134,11 +129,9 @@ def finetuning_plots(results: Results, keep_mask: bool) -> list[Plot]:
     for task in sorted(tasks):
         runs = [run for run in tasks[task] if run.keep_mask == keep_mask]
         tail = (f"-{task}" if len(tasks) > 1 else "") + ("-sparse" if keep_mask else "")
-        what = f"{task_title(task)}: {kind}"
-        caption = f"{task_title(task)}: training loss on target tokens (label smoothing included where it is set)."
-        plots += loss_plot(results, runs, f"finetune_loss{tail}", "step", f"{what} loss over steps", caption + control)
-        title, caption = f"{what} validation loss over steps", f"{task_title(task)}: validation loss, unsmoothed."
-        plots += loss_plot(results, runs, f"finetune_validation{tail}", "step", title, caption + control, True)
+        for key, validation in (("finetune_loss", False), ("finetune_validation", True)):
+            texts = {"name": key + tail, "task": task_title(task), "kind": kind, "control": control}
+            plots += loss_plot(key, results, runs, "step", validation, **texts)
     return plots
 
 
@@ -155,9 +148,8 @@ def score_dots(group: ScoreGroup, metric: str, colours: Mapping[str, str], scale
 def score_plot(group: ScoreGroup, colours: Mapping[str, str]) -> list[Plot]:
     """The scores on a task's split, with a panel per metric; none without values."""
     panels = [(metric_name(name), dots) for name in group.metrics if (dots := score_dots(group, name, colours))]
-    title = group.title + (" (synthetic data)" if group.synthetic else "")
-    caption = "Mean over seeds; bars are the sample deviation. The arrow shows the better direction."
-    return [Plot(group.file_name, caption, partial(dot_figure, title, panels))] if panels else []
+    data = group.title + (" (synthetic data)" if group.synthetic else "")
+    return [TEXTS.plot("scores", dot_figure, panels, name=group.file_name, data=data)] if panels else []
 
 
 def cost_plots(results: Results) -> list[Plot]:
@@ -185,10 +177,7 @@ def cost_plots(results: Results) -> list[Plot]:
             against = f", {variant.speed / base.speed:.2f}x dense" if base and base.speed else ""
             speed.append(Bar(label, colour, [variant.speed], short_count(variant.speed) + against))
     parts = ("pre-training", f"one fine-tuning on {task_title(task)}") if finetuning else ()
-    spent = partial(bar_figure, "FLOPs spent", "model FLOPs", cost, parts)
-    plots = [Plot("flops_spent", "Model FLOPs spent by each variant, mean over seeds.", spent)] if cost else []
-    if speed:
-        caption = "Median over the steps after the first tenth, all ranks together, on the machine of the run."
-        draw = partial(bar_figure, "Training speed", "tokens/s", speed)
-        plots.append(Plot("tokens_per_second", caption, draw))
-    return plots
+    return [
+        *([TEXTS.plot("flops_spent", bar_figure, "model FLOPs", cost, parts)] if cost else []),
+        *([TEXTS.plot("tokens_per_second", bar_figure, "tokens/s", speed)] if speed else []),
+    ]

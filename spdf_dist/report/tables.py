@@ -12,7 +12,7 @@ from spdf_dist.accounting.flops import linears_share
 from spdf_dist.accounting.parameters import linear_parameters
 from spdf_dist.base.numbers import duration, power_label, short_count, signed
 from spdf_dist.report.estimates import estimate
-from spdf_dist.report.page import NONE, NOT_COMPUTED, Table
+from spdf_dist.report.page import NONE, NOT_COMPUTED, TEXTS, Table
 from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run
 from spdf_dist.report.scores import ScoreGroup, ScoreRow, metric_name, task_title
@@ -27,12 +27,7 @@ def summary_table(results: Results) -> Table:
     tuned = group_by(results.finetuning, lambda run: (run.size(), run.variant))
     variants = results.pretrained_variants()
     rows = [summary_row(variant, tuned.get((variant.size, variant.name), [])) for variant in variants]
-    note = (
-        "Validation loss in nats per token after the last step; with several seeds mean ± sample deviation (number). "
-        "FLOPs are model FLOPs as the paper counts them, without recomputation or multiplied zeros. Only runs that "
-        "differ in their seeds are averaged; unfinished runs are neither averaged with finished ones nor compared."
-    )
-    return Table("summary", "What each variant cost", rows, note, results.synthetic)
+    return TEXTS.table("summary", rows, synthetic=results.synthetic)
 
 
 def summary_row(variant: Variant, tuned: Sequence[Run]) -> dict[str, str]:
@@ -97,12 +92,8 @@ def score_table(group: ScoreGroup) -> Table:
         {"variant": row.title} | {metric_name(metric): score_text(row, metric) for metric in group.metrics}
         for row in group.rows
     ]
-    title = f"Scores on {'synthetic data in the form of ' if group.synthetic else ''}{group.title}"
-    note = (
-        "On the scale that the official script prints; mean ± sample deviation (runs). Seeds may differ in "
-        "what a selection by validation chose for each. Differences are paired by the pre-training seed."
-    )
-    return Table(group.file_name, title, rows, note, group.synthetic)
+    data = f"{'synthetic data in the form of ' if group.synthetic else ''}{group.title}"
+    return TEXTS.table("scores", rows, name=group.file_name, synthetic=group.synthetic, data=data)
 
 
 def score_text(row: ScoreRow, metric: str) -> str:
@@ -126,11 +117,7 @@ def unattributed_table(results: Results) -> Table:
     for found in results.unattributed:
         values = [f"{name} {NONE if value is None else f'{value:.4g}'}" for name, value in found.metrics.items()]
         rows.append({"file": str(found.path), "task": task_title(found.task), "scores": ", ".join(values)})
-    note = (
-        "These files do not say which checkpoint, split and settings they are of, so they are not compared. Texts that "
-        "`spdf generate` writes carry such a record, and `spdf evaluate --json` passes it on."
-    )
-    return Table("unattributed", "Scores without a record of what was scored", rows, note, labels=3)
+    return TEXTS.table("unattributed", rows)
 
 
 def jobs_table(root: Path, results: Results) -> Table:
@@ -144,7 +131,7 @@ def jobs_table(root: Path, results: Results) -> Table:
         left_out = f"left out: {outdated[job.id]} has changed since" if job.id in outdated else ""
         rows.append(row | {"reason": str(manifest.get("reason") or "") + left_out})
     name = root.resolve().name
-    return Table(f"jobs-{name}", f"Jobs of {name}", rows, labels=3)
+    return TEXTS.table("jobs", rows, name=f"jobs-{name}", workflow=name)
 
 
 def runs_table(results: Results) -> Table:
@@ -157,8 +144,7 @@ def runs_table(results: Results) -> Table:
         row = {"variant": run.variant, "kind": kind, "parameters": run.size(), "seed": str(run.seed)}
         row |= {"steps": f"{run.steps:,}", "peak lr": str(training.get("lr", NONE)), "layout": layout}
         rows.append(row | {"skipped steps": str(run.skipped), "folder": str(run.path)})
-    note = "The same seed means the same initial weights, data order and (with equal sparsity seed) mask."
-    return Table("runs", "Runs of this report", rows, note, labels=2)
+    return TEXTS.table("runs", rows)
 
 
 def changes_table(results: Results) -> Table:
@@ -173,8 +159,7 @@ def changes_table(results: Results) -> Table:
                 texts = (key, old, new) if new else (change, "", "")
                 names = ("change", "old value", "new value")
                 rows.append(row | {"time": record["time"]} | dict(zip(names, texts, strict=True)))
-    note = "The run continued after this step with the new values (--change) or other batches (--rewind)."
-    return Table("changes", "Changes during the runs", rows, note, labels=7)
+    return TEXTS.table("changes", rows)
 
 
 def curves_csv(results: Results) -> str:

@@ -11,16 +11,11 @@ from spdf_dist.base.numbers import MINUS
 from spdf_dist.config.errors import UserError
 from spdf_dist.report import plots, tables
 from spdf_dist.report.estimates import paired
-from spdf_dist.report.page import Plot, Section, render_page
+from spdf_dist.report.page import TEXTS, Plot, Section, render_page
 from spdf_dist.report.results import Results
 from spdf_dist.report.scores import metric_name
 from spdf_dist.report.style import drawing, to_png, to_svg, variant_colours
 
-SYNTHETIC = (
-    "Fine-tuning data in this report is synthetic: generated from a seeded grammar in the form of E2E's CSV. "
-    "Its scores show that the system works. They do not measure the quality of a model, and no published score is "
-    "comparable with them."
-)
 MAX_CARDS = 8
 
 
@@ -55,7 +50,7 @@ def write_report(
     if results.runs:
         write_text(out / "curves.csv", tables.curves_csv(results))
     damaged = [f"{text[0].upper()}{text[1:]}." for text in results.damaged.values()]
-    warnings = [SYNTHETIC if results.synthetic else "", results.outdated_text(), *damaged]
+    warnings = [TEXTS.content["synthetic"] if results.synthetic else "", results.outdated_text(), *damaged]
     names = dict.fromkeys(place.resolve().stem for place in results.workflows or results.folders)
     page = render_page(
         title=f"Sparse pre-training, dense fine-tuning: {', '.join(names)}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 
 from spdf_dist.base.numbers import power_label, short_count, signed
 from spdf_dist.report.figures import new_panels
-from spdf_dist.report.page import Plot, Section, Table
+from spdf_dist.report.page import Section, Table
 from spdf_dist.report.style import GRID, MUTED, variant_colours
 from spdf_dist.studies.evidence.figures import SHAPES, draw_line, finish, plain_ticks
 from spdf_dist.studies.evidence.law import (
@@ -28,7 +27,7 @@ from spdf_dist.studies.evidence.law import (
     shape_of,
 )
 from spdf_dist.studies.evidence.losses import COLOURS
-from spdf_dist.studies.evidence.rows import STUDY, Evidence
+from spdf_dist.studies.evidence.rows import STUDY, TEXTS, Evidence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,14 +44,10 @@ def law_section(evidence: Evidence) -> Section:
     points = with_predictions(law, evidence)
     budgets = np.geomspace(law.points.flops.min(), law.points.flops.max(), 4)
     found = losses_at(law, shape, budgets)
-    caption = (
-        "Above: the share of its full size that a sparse model is worth, fitted and published. Below: the predicted "
-        "loss against dense at equal FLOPs, each at its best width; bands: 95%."
-    )
     return Section(
         "Scaling law",
         [law_text(law, points, budgets, found)],
-        [Plot("evidence_law", caption, partial(law_figure, law, shape))],
+        [TEXTS.plot("evidence_law", law_figure, law, shape)],
         [parameter_table(law), budget_table(budgets, found), point_table(points)],
     )
 
@@ -93,12 +88,7 @@ def parameter_table(law: Law) -> Table:
         }
         for name, text, value, low, high, identified in found
     ]
-    note = (
-        "L = E + A (N density^gamma / 1e5)^-alpha + B (D / 1e6)^-beta, N the weights of the linear layers with pruned "
-        f"ones, D tokens. {len(law.points)} points; residuals of {law.deviation:.3f} nats; residual bootstrap. "
-        "Identified: the interval is narrower than the value and reaches no bound of the search."
-    )
-    return Table("evidence_law", "Scaling law", rows, note, labels=2)
+    return TEXTS.table("evidence_law", rows, points=len(law.points), residuals=law.deviation)
 
 
 def point_table(points: pd.DataFrame) -> Table:
@@ -116,7 +106,7 @@ def point_table(points: pd.DataFrame) -> Table:
         }
         for point in points.itertuples()
     ]
-    return Table("evidence_law_points", "Points of the law", rows, labels=3)
+    return TEXTS.table("evidence_law_points", rows)
 
 
 def budget_table(budgets: Array, found: Losses) -> Table:
@@ -129,12 +119,7 @@ def budget_table(budgets: Array, found: Losses) -> Table:
             loss = f"{losses[0, k]:.3f}" if name == "dense" else f"{signed(losses[0, k])}\n95% [{low}, {high}]"
             row[name] = f"{loss}\nwidth {widths[0, k]}"
         rows.append(row)
-    note = (
-        f"Predicted loss of dense and differences to it, in nats, each at its best width from {WIDTHS[0]} to "
-        f"{WIDTHS[-1]}. FLOPs include logits and attention, which sparsity does not reduce. The law extrapolates where "
-        "a width or a length lies outside of the points below."
-    )
-    return Table("evidence_budgets", "Which density at a FLOP budget", rows, note)
+    return TEXTS.table("evidence_budgets", rows, smallest=WIDTHS[0], largest=WIDTHS[-1])
 
 
 def law_text(law: Law, points: pd.DataFrame, budgets: Array, found: Losses) -> str:
@@ -158,9 +143,9 @@ def law_text(law: Law, points: pd.DataFrame, budgets: Array, found: Losses) -> s
     return " ".join(parts)
 
 
-def law_figure(law: Law, shape: Shape) -> Figure:
+def law_figure(title: str, law: Law, shape: Shape) -> Figure:
     """Above: the share of its size that a sparse model is worth. Below: the loss against dense at equal FLOPs."""
-    figure, (upper, lower) = new_panels("Scaling law with sparsity", [1.0, 1.0], 7.0)
+    figure, (upper, lower) = new_panels(title, [1.0, 1.0], 7.0)
     density = np.geomspace(1 / 16, 1, 33)
     band = np.percentile(density ** law.samples[:, -1:], [2.5, 97.5], axis=0)
     draw_line(upper, "this study", COLOURS["75%"], density, density ** law.best[-1], band=band)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pandas as pd
 
 from spdf_dist.base.numbers import signed
@@ -11,7 +9,7 @@ from spdf_dist.report.estimates import Estimate, paired
 from spdf_dist.report.figures import Dot, dot_figure
 from spdf_dist.report.page import NONE, Plot, Table
 from spdf_dist.report.style import variant_colours
-from spdf_dist.studies.evidence.rows import Evidence
+from spdf_dist.studies.evidence.rows import TEXTS, Evidence
 from spdf_dist.studies.evidence.rules import LEVELS, MARGIN, TASKS, Finding, interval_text, loss_text
 
 COLOURS = variant_colours(["dense", "50%", "75%", "87.5%", "93.75%"])
@@ -67,8 +65,7 @@ def tuned_table(evidence: Evidence) -> Table:
                     "recovered share R": share,
                 }
             )
-    note = "Nats per target token, 20 tokens per parameter, width 64. Mean ± sample deviation (seeds)."
-    return Table("evidence_tuned", "Losses after fine-tuning", rows, note, labels=2)
+    return TEXTS.table("evidence_tuned", rows)
 
 
 def interval_dot(label: str, colour: str, value: Estimate) -> Dot:
@@ -76,10 +73,9 @@ def interval_dot(label: str, colour: str, value: Estimate) -> Dot:
     return Dot(label, colour, value.mean, value.half_width, signed(value.mean))
 
 
-def difference_plot(name: str, title: str, remark: str, axis: str, dots: list[Dot]) -> list[Plot]:
+def difference_plot(key: str, axis: str, dots: list[Dot]) -> list[Plot]:
     """Differences with their intervals beside 0 and the margin; no figure without any."""
-    caption = f"{title}{remark}. Bars: 95% interval. Dashed: the margin{' of blocks' if remark else ''}, {MARGIN} nats."
-    return [Plot(name, caption, partial(dot_figure, title, [(axis, dots)], (0.0, MARGIN)))] if dots else []
+    return [TEXTS.plot(key, dot_figure, [(axis, dots)], (0.0, MARGIN), margin=MARGIN)] if dots else []
 
 
 def lost_plot(evidence: Evidence) -> list[Plot]:
@@ -89,5 +85,4 @@ def lost_plot(evidence: Evidence) -> list[Plot]:
         for row in little_is_lost(evidence)
         if row.value
     ]
-    axis = "validation loss minus dense, nats per target token"
-    return difference_plot("evidence_h1", "H1: loss after dense fine-tuning, against dense", "", axis, dots)
+    return difference_plot("evidence_h1", "validation loss minus dense, nats per target token", dots)

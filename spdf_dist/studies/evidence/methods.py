@@ -8,7 +8,7 @@ from spdf_dist.base.numbers import power_label, short_count
 from spdf_dist.report.estimates import Estimate, paired
 from spdf_dist.report.page import NONE, NOT_RUN, Plot, Table
 from spdf_dist.studies.evidence.losses import COLOURS, difference_plot, interval_dot
-from spdf_dist.studies.evidence.rows import STUDY, Evidence
+from spdf_dist.studies.evidence.rows import STUDY, TEXTS, Evidence
 from spdf_dist.studies.evidence.rules import (
     MARGIN,
     NOT_SUPPORTED,
@@ -60,11 +60,7 @@ def equal_table(evidence: Evidence) -> Table:
             difference = NONE if name == STATIC else interval_text(value)
             texts = [*cost, loss_text(found.loss), difference, reading(value)]
         rows.append({"method": name} | dict(zip(columns, texts, strict=True)))
-    note = (
-        "FLOPs as the trainer counted them, both phases and the dense gradients of updates "
-        "included. Better or worse: the 95% interval does not contain 0."
-    )
-    return Table("evidence_equal_flops", "Methods at equal FLOPs", rows, note)
+    return TEXTS.table("evidence_equal_flops", rows)
 
 
 def equal_plot(evidence: Evidence) -> list[Plot]:
@@ -74,5 +70,4 @@ def equal_plot(evidence: Evidence) -> list[Plot]:
         value = against_static(evidence, name)
         if value and name != STATIC:
             dots.append(interval_dot(name, COLOURS["dense" if job == "dense-equal" else "75%"], value))
-    axis = "validation loss minus static 75%, nats (left: better)"
-    return difference_plot("evidence_equal_flops", "Methods at equal FLOPs", ", against static 75%", axis, dots)
+    return difference_plot("evidence_equal_flops", "validation loss minus static 75%, nats (left: better)", dots)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,7 @@ from spdf_dist.report.style import variant_colours
 from spdf_dist.studies.evidence.figures import SHAPES, draw_line, finish, plain_ticks
 from spdf_dist.studies.evidence.law import base_row
 from spdf_dist.studies.evidence.losses import COLOURS
-from spdf_dist.studies.evidence.rows import STUDY, Evidence
+from spdf_dist.studies.evidence.rows import STUDY, TEXTS, Evidence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,9 +60,7 @@ def rate_table(evidence: Evidence) -> Table:
             rows.append((name, label, f"{line.idxmin():g}", place, f"{line.min():.3f}"))
     for row in evidence.at("decay-rule").itertuples():
         rows.append(("SuPar", "75%, rate times decay kept", f"{row.lr:g}", NONE, f"{row.loss:.3f}"))
-    note = "Validation loss of pre-training at 5 tokens per parameter, width 64, one seed."
-    records = [dict(zip(columns, row, strict=True)) for row in rows]
-    return Table("evidence_rates", "Learning rates", records, note, labels=2)
+    return TEXTS.table("evidence_rates", [dict(zip(columns, row, strict=True)) for row in rows])
 
 
 def rate_text(evidence: Evidence) -> str:
@@ -93,10 +90,9 @@ def rate_text(evidence: Evidence) -> str:
     return " ".join(parts)
 
 
-def rates_figure(panels: Panels) -> Figure:
+def rates_figure(title: str, panels: Panels) -> Figure:
     """One panel per parameterization over the same learning rates. A ring marks the lowest loss of each line."""
-    title, height = "The best learning rate, dense and 75%", 0.4 + 2.7 * len(panels)
-    figure, grid = new_panels(title, [1.0] * len(panels), height, share=True)
+    figure, grid = new_panels(title, [1.0] * len(panels), 0.4 + 2.7 * len(panels), share=True)
     for axes, (name, lines) in zip(grid, panels.items(), strict=True):
         for k, (label, line) in enumerate(lines.items()):
             colour = COLOURS.get(label, variant_colours(["paper"])["paper"])
@@ -117,5 +113,4 @@ def rates_figure(panels: Panels) -> Figure:
 def rates_plot(evidence: Evidence) -> list[Plot]:
     """The figure of learning rates; none without runs."""
     panels = rate_lines(evidence)
-    caption = "Validation loss over the peak learning rate, 5 tokens per parameter. Rings: the best rate of the grid."
-    return [Plot("evidence_rates", caption, partial(rates_figure, panels))] if panels else []
+    return [TEXTS.plot("evidence_rates", rates_figure, panels)] if panels else []

@@ -15,14 +15,14 @@ import pandas as pd
 from spdf_dist.accounting.parameters import linear_parameters, real_sparsity, total_parameters
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig
-from spdf_dist.config.yaml_reader import read_yaml_file
-from spdf_dist.report.page import NOT_RUN
+from spdf_dist.report.page import NOT_RUN, Texts
 from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run
 from spdf_dist.sparsity.update import update_steps
 from spdf_dist.workflow_folder import PLAN, JobRecord, all_jobs, failure, read_json
 
-STUDY: dict[str, Any] = read_yaml_file(Path(__file__).with_name("study.yaml"))
+TEXTS = Texts(Path(__file__).with_name("study.yaml"))
+STUDY = TEXTS.content
 COLUMNS = {name: kind for name, (kind, _) in STUDY["columns"].items()}
 ROWS = "evidence.csv"
 SIGN = {"cooldown-10", "dense-equal"}

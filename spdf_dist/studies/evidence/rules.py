@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from spdf_dist.base.numbers import signed
 from spdf_dist.report.estimates import Estimate, estimate, t_95
 from spdf_dist.report.page import NOT_RUN, Table
-from spdf_dist.studies.evidence.rows import STUDY
+from spdf_dist.studies.evidence.rows import STUDY, TEXTS
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
 MARGIN, TASKS, LEVELS = STUDY["margin"], STUDY["tasks"], STUDY["levels"]
@@ -102,28 +102,19 @@ class Hypothesis:
     @property
     def table(self) -> Table:
         """The rows of the hypothesis."""
-        texts = STUDY["hypotheses"][self.name]
-        rows = [
-            {"": row.label, texts["measure"]: interval_text(row.value), "verdict": row.verdict_text}
-            for row in self.findings
-        ]
-        note = f"{texts['rule']} Mean ± sample deviation (seeds), paired by the pre-training seed."
-        return Table(f"evidence_{self.name.lower()}", f"{self.name}: {self.verdict}", rows, note)
+        measure = STUDY["hypotheses"][self.name]["measure"]
+        rows = [{"": f.label, measure: interval_text(f.value), "verdict": f.verdict_text} for f in self.findings]
+        return TEXTS.table(f"evidence_{self.name.lower()}", rows, verdict=self.verdict)
 
 
 def verdict_table(found: Iterable[Hypothesis]) -> Table:
     """The verdict on each hypothesis."""
-    rows = [
-        {
-            "hypothesis": one.name,
-            "claim": STUDY["hypotheses"][one.name]["claim"],
-            "verdict": one.verdict,
-            "rows": "\n".join(f"{row.label}: {row.verdict_text}" for row in one.findings if not row.control),
-        }
-        for one in found
-    ]
-    note = "Not supported if one row is not, supported if all rows are."
-    return Table("evidence_verdicts", "Verdicts", rows, note, labels=2)
+    rows = []
+    for one in found:
+        claim = STUDY["hypotheses"][one.name]["claim"]
+        texts = [f"{row.label}: {row.verdict_text}" for row in one.findings if not row.control]
+        rows.append({"hypothesis": one.name, "claim": claim, "verdict": one.verdict, "rows": "\n".join(texts)})
+    return TEXTS.table("evidence_verdicts", rows)
 
 
 def interval_text(value: Estimate | None, separator: str = "\n") -> str:

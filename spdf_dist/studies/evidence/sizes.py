@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from spdf_dist.report.page import NONE, Plot, Table
 from spdf_dist.report.plots import LOSS
 from spdf_dist.studies.evidence.figures import draw_line, plain_ticks
 from spdf_dist.studies.evidence.losses import COLOURS
-from spdf_dist.studies.evidence.rows import STUDY, Evidence
+from spdf_dist.studies.evidence.rows import STUDY, TEXTS, Evidence
 from spdf_dist.studies.evidence.rules import LEVELS, Finding, interval_text, loss_text
 
 if TYPE_CHECKING:
@@ -135,18 +134,12 @@ def size_table(evidence: Evidence) -> Table:
                 "m, linear layers only": loss_text(inside(linear[size.width]), NONE),
             }
             rows.append(row)
-    note = (
-        "10 tokens per parameter. m interpolates the dense curve of the same seed, log loss over log size, and is not "
-        "extrapolated. After fine-tuning the curve has only the two larger sizes."
-    )
-    return Table("evidence_sizes", "Losses by size", rows, note, labels=2)
+    return TEXTS.table("evidence_sizes", rows)
 
 
-def sizes_figure(evidence: Evidence) -> Figure:
+def sizes_figure(title: str, evidence: Evidence) -> Figure:
     """Loss over size. A dotted line leads from each sparse point to the dense curve at equal loss."""
-    figure, axes = new_axes(
-        "H3: loss over size at 10 tokens per parameter", "parameters, pruned ones included", LOSS, 3.5
-    )
+    figure, axes = new_axes(title, "parameters, pruned ones included", LOSS, 3.5)
     dense = pd.Series({size.parameters: size.dense.mean() for size in sizes(evidence) if len(size.dense)})
     draw_line(axes, "dense", COLOURS["dense"], dense.index, dense, marker="o")
     for variant, level in LEVELS.items():
@@ -171,6 +164,5 @@ def sizes_figure(evidence: Evidence) -> Figure:
 
 def sizes_plot(evidence: Evidence) -> list[Plot]:
     """The dense curve of loss over size, with the sparse models beside it; none with fewer than two sizes."""
-    caption = "Pre-training validation loss over size. Dotted: from a sparse model to the dense one of equal loss."
     enough = sum(len(size.dense) > 0 for size in sizes(evidence)) > 1
-    return [Plot("evidence_sizes", caption, partial(sizes_figure, evidence))] if enough else []
+    return [TEXTS.plot("evidence_sizes", sizes_figure, evidence)] if enough else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spdf_dist.accounting import paper
@@ -12,7 +12,7 @@ from spdf_dist.base.numbers import short_count, signed
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.report.figures import Bar, Dot, bar_figure, dot_figure
-from spdf_dist.report.page import NONE, NOT_RUN, Plot, Section, Table
+from spdf_dist.report.page import NONE, NOT_RUN, Plot, Section, Table, Texts
 from spdf_dist.report.plots import score_dots
 from spdf_dist.report.results import Results
 from spdf_dist.report.scores import metric_name, published_scale, task_title
@@ -31,24 +31,20 @@ from spdf_dist.studies.paper.printed import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TITLE = "The paper beside ours"
-INTRO = (
-    "Printed results of SPDF (appendix and blog) and ours. Our models have the same shape, are pre-trained on the same "
-    "number of tokens, and are fine-tuned dense. Controls and other patterns are in the tables of scores."
-)
+TEXTS = Texts(Path(__file__).with_name("texts.yaml"))
 
 
 def paper_section(results: Results) -> Section:
     """The section of the paper. It is collapsed when no result can be compared."""
     tables = [
         models_table(),
-        flops_table("2: pre-training FLOPs", ("model", "sparsity"), paper.table_2()),
-        flops_table("3: dense fine-tuning FLOPs", ("task", "model"), paper.table_3(), paper.TABLE_3_REMARKS),
+        flops_table(2, ("model", "sparsity"), paper.table_2()),
+        flops_table(3, ("task", "model"), paper.table_3(), paper.TABLE_3_REMARKS),
         *(score_table(results, task) for task in TABLES),
         curation_table(results),
     ]
     folded = not results.bench and all(score.synthetic for score in results.scores)
-    return Section(TITLE, (INTRO,), paper_plots(results), tables, folded)
+    return Section(TEXTS.content["title"], [TEXTS.content["intro"]], paper_plots(results), tables, folded)
 
 
 def models_table() -> Table:
@@ -69,24 +65,21 @@ def models_table() -> Table:
         }
         cells = {k: theirs[k] if theirs[k] == own else f"{theirs[k]}\nours {own}" for k, own in ours.items()}
         rows.append({"model": name} | cells)
-    note = "One value in a cell: the shipped config (gpt2_small, gpt3_xl) has it too. Parameters without padding."
-    return Table("paper_table_1", "Paper, Table 1: models", rows, note)
+    return TEXTS.table("paper_table_1", rows)
 
 
-def flops_table(title: str, labels: Sequence[str], found: Sequence[paper.Row], remarks: Sequence[str] = ()) -> Table:
+def flops_table(number: int, labels: Sequence[str], found: Sequence[paper.Row], remarks: Sequence[str] = ()) -> Table:
     """Table 2 or 3. Where a number differs from the printed one, the table shows both and the note gives the reason."""
-    rows, marks = [], []
-    notes = ["One value in a cell: every printed digit is reproduced. The other cells:"]
+    rows, marks, differences = [], [], []
     for r, row in enumerate(found):
         cells = dict(zip(labels, row.labels, strict=True))
         for figure in row.figures:
             cells[figure.column] = figure.printed if figure.reproduced else f"{figure.printed}\nours {figure.shown}"
             if not figure.reproduced:
                 marks.append((r, figure.column))
-                notes.append(f"{' '.join(row.labels)}, {figure.column}: {figure.note}.")
+                differences.append(f"{' '.join(row.labels)}, {figure.column}: {figure.note}.")
         rows.append(cells)
-    note = " ".join([*notes, *remarks])
-    return Table(f"paper_table_{title[0]}", f"Paper, Table {title}", rows, note, labels=2, marks=marks)
+    return TEXTS.table(f"paper_table_{number}", rows, marks=marks, differences=" ".join([*differences, *remarks]))
 
 
 def score_table(results: Results, task: str) -> Table:
@@ -100,11 +93,11 @@ def score_table(results: Results, task: str) -> Table:
             below = f"ours {ours.text(digits)}, {signed(ours.mean - float(text), digits)}" if ours else NOT_RUN
             row[metric_name(metric)] = (f"{text} ± {deviation}" if deviation else text) + f"\n{below}"
         rows.append(row)
-    note = "Printed, mean ± deviation; below it ours, mean ± sample deviation (runs), and the difference."
+    number, remark = TABLES[task], ""
     if task == "webnlg":
-        note += " Ours is the seen split, which 63.4 BLEU points to; the scores above also give unseen and all."
-    number = TABLES[task]
-    return Table(f"paper_table_{number}", f"Paper, Table {number}: {task_title(task)}", rows, note, labels=2)
+        remark = " Ours is the seen split, which 63.4 BLEU points to; the scores above also give unseen and all."
+    name = f"paper_table_{number}"
+    return TEXTS.table("paper_scores", rows, name=name, number=number, task=task_title(task), remark=remark)
 
 
 def curation_table(results: Results) -> Table:
@@ -115,7 +108,7 @@ def curation_table(results: Results) -> Table:
         difference = signed(ours - float(text), 2) if ours is not None and text else NONE
         row = {"model": model, "sparsity": f"{level:.0%}", "printed": f"+{text}" if text else "not given"}
         rows.append(row | {"ours": NOT_RUN if ours is None else signed(ours, 2), "difference": difference})
-    return Table("paper_curation", "Blog: Curation Corpus, perplexity above the dense baseline", rows, labels=2)
+    return TEXTS.table("paper_curation", rows)
 
 
 def paper_plots(results: Results) -> list[Plot]:
@@ -127,15 +120,13 @@ def paper_plots(results: Results) -> list[Plot]:
     gap = f" Of the paper's models not run: {', '.join(missing)}." if missing else ""
     if len(missing) == len(cells):
         gap = " None of the paper's models was run for this report."
-    remark_2 = f"Blog, Figure 2, regenerated from the FLOP formula. {paper.FIGURE_2_REMARK}"
-    remark_4 = "Blog, Figure 4: filled is ours, hollow is printed; models of other sizes have panels of their own."
-    plots = [Plot("figure_2", remark_2, figure_2), Plot("figure_4", remark_4 + gap, partial(figure_4, results))]
     square = largest_square(results.bench)
-    if speedup_points(square):
-        caption = f"Paper, Figure 1, for this machine: {bench_note(results.bench)}"
-        draw = partial(speedup_figure, "Measured and theoretical speed-up over sparsity", square)
-        plots.insert(0, Plot("figure_1", caption, draw))
-    return plots
+    measured = [TEXTS.plot("figure_1", speedup_figure, square, measurement=bench_note(results.bench))]
+    return [
+        *(measured if speedup_points(square) else []),
+        TEXTS.plot("figure_2", figure_2, remark=paper.FIGURE_2_REMARK),
+        TEXTS.plot("figure_4", figure_4, results, gap=gap),
+    ]
 
 
 def level_colour(level: float) -> str:
@@ -143,17 +134,17 @@ def level_colour(level: float) -> str:
     return variant_colours([name := f"{level:.0%}" if level else "dense"])[name]
 
 
-def figure_2() -> Figure:
+def figure_2(title: str) -> Figure:
     """FLOPs of GPT-3 XL's pre-training and of its fine-tuning on Curation Corpus."""
     bars = []
     for row in paper.figure_2():
         level, parts = row["sparsity"], [row["pretraining"], row["finetuning"]]
         note = f"{sum(parts) / 1e18:.1f} exaFLOPs" + (f", {row['reduction']:.0%} less" if row["reduction"] else "")
         bars.append(Bar(f"{level:.0%}" if level else "dense", level_colour(level), parts, note))
-    return bar_figure("GPT-3 XL: pre-training, then Curation Corpus", "FLOPs", bars, ("pre-training", "fine-tuning"))
+    return bar_figure(title, "FLOPs", bars, ("pre-training", "fine-tuning"))
 
 
-def figure_4(results: Results) -> Figure:
+def figure_4(title: str, results: Results) -> Figure:
     """E2E BLEU and perplexity above dense on Curation Corpus, printed and ours."""
     e2e, curation = [], []
     for (model, level), values in printed("e2e").items():
@@ -167,7 +158,7 @@ def figure_4(results: Results) -> Figure:
         if above is not None:
             curation.append(Dot(f"{label}, ours", colour, above, None, signed(above, 2)))
     panels = [("E2E, BLEU ↑", e2e), ("Curation Corpus, perplexity above dense ↓", curation)]
-    return dot_figure("Fine-tuned quality at each pre-training sparsity", [*panels, *own_panels(results)])
+    return dot_figure(title, [*panels, *own_panels(results)])
 
 
 def own_panels(results: Results) -> list[tuple[str, list[Dot]]]:
