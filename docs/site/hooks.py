@@ -17,11 +17,32 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 MARKER = "<!-- configuration keys -->"
 SCHEMA = ROOT / "spdf_dist/config/schema.py"
+VALUES = {
+    ast.unparse(node.targets[0]): ast.unparse(node.value)
+    for path in (SCHEMA, ROOT / "spdf_dist/config/values.py")
+    for node in ast.parse(path.read_text(encoding="utf-8")).body
+    if isinstance(node, ast.Assign)
+}
+"""The named types of config values, by name."""
 ROOTS = {"PretrainConfig": "`spdf pretrain`", "FinetuneConfig": "`spdf finetune`"}
 
 
-def documented_fields(class_: ast.ClassDef) -> Iterator[tuple[str, ast.expr, ast.expr | None, str]]:
-    """Name, type, default and docstring of each field of a dataclass."""
+Field = tuple[str, ast.expr, ast.expr | None, str]
+"""Name, type, default and docstring of a field of a dataclass."""
+
+
+def documented_fields(classes: dict[str, ast.ClassDef], class_: ast.ClassDef) -> list[Field]:
+    """The fields of a dataclass, those of its bases first. A new default keeps the docstring of the base."""
+    found: dict[str, Field] = {}
+    for base in class_.bases:
+        found |= {field[0]: field for field in documented_fields(classes, classes[ast.unparse(base)])}
+    for name, annotation, default, text in own_fields(class_):
+        found[name] = (name, annotation, default, text or (found[name][3] if name in found else ""))
+    return list(found.values())
+
+
+def own_fields(class_: ast.ClassDef) -> Iterator[Field]:
+    """The fields that the class itself defines."""
     for statement, after in zip(class_.body, [*class_.body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             text = ""
@@ -51,13 +72,26 @@ def default_text(default: ast.expr | None) -> str:
             return ast.unparse(default)
 
 
+def type_text(kind: str) -> str:
+    """A type in the table. That of a key with a range is followed by the range."""
+    match ast.parse(VALUES.get(kind, kind), mode="eval").body:
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[base, ast.Call(args=[words, *_])])):
+            return f"`{ast.unparse(base)}`, {ast.literal_eval(words).removeprefix('must ').removeprefix('be ')}"
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[base, *_])):
+            return f"`{ast.unparse(base)}`"
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=words)):
+            return ", ".join(f"`{ast.literal_eval(word)}`" for word in words)
+        case _:
+            return "`null`" if kind == "None" else f"`{kind}`"
+
+
 def tables(classes: dict[str, ast.ClassDef], name: str, prefix: str) -> Iterator[str]:
     """The table of one class, then those of its sections."""
     class_ = classes[name]
     sections = []
     yield " ".join((ast.get_docstring(class_) or "").split()) + "\n"
     yield "| key | type | default | meaning |\n|---|---|---|---|"
-    for field, annotation, default, text in documented_fields(class_):
+    for field, annotation, default, text in documented_fields(classes, class_):
         kind = ast.unparse(annotation)
         if kind in classes:
             sections.append((field, kind))
@@ -65,7 +99,7 @@ def tables(classes: dict[str, ast.ClassDef], name: str, prefix: str) -> Iterator
         if kind.removesuffix(" | None") in classes:  # a section that may be absent
             sections.append((field, kind.removesuffix(" | None")))
             kind = "section | None"
-        alternatives = " or ".join(f"`{part}`" for part in kind.replace("None", "null").split(" | "))
+        alternatives = " or ".join(type_text(part) for part in kind.split(" | "))
         text = text.replace("|", "\\|")
         yield f"| `{prefix}{field}` | {alternatives} | `{default_text(default)}` | {text} |"
     for field, kind in sections:

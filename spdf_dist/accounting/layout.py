@@ -60,7 +60,7 @@ def layout_for(
     `auto` execution is compressed on a CPU and on a GPU whose kernels skip the mask's blocks, else masked.
     """
     tensor = config.parallel.tensor
-    execution = config.sparsity.execution
+    execution: str = config.sparsity.execution
     if sparsity is None or not sparsity.is_sparse:
         execution = "dense"
     elif execution == "auto":

@@ -15,9 +15,10 @@ import yaml
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.paths import with_home
-from spdf_dist.config.schema import AnyConfig, DatasetEntry, FinetuneConfig, PathText, PretrainConfig
+from spdf_dist.config.schema import AnyConfig, DatasetEntry, FinetuneConfig, PretrainConfig
 from spdf_dist.config.suggest import nearest
 from spdf_dist.config.validate import validate, validate_model
+from spdf_dist.config.values import PathText
 from spdf_dist.config.yaml_reader import DEEPEST, read_yaml, read_yaml_file
 from spdf_dist.model.architecture import architecture_of
 
@@ -210,8 +211,12 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             return DatasetEntry(with_home(value))
         return build(hint, value, where)
     origin = typing.get_origin(hint)
-    if origin is typing.Annotated:  # PathText
+    if hint is PathText:
         return with_home(convert(str, value, where))
+    if origin is typing.Annotated:  # `validate` checks the range, and the words of a Literal
+        return convert(hint.__origin__, value, where)
+    if origin is typing.Literal:
+        return convert(str, value, where)
     if origin in (typing.Union, types.UnionType):
         options = typing.get_args(hint)
         if value is None and type(None) in options:

@@ -7,10 +7,23 @@ configuration reference.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-PathText = Annotated[str, "path"]
-"""A path as text; a leading `~` stands for the home folder."""
+from spdf_dist.config.values import (
+    Between,
+    Count,
+    Finite,
+    NotNegative,
+    PathText,
+    Positive,
+    Range,
+    Share,
+    Size,
+    Spike,
+    ToOne,
+)
+
+Execution = Literal["masked", "compressed", "auto"]
 
 LOGICAL_WEIGHTS = ("W_Q", "W_K", "W_V", "W_D", "W_I", "W_O")
 """The six matrices of a layer that the paper sparsifies (appendix A.1), each of shape [out, in]."""
@@ -37,24 +50,24 @@ class ModelConfig:
 
     family: str = "gpt2"
     """Model family: `gpt2` or `llama`."""
-    num_layers: int = 4
+    num_layers: Size = 4
     """Number of decoder layers."""
-    hidden_size: int = 256
+    hidden_size: Size = 256
     """Width of the residual stream."""
-    num_attention_heads: int = 4
+    num_attention_heads: Size = 4
     """Number of attention heads; it must divide hidden_size."""
     num_key_value_heads: int | None = None
     """Number of key and value heads (grouped-query attention); it must divide num_attention_heads. null: the same as
     num_attention_heads."""
-    ffn_hidden_size: int | None = None
+    ffn_hidden_size: Size | None = None
     """Width of the MLP. null: 4 x hidden_size."""
-    seq_length: int = 256
+    seq_length: Size = 256
     """Context window, in tokens."""
-    vocab_size: int = 4096
+    vocab_size: Size = 4096
     """Size of the vocabulary. Padding for tensor parallelism is added internally and is never counted."""
-    dropout: float = 0.0
+    dropout: Share = 0.0
     """Dropout probability on embeddings, attention weights and residual branches."""
-    norm_eps: float = 1e-5
+    norm_eps: Between = 1e-5
     """Epsilon that is added to the variance (LayerNorm) or the mean square (RMSNorm) in each norm."""
     rope_theta: float | None = None
     """Base of the rotary positions' wavelengths. null: the default of the family."""
@@ -83,9 +96,9 @@ class ModelConfig:
 class MaskUpdateConfig:
     """When a dynamic method updates the masks."""
 
-    every: int = 100
+    every: Count = 100
     """Optimizer steps between two updates."""
-    start: int = 0
+    start: NotNegative = 0
     """First step after which an update is allowed."""
     stop: int | None = None
     """First step after which no update is allowed any longer. null: three quarters of the run's steps."""
@@ -95,7 +108,7 @@ class MaskUpdateConfig:
 class SparsityConfig:
     """Which weights are sparse, and how the masks are made (paper, section 3 and appendix A.1)."""
 
-    level: float = 0.0
+    level: Share = 0.0
     """Sparsity: the fraction of each target's weights that is pruned, in [0, 1). 0: a dense model."""
     pattern: str = "unstructured"
     """Pattern of the masks: `unstructured` (as in the paper), `block:B` (random B x B blocks), `balanced:B` (random
@@ -104,7 +117,7 @@ class SparsityConfig:
     training.init_from)."""
     permute: bool = False
     """Block patterns only: permute the inputs and outputs of each layer's blocks at random."""
-    distribution: str = "uniform"
+    distribution: Literal["uniform", "er"] = "uniform"
     """How sparsity is distributed over the weights: `uniform` (every weight has `level`) or `er` (Erdos-Renyi: the
     density of a weight is proportional to (in + out) / (in * out); `level` is the mean over the weights that `levels`
     does not match)."""
@@ -115,34 +128,34 @@ class SparsityConfig:
     """Maps globs over weight names to patterns that replace `pattern`. The first match is used."""
     seed: int = 1234
     """Seed of the masks. It is independent of the top-level `seed`."""
-    execution: str = "auto"
+    execution: Execution = "auto"
     """How sparse layers are computed: `masked` (dense weights that hold zeros), `compressed` (only the kept values are
     stored), or `auto` (the faster of the two, measured once per run)."""
     targets: list[str] = field(default_factory=lambda: list(LOGICAL_WEIGHTS))
     """Weights that are sparse. Default: all matrices of the family (docs/model_families.md)."""
-    init_scale: str = "none"
+    init_scale: Literal["none", "fan_in"] = "none"
     """Scaling of the initial weights: `none` (as in the paper) or `fan_in`, which multiplies the kept weights by
     1/sqrt(density)."""
-    algorithm: str = "static"
+    algorithm: Literal["static", "set", "rigl", "gmp"] = "static"
     """How masks change during training: `static` (they do not change, as in the paper), `set` (replaces entries of
     small magnitude by random ones), `rigl` (replaces them by the entries with the largest gradient) or `gmp` (gradual
     magnitude pruning: the level changes during the run, and the entries of largest magnitude are kept)."""
     update: MaskUpdateConfig = field(default_factory=MaskUpdateConfig)
-    initial_level: float = 0.0
+    initial_level: Share = 0.0
     """gmp: the level before the first update. `level` is the level after the last update."""
-    schedule: str = "cubic"
+    schedule: Literal["constant", "linear", "cosine", "exponential", "cubic", "list"] = "cubic"
     """gmp: the curve from `initial_level` to `level` over the updates: `linear`, `cosine`, `exponential` (in the
     density), `cubic`, or `list` (the values of `schedule_levels`)."""
     schedule_levels: list[float] = field(default_factory=list)
     """gmp with schedule `list`: the level after each update. The last value must equal `level`."""
-    drop_fraction: float = 0.3
+    drop_fraction: Between = 0.3
     """set, rigl: the fraction of kept entries that an update swaps at the start of the run. It falls to 0 at
     `update.stop` along half a cosine."""
-    groups: int | None = None
+    groups: Count | None = None
     """set, rigl: the rows of each weight (the columns of residual outputs) are divided into this many groups, and the
     number of kept entries of each group stays constant. parallel.tensor must divide it. null: the largest number up to
     16 that divides the key and value heads and the rows or columns of all sparse weights."""
-    new_moments: str = "gradient"
+    new_moments: Literal["gradient", "zero"] = "gradient"
     """set, rigl: initial second moment of a new entry: `gradient` (with rigl its squared gradient, with set the mean of
     its row) or `zero`, with which AdamW's first updates of the entry are several times too large."""
 
@@ -157,44 +170,71 @@ class SparsityConfig:
 class ParallelConfig:
     """How ranks divide the work. The world size is tensor x data."""
 
-    tensor: int = 1
+    tensor: Count = 1
     """Number of tensor-parallel ranks, which divide each layer's matrices."""
     sequence: bool = False
     """Sequence parallelism: outside the matrices, divide the tokens among the tensor ranks. It saves activation memory.
     Tensor ranks must divide model.seq_length."""
-    data: int | None = None
+    data: Count | None = None
     """Number of data-parallel ranks, which divide each batch. null: world size / tensor under a launcher; otherwise the
     node's GPUs / tensor, or 1 without GPUs."""
-    timeout_minutes: float = 30.0
+    timeout_minutes: Annotated[float, Range("must be positive and finite", lambda value: 0 < value < 1e6)] = 30.0
     """Time limit of one collective operation, in minutes. It must exceed the time that rank 0 needs to save a
     checkpoint, because the other ranks wait for it."""
-    zero_stage: int = 1
+    zero_stage: Annotated[int, Range("must be 0 to 3", lambda value: value in (0, 1, 2, 3))] = 1
     """ZeRO stage, which says what is divided among the data ranks: 0 nothing, 1 the optimizer state, 2 also the
     gradients, 3 also the parameters. DeepSpeed carries out stages 0 to 2, and torch's FSDP2 stage 3."""
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class OptimizationConfig:
+    """Optimization of both pre-training and fine-tuning."""
+
+    global_batch_size: Count = 8
+    """Sequences, or examples of a task, per optimizer step, over all ranks."""
+    micro_batch_size: Count = 8
+    """Sequences, or examples of a task, per forward pass on one rank."""
+    lr: Positive = 6e-4
+    """Peak learning rate."""
+    weight_decay: Finite = 0.1
+    """Weight decay of linear weights and embeddings. Norms and biases do not decay."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`adamw`, or `muon`: orthogonalised momentum for the matrices of the layers, AdamW for all other parameters
+    (docs/methods.md)."""
+    muon_momentum: Share = 0.95
+    """muon: decay rate of the momentum of matrices."""
+    beta1: Share = 0.9
+    """AdamW: decay rate of the first moment."""
+    beta2: Share = 0.999
+    """AdamW: decay rate of the second moment."""
+    eps: Positive = 1e-8
+    """AdamW: added to the denominator of the update."""
+    clip_grad: Finite = 1.0
+    """Gradients are scaled down to this global norm if theirs is larger. 0: no clipping."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`fp32` or `bf16`. bf16 needs parallel.zero_stage 1, 2 or 3; gradients accumulate in fp32."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+    deterministic: bool = False
+    """Make runs on a GPU bitwise reproducible, which costs speed. Runs on a CPU always are."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig(OptimizationConfig):
     """Optimization of pre-training (paper, appendix A.1)."""
 
-    train_tokens: int = 1_000_000
+    train_tokens: NotNegative = 1_000_000
     """Token budget of the run, rounded to whole steps. 0: save the initialised model as step 0."""
-    global_batch_size: int = 8
-    """Sequences per optimizer step, over all ranks."""
-    micro_batch_size: int = 8
-    """Sequences per forward pass on one rank."""
-    lr: float = 6e-4
-    """Peak learning rate."""
-    min_lr_ratio: float = 0.1
+    min_lr_ratio: ToOne = 0.1
     """Learning rate at the last token, as a fraction of the peak. The schedule `constant` ignores it."""
-    warmup_tokens: int = 0
+    warmup_tokens: NotNegative = 0
     """Length of the linear warm-up, in tokens. It must be less than train_tokens."""
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Learning rate after the warm-up: `cosine` (as in the paper) or `linear` decay to min_lr_ratio, `constant`, or
     `wsd` (constant, then a cooldown to min_lr_ratio)."""
     cooldown_fraction: float = 0.2
     """wsd: length of the cooldown, as a fraction of train_tokens."""
-    cooldown_shape: str = "linear"
+    cooldown_shape: Literal["linear", "sqrt"] = "linear"
     """wsd: shape of the cooldown, `linear` or `sqrt` (1 - sqrt(progress))."""
     init_from: str | None = None
     """A checkpoint (step_N) or a run folder to start from, sparse or dense. Its weights are used where the masks keep
@@ -202,55 +242,34 @@ class TrainingConfig:
     reset: list[str] = field(default_factory=lambda: ["optimizer", "schedule", "data"])
     """With init_from: the state that is reset. Any of `optimizer` (moments and step count), `schedule` (steps and
     learning rate) and `data` (position in the training data). The rest continues from the checkpoint."""
-    weight_decay: float = 0.1
-    """Weight decay of linear weights and embeddings. Norms and biases do not decay."""
-    embedding_lr_multiplier: float = 1.0
+    embedding_lr_multiplier: Positive = 1.0
     """Multiplies the learning rate of the embeddings. The hidden matrices limit a rate that all tensors share."""
-    parameterization: str = "standard"
+    parameterization: Literal["standard", "supar"] = "standard"
     """`standard` (as in the paper) or `supar`, with which the best lr and init_std do not change with width and
     density."""
-    base_hidden_size: int | None = None
+    base_hidden_size: Size | None = None
     """supar: the hidden_size at which lr and init_std were tuned."""
-    base_ffn_hidden_size: int | None = None
+    base_ffn_hidden_size: Size | None = None
     """supar: the MLP width of that base model. null: the MLP width grows in proportion to hidden_size."""
-    base_num_layers: int | None = None
+    base_num_layers: Size | None = None
     """supar: the number of layers at which lr was tuned, for CompleteP's depth rule. null: no depth rule."""
-    init_std: float | None = None
+    init_std: Positive | None = None
     """Standard deviation of the initial weights; with supar, that of the base model. null: the family's default,
     0.02."""
-    embedding_multiplier: float = 1.0
+    embedding_multiplier: Positive = 1.0
     """supar: multiplies the output of the embeddings."""
-    output_multiplier: float = 1.0
+    output_multiplier: Positive = 1.0
     """supar: multiplies the logits, in addition to the factor base_hidden_size / hidden_size."""
-    attention_multiplier: float = 1.0
+    attention_multiplier: Positive = 1.0
     """supar: attention scores are multiplied by attention_multiplier / head size."""
-    weight_decay_scaling: str = "none"
+    weight_decay_scaling: Literal["none", "product"] = "none"
     """supar: `none` (weight decay does not depend on width and density), or `product` (weight decay is larger where the
     learning rate is smaller, so that their product stays that of the base model)."""
-    optimizer: str = "adamw"
-    """`adamw`, or `muon`: orthogonalised momentum for the matrices of the layers, AdamW for all other parameters
-    (docs/methods.md)."""
-    muon_momentum: float = 0.95
-    """muon: decay rate of the momentum of matrices."""
-    beta1: float = 0.9
-    """AdamW: decay rate of the first moment."""
-    beta2: float = 0.999
-    """AdamW: decay rate of the second moment."""
-    eps: float = 1e-8
-    """AdamW: added to the denominator of the update."""
-    clip_grad: float = 1.0
-    """Gradients are scaled down to this global norm if theirs is larger. 0: no clipping."""
-    precision: str = "fp32"
-    """`fp32` or `bf16`. bf16 needs parallel.zero_stage 1, 2 or 3; gradients accumulate in fp32."""
-    activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
-    deterministic: bool = False
-    """Make runs on a GPU bitwise reproducible, which costs speed. Runs on a CPU always are."""
-    skip_loss_spike: float = 0.0
+    skip_loss_spike: Spike = 0.0
     """Skip an update whose loss exceeds this multiple of the median of the last 64 losses. 0: off."""
-    skip_grad_norm_spike: float = 0.0
+    skip_grad_norm_spike: Spike = 0.0
     """Skip an update whose gradient norm exceeds this multiple of the median of the last 64 norms. 0: off."""
-    max_skipped_in_a_row: int = 25
+    max_skipped_in_a_row: NotNegative = 25
     """Number of consecutive skipped updates after which the run ends with exit code 3 and names its last checkpoint.
     0: never."""
 
@@ -282,9 +301,9 @@ class DataConfig:
 class CheckpointConfig:
     """When checkpoints are saved."""
 
-    interval: int = 500
+    interval: Count = 500
     """Optimizer steps between two checkpoints. The last step is always saved."""
-    keep: int = 2
+    keep: Count = 2
     """Number of checkpoints that are kept; older ones are deleted."""
     asynchronous: bool = False
     """Copy the state to host memory (12 bytes per parameter of a rank) and write it while training continues."""
@@ -294,9 +313,9 @@ class CheckpointConfig:
 class ValidationConfig:
     """When the validation loss is computed, and over how much data."""
 
-    interval: int = 100
+    interval: Count = 100
     """Optimizer steps between two validations. The last step is always validated."""
-    batches: int = 8
+    batches: Count = 8
     """Global batches per validation."""
 
 
@@ -304,7 +323,7 @@ class ValidationConfig:
 class KernelsConfig:
     """Limits of the CPU kernels."""
 
-    code_budget_mb: int = 1024
+    code_budget_mb: NotNegative = 1024
     """Memory limit for generated kernel code per rank, in MiB. Layers whose code does not fit use the compact
     kernels."""
 
@@ -317,7 +336,7 @@ class PretrainConfig:
     """Folder of the run. A second start with the same folder continues the run."""
     seed: int = 1234
     """Seed of initialisation, data order and dropout, which have separate random streams."""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """`cpu`, `cuda`, or `auto` (`cuda` if there is a GPU)."""
     deepspeed: dict[str, Any] | PathText | None = None
     """Further DeepSpeed settings: a JSON file or its content. A key that this configuration also sets is an error."""
@@ -346,63 +365,39 @@ class TaskConfig:
     """Training file of the task."""
     validation: PathText = ""
     """Validation file of the task. Empty: no validation."""
-    epochs: int = 5
+    epochs: Count = 5
     """Passes over the training file (paper, appendix A.2)."""
-    max_steps: int | None = None
+    max_steps: Count | None = None
     """Limit on the number of optimizer steps. The learning rate reaches zero at the last step. null: no limit other
     than `epochs`."""
-    warmup_steps: int = 500
+    warmup_steps: NotNegative = 500
     """Optimizer steps of linear warm-up before the linear decay to zero."""
-    label_smoothing: float = 0.1
+    label_smoothing: Share = 0.1
     """Label smoothing of the training loss. The validation loss is never smoothed."""
-    max_length: int = 512
+    max_length: Annotated[int, Range("must be 2 or more", lambda value: value >= 2)] = 512
     """Maximum length of context and target together, in tokens."""
     patience: int = 1
     """Stop after this many epochs without a better validation loss. 0: never stop early."""
-    dropout: float = 0.1
+    dropout: Share = 0.1
     """Dropout probability; it replaces that of the checkpoint."""
     keep_mask: bool = False
     """Keep the checkpoint's masks: sparse fine-tuning, as a control for dense fine-tuning."""
 
 
 @dataclass(frozen=True)
-class FinetuneTrainingConfig:
+class FinetuneTrainingConfig(OptimizationConfig):
     """Optimization of fine-tuning (paper, appendix A.2). Values that the paper does not give are LoRA's E2E recipe."""
 
-    global_batch_size: int = 8
-    """Examples per optimizer step, over all ranks."""
-    micro_batch_size: int = 8
-    """Examples per forward pass on one rank."""
-    lr: float = 1e-4
-    """Peak learning rate."""
-    weight_decay: float = 0.01
-    """Weight decay of linear weights and embeddings. Norms and biases do not decay."""
-    optimizer: str = "adamw"
-    """`adamw`, or `muon`: orthogonalised momentum for the matrices of the layers, AdamW for all other parameters
-    (docs/methods.md)."""
-    muon_momentum: float = 0.95
-    """muon: decay rate of the momentum of matrices."""
-    beta1: float = 0.9
-    """AdamW: decay rate of the first moment."""
-    beta2: float = 0.999
-    """AdamW: decay rate of the second moment."""
-    eps: float = 1e-8
-    """AdamW: added to the denominator of the update."""
-    clip_grad: float = 0.0
-    """Gradients are scaled down to this global norm if theirs is larger. 0: no clipping."""
-    precision: str = "fp32"
-    """`fp32` or `bf16`. bf16 needs parallel.zero_stage 1, 2 or 3; gradients accumulate in fp32."""
-    activation_checkpointing: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
-    deterministic: bool = False
-    """Make runs on a GPU bitwise reproducible, which costs speed. Runs on a CPU always are."""
+    lr: Positive = 1e-4
+    weight_decay: Finite = 0.01
+    clip_grad: Finite = 0.0
 
 
 @dataclass(frozen=True)
 class FinetuneSparsityConfig:
     """How sparse layers are computed where fine-tuning keeps the masks."""
 
-    execution: str = "auto"
+    execution: Execution = "auto"
     """`masked`, `compressed` or `auto`. It is used only with finetune.keep_mask."""
 
 
@@ -414,7 +409,7 @@ class FinetuneConfig:
     """Folder of the run. A second start with the same folder continues the run."""
     seed: int = 1234
     """Seed of batch order and dropout."""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """`cpu`, `cuda`, or `auto` (`cuda` if there is a GPU)."""
     deepspeed: dict[str, Any] | PathText | None = None
     """Further DeepSpeed settings: a JSON file or its content. A key that this configuration also sets is an error."""
@@ -429,4 +424,3 @@ class FinetuneConfig:
 
 
 AnyConfig = PretrainConfig | FinetuneConfig
-AnyTraining = TrainingConfig | FinetuneTrainingConfig

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import is_dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from spdf_dist.config.budget import tokens_per_step, total_steps
 from spdf_dist.config.errors import UserError
@@ -16,6 +20,7 @@ from spdf_dist.config.schema import (
     TrainingConfig,
 )
 from spdf_dist.config.suggest import nearest
+from spdf_dist.config.values import Range
 from spdf_dist.extensions import task_names
 from spdf_dist.model.architecture import FAMILIES, architecture_of, family_module
 from spdf_dist.sparsity.assignment import sparse_weights
@@ -47,16 +52,53 @@ def one_of(key: str, value: str, known: tuple[str, ...]) -> None:
     require(value in known, f"{key}: '{value}' is not known{nearest(value, known)} (one of {', '.join(known)})")
 
 
+@functools.cache
+def constraints(kind: type) -> dict[str, list[Any]]:
+    """The constraints of each field of a dataclass of the config: ``Range``s, and the words of ``Literal``s."""
+
+    def of(hint: Any) -> Iterator[Any]:
+        origin = get_origin(hint)
+        if origin is Annotated:
+            yield from (mark for mark in hint.__metadata__ if isinstance(mark, Range))
+        elif origin is Literal:
+            yield get_args(hint)
+        elif origin in (Union, UnionType):
+            yield from (found for option in get_args(hint) for found in of(option))
+
+    return {name: list(of(hint)) for name, hint in get_type_hints(kind, include_extras=True).items()}
+
+
+def check_values(section: str, settings: object) -> None:
+    """Check every value below ``settings`` by its type in the schema. Raises UserError.
+
+    ``section`` is the dotted key of ``settings`` in the config, empty for the whole config.
+    """
+    kind: Any = type(settings)
+    for name, found in constraints(kind).items():
+        key, value = f"{section}.{name}" if section else name, getattr(settings, name)
+        if is_dataclass(value):
+            check_values(key, value)
+        for constraint in found if value is not None else ():
+            if isinstance(constraint, Range):
+                require(constraint.holds(value), f"{key}: {constraint.words}, got {value}")
+            else:
+                one_of(key, value, constraint)
+
+
+def require_defaults(section: str, settings: Any, keys: Iterable[str], needs: str) -> None:
+    """Raise UserError unless ``keys`` of ``settings`` have their defaults: they have no effect without ``needs``."""
+    for key in keys:
+        changed = getattr(settings, key) != getattr(type(settings)(), key)
+        require(not changed, f"{section}.{key}: has no effect without {needs}")
+
+
 def validate_model(model: ModelConfig) -> None:
     """Raise UserError unless the sizes are those of a model of its family."""
     for key, largest in LARGEST.items():
         value = getattr(model, key)
         require(value is None or value <= largest, f"model.{key}: {value} is too large: at most {largest}")
+    check_values("model", model)
     one_of("model.family", model.family, FAMILIES)
-    for key in ("num_layers", "hidden_size", "num_attention_heads", "seq_length", "vocab_size"):
-        require(getattr(model, key) > 0, f"model.{key}: must be positive, got {getattr(model, key)}")
-    ffn = model.ffn_hidden_size
-    require(ffn is None or ffn > 0, f"model.ffn_hidden_size: must be positive, or null for 4 x hidden_size, got {ffn}")
     require(
         model.hidden_size % model.num_attention_heads == 0,
         f"model.hidden_size: {model.hidden_size} is not divisible by "
@@ -67,33 +109,17 @@ def validate_model(model: ModelConfig) -> None:
         f"model.num_key_value_heads: {model.num_key_value_heads} does not divide "
         f"model.num_attention_heads {model.num_attention_heads}",
     )
-    require(0 <= model.dropout < 1, f"model.dropout: must be in [0, 1), got {model.dropout}")
-    require(0 < model.norm_eps < 1, f"model.norm_eps: must be between 0 and 1, got {model.norm_eps}")
     family_module(model.family, "architecture").validate(model)
 
 
 def validate_sparsity(sparsity: SparsityConfig) -> None:
     """Check levels, patterns and methods without the model. Raises UserError."""
-    for key, level in {"level": sparsity.level, **{f"levels.{g}": v for g, v in sparsity.levels.items()}}.items():
-        require(0 <= level < 1, f"sparsity.{key}: must be in [0, 1), got {level}")
-    one_of("sparsity.execution", sparsity.execution, ("masked", "compressed", "auto"))
-    one_of("sparsity.init_scale", sparsity.init_scale, ("none", "fan_in"))
-    one_of("sparsity.distribution", sparsity.distribution, ("uniform", "er"))
-    one_of("sparsity.algorithm", sparsity.algorithm, ("static", "set", "rigl", "gmp"))
-    one_of("sparsity.schedule", sparsity.schedule, ("constant", "linear", "cosine", "exponential", "cubic", "list"))
-    require(0 <= sparsity.initial_level < 1, f"sparsity.initial_level: must be in [0, 1), got {sparsity.initial_level}")
-    one_of("sparsity.new_moments", sparsity.new_moments, ("gradient", "zero"))
-    update, defaults = sparsity.update, SparsityConfig()
-    require(update.every >= 1, f"sparsity.update.every: must be 1 or more, got {update.every}")
-    require(update.start >= 0, f"sparsity.update.start: must not be negative, got {update.start}")
-    fraction = sparsity.drop_fraction
-    require(0 < fraction < 1, f"sparsity.drop_fraction: must be between 0 and 1, got {fraction}")
-    require(
-        sparsity.groups is None or sparsity.groups >= 1, f"sparsity.groups: must be 1 or more, got {sparsity.groups}"
-    )
-    for key in ("update", "drop_fraction", "groups", "new_moments"):
-        changed = sparsity.algorithm == "static" and getattr(sparsity, key) != getattr(defaults, key)
-        require(not changed, f"sparsity.{key}: has no effect without sparsity.algorithm=set, rigl or gmp")
+    check_values("sparsity", sparsity)
+    for glob, level in sparsity.levels.items():
+        require(0 <= level < 1, f"sparsity.levels.{glob}: must be in [0, 1), got {level}")
+    if sparsity.algorithm == "static":
+        keys = ("update", "drop_fraction", "groups", "new_moments")
+        require_defaults("sparsity", sparsity, keys, "sparsity.algorithm=set, rigl or gmp")
     patterns = [parse_pattern(text) for text in (sparsity.pattern, *sparsity.patterns.values())]
     require(
         not sparsity.permute or any(pattern.block > 1 for pattern in patterns),
@@ -114,14 +140,7 @@ def validate_parallel(config: AnyConfig) -> None:
     parallel = config.parallel
     ranks = parallel.tensor * (parallel.data or 1)
     require(ranks <= MAX_RANKS, f"parallel: {ranks} ranks are too many: at most {MAX_RANKS}")
-    require(parallel.tensor >= 1, f"parallel.tensor: must be 1 or more, got {parallel.tensor}")
-    require(parallel.data is None or parallel.data >= 1, f"parallel.data: must be 1 or more, got {parallel.data}")
     require(not parallel.sequence or parallel.tensor > 1, "parallel.sequence: needs parallel.tensor of 2 or more")
-    require(
-        0 < parallel.timeout_minutes < 1e6,
-        f"parallel.timeout_minutes: must be positive and finite, got {parallel.timeout_minutes}",
-    )
-    require(parallel.zero_stage in (0, 1, 2, 3), f"parallel.zero_stage: must be 0 to 3, got {parallel.zero_stage}")
     if parallel.zero_stage == 3:
         require(
             config.deepspeed is None,
@@ -167,34 +186,15 @@ def tensor_size_fits(model: ModelConfig, tensor: int) -> bool:
 
 def validate(config: AnyConfig) -> None:
     """Raise UserError for the first error found."""
-    one_of("device", config.device, ("auto", "cpu", "cuda"))
-    one_of("training.precision", config.training.precision, ("fp32", "bf16"))
+    check_values("", config)
     validate_parallel(config)
-    training = config.training
-    for key in ("global_batch_size", "micro_batch_size"):
-        require(getattr(training, key) >= 1, f"training.{key}: must be 1 or more, got {getattr(training, key)}")
-    for key in ("lr", "eps"):
-        value = getattr(training, key)
-        require(0 < value < math.inf, f"training.{key}: must be positive and finite, got {value}")
-    for key in ("weight_decay", "clip_grad"):
-        value = getattr(training, key)
-        require(0 <= value < math.inf, f"training.{key}: must be finite and not negative, got {value}")
-    one_of("training.optimizer", training.optimizer, ("adamw", "muon"))
-    idle = training.optimizer != "muon" and training.muon_momentum != TrainingConfig().muon_momentum
-    require(not idle, "training.muon_momentum: has no effect without training.optimizer=muon")
-    for key in ("beta1", "beta2", "muon_momentum"):
-        require(0 <= getattr(training, key) < 1, f"training.{key}: must be in [0, 1), got {getattr(training, key)}")
-    budget = config.kernels.code_budget_mb
-    require(budget >= 0, f"kernels.code_budget_mb: must not be negative, got {budget}")
-    require(
-        config.checkpoint.interval >= 1, f"checkpoint.interval: must be 1 or more, got {config.checkpoint.interval}"
-    )
-    require(config.checkpoint.keep >= 1, "checkpoint.keep: must be 1 or more")
+    if config.training.optimizer != "muon":
+        require_defaults("training", config.training, ["muon_momentum"], "training.optimizer=muon")
     require(config.run_dir.strip() != "", "run_dir: is empty")
     if isinstance(config, PretrainConfig):
         validate_pretrain(config)
     else:
-        validate_finetune(config)
+        one_of("finetune.task", config.finetune.task, tuple(task_names()))
     if config.parallel.data is not None:
         validate_batch(config, config.parallel.data)
 
@@ -218,8 +218,6 @@ def validate_pretrain(config: PretrainConfig) -> None:
     validate_tensor_parallel(config.model, config.parallel.tensor)
     validate_sequence_parallel(config.model, config.parallel)
     training = config.training
-    require(training.train_tokens >= 0, f"training.train_tokens: must not be negative, got {training.train_tokens}")
-    require(training.warmup_tokens >= 0, f"training.warmup_tokens: must not be negative, got {training.warmup_tokens}")
     # The schedule counts whole steps: a budget that is rounded down may end within its warm-up.
     tokens = total_steps(config) * tokens_per_step(config)
     require(
@@ -227,12 +225,6 @@ def validate_pretrain(config: PretrainConfig) -> None:
         f"training.warmup_tokens: {training.warmup_tokens} leaves nothing of "
         f"training.train_tokens {training.train_tokens}, which are {total_steps(config)} steps, {tokens} tokens",
     )
-    spike = training.skip_loss_spike
-    require(spike == 0 or spike > 1, f"training.skip_loss_spike: must be more than 1, or 0 for off, got {spike}")
-    spike = training.skip_grad_norm_spike
-    require(spike == 0 or spike > 1, f"training.skip_grad_norm_spike: must be more than 1, or 0 for off, got {spike}")
-    most = training.max_skipped_in_a_row
-    require(most >= 0, f"training.max_skipped_in_a_row: must not be negative, got {most}")
     for what in training.reset:
         one_of("training.reset", what, ("optimizer", "schedule", "data"))
     if config.sparsity.pattern == "init_from":
@@ -243,13 +235,9 @@ def validate_pretrain(config: PretrainConfig) -> None:
     validate_parameterization(config)
     check_levels(config.sparsity, total_steps(config))
     check_dynamic(config.model, config.sparsity, total_steps(config), config.parallel.tensor)
-    one_of("training.schedule", training.schedule, ("cosine", "linear", "constant", "wsd"))
-    one_of("training.cooldown_shape", training.cooldown_shape, ("linear", "sqrt"))
-    defaults = TrainingConfig()
-    for key in ("cooldown_fraction", "cooldown_shape"):  # a `constant` run may share the settings of its wsd branches
-        idle = training.schedule in ("cosine", "linear") and getattr(training, key) != getattr(defaults, key)
-        require(not idle, f"training.{key}: has no effect without training.schedule=wsd")
-    idle = training.init_from is None and set(training.reset) != set(defaults.reset)
+    if training.schedule in ("cosine", "linear"):  # a `constant` run may share the settings of its wsd branches
+        require_defaults("training", training, ("cooldown_fraction", "cooldown_shape"), "training.schedule=wsd")
+    idle = training.init_from is None and set(training.reset) != set(TrainingConfig().reset)
     require(not idle, "training.reset: has no effect without training.init_from")
     if training.schedule == "wsd":
         fraction = training.cooldown_fraction
@@ -259,9 +247,6 @@ def validate_pretrain(config: PretrainConfig) -> None:
             f"training.cooldown_fraction: the last {fraction:g} of {tokens} tokens begins within the warm-up of "
             f"{training.warmup_tokens}",
         )
-    require(0 <= training.min_lr_ratio <= 1, f"training.min_lr_ratio: must be in [0, 1], got {training.min_lr_ratio}")
-    require(config.validation.interval >= 1, "validation.interval: must be 1 or more")
-    require(config.validation.batches >= 1, "validation.batches: must be 1 or more")
     for entry in (*config.data.train, *config.data.validation):
         require(entry.weight > 0, f"data: weight of {entry.path} must be positive, got {entry.weight}")
 
@@ -279,19 +264,9 @@ SUPAR_KEYS = (
 
 def validate_parameterization(config: PretrainConfig) -> None:
     """Check the parameterization, and that only supar sets base sizes and multipliers. Raises UserError."""
-    training, defaults = config.training, TrainingConfig()
-    one_of("training.parameterization", training.parameterization, ("standard", "supar"))
-    one_of("training.weight_decay_scaling", training.weight_decay_scaling, ("none", "product"))
-    positive = ("embedding_multiplier", "output_multiplier", "attention_multiplier", "embedding_lr_multiplier")
-    for key in (*positive, "init_std", "base_hidden_size", "base_ffn_hidden_size", "base_num_layers"):
-        value = getattr(training, key)
-        require(value is None or 0 < value < math.inf, f"training.{key}: must be positive and finite, got {value}")
+    training = config.training
     if training.parameterization == "standard":
-        for key in SUPAR_KEYS:
-            require(
-                getattr(training, key) == getattr(defaults, key),
-                f"training.{key}: has no effect without training.parameterization=supar",
-            )
+        require_defaults("training", training, SUPAR_KEYS, "training.parameterization=supar")
         return
     require(
         training.optimizer == "adamw",
@@ -306,20 +281,6 @@ def validate_parameterization(config: PretrainConfig) -> None:
         config.sparsity.init_scale == "none",
         f"sparsity.init_scale: {config.sparsity.init_scale} would scale by the density twice: supar does it already",
     )
-
-
-def validate_finetune(config: FinetuneConfig) -> None:
-    """Check the keys that only fine-tuning has. Raises UserError."""
-    task = config.finetune
-    one_of("finetune.task", task.task, tuple(task_names()))
-    one_of("sparsity.execution", config.sparsity.execution, ("masked", "compressed", "auto"))
-    require(task.epochs >= 1, f"finetune.epochs: must be 1 or more, got {task.epochs}")
-    most = task.max_steps
-    require(most is None or most >= 1, f"finetune.max_steps: must be 1 or more, got {most}")
-    require(task.warmup_steps >= 0, f"finetune.warmup_steps: must not be negative, got {task.warmup_steps}")
-    require(0 <= task.label_smoothing < 1, f"finetune.label_smoothing: must be in [0, 1), got {task.label_smoothing}")
-    require(0 <= task.dropout < 1, f"finetune.dropout: must be in [0, 1), got {task.dropout}")
-    require(task.max_length >= 2, f"finetune.max_length: must be 2 or more, got {task.max_length}")
 
 
 def require_inputs(config: FinetuneConfig) -> None:

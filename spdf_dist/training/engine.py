@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spdf_dist.checkpoint.manifest import Kind
 from spdf_dist.config.errors import NonFiniteError, UserError
-from spdf_dist.config.schema import AnyConfig, AnyTraining
+from spdf_dist.config.schema import AnyConfig, OptimizationConfig
 from spdf_dist.data.labels import IGNORED
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups
@@ -105,7 +105,7 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
-def make_optimizer(model: GPT, training: AnyTraining, groups: Groups) -> torch.optim.AdamW:
+def make_optimizer(model: GPT, training: OptimizationConfig, groups: Groups) -> torch.optim.AdamW:
     """The optimizer ``training.optimizer``, before DeepSpeed divides its groups."""
     embedding_lr = getattr(training, "embedding_lr_multiplier", 1.0)
     parameters = parameter_groups(model, training.weight_decay, embedding_lr, training.optimizer)

@@ -120,7 +120,7 @@ def row_of(results: Results, job: JobRecord) -> dict[str, Any]:
 def describe(config: PretrainConfig) -> dict[str, Any]:
     """The columns about the model, its masks and its parameterization."""
     model, sparsity, training = config.model, config.sparsity, config.training
-    row = {
+    row: dict[str, Any] = {
         "layers": model.num_layers,
         "width": model.hidden_size,
         "seq_length": model.seq_length,
