@@ -8,39 +8,37 @@ are listed as unattributed. A workflow's folder also provides names, selections,
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import FinetuneConfig
 from spdf_dist.data.tasks import all_tasks
-from spdf_dist.report.runs import Run, is_run, read_run
+from spdf_dist.report.runs import Run, is_run, read_run, typed_config
 from spdf_dist.report.scores import TEXT, Score, ScoreGroup, Unattributed, group_scores
 from spdf_dist.report.speedups import is_gemm_bench
 from spdf_dist.report.variants import Variant, difference_names, group_by, group_variants, name_variants
 from spdf_dist.scoring.metrics import LOSSES
-from spdf_dist.workflow_folder import FINETUNE, PRETRAIN, REPORT, candidates, job_of, outdated, read_json, selections
+from spdf_dist.workflow_folder import (
+    FINETUNE,
+    PRETRAIN,
+    REPORT,
+    candidates,
+    job_folder,
+    job_of,
+    outdated,
+    read_json,
+    selections,
+)
 
-T = TypeVar("T")
 NOT_SEARCHED = ("checkpoints", "tensorboard", "report", "logs", "tokenizer")
 """Names of folders that never contain results."""
 LARGEST_RESULT = 16 << 20
 SYNTHETIC_METRICS = ("slot_accuracy",)
 """Metrics of synthetic data, which do not belong to a task."""
-
-
-class ByWorkflow(dict[Path, T]):
-    """What ``find`` returns for the folder of each workflow, computed once."""
-
-    def __init__(self, find: Callable[[Path], T]) -> None:
-        super().__init__()
-        self.find = find
-
-    def __missing__(self, root: Path) -> T:
-        self[root] = self.find(root)
-        return self[root]
 
 
 @dataclass
@@ -57,10 +55,10 @@ class Results:
     """Output of ``spdf bench gemm --json``."""
     damaged: dict[Path, str] = field(default_factory=dict)
     """Run folders that could not be read and are left out, each with the reason."""
-    outdated: dict[Path, dict[str, str]] = field(default_factory=lambda: ByWorkflow(outdated))
+    outdated: dict[Path, dict[str, str]] = field(default_factory=dict)
     """By workflow: the jobs that are left out because an input was remade later, each with that input."""
-    compared: dict[Path, set[str]] = field(default_factory=lambda: ByWorkflow(candidates))
-    """By workflow: ids of jobs whose results a `select` job compares. They are of validation data."""
+    compared: set[Path] = field(default_factory=set)
+    """Folders of jobs whose results a `select` job compares. They are of validation data."""
     recorded: dict[str, Run] = field(default_factory=dict)
     """By digest of their checkpoint: runs that are known only from the records of results."""
 
@@ -93,7 +91,7 @@ class Results:
         place = {name: k for k, name in enumerate(self.variants)}
 
         def key(run: Run) -> tuple[int, int, int]:
-            return total_parameters(run.model) if run.model else 0, place[run.variant], run.seed
+            return total_parameters(run.model) if run.model else 0, place[run.variant], run.config.seed
 
         return sorted(runs, key=key)
 
@@ -105,15 +103,16 @@ class Results:
         """The scores by task, split and size, with variants in reading order."""
         return group_scores(self.scores, self.variants)
 
+    def outdated_jobs(self, root: Path) -> dict[str, str]:
+        """The outdated jobs of a workflow."""
+        if root.resolve() not in self.outdated:
+            self.outdated[root.resolve()] = outdated(root)
+        return self.outdated[root.resolve()]
+
     def is_outdated(self, path: Path) -> bool:
         """Whether ``path`` belongs to a job with an input that was remade later."""
         job = job_of(path)
-        return job is not None and job.id in self.outdated[job.root.resolve()]
-
-    def is_candidate(self, path: Path) -> bool:
-        """Whether ``path`` belongs to a job whose results a `select` job compares."""
-        job = job_of(path)
-        return job is not None and job.id in self.compared[job.root.resolve()]
+        return job is not None and job.id in self.outdated_jobs(job.root)
 
     def run_at(self, folder: Path) -> Run | None:
         """The run in ``folder``; None if it is not among the results."""
@@ -157,6 +156,8 @@ def read_results(folders: Sequence[Path], names: Mapping[Path, str] | None = Non
         workflow = job.root if job else root
         if (workflow / "jobs").is_dir() and workflow not in results.workflows:
             results.workflows.append(workflow)
+    jobs = [job_folder(root, job_id) for root in results.workflows for job_id in candidates(root)]
+    results.compared = {job.path.resolve() for job in jobs}
     found = {path: read_result(path) for path in dict.fromkeys(path.resolve() for path in files)}
     contents = {path: content for path, content in found.items() if content}
     for content in contents.values():  # the runs that an evaluation names are added too
@@ -169,7 +170,10 @@ def read_results(folders: Sequence[Path], names: Mapping[Path, str] | None = Non
     results.runs += [run for run in parents if run not in results.runs]
     note_workflows(results, names or {})
     for path, content in contents.items():
-        add_score(results, path, content)
+        try:
+            add_score(results, path, content)
+        except UserError as error:  # a config in its record
+            results.damaged[path] = f"scores {path}: left out: {error}"
     name_variants([*results.runs, *(score.run for score in results.scores if score.run not in results.runs)])
     name_decoding(results.scores)
     return results
@@ -189,18 +193,13 @@ def add_run(results: Results, folder: Path) -> None:
         results.damaged[place] = f"run {folder}: left out: {error}"
 
 
-def run_entries(lineage: Any, kinds: Sequence[str] = (PRETRAIN, FINETUNE)) -> list[dict[str, Any]]:
-    """The entries of a lineage that are runs with a config, newest first."""
-    entries = [entry for entry in lineage if isinstance(entry, dict)] if isinstance(lineage, list) else []
-    return [entry for entry in entries if entry.get("kind") in kinds and isinstance(entry.get("config"), dict)]
-
-
 def scored_runs(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The entries of the runs that a result of an evaluation records; empty without a record."""
-    record: Any = content
-    for key in ("provenance", "checkpoint", "lineage"):
-        record = record.get(key) if isinstance(record, dict) else None
-    return run_entries(record)
+    """The runs in the record of an evaluation, newest first, as entries of a lineage; empty without a record."""
+    try:
+        lineage = content["provenance"]["checkpoint"]["lineage"]
+        return [entry for entry in lineage if entry["kind"] in (PRETRAIN, FINETUNE) and entry["config"]]
+    except (KeyError, TypeError):
+        return []
 
 
 def recorded_run(results: Results, entries: Sequence[dict[str, Any]]) -> Run | None:
@@ -215,7 +214,7 @@ def recorded_run(results: Results, entries: Sequence[dict[str, Any]]) -> Run | N
         return found
     if digest not in results.recorded:
         synthetic = entry.get("synthetic") is True
-        run = Run(folder, entry["config"], best_loss=entry.get("best_val_loss"), synthetic=synthetic)
+        run = Run(folder, typed_config(entry["config"]), best_loss=entry.get("best_val_loss"), synthetic=synthetic)
         run.parent = recorded_run(results, older)
         results.recorded[digest] = run
     return results.recorded[digest]
@@ -223,12 +222,12 @@ def recorded_run(results: Results, entries: Sequence[dict[str, Any]]) -> Run | N
 
 def origin_of(results: Results, run: Run) -> Run | None:
     """The pre-training run that a fine-tuning run records as its origin; None without one."""
-    if not run.is_finetuning:
+    if not isinstance(run.config, FinetuneConfig):
         return None
-    if entries := run_entries(run.lineage, [PRETRAIN]):
+    if entries := [entry for entry in run.lineage if entry["kind"] == PRETRAIN and entry["config"]]:
         return recorded_run(results, entries)
     # Without a recorded lineage: the config names the checkpoint, and a densified checkpoint names its source.
-    checkpoint = Path(str(run.section("finetune").get("checkpoint") or ""))
+    checkpoint = Path(run.config.finetune.checkpoint)
     for place in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
         add_run(results, place)
         found = results.run_at(place)
@@ -273,21 +272,18 @@ def add_score(results: Results, path: Path, content: dict[str, Any]) -> None:
     if is_gemm_bench(content):
         results.bench = content
         return
-    metrics = known_metrics(content)
-    if not metrics or results.is_outdated(path) or results.is_candidate(path):
+    metrics, job = known_metrics(content), job_of(path)
+    if not metrics or results.is_outdated(path) or (job and job.folder.path.resolve() in results.compared):
         return
-    run = recorded_run(results, scored_runs(content))
-    task = str(content.get("task") or TEXT)
+    run, task = recorded_run(results, scored_runs(content)), str(content.get("task") or TEXT)
     if run is None:
         results.unattributed.append(Unattributed(path, task, metrics))
         return
-    job = job_of(path)
     if run not in results.runs and job is not None:
         run.label = job.variant
     record = content["provenance"]
     split, settings = str(record.get("split") or ""), dict(record.get("settings") or {})
-    synthetic = bool(record.get("synthetic")) or run.synthetic
-    score = Score(path, task, metrics, run, split, synthetic, settings)
+    score = Score(path, task, metrics, run, split, bool(record.get("synthetic")) or run.synthetic, settings)
     same = (other for other in results.scores if other.run is run and (other.task, other.split) == (task, split))
     if not run.rejected and all((other.metrics, other.settings) != (metrics, settings) for other in same):
         results.scores.append(score)

@@ -21,8 +21,8 @@ from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.base.numbers import short_count
 from spdf_dist.config.budget import total_steps
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.load import config_from_tree, flatten, to_tree
-from spdf_dist.config.schema import FinetuneConfig, ModelConfig, PretrainConfig, SparsityConfig
+from spdf_dist.config.load import build, config_from_tree, flatten, to_tree
+from spdf_dist.config.schema import AnyConfig, FinetuneConfig, ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.config.yaml_reader import read_yaml_file
 from spdf_dist.training.run_folder import RunFolder
 
@@ -45,13 +45,14 @@ class Run:
     """A pre-training or fine-tuning run."""
 
     path: Path
-    tree: dict[str, Any]
-    """The resolved config."""
+    config: AnyConfig
     curve: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=["step", *CURVES], dtype=float))
     """One row per training step. Cumulative: ``tokens`` (target tokens), ``flops`` (model FLOPs) and ``seconds`` (in
     training steps, without validation and saving). Of the step: ``loss`` and ``tokens_per_s``."""
     validation: pd.Series = field(default_factory=lambda: pd.Series(dtype=float))
     """The loss of each validation in nats per token, by step."""
+    skipped: int = 0
+    """Number of steps that the loss limit skipped."""
     execution: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
     """The record of fine-tuning: reactivated weights and their norm, best validation loss, epochs."""
@@ -59,7 +60,6 @@ class Run:
     """The origin of a fine-tuning run (see ``spdf_dist.checkpoint.lineage``)."""
     synthetic: bool = False
     """Whether the run's record says that it trained on synthetic data."""
-    skipped: int = 0
     changes: list[dict[str, Any]] = field(default_factory=list)
     """What ``--change`` and ``--rewind`` changed (see ``RunFolder.change_history``)."""
     parent: Run | None = None
@@ -80,71 +80,59 @@ class Run:
         """The folder of the run, with links resolved."""
         return self.path.resolve()
 
-    def section(self, name: str) -> dict[str, Any]:
-        """A section of the config; empty where it is missing."""
-        return self.tree.get(name) or {}
-
     @property
     def is_finetuning(self) -> bool:
         """Whether this run fine-tunes."""
-        return "finetune" in self.tree
+        return isinstance(self.config, FinetuneConfig)
 
     @property
     def task(self) -> str:
         """The task of fine-tuning; empty for pre-training."""
-        return str(self.section("finetune").get("task") or "")
+        return self.config.finetune.task if isinstance(self.config, FinetuneConfig) else ""
 
     @property
     def keep_mask(self) -> bool:
         """Whether fine-tuning kept the mask, as a control."""
-        return bool(self.section("finetune").get("keep_mask"))
+        return isinstance(self.config, FinetuneConfig) and self.config.finetune.keep_mask
 
     @property
     def pretraining(self) -> Run | None:
         """The run itself if it pre-trains, else its parent."""
         return self.parent if self.is_finetuning else self
 
-    @cached_property
-    def config(self) -> PretrainConfig:
-        """The typed config of a pre-training run."""
-        return config_from_tree(PretrainConfig, self.tree)
+    @property
+    def origin(self) -> PretrainConfig | None:
+        """The config of pre-training; None for a fine-tuning run with an unknown parent."""
+        config = self.pretraining.config if self.pretraining else None
+        return config if isinstance(config, PretrainConfig) else None
 
     @property
     def model(self) -> ModelConfig | None:
         """The architecture; None for a fine-tuning run with an unknown parent."""
-        return self.pretraining.config.model if self.pretraining else None
+        return self.origin.model if self.origin else None
 
     @property
     def sparsity(self) -> SparsityConfig | None:
         """The sparsity of pre-training; None for a fine-tuning run with an unknown parent."""
-        return self.pretraining.config.sparsity if self.pretraining else None
-
-    @property
-    def seed(self) -> int:
-        """Seed of this run."""
-        return int(self.tree.get("seed", 0))
+        return self.origin.sparsity if self.origin else None
 
     @property
     def seeds(self) -> tuple[Any, ...]:
         """All seeds of this run and of its parent. Repetitions of a variant differ in them."""
-        flat = flatten(self.tree)
+        flat = flatten(to_tree(self.config))
         return (*(flat.get(key) for key in SEEDS), *(self.parent.seeds if self.parent else ()))
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The resolved config, with defaults, without seeds, paths and selected keys."""
-        try:
-            typed = config_from_tree(FinetuneConfig, self.tree) if self.is_finetuning else self.config
-            flat = flatten(to_tree(typed))
-        except (UserError, TypeError, ValueError):
-            flat = flatten(self.tree)
+        flat = flatten(to_tree(self.config))
         keys = [key for key in flat if not key.startswith(NO_SETTINGS) and key not in self.selected]
         return {key: flat[key] for key in sorted(keys, key=lambda key: key.startswith("parallel."))}
 
     @property
     def untrained(self) -> bool:
         """Whether the model was not pre-trained. This baseline shows the effect of fine-tuning by itself."""
-        return self.pretraining is not None and self.pretraining.config.training.train_tokens == 0
+        return self.origin is not None and self.origin.training.train_tokens == 0
 
     @property
     def is_dense(self) -> bool:
@@ -159,7 +147,7 @@ class Run:
     @property
     def unfinished(self) -> str:
         """The progress of an unfinished pre-training run, as text; empty for any other run."""
-        planned = 0 if self.is_finetuning else total_steps(self.config)
+        planned = total_steps(self.config) if isinstance(self.config, PretrainConfig) else 0
         return f"unfinished: {self.steps:,} of {planned:,} steps" if self.steps < planned else ""
 
     @property
@@ -209,35 +197,31 @@ class Run:
         return self.variant + (", fine-tuned sparse" if self.keep_mask else "")
 
 
-def read_metrics(run: Run, path: Path) -> None:
-    """Fill the curves from ``metrics.jsonl``. A truncated last line, left by a killed run, is ignored.
+def read_metrics(path: Path) -> tuple[pd.DataFrame, pd.Series, int]:
+    """``Run.curve``, ``Run.validation`` and ``Run.skipped`` from ``metrics.jsonl``.
 
-    Raises UserError for any other line that the training loop did not write.
+    A truncated last line, left by a killed run, is ignored. Raises UserError for any other line that the training loop
+    did not write.
     """
-    rows, validation = [], []
+    rows, validation, skipped = [], [], 0
     lines = path.read_bytes().splitlines()
     for number, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
         try:
-            line = json.loads(text)
-        except ValueError:  # includes invalid UTF-8
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number}: not JSON; the file was changed by something else") from None
-        try:
+            line = json.loads(text or b"{}")
             if "val_loss" in line:
                 validation.append((int(line["step"]), number_or_nan(line["val_loss"])))
             if "loss" in line:
                 row = {name: float(line.get(key) or 0) for name, key in CURVES.items()}
                 rows.append({"step": int(line["step"]), **row, "loss": number_or_nan(line["loss"])})
-                run.skipped = int(line.get("skipped_iterations") or 0)
-        except (KeyError, TypeError, ValueError, AttributeError):
+                skipped = int(line.get("skipped_iterations") or 0)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if number == len(lines) and isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+                break
             raise UserError(f"{path}, line {number}: not a line of training or validation") from None
-    if rows:
-        run.curve = pd.DataFrame(rows)
-        run.curve["seconds"] = (run.curve.seconds / 1e3).cumsum()
-    run.validation = pd.Series([loss for _, loss in validation], [step for step, _ in validation], dtype=float)
+    curve = pd.DataFrame(rows, columns=["step", *CURVES], dtype=float)
+    curve["seconds"] = (curve.seconds / 1e3).cumsum()
+    steps, losses = zip(*validation, strict=True) if validation else ((), ())
+    return curve, pd.Series(losses, steps, dtype=float), skipped
 
 
 def number_or_nan(value: float | None) -> float:
@@ -251,37 +235,34 @@ def is_run(folder: Path) -> bool:
     return files.config.is_file() and (files.metrics.is_file() or files.checkpoints.is_dir())
 
 
+def typed_config(tree: dict[str, Any]) -> AnyConfig:
+    """The config of a run from its resolved ``config.yaml``. Its task may be unknown here. Raises UserError."""
+    if "finetune" in tree:
+        config: FinetuneConfig = build(FinetuneConfig, tree, "")
+        return config
+    return config_from_tree(PretrainConfig, tree)
+
+
 def read_run(folder: Path) -> Run:
     """Read a run folder. Raises UserError when it is damaged."""
     files = RunFolder(folder)
     tree = read_yaml_file(files.config)
     if not isinstance(tree, dict):
         raise UserError(f"{files.config}: expected keys and values")
-    execution, finetune, origin = (
-        files.read_json(f"{name}.json") or {} for name in ("execution", "finetune", "lineage")
-    )
-    run = Run(folder, tree, execution=execution, finetune=finetune, changes=files.change_history())
-    run.lineage, run.synthetic = list(origin.get("lineage") or []), origin.get("synthetic") is True
-    if files.metrics.is_file():
-        read_metrics(run, files.metrics)
-    check(run)
-    return run
-
-
-def check(run: Run) -> None:
-    """Raise UserError when the config or a file beside it does not have the format of this version."""
     try:
-        run.seed  # noqa: B018
-        if not run.is_finetuning:
-            run.config  # noqa: B018
+        run = Run(folder, typed_config(tree))
     except (UserError, TypeError, ValueError) as error:
-        raise UserError(f"{run.path / 'config.yaml'}: {' '.join(str(error).split())}") from None
-    for key in ("finetune", "training", "parallel"):
-        if not isinstance(run.section(key), dict):
-            raise UserError(f"{run.path / 'config.yaml'}: {key}: expected keys and values")
+        raise UserError(f"{files.config}: {' '.join(str(error).split())}") from None
+    run.changes = files.change_history()
+    if files.metrics.is_file():
+        run.curve, run.validation, run.skipped = read_metrics(files.metrics)
+    run.execution, run.finetune = (files.read_json(f"{name}.json") or {} for name in ("execution", "finetune"))
+    origin = files.read_json("lineage.json") or {}
+    run.lineage, run.synthetic = list(origin.get("lineage") or []), origin.get("synthetic") is True
     layers = run.execution.get("layers") or {}
     if not (isinstance(layers, dict) and all(isinstance(name, str) for name in layers.values())):
-        raise UserError(f"{run.path / 'execution.json'}: layers: expected an execution for each layer")
+        raise UserError(f"{files.execution}: layers: expected an execution for each layer")
     for key in ("best_val_loss", "reactivated", "reactivated_norm"):
         if not isinstance(run.finetune.get(key) or 0, int | float):
-            raise UserError(f"{run.path / 'finetune.json'}: {key}: expected a number")
+            raise UserError(f"{folder / 'finetune.json'}: {key}: expected a number")
+    return run

@@ -50,7 +50,7 @@ class Score:
     @property
     def pretraining_seed(self) -> int | None:
         """The seed by which variants are paired; None where the pre-training run is unknown."""
-        return self.run.pretraining.seed if self.run.pretraining else None
+        return self.run.origin.seed if self.run.origin else None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def summary_table(results: Results) -> Table:
 def summary_row(variant: Variant, tuned: Sequence[Run]) -> dict[str, str]:
     """The row of one variant, by column."""
     runs, first, base = variant.runs, variant.first, variant.base
-    model, kept = first.config.model, linear_parameters(first.config.model, first.sparsity)
+    model, kept = variant.model, linear_parameters(variant.model, first.sparsity)
     loss, dense_loss = estimate(variant.losses), estimate(base.losses) if base else None
     loss_text = loss.text() if loss else NONE
     if loss and dense_loss and not first.untrained:
@@ -122,7 +122,7 @@ def unattributed_table(results: Results) -> Table:
 
 def jobs_table(root: Path, results: Results) -> Table:
     """The state of each job of a workflow, with the reason of a failure."""
-    outdated = results.outdated[root.resolve()]
+    outdated = results.outdated_jobs(root)
     rows = []
     for job in (job for job in all_jobs(root) if job.kind != REPORT):
         manifest = job.manifest()
@@ -138,11 +138,11 @@ def runs_table(results: Results) -> Table:
     """All runs of the report, with their layouts and folders."""
     rows = []
     for run in results.runs:
-        parallel, training = run.section("parallel"), run.section("training")
-        layout = f"TP{parallel.get('tensor', 1)} ZeRO-{parallel.get('zero_stage', 1)} {training.get('precision', '')}"
+        parallel, training = run.config.parallel, run.config.training
+        layout = f"TP{parallel.tensor} ZeRO-{parallel.zero_stage} {training.precision}"
         kind = ("fine-tuning" if run.is_finetuning else "pre-training") + (", not chosen" if run.rejected else "")
-        row = {"variant": run.variant, "kind": kind, "parameters": run.size(), "seed": str(run.seed)}
-        row |= {"steps": f"{run.steps:,}", "peak lr": str(training.get("lr", NONE)), "layout": layout}
+        row = {"variant": run.variant, "kind": kind, "parameters": run.size(), "seed": str(run.config.seed)}
+        row |= {"steps": f"{run.steps:,}", "peak lr": str(training.lr), "layout": layout}
         rows.append(row | {"skipped steps": str(run.skipped), "folder": str(run.path)})
     return TEXTS.table("runs", rows)
 
@@ -152,7 +152,7 @@ def changes_table(results: Results) -> Table:
     rows = []
     for run in results.runs:
         for record in run.changes:
-            row = {"variant": run.variant, "seed": str(run.seed), "after step": f"{record['after_step']:,}"}
+            row = {"variant": run.variant, "seed": str(run.config.seed), "after step": f"{record['after_step']:,}"}
             for change in record["changes"]:
                 key, _, values = change.partition(": ")
                 old, _, new = values.partition(" -> ")
@@ -166,9 +166,9 @@ def curves_csv(results: Results) -> str:
     """Every training step of every run, as CSV."""
     frames = []
     for run in results.runs:
-        losses = run.validation[~run.validation.index.duplicated(keep="last")]
+        seed, losses = run.config.seed, run.validation[~run.validation.index.duplicated(keep="last")]
         kind = "finetuning" if run.is_finetuning else "pretraining"
-        frame = run.curve.assign(run=str(run.path), kind=kind, variant=run.variant, size=run.size(), seed=run.seed)
+        frame = run.curve.assign(run=str(run.path), kind=kind, variant=run.variant, size=run.size(), seed=seed)
         frames.append(frame.assign(val_loss=frame.step.map(losses), seconds=frame.seconds.map("{:.3f}".format)))
     columns = ["run", "kind", "variant", "size", "seed", *CURVE_COLUMNS]
     return pd.concat(frames)[columns].astype({"step": int}).to_csv(index=False)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from spdf_dist.config.schema import ModelConfig
 from spdf_dist.report.runs import Run
 
 T = TypeVar("T")
@@ -45,6 +46,12 @@ class Variant:
         return self.runs[0]
 
     @property
+    def model(self) -> ModelConfig:
+        """The architecture."""
+        assert self.first.model is not None  # a pre-training run has one
+        return self.first.model
+
+    @property
     def flops(self) -> float:
         """Model FLOPs of pre-training."""
         return mean_flops(self.runs)
@@ -52,7 +59,8 @@ class Variant:
     @property
     def losses(self) -> pd.Series:
         """The last validation losses in nats per token, with the seeds as index."""
-        return pd.Series([run.final_validation for run in self.runs], [run.seed for run in self.runs], dtype=float)
+        seeds = [run.config.seed for run in self.runs]
+        return pd.Series([run.final_validation for run in self.runs], seeds, dtype=float)
 
     @property
     def speed(self) -> float | None:

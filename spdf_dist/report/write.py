@@ -112,7 +112,7 @@ def subtitle(results: Results) -> str:
         "scored output": len(results.scores),
     }
     parts = [f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items() if count]
-    shares = sorted({f"{linears_share(run.config.model):.0%}" for run in results.pretraining})
+    shares = sorted({f"{linears_share(run.model):.0%}" for run in results.pretraining if run.model})
     parts += [f"linear layers carry {' and '.join(shares)} of the dense model's FLOPs"] if shares else []
     return " · ".join(parts)
 

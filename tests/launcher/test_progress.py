@@ -1,7 +1,5 @@
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 from spdf_launcher.progress import Progress, read_progress
 
@@ -33,7 +31,7 @@ def test_every_reader_of_the_metrics_ignores_lines_of_other_kinds(tmp_path: Path
     """A step, its validation, the values of a callback, and a kind that does not exist."""
     from chaos.campaign import result_of
 
-    from spdf_dist.report.runs import Run, read_metrics
+    from spdf_dist.report.runs import read_metrics
     from spdf_dist.training.run_folder import RunFolder
 
     run = tmp_path / "run"
@@ -43,10 +41,9 @@ def test_every_reader_of_the_metrics_ignores_lines_of_other_kinds(tmp_path: Path
     assert read_progress(run, 8) == Progress(4, 8, 40, 2.0, 0.4)
     assert RunFolder(run).last_logged_step() == 4
 
-    report = SimpleNamespace(skipped=0)
-    read_metrics(cast(Run, report), run / "metrics.jsonl")
-    assert list(report.curve.step) == [3, 4] and list(report.curve.loss) == [2.0, 2.0]
-    assert dict(report.validation) == {4: 3.0}
+    curve, validation, _ = read_metrics(run / "metrics.jsonl")
+    assert list(curve.step) == [3, 4] and list(curve.loss) == [2.0, 2.0]
+    assert dict(validation) == {4: 3.0}
 
     (run / "checkpoints/step_4").mkdir(parents=True)
     (run / "checkpoints/step_4/manifest.json").write_text('{"files": {}}')

@@ -20,7 +20,7 @@ def test_runs_of_a_sweep_are_no_variant(tmp_path: Path) -> None:
     study = read_results([root])
     assert {run.variant for run in study.pretraining} == {"1m-dense", "1m-s75"}
     assert len(study.finetuning) == 2 * len([run for run in study.pretraining])  # the selected run, and WebNLG
-    assert all(run.tree["training"]["lr"] != 3e-3 for run in study.finetuning)
+    assert all(run.config.training.lr != 3e-3 for run in study.finetuning)
 
 
 def test_scores_are_paired_by_the_pretraining_seed(tmp_path: Path) -> None:

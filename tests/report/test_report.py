@@ -25,6 +25,7 @@ from made_up_runs import (
 from spdf_dist.base.numbers import power_label
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import UserError
+from spdf_dist.config.schema import FinetuneConfig, TaskConfig
 from spdf_dist.report.estimates import estimate
 from spdf_dist.report.page import Table
 from spdf_dist.report.plots import cost_plots, finetuning_plots
@@ -200,7 +201,7 @@ def test_validation_scores_that_select_are_no_results(tmp_path: Path) -> None:
     (table,) = score_tables(study)
     assert [row["BLEU ↑"].partition("\n")[0] for row in table.rows] == ["0.5200 ± 0.0100 (3)"] * 2
     assert {run.path.parts[-4] for run in study.finetuning} == {"final"}  # three seeds of one setting
-    assert all(run.tree["training"]["lr"] == 5e-5 for run in study.finetuning)
+    assert all(run.config.training.lr == 5e-5 for run in study.finetuning)
 
 
 def test_what_was_chosen_for_fine_tuning_is_told_from_what_was_for_pre_training(tmp_path: Path) -> None:
@@ -345,7 +346,7 @@ def test_results_of_changed_inputs_are_left_out_and_named(tmp_path: Path) -> Non
     write_json(root / "plan.json", {"jobs": [{"id": "packed"}, {"id": "pretrain/dense/seed=1"}]})
     study = read_results([root])
     assert sorted(score.metrics["bleu"] or 0 for score in study.scores) == [0.60, 0.61]
-    assert {run.seed for run in study.runs} == {1, 2}
+    assert {run.config.seed for run in study.runs} == {1, 2}
     text = report([root], tmp_path / "out").read_text(encoding="utf-8")
     assert "Left out, because an input has changed since: " in text and "evaluate/dense/seed=3 (packed)" in text
     reasons = {row["job"]: row["reason"] for row in rows_of(tmp_path / "out" / "jobs-flow.csv")}
@@ -527,8 +528,8 @@ def test_an_output_that_is_a_file_is_one_clear_line(
 
 def test_losses_of_two_tasks_are_not_averaged() -> None:
     def tuned(task: str, loss: float, keep_mask: bool = False) -> Run:
-        tree = {"finetune": {"task": task, "keep_mask": keep_mask}}
-        return Run(Path(task), tree, finetune={"best_val_loss": loss, "reactivated": 0 if keep_mask else 5})
+        config = FinetuneConfig(finetune=TaskConfig(task=task, keep_mask=keep_mask))
+        return Run(Path(task), config, finetune={"best_val_loss": loss, "reactivated": 0 if keep_mask else 5})
 
     assert finetuning_text([tuned("e2e", 1.5)]) == "1.500\n5 reactivated"
     both = [tuned("e2e", 1.5), tuned("webnlg", 3.0), tuned("e2e", 1.75, keep_mask=True)]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from spdf_dist.accounting.parameters import linear_parameters, real_sparsity, total_parameters
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.config.schema import AnyConfig, FinetuneConfig, PretrainConfig, TrainingConfig
 from spdf_dist.report.page import NOT_RUN, Texts
 from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run
@@ -95,21 +95,21 @@ def row_of(results: Results, job: JobRecord) -> dict[str, Any]:
     if run is None or not job.folder.is_done(str(job.spec.get("key"))):
         reason = failure(job)
         return row | {"state": NOT_RUN if reason is None else f"failed: {reason}"}
-    row |= describe(run.pretraining.config) if run.pretraining else {}
+    row |= describe(run.origin) if run.origin else {}
     origins = [part for part in continued(results, run) if len(part.curve)]
     times = run.curve.set_index("step").seconds.diff().fillna(run.curve.set_index("step").seconds)
     versions = manifest.get("versions") or {}
     return row | {
-        "seed": int(job.cell.get("seed", run.seed)),
+        "seed": int(job.cell.get("seed", run.config.seed)),
         "state": DONE,
         "task": run.task,
         "loss": run.best_validation if run.is_finetuning else run.final_validation,
-        "lr": float(run.section("training").get("lr") or 0.0),
+        "lr": run.config.training.lr,
         "steps": run.steps,
         "tokens": sum(part.last("tokens") for part in origins),
         "flops": sum(part.last("flops") for part in origins),
         "step_seconds": times.median() if len(times) > 1 else None,
-        "update_seconds": update_seconds(run.config, times) if len(times) > 1 and not run.is_finetuning else None,
+        "update_seconds": update_seconds(run.config, times),
         "versions": " ".join(f"{name} {versions[name]}" for name in ("spdf", "torch", "python") if name in versions),
         "commit": manifest.get("git_commit"),
         "ended": manifest.get("ended"),
@@ -140,20 +140,22 @@ def describe(config: PretrainConfig) -> dict[str, Any]:
 def continued(results: Results, run: Run) -> Iterable[Run]:
     """The run, and before it the runs whose tokens and FLOPs its own counts do not contain."""
     yield run
-    training = {} if run.is_finetuning else run.section("training")
-    if training.get("init_from") and "schedule" in (training.get("reset") or []):
-        origin = Path(training["init_from"])
+    training = run.config.training
+    if isinstance(training, TrainingConfig) and training.init_from and "schedule" in training.reset:
+        origin = Path(training.init_from)
         for place in (origin, origin.parent.parent):  # a run folder, or a checkpoint in one
             if (before := results.run_at(place)) is not None:
                 yield from continued(results, before)
                 return
 
 
-def update_seconds(config: PretrainConfig, times: pd.Series) -> float:
+def update_seconds(config: AnyConfig, times: pd.Series) -> float | None:
     """Median over the mask updates of the extra seconds of their steps against the ten steps around each.
 
-    NaN without updates. ``times`` has the seconds of each step.
+    None without pre-training steps, NaN without updates. ``times`` has the seconds of each step.
     """
+    if len(times) < 2 or isinstance(config, FinetuneConfig):
+        return None
     updates = [step for step in update_steps(config.sparsity, int(times.index.max())) if step in times.index]
     around = [times[(abs(times.index - step) <= 5) & (times.index != step)].median() for step in updates]
     return float((times[updates] - around).median())

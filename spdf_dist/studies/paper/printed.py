@@ -55,15 +55,15 @@ def paper_model(run: Run) -> str:
     Pre-training differs from the paper's with another pattern, other masked matrices, another scale of the initial
     weights, or another number of tokens.
     """
-    origin = run.pretraining
-    if origin is None or (origin.steps and origin.unfinished):
+    origin, config, usual = run.pretraining, run.origin, SparsityConfig()
+    if origin is None or config is None or (origin.steps and origin.unfinished):
         return ""
-    model, sparsity, usual = origin.config.model, origin.config.sparsity, SparsityConfig()
+    model, sparsity = config.model, config.sparsity
     shape = ("family", "num_layers", "hidden_size", "num_attention_heads", "ffn", "vocab_size")
     name = next((n for n, theirs in MODELS.items() if all(getattr(model, k) == getattr(theirs, k) for k in shape)), "")
     plain = (sparsity.pattern, sparsity.init_scale) == (usual.pattern, usual.init_scale)
     plain = plain and set(sparsity.targets) == set(usual.targets)
-    tokens = short_count(origin.config.training.train_tokens)
+    tokens = short_count(config.training.train_tokens)
     return name if name and (plain or sparsity.level == 0) and tokens == table_1()[name]["tokens"] else ""
 
 
