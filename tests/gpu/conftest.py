@@ -1,12 +1,27 @@
-"""Fixtures of GPU tests. Without a GPU, they run in Triton's interpreter (TRITON_INTERPRET=1) or are skipped."""
+"""Fixtures of GPU tests.
+
+Without a GPU, they run on a pretended one (the variables of `pretended_cuda.ENVIRONMENT`), on CPU tensors in Triton's
+interpreter (TRITON_INTERPRET=1), or are skipped.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 import torch
+from pretended_cuda import pretended_cuda
 from spdf_kernels import triton as gpu
+
+PRETENCE = ExitStack()
+if os.environ.get("PRETEND_CUDA"):
+    PRETENCE.enter_context(pretended_cuda())
+
+
+def pytest_unconfigure() -> None:
+    PRETENCE.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

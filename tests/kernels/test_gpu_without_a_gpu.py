@@ -1,4 +1,4 @@
-"""The GPU kernels where there is no GPU: their tests in Triton's interpreter, their machine code, and the GPU lab."""
+"""The GPU kernels where there is no GPU: the GPU tests on a pretended device, machine code, and the GPU lab."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 
 
+PRETENCE = {"PRETEND_CUDA": "1", "DS_ACCELERATOR": "cuda"}
+"""With TRITON_INTERPRET, the variables of tests/gpu/pretended_cuda.py."""
+
+
 def in_the_interpreter(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A Python process with TRITON_INTERPRET, which Triton reads when its functions are defined."""
     return subprocess.run(
@@ -25,13 +29,43 @@ def in_the_interpreter(*arguments: str, **environment: str) -> subprocess.Comple
     )
 
 
-def test_values_of_every_kernel_are_right() -> None:
+def gpu_tests(*chosen: str) -> None:
+    """Run GPU tests on the pretended device. All must pass."""
     answer = in_the_interpreter(
-        "-m", "pytest", "tests/gpu", "-m", "not gpu", "-o", "addopts=", "-n", "0", "-p", "no:cacheprovider"
+        "-m", "pytest", *chosen, "-o", "addopts=", "-n", "0", "-p", "no:cacheprovider", **PRETENCE
     )  # fmt: skip
     assert answer.returncode == 0, answer.stdout[-4000:]
     last = answer.stdout.splitlines()[-1]
     assert "passed" in last and "skipped" not in last
+
+
+def test_values_of_every_kernel_are_right() -> None:
+    gpu_tests("tests/gpu", "-m", "not gpu")
+
+
+@pytest.mark.slow
+def test_a_run_saves_goes_on_and_generates_without_mixing_devices() -> None:
+    gpu_tests("tests/gpu/test_trainer_on_a_gpu.py", "-k", "compressed-balanced")
+
+
+def test_the_pretended_device_finds_tensors_on_two_devices() -> None:
+    program = """
+import sys
+sys.path.insert(0, "tests/gpu")
+import numpy, torch
+from pretended_cuda import pretended_cuda
+with pretended_cuda():
+    x = torch.ones(3, device="cuda")
+    assert x.device == (x * 2).device == torch.zeros_like(x).device == torch.device("cuda", 0) and x.is_cuda
+    assert x.cpu().device == torch.ones(3).device == torch.device("cpu")
+    for wrong in (lambda: x + torch.ones(3), lambda: torch.cat([x, torch.ones(1)]), x.numpy):
+        try:
+            wrong()
+        except (RuntimeError, TypeError) as error:
+            print(type(error).__name__)
+"""
+    answer = in_the_interpreter("-c", program, **PRETENCE)
+    assert answer.stdout.split() == ["RuntimeError", "RuntimeError", "TypeError"], answer.stderr[-2000:]
 
 
 @pytest.mark.parametrize("capability", [80, 90])
