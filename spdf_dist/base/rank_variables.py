@@ -33,8 +33,19 @@ def discover(env: Mapping[str, str] = os.environ) -> Ranks | None:
     torchrun, deepspeed and ``parallel.ranks`` set RANK and WORLD_SIZE, mpirun sets OMPI_COMM_WORLD_*, and a Slurm step
     sets SLURM_STEP_ID and SLURM_PROCID. A Slurm batch shell is not a step, so there the program spawns its own ranks.
 
-    Raises UserError for variables that are not numbers.
+    Raises UserError for variables that are not numbers, or not those of a rank.
     """
+    found = read_ranks(env)
+    if found is not None and not 0 <= found.rank < found.world_size:
+        raise UserError(
+            f"the variables of {found.source} name rank {found.rank} of {found.world_size}: ranks count from 0; unset "
+            "them if another job left them in the environment"
+        )
+    return found
+
+
+def read_ranks(env: Mapping[str, str]) -> Ranks | None:
+    """As ``discover``, without a check of the numbers."""
     try:
         if "RANK" in env and "WORLD_SIZE" in env:
             rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])

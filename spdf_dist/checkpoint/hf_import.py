@@ -29,6 +29,10 @@ from spdf_dist.parallel.layout import TensorShard
 from spdf_dist.sparsity.masks import BoolArray, MagnitudeScores, RandomMasks, logical_weights, select
 
 MaskSource = Literal["random", "magnitude", "zeros"]
+WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Types of stored weights. Other types belong to quantised models, whose values need their scales."""
+ADAPTER = "adapter_config.json"
+"""transformers adds the adapter of such a file, as of LoRA, to the model beside it."""
 
 
 class HfFolder:
@@ -36,6 +40,11 @@ class HfFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        if (folder / ADAPTER).exists():
+            raise UserError(
+                f"{folder} holds an adapter ({ADAPTER}), which changes what the model computes: merge it first (peft's "
+                "merge_and_unload), or remove it"
+            )
         self.model = model_of(read_json(folder / CONFIG), folder / CONFIG)
         self.family = family_module(self.model.family, "hf")
         self.stored = hf_tensors(architecture_of(self.model))
@@ -48,6 +57,8 @@ class HfFolder:
                 raise UserError(f"{path} is not a safetensors file, or damaged: {error}") from None
             for key in self.files[path.name].keys():  # noqa: SIM118 - not a dictionary
                 name = key if key == HEAD or key.startswith(self.family.PREFIX) else self.family.PREFIX + key
+                if name in self.keys:
+                    raise UserError(f"{folder} holds {name} twice: in {self.keys[name][0].name} and in {path.name}")
                 self.keys[name] = (path, key)
         self.check_head()
         buffers = re.compile(re.escape(self.family.PREFIX) + f"({self.family.BUFFERS})")
@@ -92,11 +103,17 @@ class HfFolder:
         return [self.folder / name for name in names]
 
     def read(self, path: Path, key: str) -> Tensor:
-        """One stored tensor, converted to float32. Raises UserError if it is damaged."""
+        """One stored tensor, converted to float32. Raises UserError if it is damaged or quantised."""
         try:
-            return self.files[path.name].get_tensor(key).to(torch.float32)
+            content: Tensor = self.files[path.name].get_tensor(key)
         except SafetensorError as error:
             raise UserError(f"{path} is damaged: {key}: {error}") from None
+        if content.dtype not in WEIGHT_TYPES:
+            raise UserError(
+                f"{path}: {key} is stored as {str(content.dtype).removeprefix('torch.')}: a quantised model cannot be "
+                "imported; convert it to float32 or bfloat16 first"
+            )
+        return content.to(torch.float32)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Each global tensor with its name, float32, in this project's layout. Raises UserError for a wrong shape."""
@@ -120,6 +137,8 @@ def model_of(config: dict[str, Any], path: Path) -> ModelConfig:
     family = config.get("model_type", "gpt2")
     if family not in FAMILIES:
         raise UserError(f"{path}: model_type is {family!r}; only {' and '.join(FAMILIES)} can be imported")
+    if config.get("quantization_config"):
+        raise UserError(f"{path}: quantization_config: a quantised model cannot be imported; dequantise it first")
     try:
         model: ModelConfig = family_module(family, "hf").model_config(config, path)
     except KeyError as error:

@@ -430,12 +430,14 @@ def describe_file(path: Path) -> dict[str, Any]:
 def prune(root: Path, keep: int, protect: int | None = None) -> None:
     """Delete complete checkpoints under ``root``, except the newest ``keep`` and that of step ``protect``.
 
-    The remains of interrupted saves are deleted too. Incomplete checkpoints are kept. Only one rank calls it, while no
-    rank is saving.
+    The remains of interrupted saves are deleted too. Incomplete checkpoints are kept, and so are folders whose name is
+    not that of their step, such as a user's copy ``step_10.bak``. Only one rank calls it, while no rank is saving.
     """
     remove_remains(root)
-    for folder in whole_checkpoints(root)[: -keep or None]:
-        if read_manifest(folder).step != protect:
+    steps = {folder: read_manifest(folder).step for folder in whole_checkpoints(root)}
+    own = [folder for folder, step in steps.items() if folder.name == f"step_{step}"]
+    for folder in own[: -keep or None]:
+        if steps[folder] != protect:
             delete(folder)
 
 

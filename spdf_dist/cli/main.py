@@ -21,7 +21,12 @@ from spdf_dist.base.rank_variables import SINGLE_PROCESS, discover, is_rank_zero
 from spdf_dist.base.signals import STOP_SIGNALS, handled
 from spdf_dist.cli.memory import keep_freed_memory
 from spdf_dist.cli.scarcity import scarcity
-from spdf_dist.cli.surroundings import import_nothing_from_here, open_standard_streams
+from spdf_dist.cli.surroundings import (
+    has_current_folder,
+    import_nothing_from_here,
+    make_no_warning_an_error,
+    open_standard_streams,
+)
 from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_STOPPED, SpdfError, exit_code_of
 from spdf_dist.config.paths import with_home
 from spdf_dist.config.suggest import nearest
@@ -177,6 +182,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         open_standard_streams()
         import_nothing_from_here()
+        make_no_warning_an_error()
+        if not has_current_folder():
+            print("spdf: the current folder does not exist any more: change to another one", file=sys.stderr)
+            return EXIT_BAD_INPUT
     code = 0
     try:
         try:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 
 
 class Messages(io.TextIOWrapper):
@@ -46,6 +47,20 @@ def open_standard_streams() -> None:
         sys.stderr = Messages(
             sys.stderr.buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True, write_through=True
         )
+
+
+def make_no_warning_an_error() -> None:
+    """Show warnings where Python was told to raise them (``PYTHONWARNINGS=error``): libraries warn now and then."""
+    if any(action == "error" for action, *_ in warnings.filters):
+        warnings.simplefilter("default")
+
+
+def has_current_folder() -> bool:
+    """Whether the current folder exists: without one, libraries end the process in native code."""
+    try:
+        return bool(os.getcwd())  # noqa: PTH109
+    except OSError:
+        return False
 
 
 def import_nothing_from_here() -> None:

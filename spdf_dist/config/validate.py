@@ -120,6 +120,10 @@ def validate_sparsity(sparsity: SparsityConfig) -> None:
     if sparsity.algorithm == "static":
         keys = ("update", "drop_fraction", "groups", "new_moments")
         require_defaults("sparsity", sparsity, keys, "sparsity.algorithm=set, rigl or gmp")
+    require(
+        bool(sparsity.targets) or not sparsity.is_sparse,
+        f"sparsity.targets: is empty, so that sparsity.level {sparsity.level} prunes nothing; name some matrices",
+    )
     patterns = [parse_pattern(text) for text in (sparsity.pattern, *sparsity.patterns.values())]
     require(
         not sparsity.permute or any(pattern.block > 1 for pattern in patterns),

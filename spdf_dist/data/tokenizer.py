@@ -161,6 +161,9 @@ class Gpt2Tokenizer(Tokenizer):
             raise UserError(f"{vocabulary}: the ids are not 0 to {self.vocab_size - 1}; is the file whole?")
         if GPT2_END not in entries:
             raise UserError(f"{vocabulary} has no {GPT2_END} to end documents with")
+        missing = set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) - entries.keys()
+        if missing:
+            raise UserError(f"{vocabulary} lacks {len(missing)} of the 256 bytes; is the file whole?")
         self.eod_id = entries[GPT2_END]
         check_merges(entries, merges)
         self.digest = files_digest([(path.name, path.read_bytes()) for path in (vocabulary, merges)])
@@ -191,7 +194,8 @@ def check_merges(entries: dict[str, int], merges: Path) -> None:
 
     Without this check, a truncated merges file would silently give other ids.
     """
-    lines = merges.read_text(encoding="utf-8").split("\n")
+    # The package tokenizers takes a carriage return alone for a part of its line.
+    lines = [line.removesuffix("\r") for line in merges.read_bytes().decode("utf-8").split("\n")]
     made = {left + right for left, space, right in (line.partition(" ") for line in lines) if space}
     lacking = [entry for entry in entries if len(entry) > 1 and not ADDED_TOKEN.fullmatch(entry) and entry not in made]
     if lacking:

@@ -25,6 +25,9 @@ CONFIG_FILE = "tokenizer_config.json"
 KNOWN_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 """Names of end-of-document tokens, for a file without a ``tokenizer_config.json`` that names one."""
 
+RARE_TEXT = "\U0001f6f8\u16e5"
+"""Characters that few vocabularies have."""
+
 
 class JsonTokenizer(Tokenizer):
     """A ``tokenizer.json``, and the ``tokenizer_config.json`` beside it if there is one."""
@@ -44,6 +47,8 @@ class JsonTokenizer(Tokenizer):
             raise UserError(f"{path} is not a tokenizer.json: {' '.join(str(error).split())[:200]}") from None
         self._backend.no_padding()
         self._backend.no_truncation()
+        if isinstance(self._backend.model, tokenizers.models.BPE):
+            self._backend.model.dropout = None  # it would draw the ids of a text at random
         # This is the only encoding with special tokens: it shows the tokens that the post-processor adds.
         framed = self._backend.encode("", add_special_tokens=True).ids
         self._backend.encode_special_tokens = True
@@ -58,6 +63,7 @@ class JsonTokenizer(Tokenizer):
         self.end_token = str(self._backend.id_to_token(self.eod_id))
         self.start_ids = tuple(framed[: framed.index(self.eod_id)] if self.eod_id in framed else framed)
         self.digest = files_digest(contents)
+        self._check_encoding()
         self.cuts_at_lines = self._cuts_at_lines()
 
     def _end_id(self, named: str | None) -> int:
@@ -76,13 +82,49 @@ class JsonTokenizer(Tokenizer):
             f"(known by name: {', '.join(KNOWN_ENDS)})"
         )
 
+    def _check_encoding(self) -> None:
+        """Raise UserError if a text may contain the end of a document, or if unknown characters would be lost."""
+        self.encode(self.end_token)
+        if not self.encode(RARE_TEXT):
+            raise UserError(
+                f"{self.path} leaves out characters that it does not know: it has neither bytes nor an unknown token"
+            )
+
     def _cuts_at_lines(self) -> bool:
         """Whether the ids of a test text equal those of its parts, cut after line ends between visible characters."""
         parts = ["The quick brown fox\n", "jumps over (it).\n", "x = 3\n"]
         return self.encode("".join(parts)) == [i for part in parts for i in self.encode(part)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+        ids = self._encode(texts)
+        for at, text in enumerate(texts):
+            if self.eod_id in ids[at]:
+                ids[at] = self._encode_around_end(text)
+        return ids
+
+    def _encode_around_end(self, text: str) -> list[int]:
+        """Encode each name of the end token in two halves: Unigram vocabularies would encode the name as the token.
+
+        Raises UserError if the text contains the end token even so.
+        """
+        first, *others = text.split(self.end_token)
+        parts = [first]
+        for other in others:
+            parts[-1] += self.end_token[:1]
+            parts.append(self.end_token[1:] + other)
+        ids = [i for part in self._encode(parts) for i in part]
+        if self.eod_id in ids:
+            raise UserError(
+                f"{self.path} encodes {text!r:.40} with its end token {self.end_token!r}; name a special token as "
+                f"eos_token in a {CONFIG_FILE} beside it"
+            )
+        return ids
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        try:
+            return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+        except Exception as error:  # tokenizers raises bare Exception
+            raise UserError(f"{self.path} cannot encode a text: {' '.join(str(error).split())[:200]}") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         dropped = {self.eod_id, *self.start_ids}

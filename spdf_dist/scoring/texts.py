@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from collections.abc import Sequence
 from itertools import groupby, pairwise
@@ -101,13 +102,31 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     if not text:
         raise UserError(f"{path} is empty")
+    if "\0" in text:
+        raise UserError(f"{path} is damaged, or not UTF-8: it has a zero byte in line {line_of(text, chr(0))}")
     return text
+
+
+def line_of(text: str, sign: str) -> int:
+    """Number of the line, from 1, in which ``sign`` first occurs."""
+    return text.count("\n", 0, text.index(sign)) + 1
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a file, with or without a newline at the end of the last line."""
-    text = read_text(path)
-    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
+    return with_plain_ends(path).removesuffix("\n").split("\n")
+
+
+def with_plain_ends(path: Path) -> str:
+    """The content of a file with one text per line, with ``\\n`` as line end.
+
+    Raises:
+        UserError: as :func:`read_text`; or a carriage return is inside a line, where official scripts read two lines.
+    """
+    text = read_text(path).replace("\r\n", "\n")
+    if "\r" in text:
+        raise UserError(f"{path}: a carriage return is inside line {line_of(text, chr(13))}; end lines with \\n alone")
+    return text
 
 
 def blank_line_groups(path: Path) -> list[list[str]]:
@@ -116,7 +135,9 @@ def blank_line_groups(path: Path) -> list[list[str]]:
     Raises:
         UserError: an input has no references: a blank line comes first, or directly after another blank line.
     """
-    lines = [line.strip() for line in read_text(path).split("\n")]
+    lines = [line.strip() for line in with_plain_ends(path).split("\n")]
+    if re.fullmatch(r'"?mr"?[,;\t]"?ref"?', lines[0].lower()):
+        raise UserError(f"{path} is E2E's CSV; give it a name that ends in .csv")
     divided = "" in lines[:-1]  # True also for a blank line after the only input
     while lines and not lines[-1]:
         lines.pop()
@@ -128,6 +149,12 @@ def blank_line_groups(path: Path) -> list[list[str]]:
     if not divided:
         return [[line] for line in lines]
     return [list(group) for filled, group in groupby(lines, key=bool) if filled]
+
+
+def separator(text: str) -> str:
+    """The delimiter of a CSV text, from its first line: a comma, a tab or a semicolon."""
+    header = text.partition("\n")[0]
+    return next((sign for sign in ("\t", ";") if sign in header and "," not in header), ",")
 
 
 def csv_groups(path: Path) -> list[list[str]]:
@@ -145,7 +172,7 @@ def csv_groups(path: Path) -> list[list[str]]:
         raise UserError(f"{path} holds blank lines alone; E2E's references have a header with mr,ref")
     # Without strict, a field with an unclosed quote would extend to the end of the file.
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(lines, delimiter="\t" if "\t" in lines[0] else ",", strict=True)
+    reader = csv.reader(lines, delimiter=separator(lines[0]), strict=True)
     rows: list[list[str]] = []
     try:
         rows += reader
@@ -157,6 +184,8 @@ def csv_groups(path: Path) -> list[list[str]]:
             raise UserError(
                 f"{path} has no column '{column}' (it has {', '.join(header)}); E2E's references have mr,ref"
             )
+        if header.count(column) > 1:
+            raise UserError(f"{path} has {header.count(column)} columns named '{column}'; keep one")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise UserError(f"{path}, row {number}: {len(row)} fields where the header has {len(header)}")

@@ -263,12 +263,13 @@ class TensorBoard(Callback):
                 self.attempt(partial(self.writer.add_text, name, text, start_step))
 
     def attempt(self, action: Callable[[], Any]) -> None:
-        """Call ``action``. If it raises OSError, warn and stop writing."""
+        """Call ``action``. If it cannot write, warn and stop writing. TensorBoard takes only paths that are UTF-8."""
         try:
             action()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             self.writer = None
-            print(f"WARNING: {self.path} is not written any more: {error.strerror or error}", file=sys.stderr)
+            reason = getattr(error, "strerror", None) or error
+            print(f"WARNING: {self.path} is not written any more: {reason}", file=sys.stderr)
 
     def add(self, scalars: Mapping[str, float | None], step: int) -> None:
         """Write the scalars that are not None."""

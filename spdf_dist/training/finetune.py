@@ -58,7 +58,8 @@ def finetune(config: FinetuneConfig, ranks: Ranks, allowed: AllowedChanges | Non
         origin_masks = PackedMasks.pack(origin.masks)
         warn_early(data.opening)
 
-        run.open(tokenizer, {"training": content_digests(task.train), "validation": content_digests(task.validation)})
+        inputs = {"training": content_digests(task.train), "validation": content_digests(task.validation)}
+        run.open(tokenizer, {**inputs, "checkpoint": [origin.manifest.sha256]})
         run.resume()
         if groups.broadcast(folder.result.exists() if groups.rank == 0 else None):
             if groups.rank == 0:

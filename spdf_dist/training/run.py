@@ -7,6 +7,7 @@ that is found before the folder is opened leaves no run folder.
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,8 @@ from typing import Any
 
 from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.base.signals import StopRequest
+from spdf_dist.checkpoint.find import whole_checkpoints
+from spdf_dist.checkpoint.manifest import file_digest, read_manifest
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import CheckpointWriter, prune
@@ -118,15 +121,28 @@ class TrainingRun:
         self.stop.__exit__(*error)
 
     def open(self, tokenizer: Tokenizer | None, data_digests: dict[str, list[str]]) -> None:
-        """Open the run folder, and record the data and the tokenizer in it.
+        """Open the run folder, and record the data, the tokenizer and the DeepSpeed settings in it.
 
         Raises UserError if the folder holds another run or other data, or if another process runs in it.
         """
         change = self.allowed.change
+        settings = self.config.deepspeed
+        digests = {
+            **data_digests,
+            "tokenizer": [] if tokenizer is None else [tokenizer.digest],
+            "deepspeed": [file_digest(Path(settings))] if isinstance(settings, str) else [],
+        }
+        same = set(data_digests["training"]) & set(data_digests["validation"])
+        if same and self.groups.rank == 0:
+            print(
+                f"{self.kind}: WARNING: {len(same)} of the validation data sets are training data too: the validation "
+                "loss does not show overfitting",
+                file=sys.stderr,
+            )
 
         def open_folder() -> None:
             self.folder.open(self.config, change=change)
-            self.folder.keep_data(data_digests, change=change)
+            self.folder.keep_data(digests, change=change)
             if tokenizer is not None:
                 self.folder.keep_tokenizer(tokenizer)
 
@@ -141,6 +157,9 @@ class TrainingRun:
         self.checkpoint = newest_checkpoint(self.folder, self.groups)
         if self.allowed.rewind is not None:
             self.checkpoint = self.rewound()
+        if (found := self.checkpoint) is not None:
+            change = self.allowed.change
+            self.groups.on_rank_zero(lambda: self.folder.check_checkpoint(found, self.config, change=change))
         self.state = load_training_state(self.checkpoint) if self.checkpoint else TrainingState()
 
     def rewound(self) -> Checkpoint:
@@ -153,6 +172,10 @@ class TrainingRun:
         target = Checkpoint(self.folder.checkpoints / f"step_{wanted}")
 
         def delete_newer() -> None:
+            for folder in whole_checkpoints(self.folder.checkpoints):
+                step = read_manifest(folder).step
+                if step > target.step and folder.name != f"step_{step}":
+                    raise UserError(f"--rewind: {folder} is of a later step: move it out of {self.folder.checkpoints}")
             prune(self.folder.checkpoints, 0, protect=target.step)
 
         self.groups.on_rank_zero(delete_newer)

@@ -9,7 +9,7 @@ Only rank 0 writes through this module. The entries are:
     tokenizer/         a copy, because the original may be deleted while the run saves checkpoints
     logs/  report/     output of the other ranks; reports
     execution.json     execution of each sparse linear
-    data.json          digests of the data
+    data.json          digests of the data and other inputs
     changes.jsonl      what --change and --rewind changed
     result.json        written when the run is complete
 """
@@ -23,7 +23,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from spdf_dist.base import atomic_files
 from spdf_dist.base.file_locks import try_lock
@@ -32,8 +32,21 @@ from spdf_dist.checkpoint.manifest import read_manifest
 from spdf_dist.config.errors import NoPermissionError, SpdfError, UserError
 from spdf_dist.config.load import FIXED, build, is_below, run_differences, to_tree, to_yaml
 from spdf_dist.config.schema import AnyConfig
-from spdf_dist.config.yaml_reader import read_yaml_file
+from spdf_dist.config.yaml_reader import read_yaml, read_yaml_file
 from spdf_dist.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from spdf_dist.checkpoint.read import Checkpoint
+
+
+INPUTS = {
+    "training": "the training data",
+    "validation": "the validation data",
+    "tokenizer": "the files of the tokenizer",
+    "deepspeed": "the settings in the DeepSpeed file",
+    "checkpoint": "the contents of the checkpoint to start from",
+}
+"""Inputs whose content is part of a run, with their names for messages."""
 
 
 @contextlib.contextmanager
@@ -61,6 +74,13 @@ def is_leftover(path: Path) -> bool:
 def listed(differences: Sequence[str]) -> str:
     """At most three of the differences, and the number of the others, as text."""
     return "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if differences[3:] else "")
+
+
+def differences_from(old: Any, config: AnyConfig) -> list[str]:
+    """The differences that make ``config`` another run than that of a resolved tree, as ``key: old -> new``."""
+    with contextlib.suppress(UserError):  # a key that an older version did not have gets its default
+        old = to_tree(build(type(config), old, ""))
+    return run_differences(old if isinstance(old, dict) else {}, to_tree(config))
 
 
 class RunFolder:
@@ -184,19 +204,23 @@ class RunFolder:
             raise UserError(f"{self.changes}: not a record of changes: {error}") from None
 
     def keep_data(self, digests: dict[str, list[str]], *, change: bool = False) -> None:
-        """Record the digests of the run's data, or check that they are those the run began with.
+        """Record the digests of the run's inputs, or check that they are those the run began with.
 
-        Raises UserError if they differ and ``change`` is false.
+        ``digests`` is keyed by ``INPUTS``. Inputs that an older version did not record are recorded now. Raises
+        UserError if an input differs, unless ``change`` allows it.
         """
-        known = (self.read_json(self.data.name) or {}).get("digests")
-        if known is not None and known != digests:
-            names = [f"the {name} data" for name in digests if known.get(name) != digests[name]]
-            if not change:
+        known = {} if self.is_unused() else (self.read_json(self.data.name) or {}).get("digests") or {}
+        changed = [name for name in digests if known.get(name, digests[name]) != digests[name]]
+        if changed:
+            names = " and ".join(INPUTS[name] for name in changed)
+            fixed = "checkpoint" in changed
+            if fixed or not change:
                 raise UserError(
-                    f"run_dir: {self.path} began with other data: {' and '.join(names)} have changed since (their "
-                    f"digests are in {self.data.name}); restore them, choose another run_dir, or add --change"
+                    f"run_dir: {self.path} began with other data: {names} have changed since (their digests are in "
+                    f"{self.data.name}); restore them{', or' if fixed else ','} choose another run_dir"
+                    f"{'' if fixed else ', or add --change'}"
                 )
-            self.record_change([f"{name}: packed anew" for name in names])
+            self.record_change([f"{INPUTS[name]}: other content" for name in changed])
         if known != digests:
             self.write_json(self.data.name, {"schema_version": 1, "digests": digests})
 
@@ -228,9 +252,23 @@ class RunFolder:
             old = read_yaml_file(self.config)
         except UserError as error:
             raise UserError(f"{self.config} cannot be read: {str(error).removeprefix(f'{self.config}: ')}") from None
-        with contextlib.suppress(UserError):  # a key that an older version did not have gets its default
-            old = to_tree(build(type(config), old, ""))
-        return run_differences(old if isinstance(old, dict) else {}, to_tree(config))
+        return differences_from(old, config)
+
+    def check_checkpoint(self, checkpoint: Checkpoint, config: AnyConfig, *, change: bool = False) -> None:
+        """Check that a checkpoint was saved by this run: its config differs only by recorded changes.
+
+        ``change`` allows and records further differences. Raises UserError.
+        """
+        old = read_yaml(checkpoint.config_yaml)
+        recorded = {text.split(":")[0] for record in self.change_history() for text in record["changes"]}
+        unknown = [text for text in differences_from(old, config) if text.split(":")[0] not in recorded] if old else []
+        if unknown and not change:
+            raise UserError(
+                f"{checkpoint.path} is a checkpoint of another run ({listed(unknown)}): move it out of "
+                f"{self.checkpoints}, or add --change to continue from it"
+            )
+        if unknown:
+            self.record_change(unknown)
 
     def is_unused(self) -> bool:
         """Whether a run began here but has no checkpoint, complete or not, no metrics and no result."""

@@ -127,6 +127,15 @@ def test_prune_keeps_the_newest_whole_ones(tmp_path: Path) -> None:
     assert is_whole(tmp_path / "step_10") and is_whole(tmp_path / "step_15")
 
 
+def test_prune_leaves_copies_of_the_user_alone(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        save(tmp_path, step)
+    shutil.copytree(tmp_path / "step_5", tmp_path / "step_5.bak")
+    (tmp_path / "step_10").rename(tmp_path / "step_10_old")
+    prune(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10_old", "step_15", "step_5.bak"]
+
+
 def test_prune_protects_a_step(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20):
         save(tmp_path, step)

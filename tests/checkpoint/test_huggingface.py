@@ -155,6 +155,7 @@ def test_import_through_a_magnitude_mask(tmp_path: Path) -> None:
         ({"n_layer": 3}, r"no tensor transformer\.h\.2\.ln_1\.weight"),
         ({"n_head": 3}, "model.num_attention_heads"),
         ({"n_layer": float("inf")}, "cannot convert float infinity"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "a quantised model cannot be imported"),
     ],
 )
 def test_other_models_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -180,11 +181,25 @@ def test_what_has_no_place_is_refused(tmp_path: Path) -> None:
             r"has no place for 1 .* as transformer\.h\.0\..*lora_A",
         ),
         ({"transformer.h.2.ln_1.weight": torch.ones(8)}, r"has no place for 1 of the tensors, as transformer\.h\.2"),
+        ({"h.0.ln_1.weight": torch.ones(8)}, r"holds transformer\.h\.0\.ln_1\.weight twice"),
+        (
+            {"transformer.ln_f.bias": torch.ones(8, dtype=torch.int8)},
+            r"ln_f\.bias is stored as int8: a quantised model",
+        ),
+        (
+            {"transformer.ln_f.bias": torch.ones(8).to(torch.float8_e4m3fn)},
+            r"ln_f\.bias is stored as float8_e4m3fn: a quantised model",
+        ),
     ):
         save_file({**tensors, **extra}, path)
         with pytest.raises(UserError, match=message) as raised:
             import_hf(tmp_path / "hf", tmp_path / "out")
         assert not (tmp_path / "out").exists() and "\n" not in str(raised.value)
+    save_file(tensors, path)
+    (tmp_path / "hf" / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds an adapter"):
+        import_hf(tmp_path / "hf", tmp_path / "out")
+    (tmp_path / "hf" / "adapter_config.json").unlink()
     only_head = {name: tensor for name, tensor in tensors.items() if "wte" not in name} | {"lm_head.weight": word}
     for number, kept in enumerate((only_head, {**tensors, "lm_head.weight": word.clone()})):
         save_file(kept, path)

@@ -148,6 +148,12 @@ def test_another_context_window_is_kept_where_positions_are_rotary(tmp_path: Pat
         ({"head_dim": 16}, {}, "head_dim is 16"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, {}, "rope_type is 'yarn'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, {}, "low_freq_factor is missing"),
+        (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+            {},
+            "rope_parameters and rope_scaling differ",
+        ),
+        ({"rope_scaling": "linear"}, {}, "rope_scaling is no object: 'linear'"),
         ({"tie_word_embeddings": False}, {}, r"no tensor lm_head\.weight"),
         ({}, {"lm_head.weight": torch.ones(29, 32)}, r"lm_head\.weight differs from model\.embed_tokens\.weight"),
         ({}, {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}, r"has no place for 1 .*q_proj\.bias"),

@@ -92,3 +92,18 @@ def test_no_module_is_imported_from_the_current_folder(name, tiny_data, tmp_path
         done = shell(f"{spdf} {pack} --out packed{number} --workers 2", tmp_path)
         assert "my own script" not in done.stdout + done.stderr
         assert (tmp_path / f"packed{number}/index.json").is_file(), done.stderr
+
+
+def test_a_current_folder_that_is_gone_is_one_line(tmp_path):
+    (tmp_path / "gone").mkdir()
+    done = shell(f"cd gone; rmdir ../gone; {SPDF} inspect run", tmp_path)
+    assert done.returncode == 2 and done.stderr == (
+        "spdf: the current folder does not exist any more: change to another one\n"
+    )
+
+
+def test_training_goes_on_in_a_folder_whose_name_is_no_utf8_and_with_warnings_as_errors(tiny_config, tmp_path):
+    line = f"{SPDF} pretrain {tiny_config} run_dir=$(printf 'r\\xe9') training.train_tokens=1536"
+    done = shell(line, tmp_path, PYTHONWARNINGS="error")
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("r*/result.json"))) == 1

@@ -180,6 +180,12 @@ def test_reference_files_as_lora_writes_them(tmp_path: Path) -> None:
         ("dart", "x.xml", "<a>", "not XML"),
         ("dart", "x.json", '[{"tripleset": [["a", "b"]], "annotations": []}]', "not DART's JSON form"),
         ("curation", "x.csv", "title,summary\na,b\n", "no column 'article_content'"),
+        ("e2e", "x.csv", "mr,ref,Ref\nname[A],b,c\n", "2 columns named 'ref'"),
+        ("curation", "x.csv", "summary,summary,article_content\na,b,c\n", "2 columns named 'summary'"),
+        ("e2e", "x.csv", "mr,ref\nname[A],b\nname[B],c\0d\n", "zero byte in line 3"),
+        ("e2e", "x.txt", "a : b||c||d\n", "line 1: expected `context"),
+        ("dart", "x.json", '[{"tripleset": [], "annotations": [{"text": "A"}]}]', "input of the text 'A' is empty"),
+        ("dart", "x.json", '[{"tripleset": ["ABC"], "annotations": [{"text": "A"}]}]', "a triple is no list"),
     ],
 )
 def test_mistakes_in_files_are_named(tmp_path: Path, task: str, name: str, content: str, message: str) -> None:
@@ -337,6 +343,50 @@ def test_later_releases_of_webnlg_are_read(tmp_path: Path) -> None:
     for split in ("train", "test"):
         examples = load_task("webnlg", tmp_path / "release_v3.0/en", split)
         assert [example.target for example in examples] == ["A is B.", "B is of A."]
+
+
+ENTRY = (
+    "<b><entries><entry {category} eid='Id1'>{triples}<lex comment='good'>{text}</lex></entry></entries></b>",
+    "<modifiedtripleset><mtriple>A | p |\n B</mtriple></modifiedtripleset>",
+)
+
+
+@pytest.mark.parametrize(
+    ("split", "values", "said"),
+    [
+        ("train", {"triples": "<originaltripleset/>"}, "the input of the text 'A is B.' is empty"),
+        ("train", {"text": "A <b>is</b> B."}, "entry Id1: the text has an element 'b' inside"),
+        ("test_unseen", {"category": ""}, "an entry has no category"),
+    ],
+)
+def test_near_misses_of_webnlg_are_refused(split: str, values: dict[str, str], said: str, tmp_path: Path) -> None:
+    whole = {"category": "category='City'", "triples": ENTRY[1].replace("\n", ""), "text": "A is B."}
+    (tmp_path / "x.xml").write_text(ENTRY[0].format(**{**whole, **values}))
+    for task in ("webnlg", "dart") if split == "train" else ("webnlg",):
+        with pytest.raises(UserError, match=said):
+            load_task(task, tmp_path / "x.xml", split)
+
+
+def test_examples_of_triples_have_one_line(tmp_path: Path) -> None:
+    text = ENTRY[0].format(category="category='City'", triples=ENTRY[1].replace("|\n", "|"), text="A is\n   B.\r\n C")
+    (tmp_path / "x.xml").write_text(text)
+    (tmp_path / "x.json").write_text('[{"tripleset": [["A", "P\\nq", "B"]], "annotations": [{"text": "A\\nis B."}]}]')
+    (example,) = load_task("webnlg", tmp_path / "x.xml", "train")
+    assert (example.context, example.target) == ("A : p : B", "A is B. C")
+    (example,) = load_task("dart", tmp_path / "x.json", "train")
+    assert (example.context, example.target) == ("A : p q : B", "A is B.")
+
+
+def test_lines_of_lora_s_text_may_end_in_any_way(tmp_path: Path) -> None:
+    for end in ("\n", "\r\n", "\r"):
+        (tmp_path / "x.txt").write_bytes(f"a : b||One.{end}a : c||Two.{end}".encode())
+        assert [example.target for example in load_task("e2e", tmp_path / "x.txt", "train")] == ["One.", "Two."]
+
+
+def test_rows_that_curation_leaves_out_are_counted(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "x.csv").write_text("summary,article_content\na,b\nc,\n ,d\n")
+    assert len(load_task("curation", tmp_path / "x.csv", "train")) == 1
+    assert "2 rows without an article or a summary are left out" in capsys.readouterr().err
 
 
 def test_files_that_unpack_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

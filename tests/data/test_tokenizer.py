@@ -171,6 +171,22 @@ def test_merges_that_are_cut_short_are_refused(kept_lines: int, tmp_path: Path, 
         load_tokenizer(tmp_path)
 
 
+def test_files_of_gpt2_that_would_give_other_ids_are_refused(tmp_path: Path, gpt2_folder: str) -> None:
+    encoder, merges = (Path(gpt2_folder) / name for name in ("encoder.json", "vocab.bpe"))
+    shutil.copy(encoder, tmp_path)
+    (tmp_path / "vocab.bpe").write_bytes(merges.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_tokenizer(tmp_path).encode("a text") == load_tokenizer(gpt2_folder).encode("a text")
+    (tmp_path / "vocab.bpe").write_bytes(merges.read_bytes().replace(b"\n", b"\r"))
+    with pytest.raises(UserError, match="is the file whole"):
+        load_tokenizer(tmp_path)
+    shutil.copy(merges, tmp_path)
+    entries = json.loads(encoder.read_text(encoding="utf-8"))
+    entries["<|other|>"] = entries.pop("!")
+    (tmp_path / "encoder.json").write_text(json.dumps(entries), encoding="utf-8")
+    with pytest.raises(UserError, match="lacks 1 of the 256 bytes"):
+        load_tokenizer(tmp_path)
+
+
 def test_the_words_kept_are_bounded_in_bytes(gpt2_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = load_tokenizer(gpt2_folder)
     rng = random.Random(1)

@@ -130,3 +130,43 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a tokenizer\.json") as caught:
         load_tokenizer(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_the_name_of_the_end_token_in_a_text_is_text_for_every_kind_of_vocabulary(tmp_path: Path) -> None:
+    folder = sentencepiece_like(tmp_path / "llama2")
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    tree["model"]["vocab"] += [["/", -9.0], [">", -9.0], ["<", -9.0]]
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+    ours = load_tokenizer(folder)
+    for text in ("</s>", "the</s> fox</s>"):
+        assert ours.eod_id not in ours.encode(text)
+    assert ours.decode(ours.encode("</s>")).replace(" ", "") == "</s>"
+
+
+def test_ids_are_never_drawn_at_random(tmp_path: Path) -> None:
+    folder = llama_like(tmp_path / "llama")
+    expected = load_tokenizer(folder).encode(story(1))
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    tree["model"]["dropout"] = 0.5
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+    assert load_tokenizer(folder).encode(story(1)) == expected
+
+
+def test_vocabularies_that_lose_or_confuse_texts_are_refused(tmp_path: Path) -> None:
+    folder = llama_like(tmp_path / "llama")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "e"}')
+    with pytest.raises(UserError, match="encodes 'e' with its end token 'e'"):
+        load_tokenizer(folder)
+    models = tokenizers.models
+    characters = models.BPE({"</s>": 0, "a": 1}, [])
+    words = models.WordLevel({"</s>": 0, "a": 1})
+    pieces = models.Unigram([("</s>", 0.0), ("a", -1.0)])
+    for model, message in (
+        (characters, "leaves out characters"),
+        (words, "cannot encode a text"),
+        (pieces, "cannot encode a text"),
+    ):
+        tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+        with pytest.raises(UserError, match=message) as caught:
+            load_tokenizer(tmp_path / "tokenizer.json")
+        assert "\n" not in str(caught.value)

@@ -34,6 +34,12 @@ def test_discover(env, expected):
     assert (found and (found.rank, found.world_size, found.local_rank, found.source)) == expected
 
 
+def test_rank_variables_of_no_rank():
+    for rank, size in (("5", "2"), ("-1", "2"), ("0", "0")):
+        with pytest.raises(UserError, match=f"name rank {rank} of {size}"):
+            discover({"RANK": rank, "WORLD_SIZE": size})
+
+
 def test_rank_variables_that_are_no_numbers():
     with pytest.raises(UserError, match="not numbers"):
         discover({"RANK": "first", "WORLD_SIZE": "2"})

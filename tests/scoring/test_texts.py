@@ -88,3 +88,30 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"caf\xe9\n")
     with pytest.raises(UserError, match=r"latin is not UTF-8 \(byte 3\)"):
         read_parallel(tmp_path / "latin", [hyps])
+
+
+@pytest.mark.parametrize(
+    ("name", "references", "message"),
+    [
+        ("refs.txt", b"a\rb\r", "carriage return is inside line 1"),
+        ("refs.txt", b"a\n\nb\0\n", "zero byte in line 3"),
+        ("refs.txt", "a\n\nb\n".encode("utf-16-le"), "zero byte"),
+        ("refs.txt", b'"mr","ref"\nname[A],a\n', "is E2E's CSV"),
+        ("refs.csv", b"mr,ref,ref\nname[A],a,b\n", "2 columns named 'ref'"),
+    ],
+)
+def test_files_that_would_be_read_otherwise_than_meant_are_refused(
+    tmp_path: Path, name: str, references: bytes, message: str
+) -> None:
+    (tmp_path / "hyps").write_text("x\ny\n")
+    (tmp_path / name).write_bytes(references)
+    with pytest.raises(UserError, match=message):
+        read_e2e(tmp_path / "hyps", tmp_path / name)
+    (tmp_path / "hyps").write_text("x\ry\r")
+    with pytest.raises(UserError):
+        read_parallel(tmp_path / "hyps", [tmp_path / name])
+
+
+def test_references_with_semicolons(tmp_path: Path) -> None:
+    hyps, refs = write(tmp_path, hyps="x\n", refs__csv='mr;ref\n"name[A], b[c]";"one; two"\n')
+    assert read_e2e(hyps, refs)[1] == [["one; two"]]

@@ -93,7 +93,7 @@ def test_data_packed_anew_are_noticed(at_step_5: Path, tiny_config: Path) -> Non
     with pytest.raises(UserError, match="began with other data: the training data have changed since"):
         train(tiny_config, at_step_5)
     train(tiny_config, at_step_5, change=True)
-    assert folder.change_history()[-1]["changes"] == ["the training data: packed anew"]
+    assert folder.change_history()[-1]["changes"] == ["the training data: other content"]
 
 
 def test_rewind_goes_back_and_leaves_out_the_batches_that_hurt(whole: Path, tiny_config: Path, tmp_path: Path) -> None:
@@ -114,3 +114,44 @@ def test_rewind_goes_back_and_leaves_out_the_batches_that_hurt(whole: Path, tiny
     (run / "result.json").unlink()
     train(tiny_config, run)  # a later kill does not restore the batches
     assert losses(run) == after
+
+
+def test_a_checkpoint_of_another_run_is_not_continued(
+    at_step_5: Path, whole: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    train(tiny_config, other, "training.lr=1e-3")
+    shutil.copytree(other / "checkpoints/step_10", at_step_5 / "checkpoints/step_10")
+    with pytest.raises(UserError, match=r"step_10 is a checkpoint of another run \(training\.lr: 0\.001 -> 0\.005\)"):
+        train(tiny_config, at_step_5)
+    train(tiny_config, at_step_5, change=True)
+    assert RunFolder(at_step_5).change_history()[-1]["changes"] == ["training.lr: 0.001 -> 0.005"]
+
+
+def test_a_rewind_deletes_no_copy_of_the_user(whole: Path, tiny_config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.copytree(run / "checkpoints/step_12", run / "checkpoints/step_12.bak")
+    with pytest.raises(UserError, match=r"step_12\.bak is of a later step: move it out"):
+        train(tiny_config, run, rewind=5)
+    assert len(list((run / "checkpoints").iterdir())) == 4
+
+
+def test_inputs_under_the_same_path_are_compared(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("{}")
+    old = {"training": ["a"], "validation": []}
+    folder.keep_data(old)
+    inputs = {**old, "tokenizer": ["b"], "deepspeed": ["c"], "checkpoint": ["d"]}
+    folder.keep_data(inputs)  # a run of an older version, which did not record them
+    for name, said in (
+        ("tokenizer", "the files of the tokenizer"),
+        ("deepspeed", "the settings in the DeepSpeed file"),
+    ):
+        with pytest.raises(UserError, match=f"{said} have changed since .*, or add --change"):
+            folder.keep_data({**inputs, name: ["x"]})
+    with pytest.raises(UserError, match="the checkpoint to start from have changed") as error:
+        folder.keep_data({**inputs, "checkpoint": ["x"]}, change=True)
+    assert "--change" not in str(error.value)
+    folder.keep_data({**inputs, "tokenizer": ["x"]}, change=True)
+    assert folder.change_history()[-1]["changes"] == ["the files of the tokenizer: other content"]

@@ -29,6 +29,7 @@ def empty(tmp_path: Path) -> str:
         ("training.beta2", ("1", "-0.1"), ("0", "0.999")),
         ("training.skip_loss_spike", ("0.5", "1", "-2"), ("0", "1.5")),
         ("kernels.code_budget_mb", ("-1",), ("0",)),
+        ("parallel.timeout_minutes", ("0", "-1", "1e-320", "inf"), ("0.05", "30")),
         ("model.ffn_hidden_size", ("0", "-4"), ("null", "8")),
     ],
 )
@@ -44,7 +45,13 @@ def test_ranges(key: str, wrong: tuple[str, ...], right: tuple[str, ...], empty:
 def test_ranges_of_fine_tuning(empty: str) -> None:
     files = ["finetune.checkpoint=x", "finetune.train=y"]
     load_config(FinetuneConfig, empty, files)
-    for override in ("training.lr=0", "training.beta2=1", "training.eps=-1", "kernels.code_budget_mb=-1"):
+    for override in (
+        "training.lr=0",
+        "training.beta2=1",
+        "training.eps=-1",
+        "kernels.code_budget_mb=-1",
+        "finetune.patience=-1",
+    ):
         with pytest.raises(UserError, match="must"):
             load_config(FinetuneConfig, empty, [*files, override])
 
@@ -77,3 +84,9 @@ def test_sequence_parallelism_says_what_it_needs(empty: str) -> None:
         with pytest.raises(UserError) as error:
             load_config(PretrainConfig, empty, overrides)
         assert str(error.value).startswith(message)
+
+
+def test_a_level_without_targets_is_refused(empty: str) -> None:
+    for targets in ("null", "[]"):
+        with pytest.raises(UserError, match=r"^sparsity\.targets: is empty"):
+            load_config(PretrainConfig, empty, ["sparsity.level=0.5", f"sparsity.targets={targets}"])

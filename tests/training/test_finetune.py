@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from in_process import finetuning_config
+from in_process import finetune_here, finetuning_config
 from spdf_command import read_metrics, run_spdf, start_and_signal
 
 from spdf_dist.accounting.parameters import total_parameters
@@ -20,7 +20,7 @@ from spdf_dist.checkpoint.densify import densify
 from spdf_dist.checkpoint.manifest import global_shapes
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import single_writer, whole
-from spdf_dist.config.errors import SpdfError
+from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.training.finetune import keep_best, reactivated_weights
 from spdf_dist.training.training_state import TrainingState
@@ -155,7 +155,7 @@ def test_only_weights_that_a_mask_kept_at_zero_are_reactivated(sparse_run, finet
 DISK_IS_FULL = """
 import sys
 from spdf_dist.cli.main import main
-from spdf_dist.config.errors import SpdfError
+from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.training import run
 from spdf_dist.training.saving import Saver
 
@@ -250,3 +250,14 @@ def test_wrong_input_is_one_line(sparse_run, task_files, tmp_path):
         log = finetune(tmp_path / "run", sparse_run, task_files, *overrides, code=2)
         assert words in log and len(log.strip().splitlines()) == 1, log
         assert not (tmp_path / "run").exists()
+
+
+def test_another_checkpoint_under_the_same_path_is_not_continued_with(sparse_run, task_files, tmp_path):
+    run, origin = tmp_path / "run", tmp_path / "origin"
+    shutil.copytree(sparse_run, origin)
+    finetune_here(run, origin, task_files, "finetune.max_steps=2", "finetune.warmup_steps=1")
+    shutil.rmtree(origin)
+    shutil.copytree(run / "checkpoints", origin)
+    (run / "result.json").unlink()
+    with pytest.raises(UserError, match="the contents of the checkpoint to start from have changed"):
+        finetune_here(run, origin, task_files, "finetune.max_steps=2", "finetune.warmup_steps=1")

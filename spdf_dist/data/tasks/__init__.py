@@ -90,7 +90,7 @@ def load_task(name: str, path: str | Path, split: str) -> list[Example]:
         split: ``train``, ``validation`` or ``test``; WebNLG also has ``test_seen`` and ``test_unseen``.
 
     Raises:
-        UserError: the task or split is unknown, or the file cannot be read or has no examples.
+        UserError: the task or split is unknown, the file cannot be read, has no examples, or an input is empty.
     """
     task = find_task(name)
     path = Path(path)
@@ -106,4 +106,6 @@ def load_task(name: str, path: str | Path, split: str) -> list[Example]:
             (example.context + example.target).encode()
         except UnicodeEncodeError as error:  # "\ud800" in a JSON file
             raise UserError(f"{path}: an unpaired surrogate in the text {example.target!r:.60}") from error
+        if not example.context.strip():
+            raise UserError(f"{path}: the input of the text {example.target!r:.60} is empty")
     return examples

@@ -6,8 +6,10 @@ columns ``summary`` and ``article_content``. There is no official split. Therefo
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from spdf_dist.base.rank_variables import is_rank_zero
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks.example import Example, number_groups
 from spdf_dist.data.tasks.files import read_csv
@@ -18,12 +20,12 @@ COLUMNS = ("article_content", "summary")
 
 
 def load(path: Path, split: str) -> list[Example]:
-    """The articles with their summaries. Rows without an article or a summary are left out.
+    """The articles with their summaries. Rows without an article or a summary are left out, and counted on stderr.
 
     Raises:
         UserError: the file or a column is missing.
     """
-    pairs = []
+    pairs, left_out = [], 0
     for _, row in read_csv(path):
         missing = [column for column in COLUMNS if column not in row]
         if missing:
@@ -34,6 +36,10 @@ def load(path: Path, split: str) -> list[Example]:
         article, summary = (" ".join(row[column].split()) for column in COLUMNS)
         if article and summary:
             pairs.append((article, summary))
+        else:
+            left_out += 1
+    if pairs and left_out and is_rank_zero():
+        print(f"{path}: {left_out} rows without an article or a summary are left out", file=sys.stderr)
     return number_groups(pairs)
 
 

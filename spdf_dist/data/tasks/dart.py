@@ -8,7 +8,7 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks.example import Example, number_groups
 from spdf_dist.data.tasks.files import kind, parse_xml, read_bytes, read_json
 from spdf_dist.data.tasks.task import PUBLISHED, Task
-from spdf_dist.data.tasks.triples import REFERENCE_FILES, finish, linearize, split_triple
+from spdf_dist.data.tasks.triples import REFERENCE_FILES, finish, lex_text, linearize, one_line, split_triple
 from spdf_dist.scoring.metrics import WEBNLG_METRICS
 
 SPLITS = ("train", "validation", "test")
@@ -35,8 +35,10 @@ def json_pairs(path: Path) -> list[tuple[str, str]]:
     try:
         for number, entry in enumerate(content, start=1):
             where = number
+            if not all(isinstance(triple, list) for triple in entry["tripleset"]):
+                raise TypeError("a triple is no list of subject, relation and object")
             context = linearize((s, r.lower(), o) for s, r, o in entry["tripleset"])
-            pairs += [(context, annotation["text"].strip()) for annotation in entry["annotations"]]
+            pairs += [(context, one_line(annotation["text"])) for annotation in entry["annotations"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is not DART's JSON form: entry {where}: {error!r}") from error
     return pairs
@@ -48,10 +50,11 @@ def xml_pairs(path: Path) -> list[tuple[str, str]]:
     for entry in parse_xml(read_bytes(path), str(path)).iter("entry"):
         try:
             triples = [split_triple(triple.text or "") for triple in entry.findall("modifiedtripleset/mtriple")]
+            texts = [lex_text(lex) for lex in entry.findall("lex")]
         except ValueError as error:
             raise UserError(f"{path}, entry {entry.get('eid')}: {error}") from error
         context = linearize((s, r.lower(), o) for s, r, o in triples)
-        pairs += [(context, (lex.text or "").strip()) for lex in entry.findall("lex")]
+        pairs += [(context, text) for text in texts]
     return pairs
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks.example import Example, number_groups
-from spdf_dist.data.tasks.files import kind, read_csv, read_text
+from spdf_dist.data.tasks.files import kind, lines_of, read_csv, read_text
 from spdf_dist.data.tasks.task import PUBLISHED, Task
 from spdf_dist.scoring.metrics import E2E_METRICS
 
@@ -137,10 +137,10 @@ def load(path: Path, split: str) -> list[Example]:
 
 def lora_pairs(path: Path) -> Iterator[tuple[str, str]]:
     """(context, target) of the lines of LoRA's text files. Raises UserError for a line of another form."""
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(lines_of(read_text(path)), start=1):
         if line.strip():
             context, bars, target = line.partition("||")
-            if not bars or not context.strip():
+            if not bars or not context.strip() or "||" in target:
                 raise UserError(f"{path}, line {number}: expected `context||target`, got '{line:.60}'")
             yield context, target.strip()
 

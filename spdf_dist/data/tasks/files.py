@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.encodings import wide_encoding
+from spdf_dist.scoring.texts import separator
 
 LARGEST_FILE = 512 << 20
 """Upper limit in bytes, decompressed. The largest task, Curation Corpus with its articles, has about 200 MB."""
@@ -56,16 +57,27 @@ def read_text(path: Path) -> str:
     if encoding in ("UTF-16LE", "UTF-16BE"):
         raise UserError(f"{path} is {encoding}; save it as UTF-8 (`iconv -f {encoding} -t UTF-8`)")
     try:
-        return content.decode(encoding or "utf-8-sig")
+        text = content.decode(encoding or "utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    if "\0" in text:
+        raise UserError(
+            f"{path} is damaged: it has a zero byte in line {text.count(chr(10), 0, text.index(chr(0))) + 1}"
+        )
+    return text
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text without their ends, which are those of Unix, Windows or old Macs."""
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, row) of each record, with column names in lower case.
 
     Raises:
-        UserError: there is no header, a row has another number of fields than the header, or quotes do not match.
+        UserError: there is no header, a column is there twice, a row has another number of fields than the header, or
+            quotes do not match.
     """
     # Articles of Curation Corpus exceed csv's limit of 128 KiB per field.
     csv.field_size_limit(sys.maxsize)
@@ -77,6 +89,9 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         header = [name.strip().lower() for name in next(reader, [])]
         if not header:
             raise UserError(f"{path} is empty; expected a CSV file with a header line")
+        twice = [name for name in header if name and header.count(name) > 1]
+        if twice:
+            raise UserError(f"{path} has {header.count(twice[0])} columns named '{twice[0]}'; keep one")
         begun = reader.line_num + 1
         for row in reader:
             begun = reader.line_num + 1
@@ -92,12 +107,6 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise UserError(
             f"{path}: the record that begins in line {begun} is not CSV ({error}); does a quote lack its partner?"
         ) from error
-
-
-def separator(text: str) -> str:
-    """The delimiter of a CSV text, from its first line: a comma, a tab or a semicolon."""
-    header = text.partition("\n")[0]
-    return next((sign for sign in ("\t", ";") if sign in header and "," not in header), ",")
 
 
 def read_json(path: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from xml.etree import ElementTree
 
 Triple = tuple[str, str, str]
 """Subject, relation, object."""
@@ -11,10 +12,12 @@ Triple = tuple[str, str, str]
 REFERENCE_FILES = 6
 """LoRA's number of reference files. Additional references are dropped; missing ones are filled with the first."""
 
+LINE_END = re.compile(r"\s*[\r\n]\s*")
+
 
 def linearize(triples: Iterable[Sequence[str]]) -> str:
     """Triples as ``subject : relation : object``, separated by `` | ``."""
-    return " | ".join(" : ".join(triple) for triple in triples)
+    return one_line(" | ".join(" : ".join(triple) for triple in triples))
 
 
 def split_triple(text: str) -> Triple:
@@ -27,6 +30,24 @@ def split_triple(text: str) -> Triple:
     if len(parts) != 3:
         raise ValueError(f"'{text}' is no triple 'subject | relation | object'")
     return parts[0], parts[1], parts[2]
+
+
+def one_line(text: str) -> str:
+    """``text`` without line ends, and without spaces at its ends: models learn and write one line per text."""
+    return LINE_END.sub(" ", text.strip())
+
+
+def lex_text(lex: ElementTree.Element) -> str:
+    """The text of a ``lex`` element. In enriched releases, a child ``text`` contains it, beside templates.
+
+    Raises:
+        ValueError: the element has other children, which would cut the text.
+    """
+    inner = lex.find("text")
+    holder = lex if inner is None else inner
+    if len(holder):
+        raise ValueError(f"the text has an element '{holder[0].tag}' inside")
+    return one_line(holder.text or "")
 
 
 def finish(text: str) -> str:

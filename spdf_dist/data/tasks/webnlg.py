@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks.example import Example, number_groups
 from spdf_dist.data.tasks.files import LARGEST_FILE, kind, parse_xml, read_bytes, read_json
 from spdf_dist.data.tasks.task import PUBLISHED, Task
-from spdf_dist.data.tasks.triples import REFERENCE_FILES, Triple, finish, linearize, split_triple
+from spdf_dist.data.tasks.triples import REFERENCE_FILES, Triple, finish, lex_text, linearize, one_line, split_triple
 from spdf_dist.scoring.metrics import WEBNLG_METRICS
 
 SPLITS = ("train", "validation", "test", "test_seen", "test_unseen")
@@ -68,6 +67,8 @@ def load(path: Path, split: str) -> list[Example]:
     wanted = {"test_seen": True, "test_unseen": False}.get(split)
     pairs = []
     for entry in read_entries(path, split.partition("_")[0]):
+        if wanted is not None and not entry.category:
+            raise UserError(f"{path}: an entry has no category, by which the split {split} is chosen")
         if wanted is None or (entry.category in SEEN) == wanted:
             context = linearize(entry.triples)
             pairs += [(context, text) for comment, text in entry.texts if comment in ACCEPTED]
@@ -123,16 +124,11 @@ def xml_entries(content: bytes, name: str) -> Iterator[Entry]:
     for entry in parse_xml(content, name).iter("entry"):
         try:
             triples = [split_triple(triple.text or "") for triple in entry.findall("modifiedtripleset/mtriple")]
+            given = [lex for lex in entry.findall("lex") if is_english(lex.get("lang"))]
+            texts = [(lex.get("comment", ""), lex_text(lex)) for lex in given]
         except ValueError as error:
             raise UserError(f"{name}, entry {entry.get('eid')}: {error}") from error
-        texts = [(lex.get("comment", ""), lex_text(lex)) for lex in entry.findall("lex") if is_english(lex.get("lang"))]
         yield Entry(entry.get("category", ""), triples, texts)
-
-
-def lex_text(lex: ElementTree.Element) -> str:
-    """The text of a ``lex`` element. In enriched releases, a child ``text`` contains it, beside templates."""
-    inner = lex.find("text")
-    return ((lex if inner is None else inner).text or "").strip()
 
 
 def is_english(language: str | None) -> bool:
@@ -163,7 +159,7 @@ def json_entry(entry: Any) -> Entry:
     """
     triples = [(t["subject"], t["property"], t["object"]) for t in entry["modifiedtripleset"]]
     given = [text for text in entry["lexicalisations"] if is_english(text.get("lang"))]
-    texts = [(text["comment"], text["lex"].strip()) for text in given]
+    texts = [(text["comment"], one_line(text["lex"])) for text in given]
     for value in (entry["category"], *(part for triple in triples for part in triple)):
         if not isinstance(value, str):
             raise TypeError(f"{value!r:.40} instead of a text")

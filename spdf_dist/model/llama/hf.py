@@ -82,7 +82,12 @@ def rotary_config(config: dict[str, Any], path: Path) -> tuple[float, RopeScalin
 
     Raises UserError for a kind of scaling that is not supported.
     """
-    found: dict[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    new, old = config.get("rope_parameters"), config.get("rope_scaling")
+    if new and old and new != old:
+        raise UserError(f"{path}: rope_parameters and rope_scaling differ; keep one of them")
+    found: Any = new or old or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: {'rope_parameters' if new else 'rope_scaling'} is no object: {found!r:.60}")
     theta = float(found.get("rope_theta", config.get("rope_theta", ROPE_THETA)))
     kind = found.get("rope_type", found.get("type", "default"))
     if kind == "default":
