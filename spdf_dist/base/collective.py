@@ -153,7 +153,10 @@ def find_processes(out: Path) -> Collective:
     if ranks is None or ranks.world_size <= 1:
         return SingleProcess()
     if ranks.source not in ("MPI", "Slurm"):
-        raise UserError("spdf data pack splits its work under mpirun or srun, not under torchrun or deepspeed")
+        raise UserError(
+            "spdf data pack splits its work under mpirun or srun, not under torchrun or deepspeed; unset RANK and "
+            "WORLD_SIZE to pack in one process"
+        )
     require_extra("mpi", "packing under mpirun or srun")
     from mpi4py import MPI
 

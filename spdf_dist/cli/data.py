@@ -112,7 +112,7 @@ def run_tokenizer_train(args: argparse.Namespace) -> int:
 
 
 def run_pack(args: argparse.Namespace) -> int:
-    from spdf_dist.base.rank_variables import is_rank_zero
+    from spdf_dist.base.rank_variables import SINGLE_PROCESS, discover
     from spdf_dist.config.errors import SpdfError
     from spdf_dist.data.pack import pack
 
@@ -121,9 +121,10 @@ def run_pack(args: argparse.Namespace) -> int:
         result = pack(args.input, args.tokenizer, args.out, args.seq_len, args.workers, show_progress=True)
     except SpdfError:
         # All ranks failed alike. Launchers end the others at the first code that is not 0, and rank 0 has to speak.
-        if is_rank_zero():
-            raise
-        return 0
+        ranks = discover() or SINGLE_PROCESS
+        if ranks.rank > 0 and ranks.source in ("MPI", "Slurm"):
+            return 0
+        raise
     if result.rank != 0:
         return 0
     index, seconds = result.index, time.monotonic() - start

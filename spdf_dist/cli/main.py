@@ -22,12 +22,13 @@ from spdf_dist.base.signals import STOP_SIGNALS, handled
 from spdf_dist.cli.memory import keep_freed_memory
 from spdf_dist.cli.scarcity import scarcity
 from spdf_dist.cli.surroundings import (
+    STANDARD_OUTPUT,
     has_current_folder,
     import_nothing_from_here,
     make_no_warning_an_error,
     open_standard_streams,
 )
-from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_STOPPED, SpdfError, exit_code_of
+from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_STOPPED, SpdfError, UserError, exit_code_of
 from spdf_dist.config.paths import with_home
 from spdf_dist.config.suggest import nearest
 from spdf_dist.parallel.ranks import first_failed_rank, follow_parent, is_peer_failure, should_report_error
@@ -109,12 +110,21 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}..."
 
 
-def report(line: str, code: int) -> int:
-    """Print why the command ends, unless another rank of the job does; returns ``code``."""
-    line = one_line(line)
-    if should_report_error(line, code):
+def report(name: str, reason: str, code: int) -> int:
+    """Print why the command ``name`` ends, unless another rank of the job does; returns ``code``."""
+    line = one_line(f"spdf {name}: {reason}")
+    if is_alone(name) or should_report_error(line, code):
         print(line, file=sys.stderr)
     return code
+
+
+def is_alone(name: str) -> bool:
+    """Whether the command is no part of a job, although a job's RANK may be set: containers of a job set it for all."""
+    try:
+        ranks = discover() or SINGLE_PROCESS
+    except UserError:
+        return True
+    return ranks.world_size == 1 or (name not in TRAINING and ranks.source == "the launcher")
 
 
 @contextlib.contextmanager
@@ -169,10 +179,10 @@ def interruptible(name: str) -> Iterator[None]:
             raise
 
 
-def claim(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+def claim(name: str, args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
     """The claim on what the command makes: its ``out``. Ranks of a pack claim it together."""
     out = getattr(args, "out", None)
-    if not out or getattr(args, "claims_out", False) or not is_rank_zero():
+    if not out or getattr(args, "claims_out", False) or not (is_alone(name) or is_rank_zero()):
         return contextlib.nullcontext()
     return claimed(Path(out))
 
@@ -195,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads, such as `head`, has enough
         drop_output()
     except OSError as error:
-        if error.filename is not None:
+        if error.filename not in (None, STANDARD_OUTPUT):
             raise
         drop_output()
         print(f"spdf: standard output cannot be written: {error.strerror}", file=sys.stderr)
@@ -232,25 +242,25 @@ def run_command(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest) if parser._subparsers else parser.parse_intermixed_args(rest)
     keep_freed_memory()
     try:
-        with stoppable(name), claim(args):
+        with stoppable(name), claim(name, args):
             return int(module.run(args) or 0)
     except SpdfError as error:
-        return report(f"spdf {name}: {error}", error.exit_code)
+        return report(name, str(error), error.exit_code)
     except OSError as error:
-        if isinstance(error, BrokenPipeError) or error.errno is None:
+        if isinstance(error, BrokenPipeError) or error.errno is None or error.filename == STANDARD_OUTPUT:
             raise
         named = isinstance(error.filename, str | bytes)
         place = os.fsdecode(error.filename) if named else getattr(args, "out", None)
         where = f"{place}: " if place else ""
-        return report(f"spdf {name}: {where}{error.strerror}", exit_code_of(error))
+        return report(name, f"{where}{error.strerror}", exit_code_of(error))
     except Interrupted as stop:
-        return report(f"spdf {name}: stopped by {signal.Signals(stop.number).name}", EXIT_INTERRUPTED)
+        return report(name, f"stopped by {signal.Signals(stop.number).name}", EXIT_INTERRUPTED)
     except KeyboardInterrupt:
-        return report(f"spdf {name}: interrupted", EXIT_STOPPED if name in TRAINING else EXIT_INTERRUPTED)
+        return report(name, "interrupted", EXIT_STOPPED if name in TRAINING else EXIT_INTERRUPTED)
     except Exception as error:
         lacking = scarcity(error)
         if lacking is not None:
-            return report(f"spdf {name}: {lacking}", 1)
+            return report(name, lacking, 1)
         if not isinstance(error, RuntimeError) or not is_peer_failure(error):
             raise
         return report_lost_peer(f"spdf {name}: another rank is gone: {str(error).splitlines()[0]}")

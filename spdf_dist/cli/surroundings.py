@@ -7,6 +7,30 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+
+STANDARD_OUTPUT = "standard output"
+
+
+class Output(io.TextIOWrapper):
+    """Standard output whose errors, such as a full disk, name it in their ``filename``."""
+
+    def write(self, text: str, /) -> int:
+        with named_as_output():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with named_as_output():
+            super().flush()
+
+
+@contextlib.contextmanager
+def named_as_output() -> Iterator[None]:
+    """Put ``STANDARD_OUTPUT`` into an OSError of the block. Raises OSError (BrokenPipeError for a closed pipe)."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, STANDARD_OUTPUT) from None
 
 
 class Messages(io.TextIOWrapper):
@@ -43,6 +67,10 @@ def open_standard_streams() -> None:
             stream = open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)  # it closes its file when nothing refers to it
+    if type(out := sys.stdout) is io.TextIOWrapper:
+        sys.stdout = Output(
+            out.buffer, out.encoding, out.errors, line_buffering=out.line_buffering, write_through=out.write_through
+        )
     if type(sys.stderr) is io.TextIOWrapper:
         sys.stderr = Messages(
             sys.stderr.buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True, write_through=True

@@ -243,7 +243,11 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             return value
     elif hint is str:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
+            if "\0" in str(value):
+                raise UserError(f"config key '{where}': {shown(value)} has a zero byte")
             return str(value)
+        if value is None:
+            raise UserError(f"config key '{where}': has no value; write '' for an empty text")
     elif not isinstance(value, bool):
         # YAML 1.1 reads 6e-4 as a string and 2.5e9 as a float. People write both, also for integers.
         try:

@@ -145,7 +145,7 @@ def pack(
         checked.append(Request.check(inputs, tokenizer, out, seq_len, workers, sequences_per_shard, show_progress))
 
     try:
-        together(ranks, check)
+        together(ranks, out, check)
         result = pack_together(ranks, checked[0])
     except Exception:
         ranks.close()
@@ -170,11 +170,11 @@ def pack_together(ranks: Collective, request: Request) -> PackResult:
             claim.callback(shutil.rmtree, aside, ignore_errors=True)
             return str(aside)
 
-        shared = together(ranks, prepare)[0]
+        shared = together(ranks, request.target, prepare)[0]
         if shared is None:
             return PackResult(read_index(request.target), True, ranks.world_size, ranks.rank)
         index = build(ranks, request, Path(shared))
-        together(ranks, lambda: finish(request, index, Path(shared)) if ranks.rank == 0 else None)
+        together(ranks, request.target, lambda: finish(request, index, Path(shared)) if ranks.rank == 0 else None)
     return PackResult(index, False, ranks.world_size, ranks.rank)
 
 
@@ -190,7 +190,7 @@ def build(ranks: Collective, request: Request, aside: Path) -> dict[str, Any]:
         finally:
             progress.close()
 
-    done = [StreamSummary(**fields) for part in together(ranks, tokenize) for fields in part]
+    done = [StreamSummary(**fields) for part in together(ranks, request.target, tokenize) for fields in part]
     summaries = sorted(done, key=lambda summary: summary.number)
     dtype = token_dtype(loaded.vocab_size)
     tokens = sum(summary.tokens for summary in summaries)
@@ -213,7 +213,7 @@ def build(ranks: Collective, request: Request, aside: Path) -> dict[str, Any]:
             written.append(asdict(write_shard(path, first, count, seq_len, dtype, streams.read)))
         return written
 
-    entries = [ShardEntry(**fields) for part in together(ranks, shards) for fields in part]
+    entries = [ShardEntry(**fields) for part in together(ranks, request.target, shards) for fields in part]
     return {
         "seq_len": seq_len,
         "dtype": dtype,
@@ -312,8 +312,11 @@ def share_files(files: list[Input], ranks: Collective) -> list[tuple[int, Input]
     return sorted(mine)
 
 
-def together(ranks: Collective, step: Callable[[], Any]) -> list[Any]:
-    """The result of ``step`` on each rank. When it fails on one rank, all ranks raise the same error."""
+def together(ranks: Collective, out: str | Path, step: Callable[[], Any]) -> list[Any]:
+    """The result of ``step``, which writes to ``out``, on each rank.
+
+    When it fails on one rank, all ranks raise the same error.
+    """
     value, failure = None, None
     own: Exception | None = None
     try:
@@ -321,7 +324,7 @@ def together(ranks: Collective, step: Callable[[], Any]) -> list[Any]:
     except SpdfError as error:
         failure, own = (error.exit_code, str(error)), error
     except OSError as error:
-        failure = (exit_code_of(error), f"{error.filename or 'writing'}: {error.strerror or error}")
+        failure = (exit_code_of(error), f"{error.filename or out}: {error.strerror or error}")
     except Exception as error:
         failure, own = (SpdfError.exit_code, repr(error)), error
     results = ranks.allgather([failure, value])

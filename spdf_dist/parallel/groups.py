@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
 import os
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.parallel.megatron_core import parallel_state
 
 TIMEOUT_MINUTES = 30.0
+PATIENCE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -127,14 +132,16 @@ def initialize(
     if not dist.is_initialized():
         timeout = datetime.timedelta(minutes=timeout_minutes)
         store = loopback_store(ranks, timeout) if ranks.rendezvous_file and not locks_files(ranks) else None
-        dist.init_process_group(
-            "nccl" if where.type == "cuda" else "gloo",
-            init_method=None if store else rendezvous(ranks),
-            store=store,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            timeout=timeout,
-        )
+        address = None if store else rendezvous(ranks)
+        with tells_of_waiting(ranks, address):
+            dist.init_process_group(
+                "nccl" if where.type == "cuda" else "gloo",
+                init_method=address,
+                store=store,
+                rank=ranks.rank,
+                world_size=ranks.world_size,
+                timeout=timeout,
+            )
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(tensor_model_parallel_size=tensor)
     return Groups(
@@ -146,6 +153,24 @@ def initialize(
         data_size=ranks.world_size // tensor,
         device=where,
     )
+
+
+@contextlib.contextmanager
+def tells_of_waiting(ranks: Ranks, address: str | None) -> Iterator[None]:
+    """In rank 0 and rank 1, say after ``PATIENCE_SECONDS`` for whom the block waits: variables may be another job's."""
+    line = f"rank {ranks.rank} waits for the other {ranks.world_size - 1} ranks of {ranks.source}"
+    if address is not None and not ranks.rendezvous_file:
+        line += f" at {address}"
+    if ranks.source == "the launcher":
+        line += "; unset RANK and WORLD_SIZE if no launcher started this process"
+    timer = threading.Timer(PATIENCE_SECONDS, print, [line], {"file": sys.stderr})
+    timer.daemon = True
+    if ranks.world_size > 1 and ranks.rank < 2:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def locks_files(ranks: Ranks) -> bool:

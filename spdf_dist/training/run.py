@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from spdf_dist.base.digests import file_digest
 from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.base.signals import StopRequest
 from spdf_dist.checkpoint.find import whole_checkpoints
-from spdf_dist.checkpoint.manifest import file_digest, read_manifest
+from spdf_dist.checkpoint.manifest import read_manifest
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import CheckpointWriter, prune

@@ -107,3 +107,16 @@ def test_training_goes_on_in_a_folder_whose_name_is_no_utf8_and_with_warnings_as
     done = shell(line, tmp_path, PYTHONWARNINGS="error")
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("r*/result.json"))) == 1
+
+
+def test_a_job_s_rank_in_the_environment_silences_no_other_command(tiny_data, tmp_path):
+    done = shell(f"{SPDF} inspect nothing", tmp_path, RANK="1", WORLD_SIZE="2")
+    assert done.returncode == 2 and done.stderr == "spdf inspect: the checkpoint nothing does not exist\n"
+    pack = f"data pack --input {tiny_data.train.parent}/train.jsonl --tokenizer {tiny_data.tokenizer} --out packed"
+    done = shell(f"{SPDF} {pack}", tmp_path, RANK="1", WORLD_SIZE="2")
+    assert done.returncode == 2 and "unset RANK and WORLD_SIZE to pack in one process" in done.stderr
+
+
+def test_a_full_disk_under_standard_output_is_not_taken_for_another(tiny_data, tmp_path):
+    done = shell(f"{SPDF} data info {tiny_data.train} > /dev/full", tmp_path)
+    assert (done.returncode, done.stderr) == (1, "spdf: standard output cannot be written: No space left on device\n")

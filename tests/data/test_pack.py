@@ -293,7 +293,7 @@ def test_an_error_on_one_rank_ends_the_others(monkeypatch: pytest.MonkeyPatch) -
             return [value, [(2, "bad file on rank 1"), None]]
 
     with pytest.raises(UserError, match="bad file on rank 1"):
-        together(Pair(), lambda: "fine here")
+        together(Pair(), "packed", lambda: "fine here")
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(

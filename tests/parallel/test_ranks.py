@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from spdf_dist.base.rank_variables import discover
+from spdf_dist.base.rank_variables import Ranks, discover
 from spdf_dist.config.errors import UserError
+from spdf_dist.parallel import groups
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,13 @@ def test_rank_variables_of_no_rank():
 def test_rank_variables_that_are_no_numbers():
     with pytest.raises(UserError, match="not numbers"):
         discover({"RANK": "first", "WORLD_SIZE": "2"})
+
+
+def test_a_rank_that_waits_long_says_for_whom(monkeypatch, capsys):
+    monkeypatch.setattr(groups, "PATIENCE_SECONDS", 0.01)
+    for rank in range(3):
+        with groups.tells_of_waiting(Ranks(rank, 3, rank, "the launcher"), "tcp://n1:29500"):
+            time.sleep(0.1)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("rank 0 waits for the other 2 ranks of the launcher at tcp://n1:29500; unset RANK")
+    assert second.startswith("rank 1 ")
