@@ -178,7 +178,9 @@ class ParallelConfig:
     data: Count | None = None
     """Number of data-parallel ranks, which divide each batch. null: world size / tensor under a launcher; otherwise the
     node's GPUs / tensor, or 1 without GPUs."""
-    timeout_minutes: Annotated[float, Range("must be finite and at least 0.05", lambda value: 0.05 <= value < 1e6)] = 30.0
+    timeout_minutes: Annotated[float, Range("must be finite and at least 0.05", lambda value: 0.05 <= value < 1e6)] = (
+        30.0
+    )
     """Time limit of one collective operation, in minutes. It must exceed the time that rank 0 needs to save a
     checkpoint, because the other ranks wait for it."""
     zero_stage: Annotated[int, Range("must be 0 to 3", lambda value: value in (0, 1, 2, 3))] = 1
