@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from spdf_dist.accounting.text_table import text_table
 from spdf_dist.checkpoint.manifest import KINDS, MASKS, StoredTensor
 from spdf_dist.checkpoint.packed_masks import unpack
 from spdf_dist.checkpoint.read import Checkpoint
@@ -129,21 +130,19 @@ def table(summary: dict[str, Any]) -> str:
         f"pruned and not zero, in weights and moments: {summary['pruned_nonzero']}",
         "",
     ]
-    rows = [("weight", "shape", "sparsity", "nnz", "pruned_nonzero", "mask_sha256")]
-    for weight in summary["weights"]:
-        rows.append(
-            (
-                weight["name"],
-                "x".join(map(str, weight["shape"])),
-                f"{weight['sparsity']:.6f}",
-                f"{weight['nnz']}",
-                f"{weight['pruned_nonzero']}",
-                (weight["mask_sha256"] or "dense")[:16],
-            )
+    head = ("weight", "shape", "sparsity", "nnz", "pruned_nonzero", "mask_sha256")
+    rows = [
+        (
+            weight["name"],
+            "x".join(map(str, weight["shape"])),
+            f"{weight['sparsity']:.6f}",
+            f"{weight['nnz']}",
+            f"{weight['pruned_nonzero']}",
+            (weight["mask_sha256"] or "dense")[:16],
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines)
+        for weight in summary["weights"]
+    ]
+    return "\n".join([*lines, text_table(head, rows, left=len(head))])
 
 
 def mib(count: int) -> str:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -63,6 +63,25 @@ class Report:
     failure: Exception | None
 
 
+class Content(TypedDict):
+    """The content of a checkpoint beside its slices; that of rank 0 is written."""
+
+    masks: Mapping[str, BoolArray] | None
+    """Global masks by logical weight name, bool [out, in]. Pass ``PackedMasks`` when saving more than once. They may
+    include masks of dense tensors, as a record of the masks before densification."""
+    config_yaml: str
+    """The run's resolved config; empty: none."""
+    tokenizer: Path | None
+    """A tokenizer's file or folder, which is copied."""
+    manifest: Mapping[str, Any]
+    """``kind`` and ``model`` (ModelConfig as a dict), on every rank; on rank 0 also ``sparsity`` (or None),
+    ``consumed_tokens`` and, if there are any, ``parameterization``, ``optimizer``, ``state`` and ``source``."""
+    rank_state: NotRequired[object]
+    """JSON of each rank, which is stored by rank in the manifest's ``rank_state``."""
+    mask_records: NotRequired[Mapping[str, NDArray[np.uint8]] | None]
+    """Further packed bits for the file of masks, by key."""
+
+
 class CheckpointWriter:
     """Writes one checkpoint of a job. Every rank has one and calls ``write`` once.
 
@@ -84,17 +103,7 @@ class CheckpointWriter:
         self.aside = temporary_beside(self.final)
         """The temporary folder. ``begin`` gives it one name on all ranks and creates it."""
 
-    def write(
-        self,
-        shards: Iterable[tuple[Kind, TensorShard, Tensor]],
-        *,
-        masks: Mapping[str, BoolArray] | None,
-        config_yaml: str,
-        tokenizer: Path | None,
-        manifest: Mapping[str, Any],
-        rank_state: object = None,
-        mask_records: Mapping[str, NDArray[np.uint8]] | None = None,
-    ) -> Path:
+    def write(self, shards: Iterable[tuple[Kind, TensorShard, Tensor]], **content: Unpack[Content]) -> Path:
         """Write the checkpoint; collective.
 
         Args:
@@ -102,16 +111,7 @@ class CheckpointWriter:
                 rank only. The iterable is consumed one by one, and to its end even if this rank has failed, so a
                 generator may call collectives. A sparse shard comes as its kept values [nnz], or as the dense slice;
                 then pruned entries that are not zero are counted.
-            masks: global masks by logical weight name, bool [out, in]; those of rank 0 are written. Pass
-                ``PackedMasks`` when saving more than once. They may include masks of dense tensors, as a record of the
-                masks before densification.
-            config_yaml: the run's resolved config; that of rank 0 is written. Empty: none.
-            tokenizer: a tokenizer's file or folder; rank 0 copies it.
-            manifest: ``kind`` and ``model`` (ModelConfig as a dict), on every rank; on rank 0 also ``sparsity`` (or
-                None), ``consumed_tokens`` and, if there are any, ``parameterization``, ``optimizer``, ``state`` and
-                ``source``.
-            mask_records: further packed bits for the file of masks, by key; those of rank 0 are written.
-            rank_state: JSON of this rank, which is stored by rank in the manifest's ``rank_state``.
+            content: see ``Content``.
 
         Returns: the checkpoint's folder.
 
@@ -119,16 +119,7 @@ class CheckpointWriter:
             SpdfError: on every rank, if any of them failed, as on a full disk.
         """
         failure = self.begin()
-        report = self.write_slices(shards, manifest, failure)
-        return self.complete(
-            report,
-            masks=masks,
-            config_yaml=config_yaml,
-            tokenizer=tokenizer,
-            manifest=manifest,
-            rank_state=rank_state,
-            mask_records=mask_records,
-        )
+        return self.complete(self.write_slices(shards, content["manifest"], failure), content)
 
     def begin(self) -> Exception | None:
         """Create the temporary folder; collective. Returns the error on rank 0, if that fails.
@@ -164,26 +155,16 @@ class CheckpointWriter:
             failure = failure or error
         return Report(own, failure)
 
-    def complete(
-        self,
-        report: Report,
-        *,
-        masks: Mapping[str, BoolArray] | None,
-        config_yaml: str,
-        tokenizer: Path | None,
-        manifest: Mapping[str, Any],
-        rank_state: object = None,
-        mask_records: Mapping[str, NDArray[np.uint8]] | None = None,
-    ) -> Path:
+    def complete(self, report: Report, content: Content) -> Path:
         """Complete the checkpoint after every rank has written its files; collective. See ``write``."""
         failure = report.failure
-        reports = self.ranks.gather({**report.own, "failure": describe(failure), "state": rank_state})
+        reports = self.ranks.gather({**report.own, "failure": describe(failure), "state": content.get("rank_state")})
         verdict = None
         if reports is not None:
             try:
                 verdict = next((f"rank {r}: {x['failure']}" for r, x in enumerate(reports) if x["failure"]), None)
                 if verdict is None:
-                    self._complete(reports, masks, config_yaml, tokenizer, manifest, mask_records or {})
+                    self._complete(reports, content)
             except Exception as error:
                 failure = error
                 verdict = f"rank 0: {describe(error)}"
@@ -242,17 +223,10 @@ class CheckpointWriter:
         files = {name: describe_file(self.aside / name) for name in streams}
         return {"slices": slices, "files": files}
 
-    def _complete(
-        self,
-        reports: list[Any],
-        masks: Mapping[str, BoolArray] | None,
-        config_yaml: str,
-        tokenizer: Path | None,
-        given: Mapping[str, Any],
-        mask_records: Mapping[str, NDArray[np.uint8]],
-    ) -> None:
+    def _complete(self, reports: list[Any], content: Content) -> None:
         """On rank 0: write masks, config, tokenizer and manifest, and rename the folder."""
-        packed = PackedMasks.pack(masks or {})
+        given = content["manifest"]
+        packed = PackedMasks.pack(content["masks"] or {})
         parameterization: Parameterization = given.get("parameterization", STANDARD)
         model, optimizer = build(ModelConfig, given["model"], "model"), optimizer_of(given.get("optimizer"))
         tensors = collect_tensors(reports, model, packed, optimizer)
@@ -262,15 +236,16 @@ class CheckpointWriter:
                 raise FileNotFoundError(f"{self.aside / name} is not visible: ranks need a shared file system")
         shared = []
         if len(packed):
-            with SafetensorsStream(self.aside / MASKS, header_room([*packed, *mask_records])) as stream:
-                for name, bits in (packed.bits | dict(mask_records)).items():
-                    stream.add(name, bits)
+            bits = packed.bits | dict(content.get("mask_records") or {})
+            with SafetensorsStream(self.aside / MASKS, header_room(bits)) as stream:
+                for name, array in bits.items():
+                    stream.add(name, array)
             shared.append(MASKS)
-        if config_yaml:
-            (self.aside / CONFIG).write_text(config_yaml, encoding="utf-8")
+        if content["config_yaml"]:
+            (self.aside / CONFIG).write_text(content["config_yaml"], encoding="utf-8")
             shared.append(CONFIG)
-        if tokenizer is not None:
-            load_tokenizer(tokenizer).save(self.aside / TOKENIZER)
+        if content["tokenizer"] is not None:
+            load_tokenizer(content["tokenizer"]).save(self.aside / TOKENIZER)
             shared += sorted(f"{TOKENIZER}/{path.name}" for path in (self.aside / TOKENIZER).iterdir())
         for name in shared:
             sync(self.aside / name)
@@ -293,10 +268,9 @@ class CheckpointWriter:
             "files": files,
             **made_with(),
         }
-        content = sealed(tree)
         for folder in {(self.aside / name).parent for name in files}:
             sync(folder)
-        (self.aside / MANIFEST).write_bytes(content)
+        (self.aside / MANIFEST).write_bytes(sealed(tree))
         sync(self.aside / MANIFEST)
         sync(self.aside)
         # An existing folder of this name is damaged or an earlier save of the same step. It is replaced only now.

@@ -37,8 +37,16 @@ from spdf_dist.data.shards import (
     write_index,
     write_shard,
 )
-from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
-from spdf_dist.data.tokenizing import LISTED_PROBLEMS, StreamSummary, stream_path, usable_cores, write_streams
+from spdf_dist.data.tokenizer import load_tokenizer
+from spdf_dist.data.tokenizing import (
+    LISTED_PROBLEMS,
+    Sets,
+    StreamSummary,
+    add_set,
+    stream_path,
+    usable_cores,
+    write_streams,
+)
 
 REMOTE_BYTES = 1 << 30
 """The assumed size of a remote input: that of a usual shard."""
@@ -76,38 +84,26 @@ class TokenStreams:
         return np.concatenate(pieces)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
-    """The checked arguments of ``pack``."""
+    """The arguments of ``pack``."""
 
-    files: list[Input]
+    inputs: list[str]
     tokenizer: str
-    loaded: Tokenizer
-    target: Path
+    out: str
     seq_len: int
-    workers: int
+    workers: int | None
     sequences_per_shard: int | None
     show_progress: bool
 
-    @classmethod
-    def check(
-        cls,
-        inputs: list[str],
-        tokenizer: str,
-        out: str,
-        seq_len: int,
-        workers: int | None,
-        sequences_per_shard: int | None,
-        show_progress: bool,
-    ) -> Request:
-        """Check the arguments of ``pack``. Raises UserError when one is wrong."""
-        if seq_len < 1:
-            raise UserError(f"--seq-len {seq_len}: at least 1")
-        if workers is not None and workers < 1:
-            raise UserError(f"--workers {workers}: at least 1")
-        files, loaded = check_pack_inputs(inputs), load_tokenizer(tokenizer)
-        workers = workers or usable_cores()
-        return cls(files, tokenizer, loaded, Path(out).resolve(), seq_len, workers, sequences_per_shard, show_progress)
+    def check(self) -> None:
+        """Check the arguments, and set ``files``, ``loaded`` and ``target``. Raises UserError when one is wrong."""
+        if self.seq_len < 1:
+            raise UserError(f"--seq-len {self.seq_len}: at least 1")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers {self.workers}: at least 1")
+        self.files, self.loaded = check_pack_inputs(self.inputs), load_tokenizer(self.tokenizer)
+        self.target = Path(self.out).resolve()
 
     def make_aside(self) -> Path:
         """Make the temporary folder that is later renamed to ``target``. Remove such folders of killed processes."""
@@ -139,14 +135,10 @@ def pack(
         An error on one rank is raised on all ranks.
     """
     ranks = find_processes(Path(out).resolve())
-    checked: list[Request] = []
-
-    def check() -> None:
-        checked.append(Request.check(inputs, tokenizer, out, seq_len, workers, sequences_per_shard, show_progress))
-
+    request = Request(inputs, tokenizer, out, seq_len, workers, sequences_per_shard, show_progress)
     try:
-        together(ranks, out, check)
-        result = pack_together(ranks, checked[0])
+        together(ranks, out, request.check)
+        result = pack_together(ranks, request)
     except Exception:
         ranks.close()
         raise
@@ -184,9 +176,10 @@ def build(ranks: Collective, request: Request, aside: Path) -> dict[str, Any]:
     mine = share_files(request.files, ranks)
 
     def tokenize() -> list[dict[str, Any]]:
-        progress = PackProgress(mine, request.show_progress and ranks.rank == 0)
+        progress, workers = PackProgress(mine, request.show_progress and ranks.rank == 0), request.workers
         try:
-            return [asdict(s) for s in write_streams(mine, request.tokenizer, aside, request.workers, progress)]
+            streams = write_streams(mine, request.tokenizer, aside, workers or usable_cores(), progress)
+            return [asdict(stream) for stream in streams]
         finally:
             progress.close()
 
@@ -256,15 +249,15 @@ def holds_this_already(request: Request) -> bool:
         made_with = (index["seq_len"], index["tokenizer"]["digest"])
     except (KeyError, TypeError) as error:
         raise UserError(f"--out {target} is not empty and holds no packed data; name a new folder") from error
-    other = f"--out {target} holds other packed data"
+    other = None
     if made_with[0] != request.seq_len:
-        raise UserError(
-            f"{other} (seq_len {made_with[0]}, asked {request.seq_len}); name a new folder or remove this one"
-        )
-    if made_with[1] != request.loaded.digest:
-        raise UserError(f"{other} (made with another tokenizer); name a new folder or remove this one")
-    if not same_inputs(files, recorded, target):
-        raise UserError(f"{other} (made from other input files); name a new folder or remove this one")
+        other = f"seq_len {made_with[0]}, asked {request.seq_len}"
+    elif made_with[1] != request.loaded.digest:
+        other = "made with another tokenizer"
+    elif not same_inputs(files, recorded, target):
+        other = "made from other input files"
+    if other is not None:
+        raise UserError(f"--out {target} holds other packed data ({other}); name a new folder or remove this one")
     try:
         PackedDataset(target).verify()
         kept = load_tokenizer(target / TOKENIZER_FOLDER).digest
@@ -337,12 +330,10 @@ def together(ranks: Collective, out: str | Path, step: Callable[[], Any]) -> lis
     return [value for _, value in results]
 
 
-def total_sets(summaries: list[StreamSummary]) -> dict[str, dict[str, int]]:
+def total_sets(summaries: list[StreamSummary]) -> Sets:
     """Numbers of documents and tokens per set over all files, by name."""
-    total: dict[str, dict[str, int]] = {}
+    total: Sets = {}
     for summary in summaries:
         for name, count in summary.sets.items():
-            entry = total.setdefault(name, {"documents": 0, "tokens": 0})
-            entry["documents"] += count["documents"]
-            entry["tokens"] += count["tokens"]
+            add_set(total, name, **count)
     return dict(sorted(total.items()))

@@ -34,12 +34,15 @@ LISTED_PROBLEMS = 1000
 """Number of problems listed per file. The others are only counted."""
 
 
-@dataclass
-class SetCount:
-    """Numbers of documents and tokens of one set (``pile_set_name``). Tokens include end-of-document ids."""
+Sets = dict[str, dict[str, int]]
+"""``documents`` and ``tokens`` of each set (``pile_set_name``). Tokens include end-of-document ids."""
 
-    documents: int = 0
-    tokens: int = 0
+
+def add_set(sets: Sets, name: str, *, documents: int = 0, tokens: int = 0) -> None:
+    """Add documents and tokens to the counts of a set."""
+    count = sets.setdefault(name, {"documents": 0, "tokens": 0})
+    count["documents"] += documents
+    count["tokens"] += tokens
 
 
 @dataclass
@@ -47,7 +50,7 @@ class TokenizedChunk:
     """The ids of a chunk, as the bytes of a stream, and its counts."""
 
     ids: bytes
-    sets: dict[str, SetCount]
+    sets: Sets
     text_bytes: int
     empty_documents: int
     problems: list[Problem]
@@ -65,7 +68,7 @@ class StreamSummary:
     tokens: int = 0
     text_bytes: int = 0
     empty_documents: int = 0
-    sets: dict[str, dict[str, int]] = field(default_factory=dict)
+    sets: Sets = field(default_factory=dict)
     problem_count: int = 0
     problems: list[dict[str, Any]] = field(default_factory=list)
 
@@ -75,9 +78,7 @@ class StreamSummary:
         self.text_bytes += chunk.text_bytes
         self.empty_documents += chunk.empty_documents
         for name, count in chunk.sets.items():
-            total = self.sets.setdefault(name, {"documents": 0, "tokens": 0})
-            total["documents"] += count.documents
-            total["tokens"] += count.tokens
+            add_set(self.sets, name, **count)
 
     def add_problem(self, problem: Problem) -> None:
         """Count a problem of this file, and list it while there are fewer than ``LISTED_PROBLEMS``."""
@@ -97,7 +98,7 @@ class ChunkTokenizer:
         documents, problems = parse_chunk(chunk)
         kept = [document for document in documents if document.text or chunk.kind == "piece"]
         ids: list[int] = []
-        sets: dict[str, SetCount] = {}
+        sets: Sets = {}
         for document, encoded in zip(
             kept, self._tokenizer.encode_batch([document.text for document in kept]), strict=True
         ):
@@ -106,15 +107,10 @@ class ChunkTokenizer:
                     f"{chunk.file}: this tokenizer encodes a text as a whole only, and the file is too long for that; "
                     "write its documents to a .jsonl file"
                 )
-            if document.starts:
-                encoded = [*self._tokenizer.start_ids, *encoded]
+            start = self._tokenizer.start_ids if document.starts else ()
+            encoded = [*start, *encoded, *[self._tokenizer.eod_id] * document.ends]
             ids += encoded
-            count = sets.setdefault(document.set_name, SetCount())
-            count.tokens += len(encoded)
-            if document.ends:
-                ids.append(self._tokenizer.eod_id)
-                count.tokens += 1
-                count.documents += 1
+            add_set(sets, document.set_name, documents=int(document.ends), tokens=len(encoded))
         text_bytes = sum(len(document.text.encode()) for document in kept)
         return TokenizedChunk(
             np.array(ids, self._dtype).tobytes(), sets, text_bytes, len(documents) - len(kept), problems

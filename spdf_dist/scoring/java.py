@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from spdf_dist.base.extras import require_extra
@@ -113,7 +112,7 @@ class Meteor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.process.kill()
         for stream in (self.process.stdin, self.process.stdout, self.errors):
             if stream is not None:

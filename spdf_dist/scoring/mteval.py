@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 BLEU_ORDER = 4
 NIST_ORDER = 5
@@ -73,21 +73,33 @@ def closest_length(hypothesis: Tokens, references: Sequence[Tokens]) -> int:
     return min((len(reference) for reference in references), key=lambda size: (abs(size - len(hypothesis)), size))
 
 
+def bleu_counts(
+    hypotheses: Sequence[str],
+    references: Sequence[Sequence[str]],
+    tokens_of: Callable[[str], list[str]],
+    least: int = -BLEU_ORDER,
+) -> tuple[list[int], list[int], int]:
+    """Matched and total n-grams of each order, and the length of the references.
+
+    A hypothesis adds at least ``least`` to the total of an order.
+    """
+    hits, totals, length = [0] * BLEU_ORDER, [0] * BLEU_ORDER, 0
+    for text, texts in zip(hypotheses, references, strict=True):
+        hypothesis, answers = tokens_of(text), [tokens_of(reference) for reference in texts]
+        for n in range(BLEU_ORDER):
+            hits[n] += matches(hypothesis, answers, n + 1).total()
+            totals[n] += max(least, len(hypothesis) - n)
+        length += closest_length(hypothesis, answers)
+    return hits, totals, length
+
+
 def e2e_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """BLEU-4 in [0, 1], case-insensitive, as E2E's script with ``-p`` prints it.
 
     A very small number replaces the count of an n-gram order without a match, or without any n-gram. A hypothesis of
     fewer than n - 1 words reduces the total number of n-grams.
     """
-    hits = [0] * BLEU_ORDER
-    totals = [0] * BLEU_ORDER
-    length = 0
-    for text, texts in zip(hypotheses, references, strict=True):
-        hypothesis, answers = lower_tokens(text), [lower_tokens(reference) for reference in texts]
-        for n in range(BLEU_ORDER):
-            hits[n] += matches(hypothesis, answers, n + 1).total()
-            totals[n] += len(hypothesis) - n
-        length += closest_length(hypothesis, answers)
+    hits, totals, length = bleu_counts(hypotheses, references, lower_tokens)
     log_precision = sum(
         math.log(max(hit, TINY_MATCHES) / max(total, TINY_LENGTH)) for hit, total in zip(hits, totals, strict=True)
     )
@@ -96,15 +108,7 @@ def e2e_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> 
 
 def webnlg_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     """BLEU-4 in [0, 100], cased, as multi-bleu-detok prints it. It is 0 when an n-gram order has no match."""
-    hits = [0] * BLEU_ORDER
-    totals = [0] * BLEU_ORDER
-    length = 0
-    for text, texts in zip(hypotheses, references, strict=True):
-        hypothesis, answers = cased_tokens(text), [cased_tokens(reference) for reference in texts]
-        for n in range(BLEU_ORDER):
-            hits[n] += matches(hypothesis, answers, n + 1).total()
-            totals[n] += max(0, len(hypothesis) - n)
-        length += closest_length(hypothesis, answers)
+    hits, totals, length = bleu_counts(hypotheses, references, cased_tokens, least=0)
     if not all(hits):
         return 0.0
     log_precision = sum(math.log(hit / total) for hit, total in zip(hits, totals, strict=True))

@@ -21,7 +21,7 @@ from spdf_dist.checkpoint.find import whole_checkpoints
 from spdf_dist.checkpoint.manifest import read_manifest
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
-from spdf_dist.checkpoint.write import CheckpointWriter, prune
+from spdf_dist.checkpoint.write import CheckpointWriter, Content, prune
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import flatten, read_yaml, to_tree, to_yaml
 from spdf_dist.config.schema import AnyConfig, ModelConfig, SparsityConfig
@@ -343,8 +343,8 @@ class TrainingRun:
         board = TensorBoard(self.folder, state.step, sparsity, ratio, texts)
         return {"metrics": MetricsFile(self.folder), "tensorboard": board, "progress": progress, **further}
 
-    def writer(self, state: TrainingState) -> tuple[CheckpointWriter, dict[str, Any]]:
-        """The writer of a state's checkpoint, and the arguments of its ``complete`` method."""
+    def writer(self, state: TrainingState) -> tuple[CheckpointWriter, Content]:
+        """The writer of a state's checkpoint, and the checkpoint's content."""
         trained = self.trained
         masks = trained.masks if trained.recorded_masks is None else trained.recorded_masks
         records = None
@@ -361,7 +361,7 @@ class TrainingRun:
             "state": vars(state),
             "source": None if trained.source is None else dict(trained.source),
         }
-        content = {
+        content: Content = {
             "masks": masks,
             "mask_records": records,
             "config_yaml": to_yaml(self.config),

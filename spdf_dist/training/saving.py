@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from spdf_dist.checkpoint.find import latest
-from spdf_dist.checkpoint.write import CheckpointWriter, Report
+from spdf_dist.checkpoint.write import CheckpointWriter, Content, Report
 from spdf_dist.training.engine import Engine
 from spdf_dist.training.state import sharded_state
 from spdf_dist.training.training_state import TrainingState
@@ -25,7 +24,7 @@ from spdf_dist.training.training_state import TrainingState
 class Saver:
     """Writes a run's checkpoints. Every rank has one and makes the same calls.
 
-    ``writer_of(state)`` returns the writer of a checkpoint and the arguments of its ``complete``. ``saved(state)`` is
+    ``writer_of(state)`` returns the writer of a checkpoint and the checkpoint's content. ``saved(state)`` is
     called when a checkpoint is complete.
     """
 
@@ -33,7 +32,7 @@ class Saver:
         self,
         engine: Engine,
         root: Path,
-        writer_of: Callable[[TrainingState], tuple[CheckpointWriter, dict[str, Any]]],
+        writer_of: Callable[[TrainingState], tuple[CheckpointWriter, Content]],
         saved: Callable[[TrainingState], None],
         *,
         asynchronous: bool = False,
@@ -47,7 +46,7 @@ class Saver:
         """Seconds that training has waited for checkpoints."""
         self.count = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._in_flight: tuple[CheckpointWriter, dict[str, Any], TrainingState, Future[Report]] | None = None
+        self._in_flight: tuple[CheckpointWriter, Content, TrainingState, Future[Report]] | None = None
 
     @property
     def in_flight(self) -> bool:
@@ -80,7 +79,7 @@ class Saver:
             future = self._thread.submit(writer.write_slices, copies, content["manifest"], failure)
             self._in_flight = writer, content, state, future
         else:
-            writer.complete(writer.write_slices(shards, content["manifest"], failure), **content)
+            writer.complete(writer.write_slices(shards, content["manifest"], failure), content)
         self.stalled += time.perf_counter() - begin
         if self._in_flight is None:
             self._count(state)
@@ -92,7 +91,7 @@ class Saver:
         begin = time.perf_counter()
         (writer, content, state, future), self._in_flight = self._in_flight, None
         try:
-            writer.complete(future.result(), **content)
+            writer.complete(future.result(), content)
         finally:
             self.stalled += time.perf_counter() - begin
         self._count(state)

@@ -14,7 +14,7 @@ import pytest
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks import distinct_contexts, find_task, load_task, references
-from spdf_dist.data.tasks.e2e import TEST_RULES, TRAIN_RULES, linearize, lora_lines, split_words
+from spdf_dist.data.tasks.e2e import TEST_RULES, TRAIN_RULES, linearize, split_words
 from spdf_dist.data.tasks.write import write_references
 from spdf_dist.extensions import task_names
 
@@ -34,7 +34,7 @@ def real() -> Path:
 def test_e2e_is_lora_s_text(real: Path, source: str, lora: str, split: str, groups: int) -> None:
     examples = load_task("e2e", real / "e2e" / source, split)
     text = (real / "e2e" / "lora" / lora).read_text(encoding="utf-8")
-    assert "".join(f"{line}\n" for line in lora_lines(examples)) == text
+    assert "".join(f"{example.context}||{example.target} \n" for example in examples) == text
     assert len(distinct_contexts(examples)) == len(references(examples)) == groups
 
 

@@ -145,11 +145,6 @@ def lora_pairs(path: Path) -> Iterator[tuple[str, str]]:
             yield context, target.strip()
 
 
-def lora_lines(examples: Sequence[Example]) -> list[str]:
-    """The examples as the lines of LoRA's ``context||target`` text files."""
-    return [f"{example.context}||{example.target} " for example in examples]
-
-
 def is_synthetic(examples: Sequence[Example]) -> bool:
     """Whether ``spdf data synthetic-e2e`` wrote the examples: only its grammar has a slot ``kind``."""
     return any(" | kind : " in f" | {example.context}" for example in examples)
