@@ -14,13 +14,13 @@ from typing import Any
 
 from spdf_dist.accounting.flops import linears_share
 from spdf_dist.accounting.text_table import text_table
+from spdf_dist.base.numbers import clock, short_count
 from spdf_dist.cli.main import main as spdf
 from spdf_dist.config.load import config_from_tree
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.workflow_folder import PLAN, PRETRAIN, job_folder, read_json
 from spdf_launcher.folder import read_lines
 from spdf_launcher.plan import Job
-from spdf_launcher.progress import duration, short_count
 from spdf_launcher.status import read_plan
 from spdf_launcher.summary import pretraining_flops
 
@@ -131,7 +131,7 @@ def main() -> int:
     if tokens is None:
         probe = probe_seconds()
         tokens = size_for(probe)
-        estimate = duration(estimated_seconds(tokens, probe))
+        estimate = clock(estimated_seconds(tokens, probe))
         print(f"A training step of a probe takes {1000 * probe:.0f} ms here: {tokens:,} pre-training tokens per model,")
         print(f"about {estimate} in all on an idle machine" + (", more with the real data" if data else ""), flush=True)
     sizes = {"train_tokens": tokens, "warmup_tokens": tokens // 20}
@@ -146,7 +146,7 @@ def main() -> int:
     print(NOTE.format(share=dense_share(jobs)))
     print(f"\nreport:      {root}/jobs/report/out/index.html (with the scores)")
     print(f"tensorboard: {sys.executable} -m tensorboard.main --logdir {root}/jobs, then the tab Time Series")
-    print(f"took {duration(time.monotonic() - began)}")
+    print(f"took {clock(time.monotonic() - began)}")
     return 0
 
 

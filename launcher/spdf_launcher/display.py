@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import TextIO
 
-from spdf_launcher.progress import Progress, duration
+from spdf_dist.base.numbers import clock
+from spdf_launcher.progress import Progress
 
 LOG_SECONDS = 30.0
 TERMINAL_SECONDS = 0.5
@@ -49,13 +50,13 @@ class Display:
         elif line.last == state and now - line.shown < LOG_SECONDS:
             return
         line.shown, line.last = now, state
-        text = f"{line.label}  {state:<8} {duration(now - line.began):>7}"
+        text = f"{line.label}  {state:<8} {clock(now - line.began):>7}"
         self.write(f"{text}  {progress.text()}" if progress else text, final=False)
 
     def end(self, job_id: str, state: str, detail: str) -> None:
         """Write the job's last line."""
         line = self.lines.pop(job_id)
-        took = f" {duration(time.monotonic() - line.began):>7}" if line.last else " " * 8
+        took = f" {clock(time.monotonic() - line.began):>7}" if line.last else " " * 8
         self.write(f"{line.label}  {state:<8}{took}  {detail}".rstrip(), final=True)
 
     def write(self, text: str, final: bool) -> None:

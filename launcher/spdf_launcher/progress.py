@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from spdf_dist.base.numbers import clock, short_count
 from spdf_launcher.folder import objects, tail
 
 TAIL_BYTES = 65536
@@ -29,7 +30,7 @@ class Progress:
         if self.loss is not None:
             parts.append(f"loss {self.loss:.3f}")
         if self.eta_seconds is not None:
-            parts.append(f"ETA {duration(self.eta_seconds)}")
+            parts.append(f"ETA {clock(self.eta_seconds)}")
         return "  ".join(parts)
 
 
@@ -47,19 +48,3 @@ def read_progress(run_dir: Path, steps: int | None) -> Progress | None:
         # A single step is not representative: steps differ in length, and the machine may have other load.
         eta = max(0, total - line["step"]) * statistics.median(step["step_ms"] for step in steps_done) / 1000
     return Progress(line["step"], total, line.get("consumed_tokens"), line.get("loss"), eta)
-
-
-def short_count(number: float) -> str:
-    """A short form of a number, such as 1.2M for 1234567."""
-    for unit in ("", "K", "M", "G", "T"):
-        if abs(number) < 1000:
-            return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"
-        number /= 1000
-    return f"{number:.1f}P"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from spdf_dist.accounting.phases import run_flops
+from spdf_dist.base.numbers import clock
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.workflow_folder import PRETRAIN
 from spdf_launcher.plan import Job
-from spdf_launcher.progress import duration
 
 TRAINING_SHARE = 0.4
 """Model FLOP/s of training as a share of the FLOP/s of matrix products, on a CPU."""
@@ -84,7 +84,7 @@ def summary(jobs: Sequence[Job], wanted: set[str]) -> list[str]:
         hours = cost.gpu_seconds / 3600
         lines.append(f"  about {hours:,.0f} GPU hours, at an assumed {GPU_FLOPS / 1e12:.0f} TFLOP/s per GPU")
     if cost.cpu_seconds:
-        text = duration(cost.cpu_seconds)
+        text = clock(cost.cpu_seconds)
         lines.append(f"  about {text} on this machine (estimated from the speed of its matrix products)")
     if any(job.kind != PRETRAIN for job in jobs if job.id in wanted):
         lines.append("fine-tuning, generation and scoring take further time, which depends on the data")

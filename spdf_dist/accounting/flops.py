@@ -59,7 +59,6 @@ def executed_flops(
     sparsity: SparsityConfig | None = None,
     execution: str = "masked",
     activation_checkpointing: bool = False,
-    seq_length: int | None = None,
     expanded: bool = False,
 ) -> int:
     """FLOPs that the hardware executes for training on one sequence, as HFU counts them.
@@ -68,7 +67,7 @@ def executed_flops(
     (``expanded``). Activation checkpointing runs the forward pass of each layer once more.
     """
     skips = execution == "compressed" and not expanded
-    done = forward_flops(model, sparsity if skips else None, seq_length)
+    done = forward_flops(model, sparsity if skips else None)
     again = sum(done.values()) - done["logits"] if activation_checkpointing else 0
     return TRAINING_FACTOR * sum(done.values()) + again
 

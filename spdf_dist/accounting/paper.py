@@ -171,8 +171,9 @@ TABLE_3_REMARKS = (
 )
 
 
-def figure_2(model: str = "GPT-3 XL", task: str = "Curation Corpus") -> list[dict[str, float]]:
-    """Figure 2 of the blog: FLOPs of pre-training at each sparsity level and of the dense fine-tuning after it."""
+def figure_2() -> list[dict[str, float]]:
+    """Figure 2 of the blog: FLOPs of pre-training GPT-3 XL at each sparsity level, and of the fine-tuning after it."""
+    model, task = "GPT-3 XL", "Curation Corpus"
     tuning = finetuning_flops(task, model)
     dense = pretraining_flops(model, 0.0) + tuning
     return [

@@ -89,18 +89,10 @@ def open_new(path: Path, mode: str = "w", **how: Any) -> IO[Any]:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, mode: str = "w", *, replace: bool = True, **how: Any) -> Iterator[IO[Any]]:
-    """A new file that becomes ``path`` if the block ends without an exception; otherwise it is deleted.
+def atomic_file(path: Path, mode: str = "w", **how: Any) -> Iterator[IO[Any]]:
+    """A new file that replaces ``path`` if the block ends without an exception; otherwise it is deleted.
 
-    Args:
-        path: the file to write.
-        mode: ``w`` (UTF-8) or ``wb``.
-        replace: whether an existing file is replaced; if not, it is an error.
-        how: arguments of ``open``, such as ``newline`` or ``errors``.
-
-    Raises:
-        FileExistsError: ``path`` exists and may not be replaced.
-        OSError: the file cannot be written.
+    ``mode`` is ``w`` (UTF-8) or ``wb``; ``how`` are further arguments of ``open``. Raises OSError.
     """
     aside = temporary_beside(path)
     try:
@@ -108,10 +100,7 @@ def atomic_file(path: Path, mode: str = "w", *, replace: bool = True, **how: Any
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if replace:
-            aside.replace(path)
-        else:
-            rename_new(aside, path)
+        aside.replace(path)
         sync(path.parent)
     finally:
         with contextlib.suppress(OSError):  # after a success it does not exist

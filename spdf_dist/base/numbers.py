@@ -5,12 +5,12 @@ from __future__ import annotations
 MINUS = "−"
 
 
-def short_count(value: float, digits: int = 3) -> str:
+def short_count(value: float) -> str:
     """A count as short text: 125226240 as 125M."""
     for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= scale:
-            return f"{value / scale:.{digits}g}{unit}"
-    return f"{value:.{digits}g}"
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:.3g}"
 
 
 def power_label(value: float) -> str:
@@ -31,6 +31,13 @@ def duration(seconds: float) -> str:
     """A duration as text, such as '3.2 hours'."""
     scale, unit = time_unit(seconds)
     return f"{seconds / scale:.1f} {unit}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def signed(value: float, digits: int = 3) -> str:

@@ -48,11 +48,11 @@ class ReceivedSignals:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def pause(self, seconds: float, poll: float = 0.1) -> None:
+    def pause(self, seconds: float) -> None:
         """Wait until a signal has been received or ``seconds`` have passed."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.got:
-            time.sleep(poll)
+            time.sleep(0.1)
 
 
 class Watch:

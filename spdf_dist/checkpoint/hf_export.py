@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from spdf_dist.base.atomic_files import atomic_folder, remove_leftovers, sync
+from spdf_dist.base.atomic_files import atomic_folder, remove_leftovers, sync, write_json
 from spdf_dist.checkpoint.hf_tokenizer import write_tokenizer
 from spdf_dist.checkpoint.huggingface import CONFIG, WEIGHTS, WEIGHTS_INDEX, hf_tensors
 from spdf_dist.checkpoint.model_card import model_card
@@ -70,8 +68,8 @@ def export_hf(
                 write_tokenizer(tokenizer, checkpoint.tokenizer_dir, checkpoint.model.seq_length, aside)
             tokens = {"use_cache": True, "bos_token_id": end, "eos_token_id": end}
             kind = {"architectures": [family.CLASS_NAME], "model_type": checkpoint.model.family, "dtype": dtype}
-            write_json(aside / CONFIG, kind | family.hf_config(checkpoint.model) | tokens)
-            write_json(aside / "generation_config.json", {"bos_token_id": end, "eos_token_id": end})
+            write_json(aside / CONFIG, kind | family.hf_config(checkpoint.model) | tokens, indent=2)
+            write_json(aside / "generation_config.json", {"bos_token_id": end, "eos_token_id": end}, indent=2)
             (aside / CARD).write_text(model_card(checkpoint, license_name), encoding="utf-8")
             for path in aside.iterdir():
                 sync(path)
@@ -102,7 +100,7 @@ def write_weights(checkpoint: Checkpoint, folder: Path, dtype: str, shard_bytes:
             "metadata": {"total_parameters": total, "total_size": total * ITEM_BYTES[dtype]},
             "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names},
         }
-        write_json(folder / WEIGHTS_INDEX, index)
+        write_json(folder / WEIGHTS_INDEX, index, indent=2)
     return sum(sizes.values())
 
 
@@ -124,8 +122,3 @@ def divide(sizes: dict[str, int], most: int) -> list[list[str]]:
         shards[-1].append(name)
         room -= size
     return shards
-
-
-def write_json(path: Path, tree: dict[str, Any]) -> None:
-    """Write an indented JSON file."""
-    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")

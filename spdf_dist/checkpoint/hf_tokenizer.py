@@ -7,12 +7,12 @@ the byte-pair models of `spdf data tokenizer train`, that file is written too, f
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spdf_dist.base.atomic_files import write_json
 from spdf_dist.base.extras import require_extra
 from spdf_dist.checkpoint.huggingface import MERGES, SENTENCEPIECE, TOKENIZER, VOCABULARY
 from spdf_dist.config.errors import UserError
@@ -49,7 +49,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int, out: Pa
         if not (out / CONFIG_FILE).is_file():
             end = tokenizer.end_token
             named = {"model_max_length": max_length, "eos_token": end, "tokenizer_class": "PreTrainedTokenizerFast"}
-            (out / CONFIG_FILE).write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
+            write_json(out / CONFIG_FILE, named, indent=2)
         return
     for name in (SENTENCEPIECE_FILE,) if isinstance(tokenizer, SentencePieceTokenizer) else GPT2_FILES:
         shutil.copyfile(folder / name, out / RENAMED[name])
@@ -70,7 +70,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int, out: Pa
         end = "<|endoftext|>"
         config["tokenizer_class"] = "GPT2Tokenizer"
     config |= {"bos_token": end, "eos_token": end, "unk_token": end}
-    (out / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(out / CONFIG_FILE, config, indent=2)
 
 
 def read_tokenizer(folder: Path, out: Path, vocab_size: int) -> bool:

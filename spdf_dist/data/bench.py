@@ -26,7 +26,7 @@ def bench(
     Returns:
         ``tokens_per_s`` (target tokens), ``sequences_per_s``, ``batches``, ``seconds``, ``seq_length``, ``batch_size``.
     """
-    dataset = open_dataset(path, seq_length or packed_length(path))
+    dataset = open_dataset(path, seq_length or int(read_index(Path(path))["seq_len"]))
     dataset.verify()
     mixture = Mixture([dataset], [1.0], seed=0)
     for number in range(WARM_UP_BATCHES):
@@ -73,8 +73,3 @@ def bench_tokenizer(tokenizer: str, inputs: list[str], max_mb: float = 16.0) -> 
         "tokens_per_s": tokens / elapsed,
         "bytes_per_token": size / max(1, tokens),
     }
-
-
-def packed_length(path: str | Path) -> int:
-    """The sequence length of a packed folder."""
-    return int(read_index(Path(path))["seq_len"])

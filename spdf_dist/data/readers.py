@@ -90,14 +90,14 @@ class Document:
     starts: bool = True
 
 
-def check_pack_inputs(given: Iterable[str | Path], option: str = "--input") -> list[Input]:
+def check_pack_inputs(given: Iterable[str | Path]) -> list[Input]:
     """As ``check_inputs``, but ``http(s)://`` URLs and ``pipe:`` commands are inputs too, also with braces."""
     checked: list[Input] = []
     for one in map(str, given):
         if is_remote(one):
-            checked += [remote_input(name, option, SUFFIXES) for name in without_braces(one, option)]
+            checked += [remote_input(name, SUFFIXES) for name in without_braces(one, "--input")]
         else:
-            checked += check_inputs([one], option)
+            checked += check_inputs([one])
     return checked
 
 

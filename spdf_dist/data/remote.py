@@ -54,7 +54,7 @@ def is_remote(given: str) -> bool:
     return given.startswith((*HTTP, PIPE))
 
 
-def remote_input(given: str, option: str, suffixes: tuple[str, ...]) -> RemoteInput:
+def remote_input(given: str, suffixes: tuple[str, ...]) -> RemoteInput:
     """The checked input. Raises UserError for a command without a program, and for a URL of an unknown kind of file."""
     if given.startswith(PIPE):
         words = command(given)
@@ -62,7 +62,7 @@ def remote_input(given: str, option: str, suffixes: tuple[str, ...]) -> RemoteIn
         return RemoteInput(given, f"{PIPE}{Path(words[0]).name}-{urllib.parse.unquote(shard)}")
     name = Path(urllib.parse.unquote(urllib.parse.urlsplit(given).path)).name
     if not name.endswith(suffixes):
-        raise UserError(f"{option} {given}: unknown kind of file; known: {', '.join(suffixes)}")
+        raise UserError(f"--input {given}: unknown kind of file; known: {', '.join(suffixes)}")
     return RemoteInput(given, name)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import sys
 import time
@@ -12,9 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spdf_dist.base.numbers import clock
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.suggest import nearest
+from spdf_dist.extensions import extensions
 from spdf_dist.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -174,8 +175,7 @@ def load_callbacks(run: RunInfo) -> dict[str, Callback]:
 
     Raises UserError for an unknown name, a missing package or options that a callback does not accept.
     """
-    points = {name: importlib.metadata.EntryPoint(name, value, GROUP) for name, value in OWN.items()}
-    points |= {point.name: point for point in importlib.metadata.entry_points(group=GROUP)}
+    points = extensions(GROUP, OWN)
     found: dict[str, Callback] = {}
     wanted = ({"ranks": None} if run.groups.world_size > 1 else {}) | run.config.callbacks
     for name, options in wanted.items():
@@ -373,10 +373,3 @@ class Progress(Callback):
 
     def on_end(self) -> None:
         self.bar.close()
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -14,18 +14,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig, SparsityConfig, TrainingConfig
-from spdf_dist.config.validate import validate_model, validate_pattern
-from spdf_dist.model.architecture import architecture_of
+from spdf_dist.config.validate import SUPAR_KEYS, validate_model, validate_pattern
 from spdf_dist.model.gpt import GPT
-from spdf_dist.model.initialize import initialize_parameters
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.ranks import SINGLE_PROCESS
-from spdf_dist.sparsity.masks import RandomMasks
 from spdf_dist.training.batches import MicroBatch
-from spdf_dist.training.setup import build_model, make_engine, start
+from spdf_dist.training.bench import build_engine
+from spdf_dist.training.setup import start
 
 PLACES = ("attention", "mlp")
 """Names of the two outputs of a layer that are added to the residual stream."""
@@ -75,16 +72,8 @@ def variant(config: PretrainConfig, parameterization: str, width: int, density: 
         sparsity = SparsityConfig(targets=config.sparsity.targets)
     validate_pattern(sparsity, model)
     if parameterization == "standard":
-        fresh = TrainingConfig()
-        base = {"base_hidden_size": None, "base_ffn_hidden_size": None, "base_num_layers": None}
-        multipliers = {f"{key}_multiplier": 1.0 for key in ("embedding", "output", "attention")}
-        training = replace(
-            training,
-            parameterization="standard",
-            weight_decay_scaling=fresh.weight_decay_scaling,
-            **base,  # type: ignore[arg-type]
-            **multipliers,  # type: ignore[arg-type]
-        )
+        defaults: dict[str, Any] = {key: getattr(TrainingConfig(), key) for key in SUPAR_KEYS}
+        training = replace(training, parameterization="standard", **defaults)
     else:
         training = replace(
             training,
@@ -141,11 +130,7 @@ class Recorder:
 
 def trace(config: PretrainConfig, groups: Groups, steps: int) -> list[dict[str, float]]:
     """The magnitudes of ``steps`` + 1 forward passes, with an update after each, at a constant learning rate."""
-    masks = PackedMasks.pack(RandomMasks(config.model, config.sparsity))
-    executions = dict.fromkeys(architecture_of(config.model).linears, "masked")
-    model = build_model(config, config.model, groups, masks, executions)
-    initialize_parameters(model, config.model, config.sparsity, config.seed)
-    engine = make_engine(model, config, groups)
+    engine = build_engine(config, groups, "masked")
     recorder, batch = Recorder(engine.model), synthetic_batch(config, groups)
     tokens, found = config.training.micro_batch_size * config.model.seq_length, []
     for _ in range(steps + 1):
@@ -160,13 +145,12 @@ def coordinate_check(
     densities: Sequence[float],
     steps: int = 10,
     seeds: Sequence[int] = (1,),
-    parameterizations: Sequence[str] = ("standard", "supar"),
 ) -> list[Point]:
     """Train each combination for ``steps`` updates on synthetic token ids, in this process.
 
     Raises UserError for a width or density that the config's head size or pattern does not allow.
     """
-    cells = [(p, w, d, s) for p in parameterizations for w in widths for d in densities for s in seeds]
+    cells = [(p, w, d, s) for p in ("standard", "supar") for w in widths for d in densities for s in seeds]
     variants = [variant(config, *cell) for cell in cells]
     groups = start(variants[0], SINGLE_PROCESS)
     points = []

@@ -50,21 +50,24 @@ def test_names_are_unguessable_and_links_in_their_place_are_refused(
 def test_an_existing_file_can_be_protected(tmp_path: Path) -> None:
     target = tmp_path / "a"
     target.write_text("old")
-    with pytest.raises(FileExistsError), atomic_files.atomic_file(target, replace=False) as file:
-        file.write("new")
-    assert target.read_text() == "old" and names(tmp_path) == ["a"]
+    aside = tmp_path / "aside"
+    aside.write_text("new")
+    with pytest.raises(FileExistsError):
+        atomic_files.rename_new(aside, target)
+    assert target.read_text() == "old" and names(tmp_path) == ["a", "aside"]
 
 
 def test_of_many_writers_of_a_new_file_one_wins(tmp_path: Path) -> None:
     target, won = tmp_path / "a", []
 
     def write(number: int) -> None:
+        aside = tmp_path / f"aside-{number}"
+        aside.write_text(f"{number}" * 1000)
         try:
-            with atomic_files.atomic_file(target, replace=False) as file:
-                file.write(f"{number}" * 1000)
+            atomic_files.rename_new(aside, target)
             won.append(number)
         except FileExistsError:
-            pass
+            aside.unlink()
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
     for thread in threads:

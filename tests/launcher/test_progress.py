@@ -24,7 +24,7 @@ def test_time_left_follows_the_usual_step(tmp_path: Path) -> None:
 def test_a_validation_or_half_a_line_at_the_end_hides_nothing(tmp_path: Path) -> None:
     write(tmp_path / "run", step(4, 100), '{"step": 4, "val_loss": 3.0}', '{"step": 5, "lo')
     assert read_progress(tmp_path / "run", None) == Progress(4, None, 40, 2.0, None)
-    assert Progress(4, 8, 40_000, 2.0, 61.0).text() == "step 4/8  40.0K tokens  loss 2.000  ETA 1:01"
+    assert Progress(4, 8, 40_000, 2.0, 61.0).text() == "step 4/8  40k tokens  loss 2.000  ETA 1:01"
 
 
 def test_every_reader_of_the_metrics_ignores_lines_of_other_kinds(tmp_path: Path) -> None:
