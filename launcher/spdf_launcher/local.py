@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from spdf_dist.base.cpu import cores
 from spdf_dist.base.file_locks import is_locked
 from spdf_dist.base.signals import ReceivedSignals
 from spdf_dist.config.errors import EXIT_STOPPED
@@ -116,7 +117,7 @@ class LocalRun:
         self.journal.write("start", job=job.id)
         environment = dict(os.environ)
         if self.at_once > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.at_once)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.at_once)))
         with (job_folder(self.root, job.id).path / "runner.log").open("ab") as errors:
             return subprocess.Popen(
                 [sys.executable, "-P", "-m", "spdf_launcher.job", str(self.root), job.id],

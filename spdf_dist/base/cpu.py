@@ -1,10 +1,16 @@
-"""The processor of this machine, as /proc/cpuinfo describes it."""
+"""The processor of this machine: the cores of this process, and what /proc/cpuinfo describes."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "neon", "asimd", "sve")
+
+
+def cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def cpu_fields() -> dict[str, str]:

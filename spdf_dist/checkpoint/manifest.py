@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -31,28 +31,6 @@ MANIFEST = "manifest.json"
 MASKS = "masks.safetensors"
 CONFIG = "config.yaml"
 TOKENIZER = "tokenizer"
-
-KEYS = (
-    "format",
-    "version",
-    "step",
-    "consumed_tokens",
-    "kind",
-    "model",
-    "sparsity",
-    "optimizer",
-    "state",
-    "rank_state",
-    "source",
-    "tensors",
-    "masks",
-    "files",
-    "versions",
-    "git_commit",
-)
-"""The keys of a manifest beside its digest. All are required, and only those of OPTIONAL_KEYS may be added."""
-OPTIONAL_KEYS = ("parameterization",)
-"""`parameterization` is present if it is not the standard one."""
 
 Kind = Literal["model", "exp_avg", "exp_avg_sq"]
 KINDS: tuple[Kind, ...] = ("model", "exp_avg", "exp_avg_sq")
@@ -133,6 +111,15 @@ class Manifest:
     sha256: str
     """SHA-256 of the manifest file. It identifies the checkpoint's content, because the manifest lists all digests."""
     tree: dict[str, Any]
+
+
+OPTIONAL_KEYS = ("parameterization",)
+"""`parameterization` is present if it is not the standard one."""
+KEYS = (
+    *("format", "version", "versions", "git_commit"),
+    *(field.name for field in fields(Manifest) if field.name not in ("sha256", "tree", *OPTIONAL_KEYS)),
+)
+"""The keys of a manifest beside its digest. All are required, and only those of OPTIONAL_KEYS may be added."""
 
 
 def key_of(name: str, kind: Kind) -> str:

@@ -30,8 +30,8 @@ class PackedMasks(Mapping[str, BoolArray]):
             return masks
         bits, records = {}, {}
         for name in masks:
-            mask = np.ascontiguousarray(masks[name])
-            bits[name] = np.packbits(mask.reshape(-1), bitorder="big")
+            mask = masks[name]
+            bits[name] = pack(mask)
             records[name] = StoredMask((mask.shape[0], mask.shape[1]), int(mask.sum()), mask_digest(mask))
         return cls(bits, records)
 
@@ -48,7 +48,12 @@ class PackedMasks(Mapping[str, BoolArray]):
         return name in self.bits  # Mapping's own test would unpack the mask
 
 
+def pack(mask: BoolArray) -> NDArray[np.uint8]:
+    """A mask as packed row-major bits, the highest bit first."""
+    return np.packbits(np.ascontiguousarray(mask).reshape(-1), bitorder="big")
+
+
 def unpack(bits: NDArray[np.uint8], shape: tuple[int, int]) -> BoolArray:
-    """The mask, bool [out, in], from its packed row-major bits, the highest bit first."""
+    """The mask, bool [out, in], of packed bits."""
     flat = np.unpackbits(bits, count=shape[0] * shape[1], bitorder="big")
     return flat.view(np.bool_).reshape(shape)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from spdf_dist.accounting.text_table import text_table
+from spdf_dist.base.cpu import cores
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
@@ -163,8 +164,8 @@ def run_gemm(args: argparse.Namespace) -> int:
     from spdf_dist.report.speedups import write_speedup_figure
 
     machine = bench.machine()
-    cores = int(machine["cores"])
-    threads = args.threads or ([cores] if args.plot else sorted({1, cores}))
+    all_cores = int(machine["cores"])
+    threads = args.threads or ([all_cores] if args.plot else sorted({1, all_cores}))
     if args.plot and len(threads) > 1:
         raise UserError("--plot draws one thread count: give one with --threads N")
     dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
@@ -284,7 +285,6 @@ def run_step(args: argparse.Namespace) -> int:
         raise UserError(f"{args.config}: sparsity.level is 0, so there is nothing to compare; set it above 0")
     if config.parallel.tensor * (config.parallel.data or 1) != 1:
         raise UserError("spdf bench step runs in one process: parallel.tensor and parallel.data must be 1")
-    from spdf_dist.parallel.ranks import cores
     from spdf_dist.training.bench import bench_step
 
     data = bench_step(config, args.rounds, args.threads or cores())

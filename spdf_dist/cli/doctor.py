@@ -22,7 +22,7 @@ from typing import Any
 from spdf_dist.accounting.hardware import recognise_gpu
 from spdf_dist.accounting.plan import bytes_text
 from spdf_dist.accounting.text_table import text_table
-from spdf_dist.base.cpu import cpu_features, cpu_fields
+from spdf_dist.base.cpu import cores, cpu_features, cpu_fields
 from spdf_dist.base.extras import EXTRAS, missing_modules
 from spdf_dist.cli.memory import USER_SETTINGS, keep_freed_memory
 
@@ -80,13 +80,12 @@ def memory_limit() -> int | None:
 def machine_findings() -> list[Finding]:
     """Processor, memory, disk, compiler."""
     name = cpu_fields().get("model name") or platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     features = cpu_features()
     memory = memory_limit()
     disk = shutil.disk_usage(Path.cwd())
     compiler = first_line(os.environ.get("CXX", "c++"), "--version")
     return [
-        Finding("processor", True, f"{name}, {cores} cores for this process"),
+        Finding("processor", True, f"{name}, {cores()} cores for this process"),
         Finding("vector units", bool(features), ", ".join(features) or "none that the kernels know"),
         Finding("memory", memory is not None, bytes_text(memory) if memory else "unknown"),
         Finding("disk", True, f"{bytes_text(disk.free)} free of {bytes_text(disk.total)} in {Path.cwd()}"),

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from spdf_dist.base.cpu import cores
 from spdf_dist.base.rank_variables import SINGLE_PROCESS, Ranks, discover
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.validate import validate_batch
-from spdf_dist.parallel.ranks import cores, spawn
+from spdf_dist.parallel.ranks import spawn
 from spdf_dist.training.run_folder import RunFolder
 
 

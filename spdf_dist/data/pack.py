@@ -20,6 +20,7 @@ import numpy as np
 from spdf_dist.base.atomic_files import remove_leftovers, temporary_beside
 from spdf_dist.base.claims import claimed
 from spdf_dist.base.collective import Collective, find_processes
+from spdf_dist.base.cpu import cores
 from spdf_dist.base.digests import file_digest
 from spdf_dist.config.errors import EXIT_BAD_INPUT, SpdfError, UserError, exit_code_of
 from spdf_dist.data.loader import PackedDataset, read_index
@@ -44,7 +45,6 @@ from spdf_dist.data.tokenizing import (
     StreamSummary,
     add_set,
     stream_path,
-    usable_cores,
     write_streams,
 )
 
@@ -178,7 +178,7 @@ def build(ranks: Collective, request: Request, aside: Path) -> dict[str, Any]:
     def tokenize() -> list[dict[str, Any]]:
         progress, workers = PackProgress(mine, request.show_progress and ranks.rank == 0), request.workers
         try:
-            streams = write_streams(mine, request.tokenizer, aside, workers or usable_cores(), progress)
+            streams = write_streams(mine, request.tokenizer, aside, workers or cores(), progress)
             return [asdict(stream) for stream in streams]
         finally:
             progress.close()

@@ -234,8 +234,3 @@ def chunks_of(files: list[tuple[int, Input]], folder: Path) -> Iterator[StreamSu
 def stream_path(folder: Path, number: int) -> Path:
     """The path of the stream of input ``number``."""
     return folder / f"{number:06d}.tokens"
-
-
-def usable_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))

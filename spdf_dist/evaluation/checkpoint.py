@@ -32,6 +32,15 @@ class Loaded:
         return (self.tokenizer.eod_id, GPT2_PARAGRAPH) if gpt2 else (self.tokenizer.eod_id,)
 
 
+def device_of(asked: str) -> str:
+    """The device that ``--device`` means. Raises UserError for ``cuda`` without a GPU."""
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here; use cpu")
+    return asked
+
+
 def load(checkpoint: Path, tokenizer: Path | None, device: str) -> Loaded:
     """Read a checkpoint (or a run folder's newest) as a dense model.
 
@@ -44,10 +53,7 @@ def load(checkpoint: Path, tokenizer: Path | None, device: str) -> Loaded:
         UserError: the checkpoint is not complete, has weights that are not finite, or has no tokenizer; the tokenizer
             has more ids than the model; or there is no GPU.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no GPU here; use cpu")
+    device = device_of(device)
     dense = read_dense(checkpoint)
     for name, weight in dense.weights.items():
         require_finite(weight.numpy(), name, checkpoint)

@@ -18,6 +18,7 @@ from spdf_dist.checkpoint.hf_export import export_hf
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.suggest import nearest
+from spdf_dist.evaluation.checkpoint import device_of
 
 SCHEMA_VERSION = 1
 
@@ -54,10 +55,6 @@ def evaluate_tasks(
     if checkpoint.tokenizer_dir is None:
         raise UserError(f"{source} keeps no tokenizer, which the tasks need")
     harness, manager = check_tasks(tasks, task_folder)
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory(prefix="spdf-eval-") as folder:
         exported = Path(folder) / "model"
         export_hf(source, exported)
@@ -70,7 +67,7 @@ def evaluate_tasks(
                 num_fewshot=num_fewshot,
                 limit=limit,
                 batch_size=batch_size,
-                device=device,
+                device=device_of(device),
                 bootstrap_iters=0,
             )
         except (OSError, ConnectionError) as error:

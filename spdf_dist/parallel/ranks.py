@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from spdf_dist.base.cpu import cores
 from spdf_dist.base.rank_variables import RENDEZVOUS, SINGLE_PROCESS, discover
 from spdf_dist.base.signals import ReceivedSignals
 from spdf_dist.config.errors import UserError
@@ -34,11 +35,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def spawn(arguments: Sequence[str], count: int, log_dir: Path) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spdf_dist.checkpoint.manifest import MASKS
-from spdf_dist.checkpoint.packed_masks import PackedMasks, unpack
+from spdf_dist.checkpoint.packed_masks import PackedMasks, pack, unpack
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import SpdfError
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
@@ -238,8 +238,3 @@ def sliced(shard: TensorShard, whole: Any, block: int = 1) -> Any:
         return whole
     start, stop = shard.start // block, shard.stop // block
     return whole[start:stop] if shard.dim == 0 else whole[:, start:stop]
-
-
-def pack(mask: BoolArray) -> NDArray[np.uint8]:
-    """A mask as packed row-major bits, the highest bit first."""
-    return np.packbits(np.ascontiguousarray(mask).reshape(-1), bitorder="big")

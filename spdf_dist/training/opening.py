@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from spdf_dist.accounting.plan import bytes_text, plan
+from spdf_dist.base.cpu import cores
 from spdf_dist.base.rank_variables import discover, is_rank_zero
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture, open_mixture
@@ -265,4 +266,4 @@ def foresee(config: PretrainConfig, world_size: int) -> list[str]:
 
 def use_all_cores() -> None:
     """Let a process that measures use every core, as the ranks of a run do together."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
