@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -89,10 +89,19 @@ def open_new(path: Path, mode: str = "w", **how: Any) -> IO[Any]:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, mode: str = "w", **how: Any) -> Iterator[IO[Any]]:
-    """A new file that replaces ``path`` if the block ends without an exception; otherwise it is deleted.
+def atomic_file(
+    path: Path, mode: str = "w", *, publish: Callable[[Path, Path], object] = Path.replace, **how: Any
+) -> Iterator[IO[Any]]:
+    """A new file that becomes ``path`` if the block ends without an exception; otherwise it is deleted.
 
-    ``mode`` is ``w`` (UTF-8) or ``wb``; ``how`` are further arguments of ``open``. Raises OSError.
+    Args:
+        path: the file to write.
+        mode: ``w`` (UTF-8) or ``wb``.
+        publish: gives the temporary file, its first argument, the name ``path``; by default it replaces ``path``.
+        how: further arguments of ``open``.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     aside = temporary_beside(path)
     try:
@@ -100,7 +109,7 @@ def atomic_file(path: Path, mode: str = "w", **how: Any) -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        publish(aside, path)
         sync(path.parent)
     finally:
         with contextlib.suppress(OSError):  # after a success it does not exist

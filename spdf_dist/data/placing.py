@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
-import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
-from spdf_dist.base.atomic_files import open_new, rename_new, temporary_beside
+from spdf_dist.base.atomic_files import atomic_file, rename_new
 from spdf_dist.config.errors import UserError
 
 
@@ -28,25 +26,19 @@ def made(folder: Path) -> Path:
     return folder
 
 
-@contextlib.contextmanager
-def placed(target: Path, mode: str = "w", **how: Any) -> Iterator[IO[Any]]:
-    """A new file that becomes ``target`` when the block ends without an exception. Its folder is made if missing.
-
-    A target with the same content is kept. ``mode`` and ``how`` are arguments of ``atomic_file``.
+def placed(target: Path, mode: str = "w", **how: Any) -> AbstractContextManager[IO[Any]]:
+    """``atomic_file`` that keeps a target with the same content. The folder of ``target`` is made if missing.
 
     Raises:
         UserError: ``target`` exists with other content, or its folder cannot be made. No temporary file remains.
     """
-    aside = temporary_beside(made(target.parent) / target.name)
+    return atomic_file(made(target.parent) / target.name, mode, publish=keep_equal, **how)
+
+
+def keep_equal(aside: Path, target: Path) -> None:
+    """Rename ``aside`` to ``target`` unless that exists. Raises UserError if it exists with other content."""
     try:
-        with open_new(aside, mode, **how) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            rename_new(aside, target)
-        except FileExistsError:
-            if not target.is_file() or not filecmp.cmp(aside, target, shallow=False):
-                raise UserError(f"{target} exists with other content; remove it or name another file") from None
-    finally:
-        aside.unlink(missing_ok=True)  # it does not exist after a success
+        rename_new(aside, target)
+    except FileExistsError:
+        if not target.is_file() or not filecmp.cmp(aside, target, shallow=False):
+            raise UserError(f"{target} exists with other content; remove it or name another file") from None
