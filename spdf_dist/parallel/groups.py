@@ -254,30 +254,12 @@ def meeting_point(ranks: Ranks) -> tuple[str, int]:
 class Mpu:
     """megatron-core's groups under the names that DeepSpeed needs. The module ``parallel_state`` lacks some of them."""
 
-    @staticmethod
-    def get_model_parallel_rank() -> int:
-        return parallel_state.get_tensor_model_parallel_rank()
-
-    @staticmethod
-    def get_model_parallel_world_size() -> int:
-        return parallel_state.get_tensor_model_parallel_world_size()
-
-    @staticmethod
-    def get_model_parallel_group() -> dist.ProcessGroup:
-        return parallel_state.get_tensor_model_parallel_group()
-
-    get_tensor_model_parallel_rank = get_model_parallel_rank
-    get_tensor_model_parallel_world_size = get_model_parallel_world_size
-    get_tensor_model_parallel_group = get_model_parallel_group
-
-    @staticmethod
-    def get_data_parallel_rank() -> int:
-        return parallel_state.get_data_parallel_rank()
-
-    @staticmethod
-    def get_data_parallel_world_size() -> int:
-        return parallel_state.get_data_parallel_world_size()
-
-    @staticmethod
-    def get_data_parallel_group() -> dist.ProcessGroup:
-        return parallel_state.get_data_parallel_group()
+    get_tensor_model_parallel_rank = staticmethod(parallel_state.get_tensor_model_parallel_rank)
+    get_tensor_model_parallel_world_size = staticmethod(parallel_state.get_tensor_model_parallel_world_size)
+    get_tensor_model_parallel_group = staticmethod(parallel_state.get_tensor_model_parallel_group)
+    get_model_parallel_rank = get_tensor_model_parallel_rank
+    get_model_parallel_world_size = get_tensor_model_parallel_world_size
+    get_model_parallel_group = get_tensor_model_parallel_group
+    get_data_parallel_rank = staticmethod(parallel_state.get_data_parallel_rank)
+    get_data_parallel_world_size = staticmethod(parallel_state.get_data_parallel_world_size)
+    get_data_parallel_group = staticmethod(parallel_state.get_data_parallel_group)

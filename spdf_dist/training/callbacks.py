@@ -64,6 +64,20 @@ class StepMetrics:
     """Facts about an update of the masks after this step; the key is absent in other steps."""
 
 
+def scalars(metrics: StepMetrics, phases_ms: Mapping[str, float]) -> dict[str, float | None]:
+    """The metrics of a step, under the names that TensorBoard and the experiment trackers use."""
+    return {
+        "train/loss": metrics.loss,
+        "train/lr": metrics.lr,
+        "train/grad_norm": metrics.grad_norm,
+        "speed/tokens_per_s": metrics.tokens_per_s,
+        "speed/step_ms": metrics.step_ms,
+        "speed/mfu": metrics.mfu,
+        "flops/total": metrics.total_flops,
+        **{f"time/{phase}_ms": value for phase, value in phases_ms.items()},
+    }
+
+
 @dataclass(frozen=True)
 class RunInfo:
     """Facts about the run, for its callbacks."""
@@ -278,21 +292,13 @@ class TensorBoard(Callback):
                 self.attempt(partial(self.writer.add_scalar, name, value, step))
 
     def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
-        scalars = {
-            "train/loss": metrics.loss,
-            "train/lr": metrics.lr,
-            "train/grad_norm": metrics.grad_norm,
-            "speed/tokens_per_s": metrics.tokens_per_s,
-            "speed/step_ms": metrics.step_ms,
-            "speed/mfu": metrics.mfu,
+        further = {
             "speed/hfu": None if metrics.mfu is None else metrics.mfu * self.executed_ratio,
             "flops/step": metrics.model_flops,
-            "flops/total": metrics.total_flops,
             "memory/bytes": used_memory(),
-            **{f"time/{phase}_ms": value for phase, value in phases_ms.items()},
+            **{f"mask/{name}": value for name, value in (metrics.mask or {}).items()},
         }
-        scalars |= {f"mask/{name}": value for name, value in (metrics.mask or {}).items()}
-        self.add(scalars, metrics.step)
+        self.add(scalars(metrics, phases_ms) | further, metrics.step)
 
     def after_checkpoint(self, step: int, path: Path, stalled: float) -> None:
         self.add({"time/checkpoint_stall_s": stalled}, step)

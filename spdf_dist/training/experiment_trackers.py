@@ -12,30 +12,34 @@ from typing import Any
 
 from spdf_dist.base.extras import require_extra
 from spdf_dist.config.load import flatten, to_tree
-from spdf_dist.training.callbacks import Callback, RunInfo, StepMetrics
+from spdf_dist.training.callbacks import Callback, RunInfo, StepMetrics, scalars
 
 MLFLOW_TEXT = 500
 """Maximum length of a parameter's value in MLflow."""
 
 
-def scalars(metrics: StepMetrics, phases_ms: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of a step, under the names that TensorBoard uses."""
-    named = {
-        "train/loss": metrics.loss,
-        "train/lr": metrics.lr,
-        "train/grad_norm": metrics.grad_norm,
+def known_scalars(metrics: StepMetrics, phases_ms: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a step that are known, as floats."""
+    further = {
         "train/consumed_tokens": metrics.consumed_tokens,
         "train/skipped_iterations": metrics.skipped_iterations,
-        "speed/tokens_per_s": metrics.tokens_per_s,
-        "speed/step_ms": metrics.step_ms,
-        "speed/mfu": metrics.mfu,
-        "flops/total": metrics.total_flops,
-        **{f"time/{phase}_ms": value for phase, value in phases_ms.items()},
     }
-    return {name: float(value) for name, value in named.items() if value is not None}
+    return {name: float(value) for name, value in (scalars(metrics, phases_ms) | further).items() if value is not None}
 
 
-class Wandb(Callback):
+class Tracker(Callback):
+    """A service that keeps the metrics of runs. A run that continues has the same ``id`` there."""
+
+    id: str | None = None
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.id = state["id"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"id": self.id} if self.id else {}
+
+
+class Wandb(Tracker):
     """Weights & Biases. ``options`` are arguments of ``wandb.init``, such as ``project``, ``mode`` and ``tags``."""
 
     def __init__(self, run: RunInfo, **options: Any) -> None:
@@ -45,14 +49,7 @@ class Wandb(Callback):
         self.wandb = wandb
         self.run = run
         self.options = {"project": "spdf", "name": run.folder.path.name, "dir": str(run.folder.path), **options}
-        self.id: str | None = None
         self.tracked: Any = None
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.id = state["id"]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"id": self.id} if self.id else {}
 
     def on_start(self) -> None:
         config = {**to_tree(self.run.config), "run": {"kind": self.run.kind, **self.run.summary}}
@@ -60,7 +57,7 @@ class Wandb(Callback):
         self.id = self.tracked.id
 
     def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
-        self.tracked.log(scalars(metrics, phases_ms), step=metrics.step)
+        self.tracked.log(known_scalars(metrics, phases_ms), step=metrics.step)
 
     def after_validation(self, step: int, loss: float) -> None:
         self.tracked.log({"validation/loss": loss}, step=step)
@@ -81,7 +78,7 @@ class Wandb(Callback):
             self.tracked.finish()
 
 
-class Mlflow(Callback):
+class Mlflow(Tracker):
     """MLflow. ``tracking_uri`` is a server or, by default, a file store in the run folder."""
 
     def __init__(self, run: RunInfo, tracking_uri: str | None = None, experiment: str = "spdf") -> None:
@@ -93,13 +90,6 @@ class Mlflow(Callback):
         self.client = MlflowClient(tracking_uri or store.as_uri())
         self.run = run
         self.experiment = experiment
-        self.id: str | None = None
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.id = state["id"]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"id": self.id} if self.id else {}
 
     def on_start(self) -> None:
         if self.id is not None:
@@ -117,7 +107,7 @@ class Mlflow(Callback):
             self.client.log_metric(self.id, name, value, step=step)
 
     def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
-        self.log(scalars(metrics, phases_ms), metrics.step)
+        self.log(known_scalars(metrics, phases_ms), metrics.step)
 
     def after_validation(self, step: int, loss: float) -> None:
         self.log({"validation/loss": loss}, step)

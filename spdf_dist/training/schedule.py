@@ -7,20 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from spdf_dist.config.schema import TrainingConfig
 
 
-class Schedule(Protocol):
-    """The learning rate over a run."""
-
-    def lr(self, consumed: int) -> float:
-        """The learning rate of the step after which ``consumed`` units (tokens or steps) are done."""
-
-
 @dataclass(frozen=True)
-class Constant:
+class Schedule:
     """Linear warm-up over ``warmup`` units, then the peak. Subclasses override ``decay``."""
 
     peak: float
@@ -44,7 +37,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Cosine(Constant):
+class Cosine(Schedule):
     """Warm-up, then half a cosine down to ``min_ratio`` of the peak. Source: SPDF, appendix A.1."""
 
     def decay(self, consumed: int) -> float:
@@ -53,7 +46,7 @@ class Cosine(Constant):
 
 
 @dataclass(frozen=True)
-class Linear(Constant):
+class Linear(Schedule):
     """Warm-up, then linear decay to ``min_ratio`` of the peak. Source: LoRA's fine-tuning (SPDF, appendix A.2)."""
 
     def decay(self, consumed: int) -> float:
@@ -61,7 +54,7 @@ class Linear(Constant):
 
 
 @dataclass(frozen=True)
-class WarmupStableDecay(Constant):
+class WarmupStableDecay(Schedule):
     """Warm-up, the peak, then a cooldown to ``min_ratio`` of the peak.
 
     Runs of several lengths can branch from one run at constant learning rate. The shape `sqrt`, 1 - sqrt(progress),
@@ -79,10 +72,10 @@ class WarmupStableDecay(Constant):
         return 1 - (math.sqrt(progress) if self.shape == "sqrt" else progress)
 
 
-SCHEDULES: dict[str, type[Constant]] = {
+SCHEDULES: dict[str, type[Schedule]] = {
     "cosine": Cosine,
     "linear": Linear,
-    "constant": Constant,
+    "constant": Schedule,
     "wsd": WarmupStableDecay,
 }
 """Schedules by the value of ``training.schedule``."""
