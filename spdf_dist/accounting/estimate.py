@@ -17,6 +17,7 @@ Assumptions:
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -39,7 +40,7 @@ from spdf_dist.accounting.gpu_kernels import (
     values_moved,
 )
 from spdf_dist.accounting.hardware import Gpu
-from spdf_dist.accounting.layout import Layout, layout_of, local_elements
+from spdf_dist.accounting.layout import Layout, layout_of, local_elements, valid_layout
 from spdf_dist.accounting.memory import memory
 from spdf_dist.accounting.phases import phases
 from spdf_dist.config.budget import total_steps
@@ -154,31 +155,17 @@ def step_seconds(config: PretrainConfig, layout: Layout, cluster: Cluster) -> di
 
 def layouts(config: PretrainConfig, cluster: Cluster) -> list[Layout]:
     """Every layout on the cluster whose sizes divide the model, the GPUs of a node and the batch."""
-    base = layout_of(config, cluster.gpus)
-    batch = config.training.global_batch_size
+    base, per_node = layout_of(config, cluster.gpus), cluster.gpus_per_node
+    tensors = [n for n in range(1, per_node + 1) if per_node % n == 0 and tensor_size_fits(config.model, n)]
+    stages = [1, 2] if base.precision == "bf16" else [0, 1, 2]
+    if base.optimizer != "muon" and config.sparsity.algorithm == "static":
+        stages.append(3)
     found = []
-    for tensor in range(1, cluster.gpus_per_node + 1):
-        if cluster.gpus_per_node % tensor or not tensor_size_fits(config.model, tensor):
-            continue
+    for tensor, stage, micro, again in itertools.product(tensors, stages, MICRO_BATCHES, (False, True)):
         data = cluster.gpus // tensor
-        for stage in (0, 1, 2, 3):
-            if stage == 0 and base.precision == "bf16":
-                continue
-            if stage == 3 and (base.optimizer == "muon" or config.sparsity.algorithm != "static"):
-                continue
-            for micro in MICRO_BATCHES:
-                if batch % (micro * data) == 0:
-                    for again in (False, True):
-                        found.append(
-                            replace(
-                                base,
-                                tensor=tensor,
-                                data=data,
-                                zero_stage=stage,
-                                micro_batch=micro,
-                                activation_checkpointing=again,
-                            )
-                        )
+        if config.training.global_batch_size % (micro * data) == 0:
+            ranks = replace(base, tensor=tensor, data=data, zero_stage=stage)
+            found.append(replace(ranks, micro_batch=micro, activation_checkpointing=again))
     return found
 
 
@@ -215,19 +202,15 @@ def estimate(config: PretrainConfig, cluster: Cluster, gpu_hour_price: float | N
     GPUs, or when the batch does not divide over the data ranks.
     """
     tensor, data = config.parallel.tensor, config.parallel.data
-    if cluster.gpus % tensor:
-        raise UserError(f"parallel.tensor: {tensor} does not divide {cluster.gpus} GPUs")
     if data is not None and tensor * data != cluster.gpus:
         raise UserError(
             f"parallel.data: {data} x parallel.tensor {tensor} are {tensor * data} ranks, not {cluster.gpus} GPUs"
         )
-    layout = layout_of(config, cluster.gpus)
+    try:
+        layout = valid_layout(config, config.model, config.sparsity, cluster.gpus, "cuda")
+    except UserError as error:
+        raise UserError(f"{error} ({cluster.gpus} GPUs)") from None
     batch = config.training.global_batch_size
-    if batch % (layout.micro_batch * layout.data):
-        raise UserError(
-            f"training.global_batch_size: {batch} is not divisible by training.micro_batch_size {layout.micro_batch} x "
-            f"{layout.data} data ranks ({cluster.gpus} GPUs)"
-        )
     own = judge(config, layout, cluster)
     steps = total_steps(config)
     fitting = best_layouts([judge(config, candidate, cluster) for candidate in layouts(config, cluster)])

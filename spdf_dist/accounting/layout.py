@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from spdf_dist.accounting.gpu_kernels import skipped_block
 from spdf_dist.accounting.parameters import nonzeros
+from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import AnyConfig, ModelConfig, PretrainConfig, SparsityConfig
+from spdf_dist.config.validate import validate_batch
 from spdf_dist.model.architecture import architecture_of
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import logical_weights
@@ -77,6 +79,18 @@ def layout_for(
         sequence=config.parallel.sequence,
         optimizer=config.training.optimizer,
     )
+
+
+def valid_layout(
+    config: AnyConfig, model: ModelConfig, sparsity: SparsityConfig | None, world_size: int, device: str
+) -> Layout:
+    """The layout of a run. Raises UserError if the ranks or the batch cannot be divided."""
+    tensor = config.parallel.tensor
+    if world_size % tensor:
+        raise UserError(f"parallel.tensor: {tensor} does not divide the {world_size} ranks")
+    layout = layout_for(config, model, sparsity, world_size, device)
+    validate_batch(config, layout.data)
+    return layout
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,13 @@ from typing import Any
 from spdf_dist.accounting.communication import communication
 from spdf_dist.accounting.flops import TRAINING_FACTOR, executed_flops, linears_share, training_flops
 from spdf_dist.accounting.gpu_kernels import skipped_block
-from spdf_dist.accounting.layout import Layout, layout_for
+from spdf_dist.accounting.layout import Layout, valid_layout
 from spdf_dist.accounting.memory import memory
 from spdf_dist.accounting.parameters import parameter_counts, real_sparsity, total_parameters
 from spdf_dist.accounting.phases import phases, run_flops
 from spdf_dist.accounting.text_table import text_table
 from spdf_dist.config.budget import tokens_per_step, total_steps, warmup_steps
-from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import AnyConfig, FinetuneConfig, ModelConfig, PretrainConfig, SparsityConfig
-from spdf_dist.config.validate import validate_batch
 from spdf_dist.sparsity.assignment import remarks
 from spdf_dist.sparsity.masks import logical_weights
 
@@ -124,18 +122,6 @@ def finetuning_plan(
             size.steps_per_epoch,
         ),
     }
-
-
-def valid_layout(
-    config: AnyConfig, model: ModelConfig, sparsity: SparsityConfig | None, world_size: int, device: str
-) -> Layout:
-    """The layout of a run. Raises UserError if the ranks or the batch cannot be divided."""
-    tensor = config.parallel.tensor
-    if world_size % tensor:
-        raise UserError(f"parallel.tensor: {tensor} does not divide the {world_size} ranks")
-    layout = layout_for(config, model, sparsity, world_size, device)
-    validate_batch(config, layout.data)
-    return layout
 
 
 def executed_ratio(

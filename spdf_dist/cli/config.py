@@ -10,16 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from spdf_dist.config.load import (
-    find_config,
-    load_config,
-    merge,
-    parse_override,
-    read_tree,
-    shipped_configs,
-    to_yaml,
-)
-from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
+from spdf_dist.config.load import config_from_tree, kind_of, load_tree, shipped_configs, to_yaml
 
 HELP = "print the resolved config, or list the shipped ones"
 
@@ -36,13 +27,9 @@ def run(args: argparse.Namespace) -> int:
     # `spdf run` takes the name of a workflow without its folder.
     workflow = f"workflows/{args.config}"
     source = workflow if not Path(args.config).is_file() and workflow in shipped_configs() else args.config
-    tree = read_tree(find_config(source))
-    for override in args.overrides:
-        merge(tree, parse_override(override))
+    tree = load_tree(source, args.overrides)
     if "jobs" in tree:
         print(yaml.safe_dump(tree, sort_keys=False, width=120, allow_unicode=True), end="")
-    elif "finetune" in tree:
-        print(to_yaml(load_config(FinetuneConfig, source, args.overrides)), end="")
     else:
-        print(to_yaml(load_config(PretrainConfig, source, args.overrides)), end="")
+        print(to_yaml(config_from_tree(kind_of(tree), tree)), end="")
     return 0

@@ -23,7 +23,7 @@ from spdf_dist.accounting.phases import phases, run_flops
 from spdf_dist.accounting.text_table import text_table
 from spdf_dist.config.budget import total_steps, warmup_steps
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.load import config_from_tree, find_config, load_config, parse_override, read_tree
+from spdf_dist.config.load import config_from_tree, kind_of, load_config, load_tree, read_tree
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
 from spdf_dist.sparsity.assignment import remarks
 from spdf_dist.sparsity.masks import logical_weights
@@ -256,14 +256,13 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("name a config, or ask for --paper")
     if args.examples is not None and args.examples < 1:
         raise UserError(f"--examples: must be 1 or more, got {args.examples}")
-    path = find_config(args.config)
-    keys = set(read_tree(path)) | {key for o in args.overrides for key in parse_override(o)}
-    if "finetune" in keys:
-        numbers = finetuning(load_config(FinetuneConfig, args.config, args.overrides), args.model, args.examples)
+    tree = load_tree(args.config, args.overrides)
+    if kind_of(tree) is FinetuneConfig:
+        numbers = finetuning(config_from_tree(FinetuneConfig, tree), args.model, args.examples)
         text = show_finetuning(numbers)
     else:
         refuse_arguments(finetuning_only, "a pre-training config")
-        numbers = pretraining(load_config(PretrainConfig, args.config, args.overrides))
+        numbers = pretraining(config_from_tree(PretrainConfig, tree))
         text = show_pretraining(numbers)
     print(json.dumps({"schema_version": 1, "config": args.config} | numbers) if args.json else text)
     return 0

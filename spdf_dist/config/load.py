@@ -22,7 +22,7 @@ from spdf_dist.config.values import PathText
 from spdf_dist.config.yaml_reader import DEEPEST, read_yaml, read_yaml_file
 from spdf_dist.model.architecture import architecture_of
 
-T = TypeVar("T", PretrainConfig, FinetuneConfig)
+T = TypeVar("T", bound=AnyConfig)
 
 IDENTITY_EXEMPT = (
     "run_dir",
@@ -73,10 +73,20 @@ def load_config(kind: type[T], source: str, overrides: Sequence[str] = ()) -> T:
     Raises:
         UserError: a file cannot be read, or a key or value is not valid.
     """
+    return config_from_tree(kind, load_tree(source, overrides))
+
+
+def load_tree(source: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The config as nested dicts, not yet checked. The arguments are those of ``load_config``. Raises UserError."""
     tree = read_tree(find_config(source))
     for override in overrides:
         merge(tree, parse_override(override))
-    return config_from_tree(kind, tree)
+    return tree
+
+
+def kind_of(tree: dict[str, Any]) -> type[PretrainConfig] | type[FinetuneConfig]:
+    """The class of a config, by its sections."""
+    return FinetuneConfig if "finetune" in tree else PretrainConfig
 
 
 def config_from_tree(kind: type[T], tree: dict[str, Any]) -> T:
