@@ -196,7 +196,8 @@ class Expansion:
         self.of_template[template.name] = []
         for variant in variants if variants is not None else [None]:
             for cell in itertools.product(*axes.values()):
-                label = variant_label(template.name, variant, cell)
+                parts = [part for part in (variant, cell_name(cell)) if part]
+                label = f" ({'/'.join(parts)})" if parts else ""
                 own = template_needs(self.workflow, template, [variant] if variant is not None else [])
                 try:
                     job = self.instance(template, kind, own, variant, cell)
@@ -502,12 +503,6 @@ def ranks_of_tensor(value: Any) -> int:
     if not re.fullmatch(r"0*[1-9][0-9]*", str(value)):
         raise UserError(f"parallel.tensor: must be a whole number, 1 or more, got {value!r}")
     return int(value)
-
-
-def variant_label(name: str, variant: str | None, cell: tuple[Choice, ...]) -> str:
-    """The variant and cell of a job in parentheses, for messages."""
-    parts = [part for part in (variant, cell_name(cell)) if part]
-    return f" ({'/'.join(parts)})" if parts else ""
 
 
 def choices(key: str, values: list[Any], where: str) -> list[Choice]:

@@ -20,11 +20,6 @@ from spdf_dist.sparsity.assignment import remarks
 from spdf_dist.sparsity.masks import logical_weights
 
 
-def device_kind(config: AnyConfig) -> str:
-    """`cpu` where the config names it; otherwise `cuda`, so that memory is counted as on a GPU."""
-    return "cpu" if config.device == "cpu" else "cuda"
-
-
 def plan(config: PretrainConfig, world_size: int, held_out: int | None = None) -> dict[str, Any]:
     """Parameters, tokens, steps, FLOPs, layout, memory per rank and traffic, as a JSON object.
 
@@ -33,7 +28,7 @@ def plan(config: PretrainConfig, world_size: int, held_out: int | None = None) -
     Raises UserError when ``parallel.tensor`` does not divide ``world_size``, or the batch does not divide over the data
     ranks.
     """
-    device = device_kind(config)
+    device = "cpu" if config.device == "cpu" else "cuda"  # with `auto`, memory is counted as on a GPU
     model, sparsity, training = config.model, config.sparsity, config.training
     layout = valid_layout(config, model, sparsity, world_size, device)
     batch, per_sequence = training.global_batch_size, training_flops(model, sparsity)

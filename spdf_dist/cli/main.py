@@ -134,7 +134,7 @@ def stoppable(name: str) -> Iterator[None]:
     The imports alone take seconds. Nothing is to be saved then, and an exception could get lost in an import.
     """
     if name not in TRAINING:
-        with interruptible(name):
+        with interruptible():
             yield
         return
     owner = os.getpid()
@@ -159,7 +159,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def interruptible(name: str) -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """The first SIGTERM, SIGUSR1 or Ctrl-C raises Interrupted, so that nothing is left; a second ends at once."""
     owner = os.getpid()
     heard: list[int] = []
