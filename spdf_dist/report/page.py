@@ -15,8 +15,10 @@ from spdf_dist.base.numbers import MINUS
 from spdf_dist.config.yaml_reader import read_yaml_file
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.figure import Figure
 
+Rows = Sequence[Mapping[str, str]]
 NOT_RUN, NOT_COMPUTED, NONE = EMPTY = ("not run", "not computed", "–")
 """Texts of cells without a value."""
 
@@ -28,14 +30,12 @@ class Table:
     name: str
     """File name of the CSV, without suffix."""
     title: str
-    rows: Sequence[Mapping[str, str]]
+    rows: Rows
     """Rows by column. All have the same columns."""
     note: str = ""
     synthetic: bool = False
     labels: int = 1
     """Number of leading columns that are labels."""
-    marks: Sequence[tuple[int, str]] = ()
-    """Cells (row, column) to highlight: numbers that differ from the printed ones."""
 
     def csv(self) -> str:
         """The table as CSV. A semicolon joins the lines of a cell, and minus signs are ASCII."""
@@ -63,20 +63,11 @@ class Texts:
     def __init__(self, path: Path) -> None:
         self.content: dict[str, Any] = read_yaml_file(path)
 
-    def table(
-        self,
-        key: str,
-        rows: Sequence[Mapping[str, str]],
-        *,
-        name: str = "",
-        synthetic: bool = False,
-        marks: Sequence[tuple[int, str]] = (),
-        **fields: Any,
-    ) -> Table:
+    def table(self, key: str, rows: Rows, *, name: str = "", synthetic: bool = False, **fields: Any) -> Table:
         """A table with these rows. ``name`` is its file name, if it is not ``key``."""
         text = self.content["tables"][key]
         title, note = (text.get(part, "").format(**fields) for part in ("title", "note"))
-        return Table(name or key, title, rows, note, synthetic, text.get("labels", 1), marks)
+        return Table(name or key, title, rows, note, synthetic, text.get("labels", 1))
 
     def plot(self, key: str, draw: Callable[..., Figure], *data: Any, name: str = "", **fields: Any) -> Plot:
         """A figure that ``draw`` makes of its title and ``data``. ``name`` is its file name, if it is not ``key``."""
@@ -113,17 +104,18 @@ def render_page(
         sections: the parts of the page.
         figures: SVG of each plot, by name.
         colours: colour of each variant.
-        texts: ``title``, ``subtitle``, ``warning``, ``footer``, and ``cards``, the headline numbers as (number, label).
+        texts: ``title``, ``counts`` and ``shares`` for the line below it, ``warning``, ``command``, and ``cards``, the
+            headline numbers as (number, label).
     """
     shown = [section for section in sections if section.plots or section.tables or section.intro]
-    template = Path(__file__).with_name("page.html.j2")
-    return render(template, sections=shown, figures=figures, colours=colours, EMPTY=EMPTY, **texts)
+    page = templates(Path(__file__).parent).get_template("page.html.j2")
+    return page.render(sections=shown, figures=figures, colours=colours, EMPTY=EMPTY, **texts)
 
 
-def render(template: Path, **values: Any) -> str:
-    """The text of a jinja2 template. A template of HTML escapes its values."""
+def templates(folder: Path, **filters: Callable[..., str]) -> Environment:
+    """The jinja2 templates of a folder. A template of HTML escapes its values."""
     from jinja2 import Environment, FileSystemLoader
 
-    environment = Environment(loader=FileSystemLoader(template.parent), autoescape=".html" in template.name)
-    environment.filters["anchor"] = lambda title: re.sub(r"[\W_]", "-", title.lower())
-    return environment.get_template(template.name).render(**values)
+    made = Environment(loader=FileSystemLoader(folder), autoescape=lambda name: ".html" in (name or ""))
+    made.filters.update(filters, anchor=lambda title: re.sub(r"[\W_]", "-", title.lower()))
+    return made

@@ -16,7 +16,7 @@ from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run
 from spdf_dist.report.scores import ScoreGroup, metric_name, task_title
 from spdf_dist.report.style import variant_colours
-from spdf_dist.report.variants import group_by, mean_flops
+from spdf_dist.report.variants import group_by
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,12 +31,6 @@ X_AXES = {
 """Label and number format of each column of the curves as an x axis."""
 MAX_POINTS = 1200
 """Maximum number of points of a line."""
-
-
-def run_label(results: Results, run: Run) -> str:
-    """The variant, with the model size where the report has several sizes."""
-    sizes = {other.size() for other in results.pretraining}
-    return f"{run.variant}, {run.size()}" if len(sizes) > 1 else run.variant
 
 
 def smooth(values: pd.Series) -> pd.Series:
@@ -74,7 +68,7 @@ def loss_figure(title: str, results: Results, runs: Sequence[Run], column: str, 
         scale, unit = time_unit(max(run.last(column) for run in runs))
         x_label += f", {unit}"
     figure, axes = new_axes(title, x_label, "loss, nats per target token" if runs[0].is_finetuning else LOSS, 3.5)
-    labels = [run_label(results, run) for run in runs]
+    labels = [results.name_of(run) for run in runs]
     curves, ends = [], []
     for run, label in zip(runs, labels, strict=True):
         x, y = (run.at_validations(column), run.validation) if validation else (run.curve[column], run.curve.loss)
@@ -135,11 +129,11 @@ def finetuning_plots(results: Results, keep_mask: bool) -> list[Plot]:
     return plots
 
 
-def score_dots(group: ScoreGroup, metric: str, colours: Mapping[str, str], scale: float = 1.0) -> list[Dot]:
-    """The means of a metric, multiplied by ``scale``, with a dot per variant that has the metric."""
+def score_dots(group: ScoreGroup, metric: str, colours: Mapping[str, str]) -> list[Dot]:
+    """The means of a metric, with a dot per variant that has the metric."""
     dots = []
     for row in group.rows:
-        if value := row.estimate(metric, scale):
+        if value := row.estimate(metric):
             note = f"{value.mean:.{2 if abs(value.mean) >= 10 else 3}f}"
             dots.append(Dot(row.title, colours[row.run.variant], value.mean, value.deviation, note))
     return dots
@@ -155,18 +149,13 @@ def score_plot(group: ScoreGroup, colours: Mapping[str, str]) -> list[Plot]:
 def cost_plots(results: Results) -> list[Plot]:
     """FLOPs and speed of each variant. Its FLOPs include one fine-tuning, on the task that most variants have."""
     colours = variant_colours(results.variants)
-    runs = [run for run in results.finetuning if run.finished and len(run.curve) and not run.keep_mask]
-    tasks = group_by(runs, lambda run: run.task)
-    task = max(tasks, key=lambda task: len({(run.size(), run.variant) for run in tasks[task]}), default="")
-    tuned = group_by(tasks.get(task, []), lambda run: (run.size(), run.variant))
-    finetuning = {key: mean_flops(runs) for key, runs in tuned.items()}
+    variants = [variant for variant in results.pretrained_variants() if variant.flops]
+    tasks = dict.fromkeys(run.task for run in results.finetuning)
+    task = max(tasks, key=lambda task: sum(variant.finetuning_flops(task) > 0 for variant in variants), default="")
     cost, speed = [], []
-    for variant in results.pretrained_variants():
-        if not variant.flops:
-            continue
-        label, colour, base = run_label(results, variant.first), colours[variant.name], variant.base
-        after = finetuning.get((variant.size, variant.name), 0.0)
-        base_after = finetuning.get((base.size, base.name), 0.0) if base else 0.0
+    for variant in variants:
+        label, colour, base = results.name_of(variant.first), colours[variant.name], variant.base
+        after, base_after = variant.finetuning_flops(task), base.finetuning_flops(task) if base else 0.0
         note = power_label(variant.flops + after) + (", unfinished" if variant.first.unfinished else "")
         if base and after and base_after:
             note += f", {(variant.flops + after) / (base.flops + base_after):.2f}x dense"
@@ -176,7 +165,8 @@ def cost_plots(results: Results) -> list[Plot]:
         if variant.speed:
             against = f", {variant.speed / base.speed:.2f}x dense" if base and base.speed else ""
             speed.append(Bar(label, colour, [variant.speed], short_count(variant.speed) + against))
-    parts = ("pre-training", f"one fine-tuning on {task_title(task)}") if finetuning else ()
+    several = any(len(bar.parts) > 1 for bar in cost)
+    parts = ("pre-training", f"one fine-tuning on {task_title(task)}") if several else ()
     return [
         *([TEXTS.plot("flops_spent", bar_figure, "model FLOPs", cost, parts)] if cost else []),
         *([TEXTS.plot("tokens_per_second", bar_figure, "tokens/s", speed)] if speed else []),

@@ -95,9 +95,14 @@ class Results:
 
         return sorted(runs, key=key)
 
+    def name_of(self, run: Run) -> str:
+        """The variant, with the model size where the report has several sizes."""
+        sizes = {other.size() for other in self.pretraining}
+        return f"{run.variant}, {run.size()}" if len(sizes) > 1 else run.variant
+
     def pretrained_variants(self) -> list[Variant]:
         """The variants of the pre-training runs, sorted."""
-        return group_variants(self.ordered(self.pretraining))
+        return group_variants(self.ordered(self.pretraining), self.finetuning)
 
     def score_groups(self) -> list[ScoreGroup]:
         """The scores by task, split and size, with variants in reading order."""

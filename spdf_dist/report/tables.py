@@ -24,13 +24,11 @@ CURVE_COLUMNS = ("step", "tokens", "seconds", "flops", "loss", "val_loss", "toke
 
 def summary_table(results: Results) -> Table:
     """One row per variant: model, budget, validation loss, FLOPs, speed and the weights that densifying reactivated."""
-    tuned = group_by(results.finetuning, lambda run: (run.size(), run.variant))
-    variants = results.pretrained_variants()
-    rows = [summary_row(variant, tuned.get((variant.size, variant.name), [])) for variant in variants]
+    rows = [summary_row(variant) for variant in results.pretrained_variants()]
     return TEXTS.table("summary", rows, synthetic=results.synthetic)
 
 
-def summary_row(variant: Variant, tuned: Sequence[Run]) -> dict[str, str]:
+def summary_row(variant: Variant) -> dict[str, str]:
     """The row of one variant, by column."""
     runs, first, base = variant.runs, variant.first, variant.base
     model, kept = variant.model, linear_parameters(variant.model, first.sparsity)
@@ -50,7 +48,7 @@ def summary_row(variant: Variant, tuned: Sequence[Run]) -> dict[str, str]:
         "pre-training FLOPs": power_label(variant.flops) + of_dense,
         "tokens/s": short_count(variant.speed) + execution_text(first) if variant.speed else NONE,
         "time in steps": duration(mean(seconds)) if seconds else NONE,
-        "fine-tuned, validation loss": finetuning_text(tuned),
+        "fine-tuned, validation loss": finetuning_text(variant.finetuning),
         "runs": str(len(variant.members)),
     }
 

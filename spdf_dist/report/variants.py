@@ -33,6 +33,8 @@ class Variant:
     size: str
     name: str
     members: list[Run]
+    finetuning: list[Run]
+    """The fine-tuning runs from this size and variant."""
     base: Variant | None = None
     """The finished dense variant to compare with; None where there is none, or where this variant is unfinished."""
 
@@ -54,7 +56,13 @@ class Variant:
     @property
     def flops(self) -> float:
         """Model FLOPs of pre-training."""
-        return mean_flops(self.runs)
+        return mean(run.last("flops") for run in self.runs)
+
+    def finetuning_flops(self, task: str) -> float:
+        """Model FLOPs of one dense fine-tuning on a task; 0 without a finished one."""
+        runs = [run for run in self.finetuning if run.task == task and run.finished and not run.keep_mask]
+        flops = [run.last("flops") for run in runs if len(run.curve)]
+        return mean(flops) if flops else 0.0
 
     @property
     def losses(self) -> pd.Series:
@@ -69,15 +77,10 @@ class Variant:
         return mean(speeds) if speeds else None
 
 
-def mean_flops(runs: Iterable[Run]) -> float:
-    """Mean model FLOPs of the runs."""
-    return mean(run.last("flops") for run in runs)
-
-
-def group_variants(runs: Iterable[Run]) -> list[Variant]:
-    """The variants of pre-training runs, in order of appearance."""
-    groups = group_by(runs, lambda run: (run.size(), run.variant))
-    variants = [Variant(size, name, members) for (size, name), members in groups.items()]
+def group_variants(runs: Iterable[Run], finetuning: Iterable[Run]) -> list[Variant]:
+    """The variants of pre-training runs, in order of appearance, with their fine-tuning runs."""
+    groups, tuned = (group_by(some, lambda run: (run.size(), run.variant)) for some in (runs, finetuning))
+    variants = [Variant(*key, members, tuned.get(key, [])) for key, members in groups.items()]
     for variant in variants:
         alike = {other.name: other for other in variants if other.size == variant.size}
         base = alike.get(dense_baseline(variant.name, {name: other.first for name, other in alike.items()}))

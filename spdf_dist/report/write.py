@@ -54,13 +54,18 @@ def write_report(
     names = dict.fromkeys(place.resolve().stem for place in results.workflows or results.folders)
     page = render_page(
         title=f"Sparse pre-training, dense fine-tuning: {', '.join(names)}",
-        subtitle=subtitle(results),
+        counts={
+            "pre-training run": len(results.pretraining),
+            "fine-tuning run": len(results.finetuning),
+            "scored output": len(results.scores),
+        },
+        shares=sorted({f"{linears_share(run.model):.0%}" for run in results.pretraining if run.model}),
         warning=" ".join(filter(None, warnings)),
         cards=cards(results),
         sections=sections,
         figures=figures,
         colours=variant_colours(results.variants),
-        footer=f"Made by: {command}" if command else "",
+        command=command,
     )
     write_text(out / "index.html", page)
     return out / "index.html"
@@ -104,32 +109,16 @@ def record_sections(results: Results) -> list[Section]:
     ]
 
 
-def subtitle(results: Results) -> str:
-    """The numbers of runs and scores in the report, on one line."""
-    counts = {
-        "pre-training run": len(results.pretraining),
-        "fine-tuning run": len(results.finetuning),
-        "scored output": len(results.scores),
-    }
-    parts = [f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items() if count]
-    shares = sorted({f"{linears_share(run.model):.0%}" for run in results.pretraining if run.model})
-    parts += [f"linear layers carry {' and '.join(shares)} of the dense model's FLOPs"] if shares else []
-    return " · ".join(parts)
-
-
 def cards(results: Results) -> list[tuple[str, str]]:
     """The headline numbers: saved FLOPs and speed of each sparse variant, largest model first.
 
     A difference in quality is shown only for real data, and with at least two pairs of pre-training seeds.
     """
-    variants = results.pretrained_variants()
-    several = len({variant.size for variant in variants}) > 1
     boxes = []
-    for variant in reversed(variants):
-        base = variant.base
+    for variant in reversed(results.pretrained_variants()):
+        base, which = variant.base, results.name_of(variant.first)
         if base is None or not base.flops or variant.first.is_dense or variant.first.untrained:
             continue
-        which = f"{variant.name}, {variant.size}" if several else variant.name
         saved = f"{1 - variant.flops / base.flops:.0%}".replace("-", MINUS)
         boxes.append((saved, f"fewer pre-training FLOPs than dense ({which})"))
         if variant.speed and base.speed:

@@ -37,7 +37,6 @@ from spdf_dist.report.style import drawing, variant_colours
 from spdf_dist.report.tables import finetuning_text, score_table, summary_table
 from spdf_dist.report.write import cards, result_sections
 from spdf_dist.studies.paper.printed import our_estimate
-from spdf_dist.studies.paper.section import own_panels
 from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.workflow_folder import all_jobs, ancestors, job_of, read_job, selections
 
@@ -119,19 +118,6 @@ def test_only_what_the_paper_did_is_set_beside_it(tmp_path: Path) -> None:
     assert len(study.scores) == len(made)
     ours = {level: our_estimate(study, "e2e", ("GPT-2 Small", level), "bleu") for level in (0.0, 0.75)}
     assert [value and (value.mean, value.count) for value in ours.values()] == [(67.0, 1), (66.0, 1)]
-
-
-def test_real_scores_of_other_sizes_get_a_panel_in_figure_4(tmp_path: Path) -> None:
-    for seed in (1, 2):
-        for name, level, bleu in (("dense", 0.0, 0.60), ("sparse", 0.75, 0.58)):
-            folder = tmp_path / f"{name}-{seed}"
-            config = pretrain_run(folder / "pre", level, steps=3, seed=seed)
-            finetune_run(folder / "fine", folder / "pre", "e2e/trainset.csv", config, seed=seed)
-            write_scores(folder / "fine" / "s.json", folder / "fine", folder / "pre", bleu=bleu + 0.01 * seed)
-    ((title, dots),) = own_panels(read_results([tmp_path]))
-    assert title == "Ours, 1.07M: E2E, BLEU ↑"
-    assert [(dot.label, dot.note) for dot in dots] == [("dense", "61.50"), ("75% sparse", "59.50")]
-    assert dots[0].error == pytest.approx(0.5**0.5)
 
 
 def test_variants_flops_and_differences_to_dense(workflow: Path) -> None:

@@ -82,10 +82,11 @@ def test_an_undecided_verdict_names_the_seeds_that_would_decide() -> None:
 
 
 def test_the_size_of_equal_loss_is_interpolated_and_never_extrapolated() -> None:
-    curve = [(4e5, 2.0), (1e5, 4.0)]  # loss ~ size^-1/2
+    curve = pd.Series({4e5: 2.0, 1e5: 4.0})  # loss ~ size^-1/2
     assert equal_size(curve, 4.0 / 2**0.5) == pytest.approx(2e5)
     assert equal_size(curve, 4.0) == pytest.approx(1e5) and equal_size(curve, 2.0) == pytest.approx(4e5)
     assert (equal_size(curve, 4.1), equal_size(curve, 1.9)) == (SMALLER, LARGER)
+    assert np.isnan(equal_size(pd.Series({1e5: 2.0, 4e5: 4.0}), 3.0))
     small = Size(32, 100_000, 10_000, pd.Series({1: 4.0, 2: 4.0}), pd.Series({1: 4.5}))
     large = Size(64, 400_000, 90_000, pd.Series({1: 2.0}), pd.Series({1: 4.0 / 2**0.5, 2: 2.1}))  # seed 2 has no curve
     for linear, share in ((False, 0.5), (True, 1 / 3)):

@@ -11,7 +11,7 @@ from spdf_dist.base.numbers import power_label, short_count, signed
 from spdf_dist.report.figures import new_panels
 from spdf_dist.report.page import Section, Table
 from spdf_dist.report.style import GRID, MUTED, variant_colours
-from spdf_dist.studies.evidence.figures import SHAPES, draw_line, finish, plain_ticks
+from spdf_dist.studies.evidence.figures import SHAPES, draw_band, draw_line, finish, plain_ticks
 from spdf_dist.studies.evidence.law import (
     NAMES,
     SHARES,
@@ -28,6 +28,7 @@ from spdf_dist.studies.evidence.law import (
 )
 from spdf_dist.studies.evidence.losses import COLOURS
 from spdf_dist.studies.evidence.rows import STUDY, TEXTS, Evidence
+from spdf_dist.studies.evidence.rules import SENTENCES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -126,29 +127,21 @@ def law_text(law: Law, points: pd.DataFrame, budgets: Array, found: Losses) -> s
     """Sentences with the best density of each budget, what the points identify, and the test of the law."""
     choices = []
     for k, flops in enumerate(budgets):
-        gains = {name: round(losses[0, k], 3) for name, (losses, _) in found.items() if name != "dense"}
+        gains = {name: round(losses[0, k], 3) for name, (losses, _) in found.items() if name != "dense"} | {
+            "dense": 0.0
+        }
         best = min(gains, key=lambda name: gains[name])
-        choice = f"{best} ({signed(gains[best])} nats)" if gains[best] < 0 else "dense"
-        choices.append(f"{power_label(float(f'{flops:.1e}'))} {choice}")
+        choices.append((power_label(float(f"{flops:.1e}")), best, gains[best]))
     known = [name for name in NAMES if law.identified(name)]
-    parts = [
-        f"The best predicted sparsity per FLOP budget: {', '.join(choices)}.",
-        f"The points identify {', '.join(known) or 'no parameter'} of {', '.join(NAMES)}.",
-    ]
-    for point in points[points.part == "test"].itertuples():
-        parts.append(
-            f"Test: the law predicts {point.law:.3f} for width {point.width} at density {point.density:g}, which the "
-            f"fit does not contain; the runs have {point.loss:.3f}."
-        )
-    return " ".join(parts)
+    return SENTENCES.law(choices, known, NAMES, list(points[points.part == "test"].itertuples()))
 
 
 def law_figure(title: str, law: Law, shape: Shape) -> Figure:
     """Above: the share of its size that a sparse model is worth. Below: the loss against dense at equal FLOPs."""
     figure, (upper, lower) = new_panels(title, [1.0, 1.0], 7.0)
     density = np.geomspace(1 / 16, 1, 33)
-    band = np.percentile(density ** law.samples[:, -1:], [2.5, 97.5], axis=0)
-    draw_line(upper, "this study", COLOURS["75%"], density, density ** law.best[-1], band=band)
+    draw_band(upper, COLOURS["75%"], density, density ** law.samples[:, -1:])
+    draw_line(upper, "this study", COLOURS["75%"], density, density ** law.best[-1])
     grey, other = variant_colours(["paper", "small"]).values()
     for dash, (colour, (who, share)) in enumerate(zip((other, grey), SHARES.items(), strict=True), 1):
         draw_line(upper, who, colour, density, share(density), dash=dash)
@@ -164,8 +157,8 @@ def law_figure(title: str, law: Law, shape: Shape) -> Figure:
     found = losses_at(law, shape, budgets)
     for marker, name in zip(SHAPES, ("50%", "75%", "87.5%"), strict=False):
         losses, _ = found[name]
-        band = np.percentile(losses[1:], [2.5, 97.5], axis=0)
-        draw_line(lower, name, COLOURS[name], budgets, losses[0], marker=marker, band=band)
+        draw_band(lower, COLOURS[name], budgets, losses[1:])
+        draw_line(lower, name, COLOURS[name], budgets, losses[0], marker=marker)
     for dash, (who, share) in enumerate(SHARES.items(), 1):
         losses, _ = best_at_budget(law.best[None], shape, budgets, 0.25, share(0.25))
         gains = losses[0] - found["dense"][0][0]

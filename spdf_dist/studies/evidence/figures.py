@@ -12,27 +12,21 @@ from spdf_dist.report.figures import DASHES, MARKERS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Numbers = Sequence[float] | np.ndarray
 SHAPES = ("o", "s", "^", "D", "v")
 """Markers of lines in one figure."""
 
 
-def draw_line(
-    axes: Axes,
-    label: str,
-    colour: str,
-    x: Sequence[float] | np.ndarray,
-    y: Sequence[float] | np.ndarray,
-    *,
-    dash: int = 0,
-    marker: str = "",
-    band: np.ndarray | None = None,
-) -> None:
-    """Draw a line with its markers, and a band between its lower and upper limits [2, len(x)]."""
-    if band is not None:
-        axes.fill_between(x, *band, color=colour, alpha=0.18, linewidth=0)
+def draw_line(axes: Axes, label: str, colour: str, x: Numbers, y: Numbers, dash: int = 0, marker: str = "") -> None:
+    """Draw a line with its markers."""
     line = DASHES[dash % len(DASHES)] if len(x) > 1 else ""
     every = max(1, len(x) // 6)
     axes.plot(x, y, label=label, color=colour, linestyle=line, marker=marker, markevery=every, **MARKERS)
+
+
+def draw_band(axes: Axes, colour: str, x: Numbers, samples: np.ndarray) -> None:
+    """Draw the 95% range of samples [S, len(x)]."""
+    axes.fill_between(x, *np.percentile(samples, [2.5, 97.5], axis=0), color=colour, alpha=0.18, linewidth=0)
 
 
 def finish(axes: Axes, location: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from spdf_dist.base.numbers import signed
@@ -68,21 +70,13 @@ def tuned_table(evidence: Evidence) -> Table:
     return TEXTS.table("evidence_tuned", rows)
 
 
-def interval_dot(label: str, colour: str, value: Estimate) -> Dot:
-    """A difference with its 95% interval."""
-    return Dot(label, colour, value.mean, value.half_width, signed(value.mean))
-
-
-def difference_plot(key: str, axis: str, dots: list[Dot]) -> list[Plot]:
-    """Differences with their intervals beside 0 and the margin; no figure without any."""
+def difference_plot(key: str, axis: str, values: Iterable[tuple[str, str, Estimate | None]]) -> list[Plot]:
+    """Differences with their 95% intervals beside 0 and the margin, by label and colour; no figure without any."""
+    dots = [Dot(name, colour, one.mean, one.half_width, signed(one.mean)) for name, colour, one in values if one]
     return [TEXTS.plot(key, dot_figure, [(axis, dots)], (0.0, MARGIN), margin=MARGIN)] if dots else []
 
 
 def lost_plot(evidence: Evidence) -> list[Plot]:
     """The differences to dense after fine-tuning."""
-    dots = [
-        interval_dot(row.label, COLOURS[row.label.rpartition(", ")[2]], row.value)
-        for row in little_is_lost(evidence)
-        if row.value
-    ]
-    return difference_plot("evidence_h1", "validation loss minus dense, nats per target token", dots)
+    values = [(row.label, COLOURS[row.label.rpartition(", ")[2]], row.value) for row in little_is_lost(evidence)]
+    return difference_plot("evidence_h1", "validation loss minus dense, nats per target token", values)

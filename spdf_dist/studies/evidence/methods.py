@@ -7,7 +7,7 @@ import pandas as pd
 from spdf_dist.base.numbers import power_label, short_count
 from spdf_dist.report.estimates import Estimate, paired
 from spdf_dist.report.page import NONE, NOT_RUN, Plot, Table
-from spdf_dist.studies.evidence.losses import COLOURS, difference_plot, interval_dot
+from spdf_dist.studies.evidence.losses import COLOURS, difference_plot
 from spdf_dist.studies.evidence.rows import STUDY, TEXTS, Evidence
 from spdf_dist.studies.evidence.rules import (
     MARGIN,
@@ -65,9 +65,9 @@ def equal_table(evidence: Evidence) -> Table:
 
 def equal_plot(evidence: Evidence) -> list[Plot]:
     """The differences to static 75% at equal FLOPs."""
-    dots = []
-    for name, (job, _, _) in METHODS.items():
-        value = against_static(evidence, name)
-        if value and name != STATIC:
-            dots.append(interval_dot(name, COLOURS["dense" if job == "dense-equal" else "75%"], value))
-    return difference_plot("evidence_equal_flops", "validation loss minus static 75%, nats (left: better)", dots)
+    values = [
+        (name, COLOURS["dense" if job == "dense-equal" else "75%"], against_static(evidence, name))
+        for name, (job, _, _) in METHODS.items()
+        if name != STATIC
+    ]
+    return difference_plot("evidence_equal_flops", "validation loss minus static 75%, nats (left: better)", values)

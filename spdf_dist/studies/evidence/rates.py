@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from spdf_dist.base.numbers import signed
 from spdf_dist.report.figures import new_panels
 from spdf_dist.report.page import NONE, Plot, Table
 from spdf_dist.report.plots import LOSS
@@ -16,6 +15,7 @@ from spdf_dist.studies.evidence.figures import SHAPES, draw_line, finish, plain_
 from spdf_dist.studies.evidence.law import base_row
 from spdf_dist.studies.evidence.losses import COLOURS
 from spdf_dist.studies.evidence.rows import STUDY, TEXTS, Evidence
+from spdf_dist.studies.evidence.rules import SENTENCES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,29 +65,17 @@ def rate_table(evidence: Evidence) -> Table:
 
 def rate_text(evidence: Evidence) -> str:
     """Sentences on how far the optimum moves from dense to 75%, on the artefact and on weight decay."""
-    panels, parts = rate_lines(evidence), []
+    panels, moves = rate_lines(evidence), []
     for name, lines in panels.items():
         if {"dense", "75%"} <= lines.keys():
             (dense, in_dense), (sparse, in_sparse) = optimum(lines["dense"]), optimum(lines["75%"])
-            end = "" if in_dense and in_sparse else " (one is an end of the grid)"
-            gap = signed(lines["75%"].min() - lines["dense"].min())
-            parts.append(
-                f"From dense to 75% the best rate changes by a factor of {sparse / dense:.2g} with {name}{end}. "
-                f"Each at its best rate, 75% is {gap} nats from dense with {name}."
-            )
+            gap = lines["75%"].min() - lines["dense"].min()
+            moves.append((name, sparse / dense, not (in_dense and in_sparse), gap))
     best = {label: line.min() for label, line in panels.get(STANDARD, {}).items()}
-    if {"dense", "75%", ARTEFACT} <= best.keys():
-        parts.append(
-            f"The artefact: dense at its best single rate has {best['dense']:.3f}, with embeddings at four times the "
-            f"rate {best[ARTEFACT]:.3f}; 75% at its best single rate has {best['75%']:.3f}."
-        )
+    artefact = [best[label] for label in ("dense", ARTEFACT, "75%")] if len(best) == 3 else []
     kept, other = evidence.at("decay-rule"), evidence.done[evidence.done.job == "optimum-supar"]
-    for row in other.merge(kept, on="lr", suffixes=("", "_kept")).itertuples():
-        parts.append(
-            f"Weight decay at 75%: {row.loss:.3f} with one decay for all weights, {row.loss_kept:.3f} with rate times "
-            "decay kept."
-        )
-    return " ".join(parts)
+    decay = list(other.merge(kept, on="lr", suffixes=("", "_kept")).itertuples())
+    return SENTENCES.rates(moves, artefact, decay)
 
 
 def rates_figure(title: str, panels: Panels) -> Figure:

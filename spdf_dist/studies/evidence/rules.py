@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from spdf_dist.base.numbers import signed
+from spdf_dist.base.numbers import duration, signed
 from spdf_dist.report.estimates import Estimate, estimate, t_95
-from spdf_dist.report.page import NOT_RUN, Table
+from spdf_dist.report.page import NOT_RUN, Table, templates
 from spdf_dist.studies.evidence.rows import STUDY, TEXTS
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
@@ -131,3 +133,8 @@ def loss_text(losses: Iterable[float | None], missing: str = NOT_RUN) -> str:
     """Mean and deviation over the seeds."""
     value = estimate(losses)
     return value.text() if value else missing
+
+
+TEMPLATES = templates(Path(__file__).parent, signed=signed, duration=duration, interval=interval_text)
+SENTENCES: Any = TEMPLATES.get_template("sentences.j2").module
+"""Functions that return the sentences of the study."""

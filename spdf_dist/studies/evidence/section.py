@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from spdf_dist.base.numbers import duration, short_count
+from spdf_dist.base.numbers import short_count
 from spdf_dist.config.errors import UserError
-from spdf_dist.report.page import NOT_RUN, Section, render
+from spdf_dist.report.page import NOT_RUN, Section
 from spdf_dist.studies.evidence.budgets import law_section
 from spdf_dist.studies.evidence.losses import easy_tasks_lose_less, little_is_lost, lost_plot, tuned_table
 from spdf_dist.studies.evidence.methods import (
@@ -23,7 +23,7 @@ from spdf_dist.studies.evidence.methods import (
 )
 from spdf_dist.studies.evidence.rates import rate_table, rate_text, rates_plot
 from spdf_dist.studies.evidence.rows import DONE, STUDY, Evidence
-from spdf_dist.studies.evidence.rules import MARGIN, Hypothesis, interval_text, verdict_table
+from spdf_dist.studies.evidence.rules import MARGIN, SENTENCES, TEMPLATES, Hypothesis, verdict_table
 from spdf_dist.studies.evidence.sizes import large_models_lose_less, size_table, sizes_plot
 
 FIELD = re.compile(r"(<!-- evidence ([\w-]+) -->).*?(<!-- end -->)", re.DOTALL)
@@ -56,19 +56,14 @@ def parts(evidence: Evidence) -> list[Section]:
     ]
 
 
-def state_lines(evidence: Evidence) -> list[str]:
-    """How much of the study has run, on which commit, and what has not run or failed."""
+def state_text(evidence: Evidence) -> str:
+    """Paragraphs on how much of the study has run, on which commit, and what has not run or failed."""
     rows, done = evidence.rows, evidence.done
     seconds = (done.steps * done.step_seconds).sum()
-    cost = f" Their steps took {duration(seconds)} of one core." if seconds else ""
-    lines = [f"{len(done)} of {len(rows)} training jobs have run.{cost}"]
     made = sorted({f"commit {row.commit[:10]} ({row.versions})" for row in done.itertuples() if row.commit})
-    lines += [f"Made with {'; '.join(made)}."] if made else []
-    waiting = rows[rows.state == NOT_RUN].groupby("job", sort=False).size()
-    lines += [f"Not run: {', '.join(f'{job} ({count})' for job, count in waiting.items())}."] if len(waiting) else []
-    failed = rows[~rows.state.isin([DONE, NOT_RUN])].itertuples()
-    lines += [f"{row.job} {row.variant} {row.cell} seed {row.seed} {row.state}." for row in failed]
-    return [*lines, *filter(None, [evidence.note])]
+    waiting = rows[rows.state == NOT_RUN].groupby("job", sort=False).size().to_dict()
+    failed = list(rows[~rows.state.isin([DONE, NOT_RUN])].itertuples())
+    return SENTENCES.state(len(rows), len(done), seconds, made, waiting, failed, evidence.note)
 
 
 def evidence_section(evidence: Evidence, found: Sequence[Section]) -> list[Section]:
@@ -78,41 +73,20 @@ def evidence_section(evidence: Evidence, found: Sequence[Section]) -> list[Secti
     plots = [plot for part in found for plot in part.plots]
     tables = [table for part in found for table in part.tables]
     texts = [text for part in found for text in part.intro if text]
-    return [Section("Evidence", [*state_lines(evidence), *texts], plots, tables)]
+    return [Section("Evidence", [*state_text(evidence).split("\n\n"), *texts], plots, tables)]
 
 
 def field_texts(evidence: Evidence) -> dict[str, str]:
     """The sentences for the fields of the page of methods, by name."""
-    static = evidence.at(*METHODS[STATIC])
+    static, rigl = evidence.at(*METHODS[STATIC]), evidence.at("rigl")
     size = short_count(static.parameters.max()) if len(static) else ""
-    texts = {}
-    for field, name in STUDY["fields"].items():
-        value = against_static(evidence, name)
-        texts[field] = (
-            f"Measured at equal FLOPs and {size} parameters ([Evidence](evidence.md)): "
-            f"{interval_text(value, ', ')} nats against static 75%, {reading(value)}."
-            if value
-            else "Not measured."
-        )
-    blocks = [
-        f"{row.label.removeprefix('75%, ')} {interval_text(row.value, ', ')}, {row.verdict}"
-        for row in blocks_lose_little(evidence)
-        if row.value
-    ]
-    texts["blocks"] = (
-        f"Measured at 75% and {size} parameters ([Evidence](evidence.md)), loss against unstructured masks in nats, "
-        f"with the verdict on a loss below +{MARGIN}: {'; '.join(blocks)}."
-        if blocks
-        else "The effect of blocks on the loss is not measured."
-    )
-    rigl = evidence.at("rigl")
-    updates = (rigl.update_seconds / rigl.step_seconds).dropna()
-    texts["rigl-cost"] = (
-        f"Measured at {size} parameters on a CPU: an update takes the time of {updates.mean():.1f} steps."
-        if len(updates)
-        else "Its time is not measured."
-    )
-    return texts
+    values = {field: against_static(evidence, name) for field, name in STUDY["fields"].items()}
+    blocks = [row for row in blocks_lose_little(evidence) if row.value]
+    return {
+        **{field: SENTENCES.method(value, reading(value), size) for field, value in values.items()},
+        "blocks": SENTENCES.blocks(blocks, size, MARGIN),
+        "rigl-cost": SENTENCES.update_cost((rigl.update_seconds / rigl.step_seconds).dropna(), size),
+    }
 
 
 def filled_pages(
@@ -124,11 +98,10 @@ def filled_pages(
     """
     if pages and not found:
         raise UserError("--markdown: there is no evidence study in the folders (see configs/workflows/study_cpu.yaml)")
-    filled = {}
+    filled, template = {}, TEMPLATES.get_template("results.md.j2")
     for page in pages:
         figures = Path(os.path.relpath(out.resolve(), page.resolve().parent)).as_posix()
-        template, state = Path(__file__).with_name("results.md.j2"), state_lines(evidence)
-        results = render(template, state=state, sections=found, figures=figures, command=command)
+        results = template.render(state=state_text(evidence), sections=found, figures=figures, command=command)
         filled[page] = fill(page, {"results": results, **field_texts(evidence)})
     return filled
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,19 +50,16 @@ def sizes(evidence: Evidence, variant: str = "s75", tuned: bool = False) -> list
     return found
 
 
-def equal_size(curve: list[tuple[float, float]], loss: float) -> float:
+def equal_size(curve: pd.Series, loss: float) -> float:
     """The size of the dense model of equal loss, by log-log interpolation; SMALLER or LARGER outside of the curve.
 
-    Args:
-        curve: (size, loss) with at least two points.
-        loss: the loss to look up.
+    ``curve`` has the loss by size. It must fall with the size, otherwise NaN is returned.
     """
-    points = sorted(curve)
-    for (small, high), (large, low) in pairwise(points):
-        if low <= loss <= high:
-            share = np.log(high / loss) / np.log(high / low) if high > low else 0.0
-            return float(small * (large / small) ** share)
-    return SMALLER if loss > max(height for _, height in points) else LARGER
+    curve = curve.sort_index()
+    if not curve.is_monotonic_decreasing:
+        return np.nan
+    size = np.interp(-np.log(loss), -np.log(curve), np.log(curve.index), left=-np.inf, right=np.inf)
+    return float(np.exp(size))
 
 
 def size_multipliers(found: list[Size], linear: bool = False) -> dict[int, pd.Series]:
@@ -71,15 +67,13 @@ def size_multipliers(found: list[Size], linear: bool = False) -> dict[int, pd.Se
 
     The size is the number of parameters; with ``linear``, that of the weights of the linear layers.
     """
-    count = {size.width: float(size.linear if linear else size.parameters) for size in found}
+    count = {size.width: size.linear if linear else size.parameters for size in found}
+    curves = pd.DataFrame({count[size.width]: size.dense for size in found}).T
     result = {}
     for size in found:
-        values = {}
-        for seed, loss in size.sparse.items():
-            curve = [(count[other.width], other.dense[seed]) for other in found if seed in other.dense]
-            if len(curve) > 1:
-                values[seed] = equal_size(curve, loss) / count[size.width]
-        result[size.width] = pd.Series(values, dtype=float)
+        seeds = [seed for seed in size.sparse.index if curves.get(seed, pd.Series(dtype=float)).count() > 1]
+        values = [equal_size(curves[seed].dropna(), size.sparse[seed]) / count[size.width] for seed in seeds]
+        result[size.width] = pd.Series(values, seeds, dtype=float)
     return result
 
 
@@ -149,8 +143,7 @@ def sizes_figure(title: str, evidence: Evidence) -> Figure:
             draw_line(axes, level, COLOURS[level], [*sparse], [*sparse.values()], dash=1, marker=marker)
         for x, y in sparse.items():
             if dense.min() <= y <= dense.max():
-                on_curve = np.exp(np.interp(-np.log(y), -np.log(dense), np.log(dense.index)))
-                axes.plot([on_curve, x], [y, y], color=COLOURS[level], linestyle=DASHES[2], linewidth=1.2)
+                axes.plot([equal_size(dense, y), x], [y, y], color=COLOURS[level], linestyle=DASHES[2], linewidth=1.2)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.legend(loc="upper right", fontsize=9, handlelength=2.2, labelspacing=0.3)

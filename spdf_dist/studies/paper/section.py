@@ -13,16 +13,14 @@ from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.report.figures import Bar, Dot, bar_figure, dot_figure
 from spdf_dist.report.page import NONE, NOT_RUN, Plot, Section, Table, Texts
-from spdf_dist.report.plots import score_dots
 from spdf_dist.report.results import Results
-from spdf_dist.report.scores import metric_name, published_scale, task_title
+from spdf_dist.report.scores import metric_name, task_title
 from spdf_dist.report.speedups import bench_note, largest_square, speedup_figure, speedup_points
 from spdf_dist.report.style import variant_colours
 from spdf_dist.studies.paper.printed import (
     TABLES,
     our_above_dense,
     our_estimate,
-    paper_model,
     printed,
     printed_above_dense,
     table_1,
@@ -70,16 +68,15 @@ def models_table() -> Table:
 
 def flops_table(number: int, labels: Sequence[str], found: Sequence[paper.Row], remarks: Sequence[str] = ()) -> Table:
     """Table 2 or 3. Where a number differs from the printed one, the table shows both and the note gives the reason."""
-    rows, marks, differences = [], [], []
-    for r, row in enumerate(found):
+    rows, differences = [], []
+    for row in found:
         cells = dict(zip(labels, row.labels, strict=True))
         for figure in row.figures:
             cells[figure.column] = figure.printed if figure.reproduced else f"{figure.printed}\nours {figure.shown}"
             if not figure.reproduced:
-                marks.append((r, figure.column))
                 differences.append(f"{' '.join(row.labels)}, {figure.column}: {figure.note}.")
         rows.append(cells)
-    return TEXTS.table(f"paper_table_{number}", rows, marks=marks, differences=" ".join([*differences, *remarks]))
+    return TEXTS.table(f"paper_table_{number}", rows, differences=" ".join([*differences, *remarks]))
 
 
 def score_table(results: Results, task: str) -> Table:
@@ -113,19 +110,12 @@ def curation_table(results: Results) -> Table:
 
 def paper_plots(results: Results) -> list[Plot]:
     """Figure 1 of the paper, and Figures 2 and 4 of the blog."""
-    cells = list(printed("e2e"))
-    missing = [
-        f"{model} {level:.0%}" for model, level in cells if not our_estimate(results, "e2e", (model, level), "bleu")
-    ]
-    gap = f" Of the paper's models not run: {', '.join(missing)}." if missing else ""
-    if len(missing) == len(cells):
-        gap = " None of the paper's models was run for this report."
     square = largest_square(results.bench)
     measured = [TEXTS.plot("figure_1", speedup_figure, square, measurement=bench_note(results.bench))]
     return [
         *(measured if speedup_points(square) else []),
         TEXTS.plot("figure_2", figure_2, remark=paper.FIGURE_2_REMARK),
-        TEXTS.plot("figure_4", figure_4, results, gap=gap),
+        TEXTS.plot("figure_4", figure_4, results),
     ]
 
 
@@ -158,17 +148,4 @@ def figure_4(title: str, results: Results) -> Figure:
         if above is not None:
             curation.append(Dot(f"{label}, ours", colour, above, None, signed(above, 2)))
     panels = [("E2E, BLEU ↑", e2e), ("Curation Corpus, perplexity above dense ↓", curation)]
-    return dot_figure(title, [*panels, *own_panels(results)])
-
-
-def own_panels(results: Results) -> list[tuple[str, list[Dot]]]:
-    """Panels of the same two tasks for models that the paper does not have, on real data."""
-    colours = variant_colours(results.variants)
-    panels = []
-    for group in results.score_groups():
-        metric = {"e2e": "bleu", "curation": "perplexity"}.get(group.task)
-        if metric is None or group.split or group.synthetic or any(paper_model(row.run) for row in group.rows):
-            continue
-        if dots := score_dots(group, metric, colours, published_scale(group.task, metric)):
-            panels.append((f"Ours, {group.size}: {task_title(group.task)}, {metric_name(metric)}", dots))
-    return panels
+    return dot_figure(title, panels)
