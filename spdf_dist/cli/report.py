@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     for line in results.damaged.values():
         print(f"spdf report: warning: {line}", file=sys.stderr)
     for found in results.unattributed:
-        print(f"spdf report: {found.path}: no record of what was scored; listed and not compared", file=sys.stderr)
+        print(f"spdf report: {found['path']}: no record of what was scored; listed and not compared", file=sys.stderr)
     if args.json:
         import json
 

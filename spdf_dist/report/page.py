@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from spdf_dist.base.numbers import MINUS
+from spdf_dist.base.numbers import MINUS, duration, power_label, short_count, signed
 from spdf_dist.config.yaml_reader import read_yaml_file
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from matplotlib.figure import Figure
 
-Rows = Sequence[Mapping[str, str]]
+Rows = Sequence[Mapping[str, Any]]
+FILTERS = {"short": short_count, "power": power_label, "signed": signed, "duration": duration}
 NOT_RUN, NOT_COMPUTED, NONE = EMPTY = ("not run", "not computed", "–")
 """Texts of cells without a value."""
 
@@ -53,19 +54,34 @@ class Plot:
     draw: Callable[[], Figure]
 
 
+def templates(folder: Path, **filters: Callable[..., str]) -> Environment:
+    """The jinja2 templates of a folder. A template of HTML escapes its values."""
+    from jinja2 import Environment, FileSystemLoader
+
+    made = Environment(loader=FileSystemLoader(folder), autoescape=lambda name: ".html" in (name or ""))
+    made.filters.update(FILTERS, **filters, anchor=lambda title: re.sub(r"[\W_]", "-", title.lower()))
+    return made
+
+
 class Texts:
     """The words of tables and figures in a YAML file: ``tables`` and ``figures``, each by name.
 
-    A table has ``title``, ``note`` and the number of ``labels``, a figure has ``title`` and ``caption``. Fields in
-    braces are filled.
+    A table has ``title``, ``note``, the number of ``labels``, and a jinja2 template for the cells of each column. A
+    figure has ``title`` and ``caption``. Fields in braces are filled.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **filters: Callable[..., str]) -> None:
         self.content: dict[str, Any] = read_yaml_file(path)
+        self.templates = templates(path.parent, **filters)
 
     def table(self, key: str, rows: Rows, *, name: str = "", synthetic: bool = False, **fields: Any) -> Table:
-        """A table with these rows. ``name`` is its file name, if it is not ``key``."""
+        """A table with the values of ``rows``, or with their cells if the file has no columns for it.
+
+        ``name`` is its file name, if it is not ``key``.
+        """
         text = self.content["tables"][key]
+        if columns := {column: self.templates.from_string(cell) for column, cell in text.get("columns", {}).items()}:
+            rows = [{column: cell.render(row) for column, cell in columns.items()} for row in rows]
         title, note = (text.get(part, "").format(**fields) for part in ("title", "note"))
         return Table(name or key, title, rows, note, synthetic, text.get("labels", 1))
 
@@ -108,14 +124,5 @@ def render_page(
             headline numbers as (number, label).
     """
     shown = [section for section in sections if section.plots or section.tables or section.intro]
-    page = templates(Path(__file__).parent).get_template("page.html.j2")
+    page = TEXTS.templates.get_template("page.html.j2")
     return page.render(sections=shown, figures=figures, colours=colours, EMPTY=EMPTY, **texts)
-
-
-def templates(folder: Path, **filters: Callable[..., str]) -> Environment:
-    """The jinja2 templates of a folder. A template of HTML escapes its values."""
-    from jinja2 import Environment, FileSystemLoader
-
-    made = Environment(loader=FileSystemLoader(folder), autoescape=lambda name: ".html" in (name or ""))
-    made.filters.update(filters, anchor=lambda title: re.sub(r"[\W_]", "-", title.lower()))
-    return made

@@ -14,26 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from spdf_dist.accounting.parameters import total_parameters
+from spdf_dist.checkpoint.lineage import RUN_KINDS
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import FinetuneConfig
 from spdf_dist.data.tasks import all_tasks
 from spdf_dist.report.runs import Run, is_run, read_run, typed_config
-from spdf_dist.report.scores import TEXT, Score, ScoreGroup, Unattributed, group_scores
+from spdf_dist.report.scores import TEXT, Score, ScoreGroup, group_scores, task_title
 from spdf_dist.report.speedups import is_gemm_bench
 from spdf_dist.report.variants import Variant, difference_names, group_by, group_variants, name_variants
 from spdf_dist.scoring.metrics import LOSSES
-from spdf_dist.workflow_folder import (
-    FINETUNE,
-    PRETRAIN,
-    REPORT,
-    candidates,
-    job_folder,
-    job_of,
-    outdated,
-    read_json,
-    selections,
-)
+from spdf_dist.workflow_folder import REPORT, candidates, job_folder, job_of, outdated, read_json, selections
 
+PRETRAIN, FINETUNE = RUN_KINDS
 NOT_SEARCHED = ("checkpoints", "tensorboard", "report", "logs", "tokenizer")
 """Names of folders that never contain results."""
 LARGEST_RESULT = 16 << 20
@@ -48,7 +40,8 @@ class Results:
     folders: list[Path]
     runs: list[Run] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
-    unattributed: list[Unattributed] = field(default_factory=list)
+    unattributed: list[dict[str, Any]] = field(default_factory=list)
+    """Scores without a record of their checkpoint: ``path``, ``task`` and ``metrics``. They are not compared."""
     workflows: list[Path] = field(default_factory=list)
     """Workflow folders among the given folders or above them."""
     bench: dict[str, Any] = field(default_factory=dict)
@@ -89,11 +82,8 @@ class Results:
     def ordered(self, runs: Iterable[Run]) -> list[Run]:
         """Runs sorted by size, then variant in reading order, then seed."""
         place = {name: k for k, name in enumerate(self.variants)}
-
-        def key(run: Run) -> tuple[int, int, int]:
-            return total_parameters(run.model) if run.model else 0, place[run.variant], run.config.seed
-
-        return sorted(runs, key=key)
+        sizes = {run.size(): total_parameters(run.model) if run.model else 0 for run in self.runs}
+        return sorted(runs, key=lambda run: (sizes[run.size()], place[run.variant], run.config.seed))
 
     def name_of(self, run: Run) -> str:
         """The variant, with the model size where the report has several sizes."""
@@ -202,7 +192,7 @@ def scored_runs(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The runs in the record of an evaluation, newest first, as entries of a lineage; empty without a record."""
     try:
         lineage = content["provenance"]["checkpoint"]["lineage"]
-        return [entry for entry in lineage if entry["kind"] in (PRETRAIN, FINETUNE) and entry["config"]]
+        return [entry for entry in lineage if entry["kind"] in RUN_KINDS and entry["config"]]
     except (KeyError, TypeError):
         return []
 
@@ -282,7 +272,7 @@ def add_score(results: Results, path: Path, content: dict[str, Any]) -> None:
         return
     run, task = recorded_run(results, scored_runs(content)), str(content.get("task") or TEXT)
     if run is None:
-        results.unattributed.append(Unattributed(path, task, metrics))
+        results.unattributed.append({"path": path, "task": task_title(task), "metrics": metrics})
         return
     if run not in results.runs and job is not None:
         run.label = job.variant

@@ -53,15 +53,6 @@ class Score:
         return self.run.origin.seed if self.run.origin else None
 
 
-@dataclass(frozen=True)
-class Unattributed:
-    """Scores in a file without a record of their checkpoint. They are listed but not compared."""
-
-    path: Path
-    task: str
-    metrics: dict[str, float | None]
-
-
 @dataclass
 class ScoreRow:
     """Scores that differ only in their seeds."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pandas as pd
 
 from spdf_dist.accounting.flops import linears_share
 from spdf_dist.accounting.parameters import linear_parameters
-from spdf_dist.base.numbers import duration, power_label, short_count, signed
+from spdf_dist.base.numbers import short_count, signed
 from spdf_dist.report.estimates import estimate
 from spdf_dist.report.page import NONE, NOT_COMPUTED, TEXTS, Table
 from spdf_dist.report.results import Results
 from spdf_dist.report.runs import Run
-from spdf_dist.report.scores import ScoreGroup, ScoreRow, metric_name, task_title
+from spdf_dist.report.scores import ScoreGroup, ScoreRow, metric_name
 from spdf_dist.report.variants import Variant, group_by
 from spdf_dist.workflow_folder import REPORT, all_jobs
 
@@ -28,28 +29,22 @@ def summary_table(results: Results) -> Table:
     return TEXTS.table("summary", rows, synthetic=results.synthetic)
 
 
-def summary_row(variant: Variant) -> dict[str, str]:
-    """The row of one variant, by column."""
+def summary_row(variant: Variant) -> dict[str, Any]:
+    """The values of the row of one variant."""
     runs, first, base = variant.runs, variant.first, variant.base
-    model, kept = variant.model, linear_parameters(variant.model, first.sparsity)
-    loss, dense_loss = estimate(variant.losses), estimate(base.losses) if base else None
-    loss_text = loss.text() if loss else NONE
-    if loss and dense_loss and not first.untrained:
-        loss_text += f"\n{signed(loss.mean - dense_loss.mean)} to dense"
-    of_dense = f"\n{variant.flops / base.flops:.3f}x dense" if base and base.flops and variant.flops else ""
     seconds = [run.last("seconds") for run in runs if len(run.curve)]
     return {
-        "variant": variant.name + unfinished_text(variant.members),
-        "parameters": variant.size,
-        "linear weights": f"{short_count(kept)}\n{kept / linear_parameters(model):.0%} kept",
-        "linears' share of dense FLOPs": f"{linears_share(model):.0%}",
-        "tokens": short_count(max(run.last("tokens") for run in runs)),
-        "validation loss": loss_text,
-        "pre-training FLOPs": power_label(variant.flops) + of_dense,
-        "tokens/s": short_count(variant.speed) + execution_text(first) if variant.speed else NONE,
-        "time in steps": duration(mean(seconds)) if seconds else NONE,
-        "fine-tuned, validation loss": finetuning_text(variant.finetuning),
-        "runs": str(len(variant.members)),
+        "variant": variant,
+        "unfinished": unfinished_text(variant.members),
+        "kept": linear_parameters(variant.model, first.sparsity),
+        "linear": linear_parameters(variant.model),
+        "share": linears_share(variant.model),
+        "tokens": max(run.last("tokens") for run in runs),
+        "loss": estimate(variant.losses),
+        "dense_loss": estimate(base.losses) if base and not first.untrained else None,
+        "execution": execution_text(first),
+        "seconds": mean(seconds) if seconds else None,
+        "finetuning": finetuning_text(variant.finetuning),
     }
 
 
@@ -109,40 +104,17 @@ def score_text(row: ScoreRow, metric: str) -> str:
     return f"{text}\n{signed(value.mean - dense.mean, digits)} to dense"
 
 
-def unattributed_table(results: Results) -> Table:
-    """Scores whose files have no record of the checkpoint, split and settings."""
-    rows = []
-    for found in results.unattributed:
-        values = [f"{name} {NONE if value is None else f'{value:.4g}'}" for name, value in found.metrics.items()]
-        rows.append({"file": str(found.path), "task": task_title(found.task), "scores": ", ".join(values)})
-    return TEXTS.table("unattributed", rows)
-
-
 def jobs_table(root: Path, results: Results) -> Table:
     """The state of each job of a workflow, with the reason of a failure."""
-    outdated = results.outdated_jobs(root)
-    rows = []
-    for job in (job for job in all_jobs(root) if job.kind != REPORT):
-        manifest = job.manifest()
-        row = {"job": job.id, "kind": job.kind, "state": str(manifest.get("status") or "not finished")}
-        row |= {key: str(manifest.get(key) or NONE) for key in ("attempts", "started", "ended")}
-        left_out = f"left out: {outdated[job.id]} has changed since" if job.id in outdated else ""
-        rows.append(row | {"reason": str(manifest.get("reason") or "") + left_out})
+    outdated, jobs = results.outdated_jobs(root), [job for job in all_jobs(root) if job.kind != REPORT]
+    rows = [{"job": job, "manifest": job.manifest(), "cause": outdated.get(job.id)} for job in jobs]
     name = root.resolve().name
     return TEXTS.table("jobs", rows, name=f"jobs-{name}", workflow=name)
 
 
 def runs_table(results: Results) -> Table:
     """All runs of the report, with their layouts and folders."""
-    rows = []
-    for run in results.runs:
-        parallel, training = run.config.parallel, run.config.training
-        layout = f"TP{parallel.tensor} ZeRO-{parallel.zero_stage} {training.precision}"
-        kind = ("fine-tuning" if run.is_finetuning else "pre-training") + (", not chosen" if run.rejected else "")
-        row = {"variant": run.variant, "kind": kind, "parameters": run.size(), "seed": str(run.config.seed)}
-        row |= {"steps": f"{run.steps:,}", "peak lr": str(training.lr), "layout": layout}
-        rows.append(row | {"skipped steps": str(run.skipped), "folder": str(run.path)})
-    return TEXTS.table("runs", rows)
+    return TEXTS.table("runs", [{"run": run, "config": run.config} for run in results.runs])
 
 
 def changes_table(results: Results) -> Table:
@@ -150,13 +122,11 @@ def changes_table(results: Results) -> Table:
     rows = []
     for run in results.runs:
         for record in run.changes:
-            row = {"variant": run.variant, "seed": str(run.config.seed), "after step": f"{record['after_step']:,}"}
-            for change in record["changes"]:
-                key, _, values = change.partition(": ")
+            for text in record["changes"]:
+                key, _, values = text.partition(": ")
                 old, _, new = values.partition(" -> ")
-                texts = (key, old, new) if new else (change, "", "")
-                names = ("change", "old value", "new value")
-                rows.append(row | {"time": record["time"]} | dict(zip(names, texts, strict=True)))
+                change = {"change": key, "old": old, "new": new} if new else {"change": text}
+                rows.append({"run": run, "record": record} | change)
     return TEXTS.table("changes", rows)
 
 

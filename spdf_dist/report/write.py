@@ -91,7 +91,7 @@ def result_sections(results: Results) -> list[Section]:
         Section(
             "Scores",
             plots=[plot for group in groups for plot in plots.score_plot(group, colours)],
-            tables=[*scores, tables.unattributed_table(results)],
+            tables=[*scores, TEXTS.table("unattributed", results.unattributed)],
         ),
         Section("Pre-training", plots=plots.pretraining_plots(results)),
         Section("Dense fine-tuning", plots=plots.finetuning_plots(results, keep_mask=False)),

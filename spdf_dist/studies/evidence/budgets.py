@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from spdf_dist.base.numbers import power_label, short_count, signed
+from spdf_dist.base.numbers import power_label, signed
 from spdf_dist.report.figures import new_panels
 from spdf_dist.report.page import Section, Table
 from spdf_dist.report.style import GRID, MUTED, variant_colours
@@ -18,13 +18,15 @@ from spdf_dist.studies.evidence.law import (
     WIDTHS,
     Array,
     Law,
+    Losses,
     Shape,
     best_at_budget,
     fit_law,
     law_points,
+    losses_at,
     percentiles,
-    predict,
     shape_of,
+    with_predictions,
 )
 from spdf_dist.studies.evidence.losses import COLOURS
 from spdf_dist.studies.evidence.rows import STUDY, TEXTS, Evidence
@@ -32,9 +34,6 @@ from spdf_dist.studies.evidence.rules import SENTENCES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Losses = dict[str, tuple[np.ndarray, np.ndarray]]
-DENSITIES = {"dense": 1.0, "50%": 0.5, "75%": 0.25, "87.5%": 0.125, "93.75%": 0.0625}
 
 
 def law_section(evidence: Evidence) -> Section:
@@ -49,65 +48,28 @@ def law_section(evidence: Evidence) -> Section:
         "Scaling law",
         [law_text(law, points, budgets, found)],
         [TEXTS.plot("evidence_law", law_figure, law, shape)],
-        [parameter_table(law), budget_table(budgets, found), point_table(points)],
+        [
+            parameter_table(law),
+            budget_table(budgets, found),
+            TEXTS.table("evidence_law_points", points.to_dict("records")),
+        ],
     )
-
-
-def with_predictions(law: Law, evidence: Evidence) -> pd.DataFrame:
-    """The points of the fit and those of the test, with the loss that the law predicts."""
-    points = pd.concat([law.points.assign(part="fit"), law_points(evidence, held_out=True).assign(part="test")])
-    return points.assign(law=predict(law.best, points.weights, points.tokens, points.density ** law.best[-1]))
-
-
-def losses_at(law: Law, shape: Shape, budgets: Array) -> Losses:
-    """By sparsity: the predicted loss at each budget, and the best width [1 + S, C each].
-
-    The first row is of the fitted law and the others of its bootstrap samples. The losses of sparse models are
-    differences to dense.
-    """
-    both = np.concatenate([law.best[None], law.samples])
-    found = {name: best_at_budget(both, shape, budgets, d, d ** both[:, -1]) for name, d in DENSITIES.items()}
-    dense, _ = found["dense"]
-    return {name: (loss if name == "dense" else loss - dense, width) for name, (loss, width) in found.items()}
 
 
 def parameter_table(law: Law) -> Table:
     """The fitted parameters."""
-    meanings = STUDY["law"]["parameters"]
-    found = [(name, meanings[name], law.value(name), *law.interval(name), law.identified(name)) for name in NAMES]
+    rows = [
+        {"name": name, "meaning": meaning, "value": law.value(name), "interval": law.interval(name)}
+        | {"identified": law.identified(name)}
+        for name, meaning in STUDY["law"]["parameters"].items()
+    ]
     for density in (0.5, 0.25):
         others = ", ".join(f"{who} {share(density):.2f}" for who, share in SHARES.items())
-        text = f"share of its size that {1 - density:.0%} is worth ({others})"
-        found.append((f"{density}^gamma", text, *law.share(density), law.identified("gamma")))
-    rows = [
-        {
-            "parameter": name,
-            "meaning": text,
-            "value": f"{value:.3f}",
-            "95%": f"[{low:.3f}, {high:.3f}]",
-            "identified": "yes" if identified else "no",
-        }
-        for name, text, value, low, high, identified in found
-    ]
+        meaning = f"share of its size that {1 - density:.0%} is worth ({others})"
+        value, *interval = law.share(density)
+        row = {"name": f"{density}^gamma", "meaning": meaning, "value": value, "interval": interval}
+        rows.append(row | {"identified": law.identified("gamma")})
     return TEXTS.table("evidence_law", rows, points=len(law.points), residuals=law.deviation)
-
-
-def point_table(points: pd.DataFrame) -> Table:
-    """The points of the fit and of the test."""
-    rows = [
-        {
-            "width": str(point.width),
-            "density": f"{point.density:.4g}",
-            "tokens": short_count(point.tokens),
-            "FLOPs": power_label(point.flops),
-            "loss (seeds)": f"{point.loss:.3f} ({point.seeds})",
-            "law": f"{point.law:.3f}",
-            "difference": signed(point.loss - point.law),
-            "part": point.part,
-        }
-        for point in points.itertuples()
-    ]
-    return TEXTS.table("evidence_law_points", rows)
 
 
 def budget_table(budgets: Array, found: Losses) -> Table:

@@ -27,6 +27,8 @@ LOW, HIGH = np.array([0.05, 0.05, -0.5]), np.array([1.5, 1.5, 1.5])
 """Bounds of alpha, beta, gamma."""
 GRID, ROUNDS, SHRINK = 5, 18, 0.65
 SAMPLES = 300
+Losses = dict[str, tuple[np.ndarray, np.ndarray]]
+DENSITIES = {"dense": 1.0, "50%": 0.5, "75%": 0.25, "87.5%": 0.125, "93.75%": 0.0625}
 WIDTHS = range(16, 257, 8)
 """Widths among which the law chooses the best for a budget."""
 
@@ -231,3 +233,21 @@ def best_at_budget(
         for width in WIDTHS
     ])  # fmt: skip
     return losses.min(0), np.array(WIDTHS)[losses.argmin(0)]
+
+
+def with_predictions(law: Law, evidence: Evidence) -> pd.DataFrame:
+    """The points of the fit and those of the test, with the loss that the law predicts."""
+    points = pd.concat([law.points.assign(part="fit"), law_points(evidence, held_out=True).assign(part="test")])
+    return points.assign(law=predict(law.best, points.weights, points.tokens, points.density ** law.best[-1]))
+
+
+def losses_at(law: Law, shape: Shape, budgets: Array) -> Losses:
+    """By sparsity: the predicted loss at each budget, and the best width [1 + S, C each].
+
+    The first row is of the fitted law and the others of its bootstrap samples. The losses of sparse models are
+    differences to dense.
+    """
+    both = np.concatenate([law.best[None], law.samples])
+    found = {name: best_at_budget(both, shape, budgets, d, d ** both[:, -1]) for name, d in DENSITIES.items()}
+    dense, _ = found["dense"]
+    return {name: (loss if name == "dense" else loss - dense, width) for name, (loss, width) in found.items()}

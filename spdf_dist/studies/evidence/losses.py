@@ -9,10 +9,10 @@ import pandas as pd
 from spdf_dist.base.numbers import signed
 from spdf_dist.report.estimates import Estimate, paired
 from spdf_dist.report.figures import Dot, dot_figure
-from spdf_dist.report.page import NONE, Plot, Table
+from spdf_dist.report.page import Plot, Table
 from spdf_dist.report.style import variant_colours
 from spdf_dist.studies.evidence.rows import TEXTS, Evidence
-from spdf_dist.studies.evidence.rules import LEVELS, MARGIN, TASKS, Finding, interval_text, loss_text
+from spdf_dist.studies.evidence.rules import LEVELS, MARGIN, TASKS, Finding
 
 COLOURS = variant_colours(["dense", "50%", "75%", "87.5%", "93.75%"])
 
@@ -57,16 +57,9 @@ def tuned_table(evidence: Evidence) -> Table:
             points["75%, fine-tuned under its mask"] = ("e2e-masked", "s75")
         for name, (job, variant) in points.items():
             losses, dense = evidence.losses(job, variant), evidence.losses(*points["dense"])
-            share = loss_text(recovered(evidence, task, variant)) if name in LEVELS.values() else NONE
-            rows.append(
-                {
-                    "task": title,
-                    "pre-training": name,
-                    "validation loss ↓": loss_text(losses),
-                    "minus dense": NONE if name == "dense" else interval_text(paired(losses, dense)),
-                    "recovered share R": share,
-                }
-            )
+            share = recovered(evidence, task, variant) if name in LEVELS.values() else None
+            row = {"task": title, "name": name, "losses": losses, "difference": paired(losses, dense), "share": share}
+            rows.append(row)
     return TEXTS.table("evidence_tuned", rows)
 
 

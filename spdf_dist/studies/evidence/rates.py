@@ -51,16 +51,15 @@ def optimum(line: pd.Series) -> tuple[float, bool]:
 
 def rate_table(evidence: Evidence) -> Table:
     """The best rate of each line of the figure of rates, and the rule of weight decay."""
-    columns = ("parameterization", "model", "best rate of the grid", "optimum by a parabola", "loss there")
     rows = []
     for name, lines in rate_lines(evidence).items():
         for label, line in lines.items():
-            rate, is_inside = optimum(line)
-            place = f"{rate:.2g}" if is_inside else "at the end of the grid"
-            rows.append((name, label, f"{line.idxmin():g}", place, f"{line.min():.3f}"))
-    for row in evidence.at("decay-rule").itertuples():
-        rows.append(("SuPar", "75%, rate times decay kept", f"{row.lr:g}", NONE, f"{row.loss:.3f}"))
-    return TEXTS.table("evidence_rates", [dict(zip(columns, row, strict=True)) for row in rows])
+            best, is_inside = optimum(line)
+            place = f"{best:.2g}" if is_inside else "at the end of the grid"
+            rows.append({"name": name, "label": label, "rate": line.idxmin(), "place": place, "loss": line.min()})
+    for row in evidence.at("decay-rule").to_dict("records"):
+        rows.append(row | {"name": "SuPar", "label": "75%, rate times decay kept", "rate": row["lr"], "place": NONE})
+    return TEXTS.table("evidence_rates", rows)
 
 
 def rate_text(evidence: Evidence) -> str:

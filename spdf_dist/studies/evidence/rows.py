@@ -14,6 +14,7 @@ import pandas as pd
 
 from spdf_dist.accounting.parameters import linear_parameters, real_sparsity, total_parameters
 from spdf_dist.config.errors import UserError
+from spdf_dist.config.load import flatten, to_tree
 from spdf_dist.config.schema import AnyConfig, FinetuneConfig, PretrainConfig, TrainingConfig
 from spdf_dist.report.page import NOT_RUN, Texts
 from spdf_dist.report.results import Results
@@ -23,7 +24,7 @@ from spdf_dist.workflow_folder import PLAN, JobRecord, all_jobs, failure, read_j
 
 TEXTS = Texts(Path(__file__).with_name("study.yaml"))
 STUDY = TEXTS.content
-COLUMNS = {name: kind for name, (kind, _) in STUDY["columns"].items()}
+COLUMNS = {name: kind for name, (kind, *_) in STUDY["columns"].items()}
 ROWS = "evidence.csv"
 SIGN = {"cooldown-10", "dense-equal"}
 """A workflow with jobs of these names is an evidence study."""
@@ -119,18 +120,9 @@ def row_of(results: Results, job: JobRecord) -> dict[str, Any]:
 
 def describe(config: PretrainConfig) -> dict[str, Any]:
     """The columns about the model, its masks and its parameterization."""
-    model, sparsity, training = config.model, config.sparsity, config.training
-    row: dict[str, Any] = {
-        "layers": model.num_layers,
-        "width": model.hidden_size,
-        "seq_length": model.seq_length,
-        "vocab_size": model.vocab_size,
-        "parameters": total_parameters(model),
-        "linear": linear_parameters(model),
-        "level": 0.0,
-        "parameterization": training.parameterization,
-        "init_std": training.init_std,
-    }
+    model, sparsity, values = config.model, config.sparsity, flatten(to_tree(config))
+    row = {name: values[key] for name, (_, _, *keys) in STUDY["columns"].items() for key in keys}
+    row |= {"parameters": total_parameters(model), "linear": linear_parameters(model), "level": 0.0}
     if sparsity.level:
         row |= {"level": real_sparsity(model, sparsity), "algorithm": sparsity.algorithm}
         row["pattern"] = sparsity.pattern + (" permuted" if sparsity.permute else "")

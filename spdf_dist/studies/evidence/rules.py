@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from spdf_dist.base.numbers import duration, signed
+from spdf_dist.base.numbers import signed
 from spdf_dist.report.estimates import Estimate, estimate, t_95
-from spdf_dist.report.page import NOT_RUN, Table, templates
+from spdf_dist.report.page import NOT_RUN, Table
 from spdf_dist.studies.evidence.rows import STUDY, TEXTS
 
 SUPPORTED, NOT_SUPPORTED, UNDECIDED = "supported", "not supported", "undecided"
@@ -104,8 +103,7 @@ class Hypothesis:
     @property
     def table(self) -> Table:
         """The rows of the hypothesis."""
-        measure = STUDY["hypotheses"][self.name]["measure"]
-        rows = [{"": f.label, measure: interval_text(f.value), "verdict": f.verdict_text} for f in self.findings]
+        rows = [{"row": row} for row in self.findings]
         return TEXTS.table(f"evidence_{self.name.lower()}", rows, verdict=self.verdict)
 
 
@@ -113,9 +111,9 @@ def verdict_table(found: Iterable[Hypothesis]) -> Table:
     """The verdict on each hypothesis."""
     rows = []
     for one in found:
-        claim = STUDY["hypotheses"][one.name]["claim"]
         texts = [f"{row.label}: {row.verdict_text}" for row in one.findings if not row.control]
-        rows.append({"hypothesis": one.name, "claim": claim, "verdict": one.verdict, "rows": "\n".join(texts)})
+        row = {"hypothesis": one.name, "claim": STUDY["claims"][one.name], "verdict": one.verdict}
+        rows.append(row | {"rows": "\n".join(texts)})
     return TEXTS.table("evidence_verdicts", rows)
 
 
@@ -135,6 +133,6 @@ def loss_text(losses: Iterable[float | None], missing: str = NOT_RUN) -> str:
     return value.text() if value else missing
 
 
-TEMPLATES = templates(Path(__file__).parent, signed=signed, duration=duration, interval=interval_text)
-SENTENCES: Any = TEMPLATES.get_template("sentences.j2").module
+TEXTS.templates.filters |= {"interval": interval_text, "loss": loss_text}
+SENTENCES: Any = TEXTS.templates.get_template("sentences.j2").module
 """Functions that return the sentences of the study."""

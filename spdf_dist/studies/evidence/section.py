@@ -22,8 +22,8 @@ from spdf_dist.studies.evidence.methods import (
     reading,
 )
 from spdf_dist.studies.evidence.rates import rate_table, rate_text, rates_plot
-from spdf_dist.studies.evidence.rows import DONE, STUDY, Evidence
-from spdf_dist.studies.evidence.rules import MARGIN, SENTENCES, TEMPLATES, Hypothesis, verdict_table
+from spdf_dist.studies.evidence.rows import DONE, STUDY, TEXTS, Evidence
+from spdf_dist.studies.evidence.rules import MARGIN, SENTENCES, Hypothesis, verdict_table
 from spdf_dist.studies.evidence.sizes import large_models_lose_less, size_table, sizes_plot
 
 FIELD = re.compile(r"(<!-- evidence ([\w-]+) -->).*?(<!-- end -->)", re.DOTALL)
@@ -98,7 +98,7 @@ def filled_pages(
     """
     if pages and not found:
         raise UserError("--markdown: there is no evidence study in the folders (see configs/workflows/study_cpu.yaml)")
-    filled, template = {}, TEMPLATES.get_template("results.md.j2")
+    filled, template = {}, TEXTS.templates.get_template("results.md.j2")
     for page in pages:
         figures = Path(os.path.relpath(out.resolve(), page.resolve().parent)).as_posix()
         results = template.render(state=state_text(evidence), sections=found, figures=figures, command=command)

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from spdf_dist.base.numbers import short_count
 from spdf_dist.report.estimates import paired
 from spdf_dist.report.figures import DASHES, new_axes
-from spdf_dist.report.page import NONE, Plot, Table
+from spdf_dist.report.page import Plot, Table
 from spdf_dist.report.plots import LOSS
 from spdf_dist.studies.evidence.figures import draw_line, plain_ticks
 from spdf_dist.studies.evidence.losses import COLOURS
 from spdf_dist.studies.evidence.rows import STUDY, TEXTS, Evidence
-from spdf_dist.studies.evidence.rules import LEVELS, Finding, interval_text, loss_text
+from spdf_dist.studies.evidence.rules import LEVELS, Finding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -113,21 +112,12 @@ def large_models_lose_less(evidence: Evidence) -> list[Finding]:
 def size_table(evidence: Evidence) -> Table:
     """Losses at each size for H3."""
     rows = []
-    for tuned, what in ((False, "pre-training"), (True, "E2E")):
-        found = sizes(evidence, tuned=tuned)
+    for what, found in (("pre-training", sizes(evidence)), ("E2E", sizes(evidence, tuned=True))):
         every, linear = size_multipliers(found), size_multipliers(found, linear=True)
         for size in found:
-            outside = outside_text(every[size.width])
-            row = {
-                "loss of": what,
-                "width: parameters": f"{size.width}: {short_count(size.parameters)}",
-                "dense": loss_text(size.dense),
-                "75%": loss_text(size.sparse),
-                "75% minus dense": interval_text(paired(size.sparse, size.dense)),
-                "m": loss_text(inside(every[size.width]), NONE) + (f"\n{outside}" if outside else ""),
-                "m, linear layers only": loss_text(inside(linear[size.width]), NONE),
-            }
-            rows.append(row)
+            row = {"what": what, "size": size, "difference": paired(size.sparse, size.dense)}
+            row |= {"m": inside(every[size.width]), "linear": inside(linear[size.width])}
+            rows.append(row | {"outside": outside_text(every[size.width])})
     return TEXTS.table("evidence_sizes", rows)
 
 
