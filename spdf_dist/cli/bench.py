@@ -160,9 +160,11 @@ def run_gemm(args: argparse.Namespace) -> int:
     import torch
     from spdf_kernels import bench
 
+    from spdf_dist.base.extras import require_extra
     from spdf_dist.base.numbers import duration
-    from spdf_dist.report.speedups import write_speedup_figure
 
+    if args.plot:
+        require_extra("report", "--plot")
     machine = bench.machine()
     all_cores = int(machine["cores"])
     threads = args.threads or ([all_cores] if args.plot else sorted({1, all_cores}))
@@ -209,6 +211,8 @@ def run_gemm(args: argparse.Namespace) -> int:
         "state": states,
     }
     if args.plot:
+        from spdf_dist.report.speedups import write_speedup_figure
+
         on = f"{threads[0]} thread" + ("s" if threads[0] > 1 else "")
         title = f"{shapes[0][0]} x {shapes[0][1]}, {tokens} tokens, {args.dtype}, {on}"
         table = write_speedup_figure(args.plot, [r for r in results if r["op"] in bench.OPERATIONS], title)

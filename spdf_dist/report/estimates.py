@@ -13,14 +13,13 @@ from spdf_dist.base.numbers import signed
 
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Two-sided 95% quantiles of Student's t for 1, 2, ... degrees of freedom."""
-Z_95 = 1.959964
 
 
 def t_95(freedom: int) -> float:
     """Two-sided 95% quantile of Student's t; above the table an expansion (Abramowitz and Stegun, 26.7.5)."""
     if freedom <= len(T_95):
         return T_95[freedom - 1]
-    z = Z_95
+    z = 1.959964  # of the normal distribution
     terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return z + sum(term / freedom**k for k, term in enumerate(terms, 1))
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from spdf_dist.base.numbers import power_label, short_count
 from spdf_dist.report.style import INK, MUTED, PAPER
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDTH = 5.4
 """Width of a figure in inches."""
@@ -50,8 +49,6 @@ class Dot:
 
 def new_axes(title: str, x_label: str, y_label: str, height: float) -> tuple[Figure, Axes]:
     """A figure with one panel."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(WIDTH, height))
     return figure, figure.add_subplot(title=title, xlabel=x_label, ylabel=y_label)
 
@@ -63,8 +60,6 @@ def new_panels(
 
     ``share``: the panels have the same limits on both axes.
     """
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(WIDTH, height))
     figure.suptitle(title, x=0.02, ha="left", fontweight="semibold", fontsize=11.5)
     ratios = {"height_ratios": heights}
@@ -81,8 +76,9 @@ def add_legend(axes: Axes, location: str = "upper right") -> None:
 
 def bar_figure(title: str, x_label: str, bars: Sequence[Bar], part_names: Sequence[str] = ()) -> Figure:
     """Horizontal bars, each with its label above and its note to the right. Later parts of a bar are lighter."""
-    several = len(part_names) > 1
-    figure, axes = new_axes(title, x_label, "", 1.0 + 0.55 * len(bars) + 0.25 * several)
+    if part_names:
+        x_label += f" (solid: {part_names[0]}, light: {part_names[1]})"
+    figure, axes = new_axes(title, x_label, "", 1.0 + 0.55 * len(bars))
     longest = max((sum(bar.parts) for bar in bars), default=1) or 1
     for row, bar in enumerate(bars):
         left = 0.0
@@ -96,12 +92,6 @@ def bar_figure(title: str, x_label: str, bars: Sequence[Bar], part_names: Sequen
     axes.set_xlim(0, longest * 1.5)
     number = power_label if longest >= 1e12 else short_count
     axes.xaxis.set_major_formatter(lambda value, _: number(value))
-    if several:
-        axes.set_title(title, pad=24)
-        text = f"solid: {part_names[0]} · light: {part_names[1]}"
-        axes.annotate(
-            text, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", color=MUTED, fontsize=9
-        )
     return figure
 
 

@@ -7,16 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
 
 from spdf_dist.base.numbers import MINUS, duration, power_label, short_count, signed
 from spdf_dist.config.yaml_reader import read_yaml_file
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Any]]
 FILTERS = {"short": short_count, "power": power_label, "signed": signed, "duration": duration}
@@ -55,10 +53,10 @@ class Plot:
 
 
 def templates(folder: Path, **filters: Callable[..., str]) -> Environment:
-    """The jinja2 templates of a folder. A template of HTML escapes its values."""
-    from jinja2 import Environment, FileSystemLoader
-
-    made = Environment(loader=FileSystemLoader(folder), autoescape=lambda name: ".html" in (name or ""))
+    """The jinja2 templates of a folder. A template of HTML escapes its values; an unknown name is an error."""
+    made = Environment(
+        loader=FileSystemLoader(folder), autoescape=lambda name: ".html" in (name or ""), undefined=StrictUndefined
+    )
     made.filters.update(FILTERS, **filters, anchor=lambda title: re.sub(r"[\W_]", "-", title.lower()))
     return made
 
@@ -98,7 +96,7 @@ TEXTS = Texts(Path(__file__).with_name("texts.yaml"))
 
 @dataclass
 class Section:
-    """A heading with text, figures and tables. A section without any is not shown."""
+    """A heading with text, figures and tables."""
 
     title: str
     intro: Sequence[str] = ()
@@ -109,20 +107,3 @@ class Section:
 
     def __post_init__(self) -> None:
         self.tables = [table for table in self.tables if table.rows]
-
-
-def render_page(
-    *, sections: Sequence[Section], figures: Mapping[str, str], colours: Mapping[str, str], **texts: Any
-) -> str:
-    """The HTML text of the page.
-
-    Args:
-        sections: the parts of the page.
-        figures: SVG of each plot, by name.
-        colours: colour of each variant.
-        texts: ``title``, ``counts`` and ``shares`` for the line below it, ``warning``, ``command``, and ``cards``, the
-            headline numbers as (number, label).
-    """
-    shown = [section for section in sections if section.plots or section.tables or section.intro]
-    page = TEXTS.templates.get_template("page.html.j2")
-    return page.render(sections=shown, figures=figures, colours=colours, EMPTY=EMPTY, **texts)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from spdf_dist.accounting.parameters import total_parameters
 from spdf_dist.base.numbers import power_label, short_count, time_unit
 from spdf_dist.report.figures import DASHES, MARKERS, Bar, Dot, add_legend, bar_figure, dot_figure, new_axes
 from spdf_dist.report.page import TEXTS, Plot
@@ -17,9 +16,6 @@ from spdf_dist.report.runs import Run
 from spdf_dist.report.scores import ScoreGroup, metric_name, task_title
 from spdf_dist.report.style import variant_colours
 from spdf_dist.report.variants import group_by
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LOSS = "loss, nats per token"
 X_AXES = {
@@ -43,8 +39,7 @@ def smooth(values: pd.Series) -> pd.Series:
 
 def visible_range(curves: Sequence[pd.Series]) -> tuple[float, float] | None:
     """Limits of the y axis that show every curve except the steep first 4% of its points; None without values."""
-    values = [y[np.isfinite(y)] for y in curves]
-    values = [y for y in values if len(y)]
+    values = [finite for y in curves if len(finite := y[np.isfinite(y)])]
     if not values:
         return None
     low, high = min(y.min() for y in values), max(y[len(y) // 25 :].max() for y in values)
@@ -59,9 +54,7 @@ def loss_figure(title: str, results: Results, runs: Sequence[Run], column: str, 
     unfinished run is thinner. Training losses are moving averages over faint values. ``validation`` shows each
     validation loss as a point instead.
     """
-    counts = {run.size(): total_parameters(run.model) for run in results.pretraining if run.model}
-    sizes = sorted(counts, key=lambda size: -counts[size])
-    colours = variant_colours(results.variants)
+    sizes, colours = results.sizes, variant_colours(results.variants)
     x_label, x_format = X_AXES[column]
     scale = 1.0
     if column == "seconds":

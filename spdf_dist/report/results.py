@@ -85,10 +85,15 @@ class Results:
         sizes = {run.size(): total_parameters(run.model) if run.model else 0 for run in self.runs}
         return sorted(runs, key=lambda run: (sizes[run.size()], place[run.variant], run.config.seed))
 
+    @property
+    def sizes(self) -> list[str]:
+        """The model sizes of the pre-training runs, largest first."""
+        counts = {run.size(): total_parameters(run.model) for run in self.pretraining if run.model}
+        return sorted(counts, key=lambda size: -counts[size])
+
     def name_of(self, run: Run) -> str:
         """The variant, with the model size where the report has several sizes."""
-        sizes = {other.size() for other in self.pretraining}
-        return f"{run.variant}, {run.size()}" if len(sizes) > 1 else run.variant
+        return f"{run.variant}, {run.size()}" if len(self.sizes) > 1 else run.variant
 
     def pretrained_variants(self) -> list[Variant]:
         """The variants of the pre-training runs, sorted."""
@@ -157,8 +162,7 @@ def read_results(folders: Sequence[Path], names: Mapping[Path, str] | None = Non
     contents = {path: content for path, content in found.items() if content}
     for content in contents.values():  # the runs that an evaluation names are added too
         for entry in scored_runs(content):
-            if entry.get("path"):
-                add_run(results, Path(entry["path"]).parent.parent)
+            add_run(results, folder_of(entry))
     for run in results.runs:
         run.parent = origin_of(results, run)
     parents = dict.fromkeys(run.parent for run in results.runs if run.parent)
@@ -197,13 +201,17 @@ def scored_runs(content: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
 
 
+def folder_of(entry: Mapping[str, Any]) -> Path:
+    """The run folder of a checkpoint in a lineage. Where its path is unknown, the folder does not exist."""
+    return Path(str(entry.get("path") or "unknown/checkpoints/unknown")).parent.parent
+
+
 def recorded_run(results: Results, entries: Sequence[dict[str, Any]]) -> Run | None:
     """The run of the first entry: that with its checkpoint or folder, else one from the record; None without any."""
     if not entries:
         return None
     entry, *older = entries
-    folder = Path(str(entry.get("path") or "unknown")).parent.parent
-    digest = str(entry.get("manifest_sha256"))
+    folder, digest = folder_of(entry), str(entry.get("manifest_sha256"))
     found = results.run_of(digest) or results.run_at(folder)
     if found is not None and found.is_finetuning == (entry["kind"] == FINETUNE):
         return found

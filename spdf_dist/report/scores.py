@@ -47,11 +47,6 @@ class Score:
         """Name of the split in tables; empty for a test set without parts."""
         return find_task(self.task).split_title(self.split) if self.task in task_names() else self.split
 
-    @property
-    def pretraining_seed(self) -> int | None:
-        """The seed by which variants are paired; None where the pre-training run is unknown."""
-        return self.run.origin.seed if self.run.origin else None
-
 
 @dataclass
 class ScoreRow:
@@ -72,8 +67,8 @@ class ScoreRow:
         return estimate(self.by_seed(metric) * scale)
 
     def by_seed(self, metric: str) -> pd.Series:
-        """The values of a metric, with the seeds of pre-training as index."""
-        seeds = [score.pretraining_seed for score in self.scores]
+        """The values of a metric, with the seeds of pre-training as index; NaN for an unknown seed."""
+        seeds = [score.run.origin.seed if score.run.origin else None for score in self.scores]
         return pd.Series([score.metrics.get(metric) for score in self.scores], seeds, dtype=float)
 
     def difference(self, metric: str) -> Estimate | None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
 from spdf_dist.base.atomic_files import write_bytes, write_text
-from spdf_dist.base.extras import require_extra
 from spdf_dist.report.figures import DASHES, MARKERS, add_legend, new_axes
 from spdf_dist.report.style import MUTED, drawing, to_png, to_svg
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLOURS = {"forward": "#2f7fc4", "dx": "#1b9c78", "dw": "#e0672b"}
 COLUMNS = (
@@ -25,11 +23,9 @@ COLUMNS = (
 
 def is_gemm_bench(content: dict[str, Any]) -> bool:
     """Whether a JSON object is the output of ``spdf bench gemm --json``."""
-    results = content.get("results")
-    needed = {"op", "speedup", "sparsity", "out", "in"}
-    return (
-        bool(results) and isinstance(results, list) and all(isinstance(r, dict) and needed <= set(r) for r in results)
-    )
+    results, needed = content.get("results"), {"op", "speedup", "sparsity", "out", "in"}
+    rows = results if isinstance(results, list) else []
+    return bool(rows) and all(isinstance(row, dict) and needed <= set(row) for row in rows)
 
 
 def largest_square(bench: dict[str, Any]) -> list[dict[str, Any]]:
@@ -77,9 +73,6 @@ def write_speedup_figure(path: Path, results: Sequence[dict[str, Any]], title: s
 
     The suffix of ``path`` is .png or .svg. Returns the path of the CSV.
     """
-    require_extra("report", "--plot")
-    import pandas as pd
-
     with drawing():
         figure = speedup_figure(title, results)
         data = to_png(figure) if path.suffix == ".png" else to_svg(figure, "speedup").encode()

@@ -23,8 +23,8 @@ MUTED_PARTS = ("axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"
 COLOURS = {"axes.titlecolor": INK, "text.color": INK, "grid.color": GRID} | dict.fromkeys(MUTED_PARTS, MUTED)
 
 FIXED = {"dense": "#2f7fc4", "untrained": "#8d969f", "paper": "#8d969f", "small": "#7f7bd1", "stopped": "#4fa7b8"}
-LEVEL_COLOURS = {"50": "#1b9c78", "75": "#e0672b", "90": "#d04a6b"}
-CYCLE = ("#b565b8", "#c59a16", "#8a9a2e", "#4fa7b8", "#7f7bd1", *LEVEL_COLOURS.values())
+LEVELS = {"50": "#1b9c78", "75": "#e0672b", "90": "#d04a6b"}
+CYCLE = ("#b565b8", "#c59a16", "#8a9a2e", "#4fa7b8", "#7f7bd1", *LEVELS.values())
 """Colours of all other variants. Those of the levels come last."""
 SIZE = re.compile(r"^\d[\d.]*[kmb]-", re.IGNORECASE)
 PLAIN_LEVEL = re.compile(r"s?(\d{2})%?( sparse)?")
@@ -42,13 +42,12 @@ def variant_colours(variants: Sequence[str]) -> dict[str, str]:
     for kind in kinds:
         what = kind.rpartition("-")[2]
         level = PLAIN_LEVEL.fullmatch(what)
-        wanted = FIXED.get(what) or (LEVEL_COLOURS.get(level[1]) if level else None)
+        wanted = LEVELS.get(level[1]) if level else FIXED.get(what)
         if wanted and wanted not in colours.values():
             colours[kind] = wanted
     for kind in kinds:
         if kind not in colours:
-            free = [c for c in CYCLE if c not in colours.values()] or list(CYCLE)
-            colours[kind] = free[0]
+            colours[kind] = next((one for one in CYCLE if one not in colours.values()), CYCLE[0])
     return {name: colours[SIZE.sub("", name)] for name in variants}
 
 

@@ -125,7 +125,7 @@ def changes_table(results: Results) -> Table:
             for text in record["changes"]:
                 key, _, values = text.partition(": ")
                 old, _, new = values.partition(" -> ")
-                change = {"change": key, "old": old, "new": new} if new else {"change": text}
+                change = {"change": key, "old": old, "new": new} if new else {"change": text, "old": "", "new": ""}
                 rows.append({"run": run, "record": record} | change)
     return TEXTS.table("changes", rows)
 

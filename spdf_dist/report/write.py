@@ -11,7 +11,7 @@ from spdf_dist.base.numbers import MINUS
 from spdf_dist.config.errors import UserError
 from spdf_dist.report import plots, tables
 from spdf_dist.report.estimates import paired
-from spdf_dist.report.page import TEXTS, Plot, Section, render_page
+from spdf_dist.report.page import EMPTY, TEXTS, Plot, Section
 from spdf_dist.report.results import Results
 from spdf_dist.report.scores import metric_name
 from spdf_dist.report.style import drawing, to_png, to_svg, variant_colours
@@ -44,6 +44,7 @@ def write_report(
     except OSError as error:
         raise UserError(f"--out {out}: cannot be made a folder: {error.strerror}") from None
     sections = [*first, *result_sections(results), *last, *record_sections(results)]
+    sections = [section for section in sections if section.plots or section.tables or section.intro]
     figures = draw([plot for section in sections for plot in section.plots], out)
     for table in (table for section in sections for table in section.tables):
         write_text(out / f"{table.name}.csv", table.csv())
@@ -52,7 +53,7 @@ def write_report(
     damaged = [f"{text[0].upper()}{text[1:]}." for text in results.damaged.values()]
     warnings = [TEXTS.content["synthetic"] if results.synthetic else "", results.outdated_text(), *damaged]
     names = dict.fromkeys(place.resolve().stem for place in results.workflows or results.folders)
-    page = render_page(
+    page = TEXTS.templates.get_template("page.html.j2").render(
         title=f"Sparse pre-training, dense fine-tuning: {', '.join(names)}",
         counts={
             "pre-training run": len(results.pretraining),
@@ -66,6 +67,7 @@ def write_report(
         figures=figures,
         colours=variant_colours(results.variants),
         command=command,
+        EMPTY=EMPTY,
     )
     write_text(out / "index.html", page)
     return out / "index.html"

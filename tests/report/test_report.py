@@ -229,9 +229,10 @@ def test_the_baseline_is_the_variant_called_dense(tmp_path: Path) -> None:
 
 
 def notes_of(study: Results) -> str:
-    """The notes beside the bars of the cost figure."""
+    """The notes beside the bars of the cost figure, and the label of its axis."""
     figure = next(plot for plot in cost_plots(study) if plot.name == "flops_spent").draw()
-    return " ".join(text.get_text() for text in figure.axes[0].texts)
+    (axes,) = figure.axes
+    return " ".join([axes.get_xlabel(), *(text.get_text() for text in axes.texts)])
 
 
 def test_flops_are_compared_on_one_task_that_both_were_fine_tuned_on(tmp_path: Path) -> None:
@@ -589,7 +590,7 @@ def test_a_score_brings_its_runs_from_its_record(tmp_path: Path) -> None:
         write_scores(tmp_path / f"{name}.json", tmp_path / "far" / "fine", tmp_path / "far" / "pre", bleu=0.6)
     (tmp_path / "far").rename(tmp_path / "elsewhere")
     (score,) = read_results([tmp_path / "a.json", tmp_path / "b.json"]).scores
-    assert (score.title, score.run.size(), score.pretraining_seed) == ("75% sparse", "1.07M", 1)
+    assert (score.title, score.run.size(), score.run.config.seed) == ("75% sparse", "1.07M", 1)
 
 
 def test_decodings_of_one_model_are_rows_of_their_own(tmp_path: Path) -> None:

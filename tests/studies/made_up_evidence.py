@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from spdf_dist.studies.evidence.law import Shape, predict
-from spdf_dist.studies.evidence.rows import DONE, Evidence, table
+from spdf_dist.studies.evidence.rows import DONE, Evidence, typed_rows
 
 LAW = np.array([2.0, 0.9, 0.3, 0.8, 0.4, 0.5])
 SHAPE = Shape(4, 128, 1536)
@@ -98,4 +98,4 @@ def made_up_study(noise: float = 0.001, draw: int = 0) -> Evidence:
         maker.pretrain("variable-sparse", 64, 0.9, 2.75e6, seed)
     for level in (0.875, 0.9375):
         maker.pretrain("density", 64, level, 3.07e6, cell=f"level={level}")
-    return Evidence(table(maker.rows))
+    return Evidence(typed_rows(maker.rows))

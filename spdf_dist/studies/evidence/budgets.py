@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from spdf_dist.base.numbers import power_label, signed
 from spdf_dist.report.figures import new_panels
 from spdf_dist.report.page import Section, Table
 from spdf_dist.report.style import GRID, MUTED, variant_colours
-from spdf_dist.studies.evidence.figures import SHAPES, draw_band, draw_line, finish, plain_ticks
+from spdf_dist.studies.evidence.figures import SHAPES, draw_band, draw_line, finish_axes, plain_ticks
 from spdf_dist.studies.evidence.law import (
     NAMES,
     SHARES,
@@ -32,9 +31,6 @@ from spdf_dist.studies.evidence.losses import COLOURS
 from spdf_dist.studies.evidence.rows import STUDY, TEXTS, Evidence
 from spdf_dist.studies.evidence.rules import SENTENCES
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 def law_section(evidence: Evidence) -> Section:
     """The scaling law in sentences, a figure and tables."""
@@ -48,11 +44,7 @@ def law_section(evidence: Evidence) -> Section:
         "Scaling law",
         [law_text(law, points, budgets, found)],
         [TEXTS.plot("evidence_law", law_figure, law, shape)],
-        [
-            parameter_table(law),
-            budget_table(budgets, found),
-            TEXTS.table("evidence_law_points", points.to_dict("records")),
-        ],
+        [parameter_table(law), budget_table(budgets, found), point_table(points)],
     )
 
 
@@ -72,6 +64,11 @@ def parameter_table(law: Law) -> Table:
     return TEXTS.table("evidence_law", rows, points=len(law.points), residuals=law.deviation)
 
 
+def point_table(points: pd.DataFrame) -> Table:
+    """The points of the fit and of the test."""
+    return TEXTS.table("evidence_law_points", points.to_dict("records"))
+
+
 def budget_table(budgets: Array, found: Losses) -> Table:
     """The loss against dense at equal FLOPs, each at its best width."""
     rows = []
@@ -89,9 +86,7 @@ def law_text(law: Law, points: pd.DataFrame, budgets: Array, found: Losses) -> s
     """Sentences with the best density of each budget, what the points identify, and the test of the law."""
     choices = []
     for k, flops in enumerate(budgets):
-        gains = {name: round(losses[0, k], 3) for name, (losses, _) in found.items() if name != "dense"} | {
-            "dense": 0.0
-        }
+        gains = {name: 0.0 if name == "dense" else round(losses[0, k], 3) for name, (losses, _) in found.items()}
         best = min(gains, key=lambda name: gains[name])
         choices.append((power_label(float(f"{flops:.1e}")), best, gains[best]))
     known = [name for name in NAMES if law.identified(name)]
@@ -107,7 +102,7 @@ def law_figure(title: str, law: Law, shape: Shape) -> Figure:
     grey, other = variant_colours(["paper", "small"]).values()
     for dash, (colour, (who, share)) in enumerate(zip((other, grey), SHARES.items(), strict=True), 1):
         draw_line(upper, who, colour, density, share(density), dash=dash)
-    finish(upper, "upper left")
+    finish_axes(upper, "upper left")
     upper.set_title("what a sparse model is worth", fontsize=10.5)
     upper.set_xlabel("density of the linear layers")
     upper.set_ylabel("share of its full size")
@@ -125,7 +120,7 @@ def law_figure(title: str, law: Law, shape: Shape) -> Figure:
         losses, _ = best_at_budget(law.best[None], shape, budgets, 0.25, share(0.25))
         gains = losses[0] - found["dense"][0][0]
         draw_line(lower, f"75%, share of {who}", COLOURS["75%"], budgets, gains, dash=dash)
-    finish(lower, "upper left")
+    finish_axes(lower, "upper left")
     lower.legend(loc="upper center", bbox_to_anchor=(0.45, -0.22), ncols=2, fontsize=9, labelspacing=0.3)
     lower.xaxis.set_major_formatter(lambda value, _: power_label(value))
     lower.xaxis.set_minor_formatter("")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from spdf_dist.report.figures import DASHES, MARKERS
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Numbers = Sequence[float] | np.ndarray
 SHAPES = ("o", "s", "^", "D", "v")
@@ -29,7 +26,7 @@ def draw_band(axes: Axes, colour: str, x: Numbers, samples: np.ndarray) -> None:
     axes.fill_between(x, *np.percentile(samples, [2.5, 97.5], axis=0), color=colour, alpha=0.18, linewidth=0)
 
 
-def finish(axes: Axes, location: str) -> None:
+def finish_axes(axes: Axes, location: str) -> None:
     """A logarithmic x axis and a legend."""
     axes.set_xscale("log")
     axes.legend(loc=location, fontsize=9, handlelength=2.2, labelspacing=0.3)

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from spdf_dist.base.numbers import power_label, short_count
 from spdf_dist.report.estimates import Estimate, paired
-from spdf_dist.report.page import NONE, NOT_RUN, Plot, Table
+from spdf_dist.report.page import NONE, Plot, Table
 from spdf_dist.studies.evidence.losses import COLOURS, difference_plot
 from spdf_dist.studies.evidence.rows import STUDY, TEXTS, Evidence
-from spdf_dist.studies.evidence.rules import (
-    MARGIN,
-    NOT_SUPPORTED,
-    SUPPORTED,
-    Finding,
-    interval_text,
-    loss_text,
-)
+from spdf_dist.studies.evidence.rules import MARGIN, NOT_SUPPORTED, SUPPORTED, Finding
 
 METHODS: dict[str, list[str]] = STUDY["methods"]
 """Grid point of each method, by its name."""
@@ -50,16 +42,12 @@ def reading(value: Estimate | None) -> str:
 
 def equal_table(evidence: Evidence) -> Table:
     """Methods at equal training FLOPs."""
-    columns = ("width", "FLOPs spent", "tokens", "validation loss ↓", "minus static 75%", "reading")
     rows = []
     for name in METHODS:
-        texts, found = [NOT_RUN] * len(columns), equal_rows(evidence, name)
-        if len(found):
-            cost = [str(found.width.iloc[0]), power_label(found.flops.mean()), short_count(found.tokens.mean())]
-            value = against_static(evidence, name) if name != STATIC else None
-            difference = NONE if name == STATIC else interval_text(value)
-            texts = [*cost, loss_text(found.loss), difference, reading(value)]
-        rows.append({"method": name} | dict(zip(columns, texts, strict=True)))
+        found, value = equal_rows(evidence, name), against_static(evidence, name)
+        row = {"name": name, "has_run": len(found) > 0, "is_static": name == STATIC, "width": found.width.max()}
+        row |= {"flops": found.flops.mean(), "tokens": found.tokens.mean(), "losses": found.loss}
+        rows.append(row | {"difference": value, "reading": reading(value)})
     return TEXTS.table("evidence_equal_flops", rows)
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from spdf_dist.report.figures import new_panels
 from spdf_dist.report.page import NONE, Plot, Table
 from spdf_dist.report.plots import LOSS
 from spdf_dist.report.style import variant_colours
-from spdf_dist.studies.evidence.figures import SHAPES, draw_line, finish, plain_ticks
+from spdf_dist.studies.evidence.figures import SHAPES, draw_line, finish_axes, plain_ticks
 from spdf_dist.studies.evidence.law import base_row
 from spdf_dist.studies.evidence.losses import COLOURS
 from spdf_dist.studies.evidence.rows import STUDY, TEXTS, Evidence
 from spdf_dist.studies.evidence.rules import SENTENCES
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 STANDARD, ARTEFACT = "standard parameterization", "dense, embeddings at 4 x the rate"
 Panels = dict[str, dict[str, pd.Series]]
@@ -85,7 +81,7 @@ def rates_figure(title: str, panels: Panels) -> Figure:
             colour = COLOURS.get(label, variant_colours(["paper"])["paper"])
             draw_line(axes, label, colour, line.index, line, dash=k, marker=SHAPES[k])
             axes.scatter(line.idxmin(), line.min(), 169, facecolors="none", edgecolors=colour, linewidths=1.6)
-        finish(axes, "best")
+        finish_axes(axes, "best")
         axes.set_title(name, fontsize=10.5)
         axes.set_ylabel(LOSS)
         axes.margins(y=0.12)

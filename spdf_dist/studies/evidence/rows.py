@@ -53,7 +53,7 @@ class Evidence:
         return self.at(job, variant, cell).set_index("seed").loss.dropna()
 
 
-def table(records: Any) -> pd.DataFrame:
+def typed_rows(records: Any) -> pd.DataFrame:
     """Records as a table with all columns and their types. A missing text is empty."""
     texts = dict.fromkeys((name for name, kind in COLUMNS.items() if kind == "string"), "")
     return pd.DataFrame(records, columns=list(COLUMNS)).astype(COLUMNS).fillna(texts)
@@ -62,7 +62,7 @@ def table(records: Any) -> pd.DataFrame:
 def read_rows(path: Path) -> pd.DataFrame:
     """The rows in the CSV of an earlier report; none without the file. Raises UserError when it cannot be read."""
     try:
-        return table(pd.read_csv(path, usecols=list(COLUMNS), dtype=COLUMNS) if path.is_file() else [])
+        return typed_rows(pd.read_csv(path, usecols=list(COLUMNS), dtype=COLUMNS) if path.is_file() else [])
     except (OSError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a table of an evidence study ({error}): move it away to start again") from None
 
@@ -85,7 +85,7 @@ def read_evidence(results: Results, folders: Iterable[Path]) -> Evidence:
                     key = tuple(row[name] for name in identity)
                     if row["state"] == DONE or (job.id in planned and key not in rows):
                         rows[key] = row
-    return Evidence(table(list(rows.values())), results.outdated_text())
+    return Evidence(typed_rows(list(rows.values())), results.outdated_text())
 
 
 def row_of(results: Results, job: JobRecord) -> dict[str, Any]:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from spdf_dist.report.estimates import paired
 from spdf_dist.report.figures import DASHES, new_axes
 from spdf_dist.report.page import Plot, Table
 from spdf_dist.report.plots import LOSS
-from spdf_dist.studies.evidence.figures import draw_line, plain_ticks
+from spdf_dist.studies.evidence.figures import draw_line, finish_axes, plain_ticks
 from spdf_dist.studies.evidence.losses import COLOURS
 from spdf_dist.studies.evidence.rows import STUDY, TEXTS, Evidence
 from spdf_dist.studies.evidence.rules import LEVELS, Finding
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SMALLER, LARGER = 0.0, np.inf
 """Size of the dense model of equal loss where it lies below or above the dense models."""
@@ -134,18 +131,12 @@ def sizes_figure(title: str, evidence: Evidence) -> Figure:
         for x, y in sparse.items():
             if dense.min() <= y <= dense.max():
                 axes.plot([equal_size(dense, y), x], [y, y], color=COLOURS[level], linestyle=DASHES[2], linewidth=1.2)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.legend(loc="upper right", fontsize=9, handlelength=2.2, labelspacing=0.3)
+    finish_axes(axes, "upper right")
     plain_ticks(axes, dense.index, lambda value: f"{value / 1e6:.2f}M")
-    low, high = axes.get_ylim()
-    ticks = [tick / 10 for tick in range(int(low * 10) + 1, int(high * 10) + 1)]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.yaxis.minorticks_off()
     return figure
 
 
 def sizes_plot(evidence: Evidence) -> list[Plot]:
     """The dense curve of loss over size, with the sparse models beside it; none with fewer than two sizes."""
-    enough = sum(len(size.dense) > 0 for size in sizes(evidence)) > 1
-    return [TEXTS.plot("evidence_sizes", sizes_figure, evidence)] if enough else []
+    found = [size for size in sizes(evidence) if len(size.dense)]
+    return [TEXTS.plot("evidence_sizes", sizes_figure, evidence)] if len(found) > 1 else []

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
 
 from spdf_dist.accounting import paper
 from spdf_dist.accounting.parameters import total_parameters
-from spdf_dist.base.numbers import short_count, signed
+from spdf_dist.base.numbers import signed
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.report.figures import Bar, Dot, bar_figure, dot_figure
 from spdf_dist.report.page import NONE, NOT_RUN, Plot, Section, Table, Texts
 from spdf_dist.report.results import Results
-from spdf_dist.report.scores import metric_name, task_title
+from spdf_dist.report.scores import metric_name
 from spdf_dist.report.speedups import bench_note, largest_square, speedup_figure, speedup_points
 from spdf_dist.report.style import variant_colours
-from spdf_dist.studies.paper.printed import (
-    TABLES,
-    our_above_dense,
-    our_estimate,
-    printed,
-    printed_above_dense,
-    table_1,
-)
+from spdf_dist.studies.paper.printed import TABLES, our_above_dense, our_estimate, printed, printed_above_dense, table_1
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
-TEXTS = Texts(Path(__file__).with_name("texts.yaml"))
+def beside(printed: str, ours: object) -> str:
+    """The printed value and, where it differs, ours below it."""
+    return printed if printed == str(ours) else f"{printed}\nours {ours}"
+
+
+TEXTS = Texts(Path(__file__).with_name("texts.yaml"), beside=beside)
 
 
 def paper_section(results: Results) -> Section:
@@ -50,19 +47,8 @@ def models_table() -> Table:
     rows = []
     for name, theirs in table_1().items():
         config = load_config(PretrainConfig, theirs["config"])
-        model, training = config.model, config.training
-        ours = {
-            "parameters": f"{total_parameters(model):,}",
-            "layers": str(model.num_layers),
-            "d_model": str(model.hidden_size),
-            "heads": str(model.num_attention_heads),
-            "d_head": str(model.hidden_size // model.num_attention_heads),
-            "batch": str(training.global_batch_size),
-            "learning rate": f"{training.lr:.0e}".replace("e-0", "e-"),
-            "tokens": short_count(training.train_tokens),
-        }
-        cells = {k: theirs[k] if theirs[k] == own else f"{theirs[k]}\nours {own}" for k, own in ours.items()}
-        rows.append({"model": name} | cells)
+        row = {"name": name, "theirs": theirs, "model": config.model, "training": config.training}
+        rows.append(row | {"parameters": total_parameters(config.model)})
     return TEXTS.table("paper_table_1", rows)
 
 
@@ -70,12 +56,10 @@ def flops_table(number: int, labels: Sequence[str], found: Sequence[paper.Row], 
     """Table 2 or 3. Where a number differs from the printed one, the table shows both and the note gives the reason."""
     rows, differences = [], []
     for row in found:
-        cells = dict(zip(labels, row.labels, strict=True))
-        for figure in row.figures:
-            cells[figure.column] = figure.printed if figure.reproduced else f"{figure.printed}\nours {figure.shown}"
-            if not figure.reproduced:
-                differences.append(f"{' '.join(row.labels)}, {figure.column}: {figure.note}.")
-        rows.append(cells)
+        cells = {figure.column: beside(figure.printed, figure.shown) for figure in row.figures}
+        rows.append(dict(zip(labels, row.labels, strict=True)) | cells)
+        different = [figure for figure in row.figures if not figure.reproduced]
+        differences += [f"{' '.join(row.labels)}, {figure.column}: {figure.note}." for figure in different]
     return TEXTS.table(f"paper_table_{number}", rows, differences=" ".join([*differences, *remarks]))
 
 
@@ -90,11 +74,7 @@ def score_table(results: Results, task: str) -> Table:
             below = f"ours {ours.text(digits)}, {signed(ours.mean - float(text), digits)}" if ours else NOT_RUN
             row[metric_name(metric)] = (f"{text} ± {deviation}" if deviation else text) + f"\n{below}"
         rows.append(row)
-    number, remark = TABLES[task], ""
-    if task == "webnlg":
-        remark = " Ours is the seen split, which 63.4 BLEU points to; the scores above also give unseen and all."
-    name = f"paper_table_{number}"
-    return TEXTS.table("paper_scores", rows, name=name, number=number, task=task_title(task), remark=remark)
+    return TEXTS.table(f"paper_table_{TABLES[task]}", rows)
 
 
 def curation_table(results: Results) -> Table:
@@ -121,7 +101,8 @@ def paper_plots(results: Results) -> list[Plot]:
 
 def level_colour(level: float) -> str:
     """The colour of a sparsity level."""
-    return variant_colours([name := f"{level:.0%}" if level else "dense"])[name]
+    (colour,) = variant_colours([f"{level:.0%}" if level else "dense"]).values()
+    return colour
 
 
 def figure_2(title: str) -> Figure:
