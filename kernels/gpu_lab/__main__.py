@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+
+
+def device() -> AbstractContextManager[None]:
+    """The pretended CUDA device of the tests if PRETEND_CUDA is set."""
+    if not os.environ.get("PRETEND_CUDA"):
+        return nullcontext()
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests/gpu"))
+    context: AbstractContextManager[None] = importlib.import_module("pretended_cuda").pretended_cuda()
+    return context
 
 
 def main() -> int:
@@ -15,7 +26,7 @@ def main() -> int:
     run.add_argument("--out", type=Path, default=Path("runs/gpu_lab"), help="folder of the results (runs/gpu_lab)")
     run.add_argument("--minutes", type=float, default=8.0, help="most time for all parts together (8)")
     run.add_argument("--parts", nargs="+", help="only these parts")
-    run.add_argument("--smoke", action="store_true", help="every part once in Triton's interpreter, without a GPU")
+    run.add_argument("--smoke", action="store_true", help="every part once on a pretended GPU")
     pack = commands.add_parser("pack", help="collect wheels and the tree for a machine without internet")
     pack.add_argument("--out", type=Path, default=Path(".gpu_pack"), help="folder to write (.gpu_pack)")
     pack.add_argument("--python", default="3.12", help="the target's Python (3.12)")
@@ -41,15 +52,17 @@ def main() -> int:
     if args.command == "losses":
         from gpu_lab.steps import print_losses
 
-        print_losses(args.device, args.count)
+        with device():
+            print_losses(args.device, args.count)
         return 0
     if args.smoke:
-        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+        os.environ["PRETEND_CUDA"] = "1"
     from gpu_lab import run as lab
 
-    if args.command == "work":
-        return lab.work(args.out, args.seconds, args.smoke, args.parts)
-    return lab.run_lab(args.out, args.minutes * 60, args.smoke, args.parts)
+    with device():
+        if args.command == "work":
+            return lab.work(args.out, args.seconds, args.smoke, args.parts)
+        return lab.run_lab(args.out, args.minutes * 60, args.smoke, args.parts)
 
 
 if __name__ == "__main__":

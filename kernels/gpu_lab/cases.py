@@ -24,7 +24,7 @@ class Bench:
     device: torch.device
     tokens: int
     smoke: bool
-    """Run in Triton's interpreter on the CPU: every path runs, and times are meaningless."""
+    """Run every path once, on a pretended GPU. Times are meaningless."""
 
     def milliseconds(self, action: object, budget: float = 100.0) -> float:
         """Median milliseconds of many runs, with empty caches."""

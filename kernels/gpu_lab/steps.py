@@ -110,7 +110,7 @@ def steps(record: Record, name: str, model: tuple[str, ...], cases: tuple[Case, 
     for case in cases:
         if record.is_over(f"{name} {case.label}"):
             continue
-        config = load(model, case, "cpu" if smoke else "cuda", "bf16")
+        config = load(model, case, "cuda", "bf16")
         action = functools.partial(measure, config, groups_for(config), case, smoke)
         fields = record.attempt("step", action, model=name, execution=case.label)
         if fields is not None:
@@ -276,20 +276,20 @@ def check_losses(record: Record, smoke: bool) -> None:
     """Compare the losses of tiny models on the GPU with those of the torch back end on the CPU."""
     found = {}
     count = 1 if smoke else len(CHECKS)
-    for device in ("cpu", "gpu"):
-        on = "cuda" if device == "gpu" and not smoke else "cpu"
-        environment = {**os.environ, "TRITON_INTERPRET": str(int(device == "gpu" and smoke))}
+    for device in ("cpu", "cuda"):
+        environment = dict(os.environ)
         if device == "cpu":
-            environment |= {"SPDF_KERNELS_BACKEND": "torch", "CUDA_VISIBLE_DEVICES": ""}
+            environment |= {"SPDF_KERNELS_BACKEND": "torch", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+            environment |= {"PRETEND_CUDA": "", "TRITON_INTERPRET": "0"}
         answer = subprocess.run(
-            [sys.executable, "-m", "gpu_lab", "losses", on, str(count)], capture_output=True, text=True,
+            [sys.executable, "-m", "gpu_lab", "losses", device, str(count)], capture_output=True, text=True,
             timeout=540 if smoke else 180,
             env=environment, cwd=ROOT,
         )  # fmt: skip
         if answer.returncode:
             raise RuntimeError(f"on the {device}: {answer.stderr.strip()[-300:]}")
         found[device] = json.loads(answer.stdout.strip().splitlines()[-1])
-    for (case, precision), on_gpu, on_cpu in zip(CHECKS[:count], found["gpu"], found["cpu"], strict=True):
+    for (case, precision), on_gpu, on_cpu in zip(CHECKS[:count], found["cuda"], found["cpu"], strict=True):
         difference = max(abs(a / b - 1) for a, b in zip(on_gpu, on_cpu, strict=True))
         fields: dict[str, Any] = {"execution": case.label, "precision": precision, "difference": difference}
         if not difference < MAX_DIFFERENCE[precision]:
@@ -326,7 +326,7 @@ def trained(record: Record, model: tuple[str, ...], case: Case, ids: torch.Tenso
     from spdf_dist.training.batches import MicroBatch
     from spdf_dist.training.bench import build_engine
 
-    config = load(model, case, "cpu" if smoke else "cuda", "bf16")
+    config = load(model, case, "cuda", "bf16")
     groups = groups_for(config)
     began = time.monotonic()
     engine = build_engine(config, groups, case.execution)

@@ -11,6 +11,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.utils import (
     safe_get_full_fp32_param,
@@ -107,6 +108,8 @@ class ZeroEngine(Engine):
     def __init__(self, model: GPT, config: AnyConfig, groups: Groups) -> None:
         super().__init__(model, config, groups)
         optimizer = make_optimizer(model, config.training, groups)
+        if groups.device.type == "cpu":  # also on a machine with GPUs, where DeepSpeed would move the model to one
+            deepspeed.accelerator.set_accelerator(CPU_Accelerator())
         # Without this DeepSpeed compiles inference collectives at its first start. Training never calls them.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if not deepspeed.comm.is_initialized():

@@ -1,7 +1,7 @@
 """Fixtures of GPU tests.
 
-Without a GPU, they run on a pretended one (the variables of `pretended_cuda.ENVIRONMENT`), on CPU tensors in Triton's
-interpreter (TRITON_INTERPRET=1), or are skipped.
+Without a GPU, they run on a pretended one (PRETEND_CUDA=1), on CPU tensors in Triton's interpreter
+(TRITON_INTERPRET=1), or are skipped.
 """
 
 from __future__ import annotations

@@ -1,19 +1,21 @@
 """A pretended CUDA device, on which code for GPUs runs without one, to find tensors that are on the wrong device.
 
-Tensors on it are CPU tensors whose storage has a label. Code under `pretended_cuda` sees that they are on cuda:0. As on
-a GPU, an operation on tensors of both devices raises RuntimeError, and ``numpy()`` of a labelled tensor TypeError. The
-CPU computes the values, and Triton's interpreter runs the kernels. torch.cuda answers as on an H200. Streams and events
-do nothing. What it cannot show: races between streams, wrong addresses, compilation, and speed.
+Tensors on it are CPU tensors whose storage has a label. Code under `pretended_cuda` sees that they are on cuda:N, where
+N is the local rank. As on a GPU, an operation on tensors of both devices raises RuntimeError, so does a collective on
+CPU tensors (as with NCCL), and ``numpy()`` of a labelled tensor raises TypeError. The CPU computes the values, and
+Triton's interpreter runs the kernels. torch.cuda answers as on an H200. Streams and events do nothing. What it cannot
+show: races between streams, wrong addresses, compilation, and speed.
 
-``python tests/gpu/pretended_cuda.py pretrain CONFIG ...`` runs an ``spdf`` command on the pretended device, in one
-process. TRITON_INTERPRET=1 and DS_ACCELERATOR=cuda must be set before torch, Triton and DeepSpeed are imported;
-`ENVIRONMENT` has them.
+``python tests/gpu/pretended_cuda.py pretrain CONFIG ...`` runs an ``spdf`` command on the pretended device; for several
+ranks, start it with torchrun. Elsewhere, PRETEND_CUDA=1 must be set before this module, Triton and DeepSpeed are
+imported.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 import threading
 import time
@@ -23,6 +25,11 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+if __name__ == "__main__":
+    os.environ["PRETEND_CUDA"] = "1"
+if os.environ.get("PRETEND_CUDA"):
+    os.environ.update(TRITON_INTERPRET="1", DS_ACCELERATOR="cuda")  # Triton and DeepSpeed read them when imported
+
 import torch
 import torch.distributed as dist
 from spdf_kernels import ops  # noqa: F401  # defines torch.ops.spdf
@@ -30,11 +37,13 @@ from spdf_kernels.backends import backend_for
 from spdf_kernels.pattern import pattern_of
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-ENVIRONMENT = {"PRETEND_CUDA": "1", "TRITON_INTERPRET": "1", "DS_ACCELERATOR": "cuda"}
-CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+INDEX = int(os.environ.get("LOCAL_RANK", "0"))
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", INDEX)
+CPU_ACTIVITY = [ProfilerActivity.CPU]
 LABEL = "on_pretended_cuda"
 aten = torch.ops.aten
 
@@ -59,7 +68,7 @@ def label(tensor: Tensor, on: bool = True) -> Tensor:
 
 
 def device_of(value: Any) -> torch.device | None:
-    """The device that a value names; None if it names none."""
+    """The device that a value names as a word; None if it names none."""
     if isinstance(value, str) and value.split(":")[0] in ("cpu", "cuda", "meta"):
         return torch.device(value)
     return value if isinstance(value, torch.device) else None
@@ -94,6 +103,10 @@ OWN = {
 """Own operators. torch runs their Python code without modes, so `Dispatch` calls it itself."""
 
 
+NCCL: list[str] = []
+"""Not empty if torch.distributed was asked for NCCL."""
+
+
 class Dispatch(TorchDispatchMode):
     """Checks the devices of the tensors of each operation and labels its results."""
 
@@ -107,8 +120,10 @@ class Dispatch(TorchDispatchMode):
             checked = [args[0], *(value for value in args[2:] if isinstance(value, Tensor))]
         on_gpu = any(map(labelled, checked))
         if on_gpu and any(not labelled(value) and value.dim() > 0 for value in checked):  # CPU scalars are allowed
-            places = [f"{'cuda:0' if labelled(value) else 'cpu'} {list(value.shape)}" for value in checked]
+            places = [f"{CUDA if labelled(value) else CPU} {list(value.shape)}" for value in checked]
             raise RuntimeError(f"{func}: tensors on two devices: {', '.join(places)}")
+        if func.namespace == "c10d" and NCCL and not all(map(labelled, tensors)):
+            raise RuntimeError(f"{func}: NCCL takes no tensors on the CPU")
         if func in OWN:
             with Functions(), self:
                 return OWN[func](*args)
@@ -131,16 +146,17 @@ class Functions(TorchFunctionMode):
         if func in (Tensor.is_cuda.__get__, Tensor.is_cpu.__get__):
             return not args[0].is_meta and labelled(args[0]) == (func == Tensor.is_cuda.__get__)
         if func is Tensor.get_device:
-            return 0 if labelled(args[0]) else -1
+            return INDEX if labelled(args[0]) else -1
         if func is Tensor.numpy and labelled(args[0]):
-            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+            raise TypeError(f"can't convert {CUDA} device type tensor to numpy")
         before = SURROUNDINGS.on_gpu
         operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         SURROUNDINGS.on_gpu = any(map(labelled, operands))
         try:
             if func in (Tensor.cpu, Tensor.cuda, Tensor.to):
                 return moved(func, args, kwargs)
-            place = device_of(kwargs.get("device"))
+            named = kwargs.get("device")
+            place = CUDA if isinstance(named, int) else device_of(named)
             if place is None or place.type == "meta":
                 return func(*args, **kwargs)
             kwargs["device"] = CPU
@@ -250,7 +266,7 @@ def always(value: Any) -> Callable[..., Any]:
 
 
 H200 = SimpleNamespace(
-    name="NVIDIA H200",
+    name="pretended NVIDIA H200",
     total_memory=2**37,
     multi_processor_count=132,
     major=9,
@@ -263,15 +279,15 @@ ANSWERS: dict[str, Any] = {
     **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"), always(0)),
     **dict.fromkeys(
         (
-            "set_device", "synchronize", "empty_cache", "reset_peak_memory_stats", "manual_seed", "manual_seed_all",
-            "set_rng_state", "_lazy_init", "_sleep",
+            "set_device", "set_sync_debug_mode", "synchronize", "empty_cache", "reset_peak_memory_stats",
+            "manual_seed", "manual_seed_all", "set_rng_state", "_lazy_init", "_sleep",
         ),
         nothing,
     ),
     **dict.fromkeys(("device", "stream"), lambda which: contextlib.nullcontext()),
     **dict.fromkeys(("current_stream", "default_stream"), lambda device=None: Stream()),
-    "device_count": always(1),
-    "current_device": always(0),
+    "device_count": always(8),
+    "current_device": always(INDEX),
     "get_device_capability": always((9, 0)),
     "get_device_name": always(H200.name),
     "get_device_properties": always(H200),
@@ -299,6 +315,7 @@ def pretended_cuda() -> Iterator[None]:
     )
 
     def with_gloo(backend: str, device_id: Any = None, **kwargs: Any) -> None:
+        NCCL[:] = [backend] * (backend == "nccl")
         start("gloo", **kwargs)
 
     def submitted(pool: ThreadPoolExecutor, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -307,10 +324,12 @@ def pretended_cuda() -> Iterator[None]:
     # The autograd engine calls Python code without function modes.
     replaced: list[tuple[Any, str, Any]] = [
         *((torch.cuda, name, answer) for name, answer in ANSWERS.items()),
+        (torch.profiler, "profile", lambda activities, **kwargs: profile(activities=CPU_ACTIVITY, **kwargs)),
         *((torch.cuda.nvtx, name, nothing) for name in ("range_push", "range_pop")),
         (torch, "Generator", Generator),
         (torch.version, "cuda", "13.0"),
         (dist, "init_process_group", with_gloo),
+        (dist.distributed_c10d, "_get_object_coll_device", lambda group=None: "cuda" if NCCL else "cpu"),
         (ThreadPoolExecutor, "submit", submitted),
         (GridExecutor, "__call__", under(no_modes, GridExecutor.__call__)),
         (

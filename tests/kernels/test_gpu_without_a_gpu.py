@@ -14,26 +14,20 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 
 
-PRETENCE = {"PRETEND_CUDA": "1", "DS_ACCELERATOR": "cuda"}
-"""With TRITON_INTERPRET, the variables of tests/gpu/pretended_cuda.py."""
-
-
-def in_the_interpreter(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A Python process with TRITON_INTERPRET, which Triton reads when its functions are defined."""
+def on_the_pretended_gpu(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A Python process whose GPU is tests/gpu/pretended_cuda.py."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "PRETEND_CUDA": "1", "OMP_NUM_THREADS": "1", **environment},
     )
 
 
 def gpu_tests(*chosen: str) -> None:
     """Run GPU tests on the pretended device. All must pass."""
-    answer = in_the_interpreter(
-        "-m", "pytest", *chosen, "-o", "addopts=", "-n", "0", "-p", "no:cacheprovider", **PRETENCE
-    )  # fmt: skip
+    answer = on_the_pretended_gpu("-m", "pytest", *chosen, "-o", "addopts=", "-n", "0", "-p", "no:cacheprovider")
     assert answer.returncode == 0, answer.stdout[-4000:]
     last = answer.stdout.splitlines()[-1]
     assert "passed" in last and "skipped" not in last
@@ -48,6 +42,13 @@ def test_a_run_saves_goes_on_and_generates_without_mixing_devices() -> None:
     gpu_tests("tests/gpu/test_trainer_on_a_gpu.py", "-k", "compressed-balanced")
 
 
+@pytest.mark.slow
+def test_a_machine_with_gpus_trains_on_its_cpu_if_asked(tiny_config: Path, tmp_path: Path) -> None:
+    settings = ("device=cpu", "parallel.data=1", f"run_dir={tmp_path}")
+    answer = on_the_pretended_gpu("tests/gpu/pretended_cuda.py", "pretrain", str(tiny_config), *settings)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+
+
 def test_the_pretended_device_finds_tensors_on_two_devices() -> None:
     program = """
 import sys
@@ -56,7 +57,7 @@ import numpy, torch
 from pretended_cuda import pretended_cuda
 with pretended_cuda():
     x = torch.ones(3, device="cuda")
-    assert x.device == (x * 2).device == torch.zeros_like(x).device == torch.device("cuda", 0) and x.is_cuda
+    assert x.device == (x * 2).device == torch.zeros_like(x).device == torch.device("cuda:0") and x.is_cuda
     assert x.cpu().device == torch.ones(3).device == torch.device("cpu")
     for wrong in (lambda: x + torch.ones(3), lambda: torch.cat([x, torch.ones(1)]), x.numpy):
         try:
@@ -64,7 +65,7 @@ with pretended_cuda():
         except (RuntimeError, TypeError) as error:
             print(type(error).__name__)
 """
-    answer = in_the_interpreter("-c", program, **PRETENCE)
+    answer = on_the_pretended_gpu("-c", program)
     assert answer.stdout.split() == ["RuntimeError", "RuntimeError", "TypeError"], answer.stderr[-2000:]
 
 
@@ -78,7 +79,7 @@ def test_machine_code_uses_tensor_cores_and_spills_nothing(capability: int) -> N
 
 @pytest.mark.slow
 def test_the_lab_runs_all_its_parts(tmp_path: Path) -> None:
-    answer = in_the_interpreter("-m", "gpu_lab", "run", "--smoke", "--out", str(tmp_path), PYTHONPATH="kernels")
+    answer = on_the_pretended_gpu("-m", "gpu_lab", "run", "--smoke", "--out", str(tmp_path), PYTHONPATH="kernels")
     assert answer.returncode == 0, answer.stdout[-3000:] + answer.stderr[-3000:]
     lines = [json.loads(line) for line in (tmp_path / "gpu_lab.jsonl").read_text().splitlines()]
     assert not [line for line in lines if "error" in line]

@@ -1,7 +1,7 @@
 """The whole trainer with GPU kernels in Triton's interpreter, compared with a run on the CPU.
 
-The GPU kernels are those of sparse products, of the loss, and of norms, activation functions and rotary positions. With
-one rank, the run is on the pretended device of tests/gpu/pretended_cuda.py.
+The GPU kernels are those of sparse products, of the loss, and of norms, activation functions and rotary positions. They
+run on the pretended device of tests/gpu/pretended_cuda.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def losses(data: Any, folder: Path, family: str, pattern: str, precision: str, r
     """The losses of three steps and of the validation after them, with a checkpoint in between."""
     config = folder / "config.yaml"
     folder.mkdir()
-    pretended = backend.startswith("triton") and ranks == 1
+    pretended = backend.startswith("triton")
     config.write_text(
         f"""
 device: {"cuda" if pretended else "cpu"}
@@ -44,10 +44,9 @@ validation: {{interval: 3, batches: 1}}
 """
     )
     environment = {**os.environ, "SPDF_KERNELS_BACKEND": backend, "OMP_NUM_THREADS": "1"}
-    environment["TRITON_INTERPRET"] = str(int(backend.startswith("triton")))
+    program = ["-m", "spdf_dist"]
     if pretended:
-        environment["DS_ACCELERATOR"] = "cuda"
-    program = [str(PRETENDED)] if pretended else ["-m", "spdf_dist"]
+        program = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(PRETENDED)]
     command = [sys.executable, *program, "pretrain", str(config)]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540)
     assert answer.returncode == 0, answer.stderr[-2000:]
