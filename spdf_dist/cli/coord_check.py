@@ -12,6 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
+from spdf_dist.base.extras import require_extra
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{name}: must be 1 or more, got {min(values)}")
     if not all(0 < density <= 1 for density in args.densities):
         raise UserError("--densities: each must be in (0, 1]; 1 is dense")
+    require_extra("report", "spdf coord-check")
     from spdf_dist.training.coord_check import coordinate_check, draw, summary
 
     points = coordinate_check(config, widths, args.densities, args.steps, range(1, args.seeds + 1))

@@ -6,10 +6,11 @@ Source: Yang et al. (arXiv 2203.03466), appendix D.1; for densities: SuPar (arXi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -28,21 +29,8 @@ PLACES = ("attention", "mlp")
 """Names of the two outputs of a layer that are added to the residual stream."""
 
 
-@dataclass(frozen=True)
-class Point:
-    """Mean absolute outputs over all layers, tokens and features, after ``step`` updates."""
-
-    parameterization: str
-    width: int
-    """The hidden size."""
-    density: float
-    """Fraction of the weights that is kept."""
-    seed: int
-    step: int
-    attention: float
-    """Mean absolute output of attention."""
-    mlp: float
-    """Mean absolute output of the MLP."""
+CELL = ("parameterization", "width", "density", "seed")
+"""Columns of a run: its parameterization, hidden size, kept fraction of the weights, and seed."""
 
 
 def variant(config: PretrainConfig, parameterization: str, width: int, density: float, seed: int) -> PretrainConfig:
@@ -145,60 +133,54 @@ def coordinate_check(
     densities: Sequence[float],
     steps: int = 10,
     seeds: Sequence[int] = (1,),
-) -> list[Point]:
+) -> pd.DataFrame:
     """Train each combination for ``steps`` updates on synthetic token ids, in this process.
+
+    Returns a row per run and step (from 0), with the columns ``CELL``, ``step``, and for each of ``PLACES`` the mean
+    absolute output after so many updates, over all layers, tokens and features.
 
     Raises UserError for a width or density that the config's head size or pattern does not allow.
     """
     cells = [(p, w, d, s) for p in ("standard", "supar") for w in widths for d in densities for s in seeds]
     variants = [variant(config, *cell) for cell in cells]
     groups = start(variants[0], SINGLE_PROCESS)
-    points = []
+    rows = []
     for cell, each in tqdm(list(zip(cells, variants, strict=True)), desc="coordinate check", unit="run", disable=None):
-        points += [
-            Point(*cell, step, means["attention"], means["mlp"])
-            for step, means in enumerate(trace(each, groups, steps))
-        ]
-    return points
+        run = dict(zip(CELL, cell, strict=True))
+        rows += [run | {"step": step} | means for step, means in enumerate(trace(each, groups, steps))]
+    return pd.DataFrame(rows)
 
 
-def spread(points: Sequence[Point], parameterization: str, step: int) -> dict[str, float]:
+def spread(points: pd.DataFrame, parameterization: str, step: int) -> dict[str, float]:
     """The largest magnitude over widths and densities divided by the smallest, by place, after ``step`` updates.
 
     Magnitudes are means over seeds.
     """
-    found = {}
-    for place in PLACES:
-        cells: dict[tuple[int, float], list[float]] = {}
-        for point in points:
-            if point.parameterization == parameterization and point.step == step:
-                cells.setdefault((point.width, point.density), []).append(getattr(point, place))
-        means = [float(np.mean(values)) for values in cells.values()]
-        found[place] = max(means) / min(means)
+    chosen = points[(points.parameterization == parameterization) & (points.step == step)]
+    means = chosen.groupby(["width", "density"])[list(PLACES)].mean()
+    found: dict[str, float] = (means.max() / means.min()).to_dict()
     return found
 
 
-def summary(points: Sequence[Point]) -> dict[str, Any]:
+def summary(points: pd.DataFrame) -> dict[str, Any]:
     """The check as a JSON value: every point, and the spreads of each parameterization by step."""
-    steps = sorted({point.step for point in points})
-    names = list(dict.fromkeys(point.parameterization for point in points))
+    names, steps = points.parameterization.unique(), points.step.unique()
     return {
         "schema_version": 1,
-        "points": [asdict(point) for point in points],
+        "points": points.to_dict("records"),
         "spread": {name: {str(step): spread(points, name, step) for step in steps} for name in names},
     }
 
 
-def draw(points: Sequence[Point], path: Any) -> None:
+def draw(points: pd.DataFrame, path: Any) -> None:
     """Draw the figure: one row per parameterization, one column per place and width, one line per density."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = list(dict.fromkeys(point.parameterization for point in points))
-    widths = sorted({point.width for point in points})
-    densities = sorted({point.density for point in points}, reverse=True)
+    names = points.parameterization.unique()
+    widths, densities = sorted(points.width.unique()), sorted(points.density.unique(), reverse=True)
     columns = [(place, width) for place in PLACES for width in widths]
     figure, axes = plt.subplots(
         len(names), len(columns), figsize=(2.6 * len(columns) + 0.6, 2.5 * len(names) + 0.6), sharex=True, sharey=True,
@@ -209,10 +191,9 @@ def draw(points: Sequence[Point], path: Any) -> None:
         for column, (place, width) in enumerate(columns):
             axis = axes[row][column]
             for density, colour in zip(densities, colours, strict=True):
-                chosen = [p for p in points if (p.parameterization, p.width, p.density) == (name, width, density)]
-                steps = sorted({p.step for p in chosen})
-                means = [np.mean([getattr(p, place) for p in chosen if p.step == step]) for step in steps]
-                axis.plot(steps, means, color=colour, marker="o", markersize=3, label=f"{density:g}")
+                chosen = (points.parameterization == name) & (points.width == width) & (points.density == density)
+                means = points[chosen].groupby("step")[place].mean()
+                axis.plot(means.index, means, color=colour, marker="o", markersize=3, label=f"{density:g}")
             axis.set_yscale("log")
             axis.set_title(f"{name}: {place}, width {width}", fontsize=9)
             axis.grid(alpha=0.3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from spdf_dist.config.schema import ModelConfig, PretrainConfig, TrainingConfig
@@ -22,7 +24,7 @@ CONFIG = PretrainConfig(
 def points():
     """Three densities at width 256, and dense at width 128. Values are means over three seeds."""
     by_density = coordinate_check(CONFIG, [256], [1.0, 0.25, 0.125], steps=3, seeds=(1, 2, 3))
-    return by_density + coordinate_check(CONFIG, [128], [1.0], steps=3, seeds=(1, 2, 3))
+    return pd.concat([by_density, coordinate_check(CONFIG, [128], [1.0], steps=3, seeds=(1, 2, 3))])
 
 
 def test_supar_keeps_activations_over_width_and_density(points):
@@ -41,3 +43,4 @@ def test_the_figure_and_the_data(points, tmp_path: Path):
     assert (tmp_path / "coord_check.png").stat().st_size > 10_000
     found = summary(points)
     assert len(found["points"]) == 2 * 3 * 4 * 4 and set(found["spread"]) == {"standard", "supar"}
+    assert json.loads(json.dumps(found)) == found
