@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -205,15 +206,13 @@ class Runner:
         environment["PYTHONSAFEPATH"] = "1"  # a file in the current folder must not shadow a module
         captured = Path(self.folder.path / self.kind.captured) if self.kind.captured else None
         aside = captured.with_name(f"{captured.name}.tmp") if captured is not None else None
+        if aside is not None:
+            aside.unlink(missing_ok=True)  # of an earlier attempt; a link is not followed
         with self.folder.log.open("ab") as log:
             log.write(f"== {now()} {socket.gethostname()} attempt {number}: {json.dumps(command)}\n".encode())
             log.flush()
-            if aside is not None:
-                aside.unlink(missing_ok=True)  # of an earlier attempt; a link is not followed
-                with open_new(aside, "wb") as output:
-                    code = self.wait(command, environment, output.fileno(), log.fileno())
-            else:
-                code = self.wait(command, environment, log.fileno(), log.fileno())
+            with nullcontext(log) if aside is None else open_new(aside, "wb") as output:
+                code = self.wait(command, environment, output.fileno(), log.fileno())
         code = reported_exit_code(code, exit_file) if self.spec["ranks_tell"] else code
         if captured is not None and aside is not None and (code == 0 or (code == 1 and read_json(aside) is not None)):
             aside.replace(captured)

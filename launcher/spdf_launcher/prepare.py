@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -88,10 +89,8 @@ def prepare(
 
 def set_aside(path: Path, root: Path, job_id: str) -> Path:
     """Move a job's folder under ``.replaced/``; nothing is deleted."""
-    number = 1
-    while (root / ".replaced" / str(number) / job_id).exists():
-        number += 1
-    target = root / ".replaced" / str(number) / job_id
+    places = (root / ".replaced" / str(number) / job_id for number in itertools.count(1))
+    target = next(place for place in places if not place.exists())
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         path.rename(target)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.load import build, find_config, flatten, merge, parse_override, read_tree, shown
+from spdf_dist.config.load import at_key, build, find_config, flatten, merge, parse_override, read_tree, shown
 from spdf_dist.config.suggest import nearest
-from spdf_dist.config.yaml_reader import DEEPEST
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 JOB_KEYS = ("kind", "needs", "config", "set", "grid", "variants", "resources")
@@ -125,13 +124,7 @@ def nested(tree: Any) -> Any:
         return [nested(item) for item in tree] if isinstance(tree, list) else tree
     result: dict[str, Any] = {}
     for key, value in tree.items():
-        leaf = nested(value)
-        parts = str(key).split(".")
-        if len(parts) > DEEPEST:
-            raise UserError(f"the key {shown(key)} names {len(parts)} levels, and no key has so many")
-        for part in reversed(parts):
-            leaf = {part: leaf}
-        merge(result, leaf)
+        merge(result, at_key(str(key), nested(value)))
     return result
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from spdf_dist.parallel.layout import TensorShard
 
-__all__ = ["Checkpoint", "DenseCheckpoint", "is_whole", "latest", "read_dense", "resolve"]
+__all__ = ["Checkpoint", "is_whole", "latest", "resolve"]
 
 FloatArray = NDArray[np.float32]
 
@@ -163,6 +163,12 @@ class Checkpoint:
         import torch
 
         return torch.from_numpy(self.read_array(name, kind))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every tensor by name, as ``read_folded`` returns it, on the CPU: the dense model."""
+        import torch
+
+        return {name: torch.from_numpy(self.read_folded(name)) for name in self.manifest.tensors}
 
     def read_shard(self, shard: TensorShard, kind: Kind = "model") -> Tensor:
         """A rank's slice of a global tensor, float32 on the CPU.
@@ -339,22 +345,3 @@ class StoredMasks(Mapping[str, BoolArray]):
 
     def __contains__(self, name: Any) -> bool:
         return name in self.records  # Mapping's own test would read the mask
-
-
-@dataclass(frozen=True)
-class DenseCheckpoint:
-    """The weights of a checkpoint: every global tensor, dense, float32, on the CPU, with multipliers folded in."""
-
-    model: ModelConfig
-    weights: dict[str, Tensor]
-    step: int
-    tokenizer_dir: Path | None
-
-
-def read_dense(path: Path | str) -> DenseCheckpoint:
-    """All weights of a checkpoint, for generation and perplexity. Raises UserError as ``Checkpoint`` does."""
-    checkpoint = Checkpoint(path)
-    import torch
-
-    weights = {name: torch.from_numpy(checkpoint.read_folded(name)) for name in checkpoint.manifest.tensors}
-    return DenseCheckpoint(checkpoint.model, weights, checkpoint.step, checkpoint.tokenizer_dir)

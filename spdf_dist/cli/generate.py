@@ -154,7 +154,7 @@ def run_task(args: argparse.Namespace) -> None:
     from spdf_dist.evaluation.task_generation import generate_task
 
     checkpoint = Checkpoint(args.checkpoint)
-    loaded = load(checkpoint.path, args.tokenizer, args.device)
+    loaded = load(checkpoint, args.tokenizer, args.device)
     decoding = settings(args)
     started = time.perf_counter()
     with tqdm(total=len(distinct_contexts(examples)), unit="input", file=sys.stderr) as bar:
@@ -204,11 +204,12 @@ def check_places(args: argparse.Namespace, task: Task, examples: Sequence[Exampl
 
 def run_prompt(args: argparse.Namespace) -> None:
     """The continuation of one text."""
+    from spdf_dist.checkpoint.read import Checkpoint
     from spdf_dist.config.errors import UserError
     from spdf_dist.evaluation.checkpoint import load
     from spdf_dist.evaluation.generation import generate
 
-    loaded = load(args.checkpoint, args.tokenizer, args.device)
+    loaded = load(Checkpoint(args.checkpoint), args.tokenizer, args.device)
     prompt = [*loaded.tokenizer.start_ids, *loaded.tokenizer.encode(args.prompt)] or [loaded.tokenizer.eod_id]
     window = loaded.decoder.model.seq_length
     if len(prompt) >= window:

@@ -114,7 +114,7 @@ def measure(
     from spdf_dist.evaluation.provenance import checkpoint_summary
 
     checkpoint = Checkpoint(args.checkpoint)
-    loaded = load(checkpoint.path, args.tokenizer, args.device)
+    loaded = load(checkpoint, args.tokenizer, args.device)
     if task is not None and examples is not None:
         total = task_likelihood(loaded, task, examples, progress)
     elif packed:
@@ -137,4 +137,4 @@ def measure(
         "checkpoint": checkpoint_summary(checkpoint),
         "settings": {},
     }
-    return total, loaded.step, provenance
+    return total, checkpoint.step, provenance

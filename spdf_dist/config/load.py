@@ -175,12 +175,17 @@ def parse_override(text: str) -> dict[str, Any]:
         leaf = value
     if isinstance(leaf, int | float) and not isinstance(leaf, bool) and str(leaf) != value.strip():
         leaf = value.strip()  # a key of type text needs the number as it is written: run_dir=1.10
-    parts = key.strip().split(".")
-    if len(parts) > DEEPEST:
-        raise UserError(f"'{shown(key)}' names {len(parts)} levels, and no key has so many")
+    return at_key(key.strip(), leaf)
+
+
+def at_key(key: str, leaf: Any) -> dict[str, Any]:
+    """A tree that holds only ``leaf``, at the dotted ``key``. Raises UserError for a key with too many levels."""
+    first, *parts = key.split(".")
+    if len(parts) >= DEEPEST:
+        raise UserError(f"the key {shown(key)} names {len(parts) + 1} levels, and no key has so many")
     for part in reversed(parts):
         leaf = {part: leaf}
-    return typing.cast(dict[str, Any], leaf)
+    return {first: leaf}
 
 
 def merge(tree: dict[str, Any], over: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from spdf_dist.checkpoint.read import read_dense, require_finite
+from spdf_dist.checkpoint.read import Checkpoint, require_finite
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.evaluation.decoder import Decoder
@@ -19,11 +19,10 @@ GPT2_PARAGRAPH = 628
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model, tokenizer and step of a checkpoint, for generation and perplexity."""
+    """The model and tokenizer of a checkpoint, for generation and perplexity."""
 
     decoder: Decoder
     tokenizer: Tokenizer
-    step: int
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -41,30 +40,30 @@ def device_of(asked: str) -> str:
     return asked
 
 
-def load(checkpoint: Path, tokenizer: Path | None, device: str) -> Loaded:
-    """Read a checkpoint (or a run folder's newest) as a dense model.
+def load(checkpoint: Checkpoint, tokenizer: Path | None, device: str) -> Loaded:
+    """Read a checkpoint as a dense model.
 
     Args:
-        checkpoint: the folder of a checkpoint or a run.
+        checkpoint: the checkpoint.
         tokenizer: a tokenizer to use instead of the checkpoint's; None: the checkpoint's.
         device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
 
     Raises:
-        UserError: the checkpoint is not complete, has weights that are not finite, or has no tokenizer; the tokenizer
-            has more ids than the model; or there is no GPU.
+        UserError: the checkpoint is damaged, has weights that are not finite, or has no tokenizer; the tokenizer has
+            more ids than the model; or there is no GPU.
     """
     device = device_of(device)
-    dense = read_dense(checkpoint)
-    for name, weight in dense.weights.items():
-        require_finite(weight.numpy(), name, checkpoint)
-    folder = tokenizer or dense.tokenizer_dir
+    model, weights = checkpoint.model, checkpoint.weights()
+    for name, weight in weights.items():
+        require_finite(weight.numpy(), name, checkpoint.path)
+    folder = tokenizer or checkpoint.tokenizer_dir
     if folder is None:
-        raise UserError(f"{checkpoint} keeps no tokenizer; name it with --tokenizer")
+        raise UserError(f"{checkpoint.path} keeps no tokenizer; name it with --tokenizer")
     words = load_tokenizer(folder)
     # A model may have more ids than its tokenizer, such as 50,304 for GPT-2's 50,257. They are never generated.
-    if words.vocab_size > dense.model.vocab_size:
+    if words.vocab_size > model.vocab_size:
         raise UserError(
-            f"the tokenizer {folder} has {words.vocab_size} words, the model of {checkpoint} {dense.model.vocab_size};"
+            f"the tokenizer {folder} has {words.vocab_size} words, the model of {checkpoint.path} {model.vocab_size};"
             " give the one it was trained with"
         )
-    return Loaded(Decoder(dense.model, dense.weights, device, words=words.vocab_size), words, dense.step)
+    return Loaded(Decoder(model, weights, device, words=words.vocab_size), words)

@@ -18,7 +18,7 @@ from checkpoint_job import MODEL, SPARSE, make_tensors, masks_of, save
 
 from spdf_dist.checkpoint.hf_export import export_hf
 from spdf_dist.checkpoint.manifest import global_shapes
-from spdf_dist.checkpoint.read import Checkpoint, read_dense
+from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.stream import SafetensorsStream
 from spdf_dist.cli.main import main
 from spdf_dist.sparsity.masks import logical_weights, mask_digest
@@ -149,8 +149,8 @@ def test_densify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found.manifest.kind == "densified" and found.manifest.state == {} and found.manifest.consumed_tokens == 0
     assert found.manifest.source is not None and found.manifest.source["reactivated"] == 864
     assert found.config_yaml == Checkpoint(source).config_yaml
-    dense = read_dense(out)
-    assert all(torch.equal(dense.weights[name], tensor) for name, tensor in tensors["model"].items())
+    weights = Checkpoint(out).weights()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in tensors["model"].items())
 
 
 def test_densify_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

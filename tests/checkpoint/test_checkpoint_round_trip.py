@@ -23,7 +23,7 @@ from checkpoint_job import (
 from safetensors import safe_open
 
 from spdf_dist.checkpoint.manifest import KINDS, global_shapes
-from spdf_dist.checkpoint.read import Checkpoint, read_dense
+from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import single_writer
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import SparsityConfig
@@ -148,9 +148,10 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
 def test_weights_alone(tmp_path: Path) -> None:
     tensors = make_tensors(masks_of(SPARSE))
     save(tmp_path, 0, 2, tensors={"model": tensors["model"]})
-    dense = read_dense(tmp_path)
+    dense = Checkpoint(tmp_path)
     assert dense.step == 0 and dense.tokenizer_dir is None
-    assert all(torch.equal(dense.weights[name], tensor) for name, tensor in tensors["model"].items())
+    weights = dense.weights()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in tensors["model"].items())
     assert not Checkpoint(tmp_path).has("exp_avg")
     with pytest.raises(UserError, match=r"holds no exp_avg of ln_f\.bias"):
         Checkpoint(tmp_path).read("ln_f.bias", "exp_avg")

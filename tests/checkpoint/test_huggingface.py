@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 
 from spdf_dist.checkpoint.hf_export import export_hf
 from spdf_dist.checkpoint.hf_import import import_hf
-from spdf_dist.checkpoint.read import Checkpoint, DenseCheckpoint, read_dense
+from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.stream import to_bfloat16
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.data.tokenizer_training import train_sentencepiece
 
 
-def plain_gpt(checkpoint: DenseCheckpoint, ids_BT: torch.Tensor) -> torch.Tensor:
+def plain_gpt(checkpoint: Checkpoint, ids_BT: torch.Tensor) -> torch.Tensor:
     """Logits [B, T, V] of our weights, computed in plain torch. B batch, T time, H heads, D width of a head."""
-    model, w = checkpoint.model, checkpoint.weights
+    model, w = checkpoint.model, checkpoint.weights()
     batch, length = ids_BT.shape
     x_BTd = w["embedding.word"][ids_BT] + w["embedding.position"][:length]
 
@@ -56,7 +56,7 @@ def test_logits_and_greedy_text_equal(tmp_path: Path, ranks: int, sparsity: Any)
     theirs, report = GPT2LMHeadModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     theirs.eval()
-    ours = read_dense(folder)
+    ours = Checkpoint(folder)
     ids = torch.randint(0, MODEL.vocab_size, (3, MODEL.seq_length), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = plain_gpt(ours, ids)
@@ -78,9 +78,9 @@ def test_round_trip(tmp_path: Path, ranks: int) -> None:
     (folder, *_) = save(tmp_path / "run", 5, ranks)
     export_hf(folder, tmp_path / "hf")
     import_hf(tmp_path / "hf", tmp_path / "back")
-    before, after = read_dense(folder), read_dense(tmp_path / "back")
+    before, after = Checkpoint(folder), Checkpoint(tmp_path / "back")
     assert after.model == before.model and after.step == 0
-    assert all(torch.equal(after.weights[name], tensor) for name, tensor in before.weights.items())
+    assert all(torch.equal(after.read(name), tensor) for name, tensor in before.weights().items())
     manifest = Checkpoint(tmp_path / "back").manifest
     assert manifest.kind == "imported" and manifest.sparsity is None and not manifest.masks
 
@@ -98,7 +98,7 @@ def test_import_what_transformers_wrote(tmp_path: Path) -> None:
         import_hf(tmp_path / form, tmp_path / f"ours_{form}")
         with torch.no_grad():
             torch.testing.assert_close(
-                plain_gpt(read_dense(tmp_path / f"ours_{form}"), ids), theirs(ids).logits, atol=1e-5, rtol=1e-5
+                plain_gpt(Checkpoint(tmp_path / f"ours_{form}"), ids), theirs(ids).logits, atol=1e-5, rtol=1e-5
             )
 
 
@@ -110,9 +110,7 @@ def test_names_without_prefix_and_buffers_are_taken(tmp_path: Path) -> None:
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path).items()}
     save_file({**tensors, "h.0.attn.bias": torch.ones(1, 1, 6, 6)}, path)
     import_hf(tmp_path / "hf", tmp_path / "back")
-    assert torch.equal(
-        read_dense(tmp_path / "back").weights["layers.1.W_K"], read_dense(folder).weights["layers.1.W_K"]
-    )
+    assert torch.equal(Checkpoint(tmp_path / "back").read("layers.1.W_K"), Checkpoint(folder).read("layers.1.W_K"))
 
 
 def test_import_through_the_random_mask(tmp_path: Path) -> None:
@@ -204,7 +202,7 @@ def test_what_has_no_place_is_refused(tmp_path: Path) -> None:
     for number, kept in enumerate((only_head, {**tensors, "lm_head.weight": word.clone()})):
         save_file(kept, path)
         import_hf(tmp_path / "hf", tmp_path / f"out_{number}")
-        assert torch.equal(read_dense(tmp_path / f"out_{number}").weights["embedding.word"], word)
+        assert torch.equal(Checkpoint(tmp_path / f"out_{number}").read("embedding.word"), word)
 
 
 def test_shards_and_bfloat16(tmp_path: Path) -> None:
@@ -223,7 +221,7 @@ def test_shards_and_bfloat16(tmp_path: Path) -> None:
     for name, tensor in many.state_dict().items():
         assert torch.equal(one.state_dict()[name], tensor.bfloat16())
     import_hf(tmp_path / "many", tmp_path / "back")
-    before, after = read_dense(folder).weights, read_dense(tmp_path / "back").weights
+    before, after = Checkpoint(folder).weights(), Checkpoint(tmp_path / "back").weights()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     with pytest.raises(UserError, match="dtype: 'float16' is not known"):
         export_hf(folder, tmp_path / "other", "float16")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from spdf_dist.checkpoint.densify import densify
 from spdf_dist.checkpoint.hf_export import export_hf
 from spdf_dist.checkpoint.hf_import import import_hf
-from spdf_dist.checkpoint.read import Checkpoint, read_dense
+from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig, RopeScaling, SparsityConfig
 from spdf_dist.evaluation.decoder import Decoder
@@ -69,18 +69,18 @@ def test_logits_greedy_text_and_round_trip(tmp_path: Path, ranks: int, model: Mo
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert count == sum(parameter.numel() for parameter in theirs.parameters())
     theirs.eval()
-    before = read_dense(folder)
+    before = Checkpoint(folder)
     ids = torch.randint(0, model.vocab_size, (3, model.seq_length), generator=torch.Generator().manual_seed(1))
-    ours = Decoder(model, before.weights)
+    ours = Decoder(model, before.weights())
     with torch.no_grad():
         expected = theirs(ids).logits
     assert expected.std() > 0.3
     torch.testing.assert_close(ours.logits(ids), expected, atol=1e-4, rtol=0)
 
     import_hf(tmp_path / "hf", tmp_path / "back")
-    after = read_dense(tmp_path / "back")
+    after = Checkpoint(tmp_path / "back")
     assert after.model == replace(model, num_key_value_heads=model.key_value_heads)
-    assert all(torch.equal(after.weights[key], tensor) for key, tensor in before.weights.items())
+    assert all(torch.equal(after.read(key), tensor) for key, tensor in before.weights().items())
 
 
 def test_import_what_transformers_wrote(tmp_path: Path) -> None:
@@ -105,11 +105,11 @@ def test_import_what_transformers_wrote(tmp_path: Path) -> None:
         theirs = LlamaForCausalLM(config).eval()
         theirs.save_pretrained(tmp_path / f"hf_{tied}")
         import_hf(tmp_path / f"hf_{tied}", tmp_path / f"ours_{tied}")
-        ours = read_dense(tmp_path / f"ours_{tied}")
+        ours = Checkpoint(tmp_path / f"ours_{tied}")
         assert ours.model.tie_embeddings == tied and ours.model.rope_theta == rope["rope_theta"]
         with torch.no_grad():
             torch.testing.assert_close(
-                Decoder(ours.model, ours.weights).logits(ids), theirs(ids).logits, atol=1e-4, rtol=0
+                Decoder(ours.model, ours.weights()).logits(ids), theirs(ids).logits, atol=1e-4, rtol=0
             )
 
 

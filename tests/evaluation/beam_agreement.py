@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
+from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.data.tasks import distinct_contexts, load_task
 from spdf_dist.data.tasks.encoding import encode_prompt
 from spdf_dist.evaluation.checkpoint import load
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="the first inputs alone")
     args = parser.parse_args()
 
-    ours = load(args.checkpoint, None, "cpu")
+    ours = load(Checkpoint(args.checkpoint), None, "cpu")
     theirs = GPT2LMHeadModel.from_pretrained(args.exported).eval()
     contexts = distinct_contexts(load_task("e2e", args.input, "test"))[: args.limit]
     prompts = [encode_prompt(context, ours.tokenizer) for context in contexts]

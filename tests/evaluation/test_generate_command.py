@@ -16,6 +16,7 @@ import pytest
 import torch
 from tiny_gpt import random_weights, transformers_model
 
+from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import single_writer, whole
 from spdf_dist.cli.main import main
 from spdf_dist.config.schema import ModelConfig
@@ -49,7 +50,7 @@ def test_prompt_is_continued_on_stdout(checkpoint: Path, capsys: pytest.CaptureF
 
 def test_text_that_stdout_cannot_encode_is_escaped(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = 0
-    assert load(checkpoint, None, "cpu").tokenizer.decode([unknown]).strip() == "\u2047"
+    assert load(Checkpoint(checkpoint), None, "cpu").tokenizer.decode([unknown]).strip() == "\u2047"
     monkeypatch.setattr("spdf_dist.evaluation.generation.generate", lambda *_: [[unknown]])
     stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stdout)
@@ -61,7 +62,7 @@ def test_text_that_stdout_cannot_encode_is_escaped(checkpoint: Path, monkeypatch
 def test_greedy_prompt_is_what_transformers_continues(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
-    loaded = load(checkpoint, None, "cpu")
+    loaded = load(Checkpoint(checkpoint), None, "cpu")
     network = transformers_model(loaded.decoder.model, random_weights(loaded.decoder.model, seed=11, scale=0.2))
     ids = torch.tensor([loaded.tokenizer.encode("The Mill is")])
     end = loaded.tokenizer.eod_id

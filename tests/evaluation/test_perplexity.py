@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.cli.main import main
 from spdf_dist.evaluation.checkpoint import Loaded, load
 from spdf_dist.evaluation.perplexity import Likelihood
@@ -19,7 +20,7 @@ TEXTS = ["The Mill is a pub in riverside. ", "Aromi serves food", "near The Mill
 
 @pytest.fixture
 def loaded(checkpoint: Path) -> Loaded:
-    return load(checkpoint, None, "cpu")
+    return load(Checkpoint(checkpoint), None, "cpu")
 
 
 @pytest.fixture
