@@ -24,8 +24,8 @@ from spdf_dist.report.scores import ScoreRow, published_scale
 
 TABLES = {"e2e": 4, "webnlg": 5, "dart": 6}
 """Number of the paper's table of scores, by task."""
-Cell = tuple[str, float]
-"""(the paper's name of a model, sparsity level)."""
+Point = tuple[str, float]
+"""A grid point of the paper: its name of the model, and the sparsity level."""
 
 
 @cache
@@ -35,18 +35,18 @@ def table_1() -> dict[str, dict[str, str]]:
 
 
 @cache
-def printed(task: str) -> dict[Cell, dict[str, tuple[str, str]]]:
-    """The printed results of a task: (mean, deviation) by cell and metric. A value that was not printed is empty."""
+def printed(task: str) -> dict[Point, dict[str, tuple[str, str]]]:
+    """The printed results of a task by grid point and metric: (mean, deviation). A value not printed is empty."""
     frame = pd.read_csv(find_task(task).published, dtype={"mean": str, "deviation": str}, keep_default_na=False)
     return {
-        cell: {row.metric: (row.mean, row.deviation) for row in rows.itertuples()}
-        for cell, rows in frame.groupby(["model", "sparsity"], sort=False)
+        point: {row.metric: (row.mean, row.deviation) for row in rows.itertuples()}
+        for point, rows in frame.groupby(["model", "sparsity"], sort=False)
     }
 
 
-def printed_above_dense(cell: Cell) -> str:
+def printed_above_dense(point: Point) -> str:
     """The only number that the blog prints for Curation Corpus: perplexity above dense. Empty where it has none."""
-    return printed("curation").get(cell, {}).get("perplexity_above_dense", ("", ""))[0]
+    return printed("curation").get(point, {}).get("perplexity_above_dense", ("", ""))[0]
 
 
 def paper_model(run: Run) -> str:
@@ -67,7 +67,7 @@ def paper_model(run: Run) -> str:
     return name if name and (plain or sparsity.level == 0) and tokens == table_1()[name]["tokens"] else ""
 
 
-def our_estimate(results: Results, task: str, cell: Cell, metric: str) -> Estimate | None:
+def our_estimate(results: Results, task: str, point: Point, metric: str) -> Estimate | None:
     """Mean and deviation of our scores on the paper's scale; None without scores.
 
     Only dense fine-tuning on real data and the printed split counts. Of several variants, it is the one with the lowest
@@ -77,13 +77,13 @@ def our_estimate(results: Results, task: str, cell: Cell, metric: str) -> Estima
     for row in (row for group in results.score_groups() if group.task == task for row in group.rows):
         scores = [score for score in row.scores if score.split == split and not score.synthetic]
         run = row.run
-        if scores and not run.keep_mask and run.sparsity and (paper_model(run), run.sparsity.level) == cell:
+        if scores and not run.keep_mask and run.sparsity and (paper_model(run), run.sparsity.level) == point:
             losses = [loss for score in scores if (loss := score.run.best_validation) is not None]
             found.append((mean(losses) if losses else math.inf, row.title, ScoreRow(row.title, scores)))
     return min(found)[-1].estimate(metric, published_scale(task, metric)) if found else None
 
 
-def our_above_dense(results: Results, cell: Cell) -> float | None:
+def our_above_dense(results: Results, point: Point) -> float | None:
     """Our perplexity minus that of dense on Curation Corpus; None unless both models were run."""
-    sparse, dense = (our_estimate(results, "curation", at, "perplexity") for at in (cell, (cell[0], 0.0)))
+    sparse, dense = (our_estimate(results, "curation", at, "perplexity") for at in (point, (point[0], 0.0)))
     return sparse.mean - dense.mean if sparse and dense else None
