@@ -94,7 +94,7 @@ def machine_findings() -> list[Finding]:
 
 
 def package_findings() -> list[Finding]:
-    """The Python packages that the installation rests on."""
+    """The Python packages that the installation needs."""
     found = [Finding("python", True, f"{platform.python_version()} at {sys.executable}")]
     for package in PACKAGES:
         try:
@@ -194,10 +194,10 @@ def memory_path() -> LayerPath:
     """Whether freed memory is kept for the next tensor, and what decides that."""
     layer = "freed memory"
     if keep_freed_memory():
-        return LayerPath(layer, "kept", "malloc gives no large block back: steps do not map their logits anew")
+        return LayerPath(layer, "kept", "malloc keeps large blocks, so steps do not map their logits again")
     chosen = [name for name in USER_SETTINGS if name in os.environ]
     why = f"{', '.join(chosen)} set" if chosen else "the C library is not glibc"
-    return LayerPath(layer, "given back", f"{why}: as malloc does by itself, each step maps its large tensors anew")
+    return LayerPath(layer, "given back", f"{why}: malloc's default, so each step maps its large tensors again")
 
 
 def criterion() -> str:

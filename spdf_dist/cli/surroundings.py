@@ -36,7 +36,7 @@ def named_as_output() -> Iterator[None]:
 class Messages(io.TextIOWrapper):
     """Standard error that drops what nobody can take any more, as when the terminal, the reader or the disk is gone.
 
-    No work ends for want of a message.
+    A message that cannot be written ends no work.
     """
 
     def write(self, text: str, /) -> int:

@@ -182,7 +182,7 @@ def at_key(key: str, leaf: Any) -> dict[str, Any]:
     """A tree that holds only ``leaf``, at the dotted ``key``. Raises UserError for a key with too many levels."""
     first, *parts = key.split(".")
     if len(parts) >= DEEPEST:
-        raise UserError(f"the key {shown(key)} names {len(parts) + 1} levels, and no key has so many")
+        raise UserError(f"the key {shown(key)} names {len(parts) + 1} levels, and no key has that many")
     for part in reversed(parts):
         leaf = {part: leaf}
     return {first: leaf}

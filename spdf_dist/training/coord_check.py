@@ -137,7 +137,7 @@ def coordinate_check(
     """Train each combination for ``steps`` updates on synthetic token ids, in this process.
 
     Returns a row per run and step (from 0), with the columns ``CELL``, ``step``, and for each of ``PLACES`` the mean
-    absolute output after so many updates, over all layers, tokens and features.
+    absolute output after that number of updates, over all layers, tokens and features.
 
     Raises UserError for a width or density that the config's head size or pattern does not allow.
     """

@@ -111,7 +111,7 @@ def recorded(folder: RunFolder, places: Collection[str], device: str) -> dict[st
         and isinstance(reason, str)
         and isinstance(measured, dict)
     ):
-        raise UserError(f"{folder.execution}: executions must be masked or compressed; delete the file to decide anew")
+        raise UserError(f"{folder.execution}: executions must be masked or compressed; delete the file to decide again")
     fits = set(layers) == set(places) and known.get("device", "cpu") == device
     return layers if fits else None
 

@@ -159,7 +159,9 @@ def keep_best(root: Path, state: TrainingState) -> str:
     """
     found = {checkpoint.step: checkpoint for checkpoint in map(Checkpoint, whole_checkpoints(root))}
     if not found:
-        raise SpdfError(f"{root} holds no whole checkpoint any more: the model is lost; run it again to train it anew")
+        raise SpdfError(
+            f"{root} holds no whole checkpoint any more: the model is lost; run it again to train it from the beginning"
+        )
     if (lost := state.best_step) and lost not in found:
         saved = [load_training_state(checkpoint) for checkpoint in found.values()]
         were_best = [(s.best_val_loss, s.step) for s in saved if s.best_val_loss is not None and s.best_step == s.step]

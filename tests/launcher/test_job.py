@@ -135,7 +135,7 @@ def test_a_job_that_starts_anew_and_reaches_its_limit_fails_in_the_end(attempt) 
     manifest = json.loads(folder.manifest.read_text())
     assert manifest["status"] == "failed"
     assert manifest["reason"] == (
-        "reached its time limit, and starts anew each time: raise jobs.dense.resources.time "
+        "reached its time limit, and starts from the beginning each time: raise jobs.dense.resources.time "
         "(3 times with no new checkpoint)"
     )
 
