@@ -303,7 +303,8 @@ class Runner:
         if outcome == "stopped":
             return "stopped by a signal"
         if self.out_of_time:
-            return f"reached its time limit, and starts from the beginning each time: raise jobs.{self.job.name}.resources.time"
+            key = f"jobs.{self.job.name}.resources.time"
+            return f"reached its time limit, and starts from the beginning each time: raise {key}"
         line = last_words(self.folder.log)
         if code > 128 and code - 128 in set(signal.Signals):
             return f"ended by {signal.Signals(code - 128).name}" + (f"; last line: {line}" if line else "")

@@ -1,8 +1,8 @@
 """Perplexity of a checkpoint, per token and per word, on text files, packed folders, or a task's targets.
 
---data takes text files in the forms that `spdf data pack` takes, or folders that it wrote; documents follow one another
-as in pre-training, each window of the context begins again. With --task, --data is one file of the task, and the targets
-alone are predicted, each after its context (Curation Corpus is measured so).
+--data takes text files in the forms that `spdf data pack` takes, or folders that it wrote. Documents follow one another
+as in pre-training, and each window starts with an empty context. With --task, --data is one file of the task, and only
+the targets are predicted, each after its context (the measure of Curation Corpus).
 Lines that cannot be used are named on stderr and left out; the exit code is then 1."""
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def keep_best(root: Path, state: TrainingState) -> str:
     found = {checkpoint.step: checkpoint for checkpoint in map(Checkpoint, whole_checkpoints(root))}
     if not found:
         raise SpdfError(
-            f"{root} holds no whole checkpoint any more: the model is lost; run it again to train it from the beginning"
+            f"{root} holds no whole checkpoint any more: the model is lost; run it again to start from the beginning"
         )
     if (lost := state.best_step) and lost not in found:
         saved = [load_training_state(checkpoint) for checkpoint in found.values()]
