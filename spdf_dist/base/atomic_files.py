@@ -47,7 +47,7 @@ def remove_temporaries(folder: Path) -> None:
     """Delete the temporary entries that killed writers left in ``folder``. No other process may write there."""
     for path in folder.iterdir():
         if is_temporary(path):
-            remove(path)
+            try_to_remove(path)
 
 
 def remove_leftovers(target: Path) -> None:
@@ -55,7 +55,7 @@ def remove_leftovers(target: Path) -> None:
     pattern = re.compile(rf"\.{re.escape(stem_of(target))}{RANDOM_PART}")
     for path in target.parent.iterdir():
         if pattern.fullmatch(path.name):
-            remove(path)
+            try_to_remove(path)
 
 
 def remove(path: Path) -> None:
@@ -64,6 +64,12 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def try_to_remove(path: Path) -> None:
+    """As ``remove`` for what nobody reads. On NFS, entries that a process still has open cannot be deleted."""
+    with contextlib.suppress(OSError):
+        remove(path)
 
 
 def sync(path: Path) -> None:

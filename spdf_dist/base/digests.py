@@ -8,13 +8,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+from spdf_dist.config.errors import names_file
+
 ZEROS = "0" * 64
 BEGIN = re.compile(rb'\{\n "digest": "([0-9a-f]{64})"')
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 (hex) of a file. Raises OSError."""
-    with path.open("rb") as file:
+    with names_file(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from spdf_dist.base.atomic_files import is_temporary, remove
+from spdf_dist.base.atomic_files import is_temporary, try_to_remove
 from spdf_dist.checkpoint.manifest import MANIFEST, is_manifest, problem, whole_manifest
 from spdf_dist.config.errors import NoPermissionError, UserError
 
@@ -62,7 +62,7 @@ def remove_remains(root: Path) -> None:
     """Delete what interrupted saves and deletions left among a run's checkpoints, also those of older versions."""
     for path in root.iterdir():
         if is_temporary(path) or (path.name.startswith("step_") and path.name.endswith(ASIDE)):
-            remove(path)
+            try_to_remove(path)
 
 
 def resolve(path: Path | str) -> Path:

@@ -311,7 +311,12 @@ class StoredFiles:
                 raise UserError(f"{self.folder / name} is damaged: {key} has another shape than in the manifest")
             return np.asarray(file.get_tensor(key) if index is None else file.get_slice(key)[index])
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{self.folder / name} is damaged: {key}: {error}") from None
+            how = (
+                "is damaged"
+                if "os error" not in str(error) and isinstance(error, SafetensorError)
+                else "cannot be read"
+            )
+            raise UserError(f"{self.folder / name} {how}: {key}: {error}") from None
 
 
 class StoredMasks(Mapping[str, BoolArray]):

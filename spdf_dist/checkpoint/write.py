@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spdf_dist.base.atomic_files import remove, remove_leftovers, sync, temporary_beside
+from spdf_dist.base.atomic_files import remove_leftovers, sync, temporary_beside, try_to_remove
 from spdf_dist.base.collective import Collective, SingleProcess
 from spdf_dist.base.digests import file_digest, sealed
 from spdf_dist.base.provenance import made_with
@@ -284,8 +284,7 @@ class CheckpointWriter:
                 old.rename(self.final)
             raise
         sync(self.root)
-        with contextlib.suppress(OSError):  # the new checkpoint is saved, even if the old one cannot be deleted
-            remove(old)
+        try_to_remove(old)  # the new checkpoint is saved, even if the old one cannot be deleted
 
 
 def new_folder(out: Path) -> Path:
@@ -416,5 +415,9 @@ def prune(root: Path, keep: int, protect: int | None = None) -> None:
 
 
 def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint. It is renamed first, so that an interrupted deletion leaves nothing like a checkpoint."""
-    remove(checkpoint.rename(temporary_beside(checkpoint)))
+    """Delete a checkpoint. It is renamed first, so that an interrupted deletion leaves nothing like a checkpoint.
+
+    Raises OSError if it cannot be renamed. What cannot be deleted then, such as files on NFS that another process
+    reads, stays until the next clean-up.
+    """
+    try_to_remove(checkpoint.rename(temporary_beside(checkpoint)))

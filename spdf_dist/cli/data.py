@@ -137,6 +137,11 @@ def run_pack(args: argparse.Namespace) -> int:
             f"shard(s), {index['documents']} documents, {index['tokens']} tokens "
             f"({index['dropped_tokens']} dropped at the end); {done}"
         )
+    if unknown := index.get("unknown_tokens"):
+        print(
+            f"WARNING: {unknown:,} of {index['tokens']:,} tokens are unknown: the tokenizer lacks parts of the text",
+            file=sys.stderr,
+        )
     if index["problem_count"]:
         print(
             f"spdf data: {index['problem_count']} problem(s) in the input; the rest was packed (exit code 1). "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
+from pathlib import Path
 
 EXIT_BAD_INPUT = 2
 EXIT_NON_FINITE = 3
@@ -45,6 +48,17 @@ def exit_code_of(error: OSError) -> int:
     """The exit code of a command that ends with ``error``: 2 for a path that cannot be used as it was given, else 1."""
     named = isinstance(error.filename, str | bytes)
     return EXIT_BAD_INPUT if named and error.errno in UNREACHABLE else SpdfError.exit_code
+
+
+@contextlib.contextmanager
+def names_file(path: Path) -> Iterator[None]:
+    """Put ``path`` into an OSError of the block that names no file, such as that of a failed read."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 class NonFiniteError(SpdfError):

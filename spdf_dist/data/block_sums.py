@@ -15,6 +15,7 @@ import numpy as np
 from spdf_dist.base.atomic_files import atomic_file
 from spdf_dist.base.digests import file_digest
 from spdf_dist.config.errors import UserError
+from spdf_dist.data.mapping import mapped
 
 BLOCK_BYTES = 1 << 14
 SUM_BYTES = 8
@@ -39,7 +40,7 @@ class BlockSums:
             )
         self._sums = np.frombuffer(sums, np.uint8).reshape(-1, SUM_BYTES)
         self._compared = np.zeros(len(self._sums), bool)
-        self._content = np.memmap(self._tokens, np.uint8, "r")
+        self._content = mapped(self._tokens, np.uint8)
 
     @classmethod
     def of(cls, prefix: Path, index_sha256: str, size: int) -> BlockSums | None:
@@ -63,7 +64,7 @@ class BlockSums:
 
 def write_sums(prefix: Path) -> Path:
     """Write the sums of the present content of ``PREFIX.bin`` and return the path of their file."""
-    content = np.memmap(f"{prefix}.bin", np.uint8, "r")
+    content = mapped(Path(f"{prefix}.bin"), np.uint8)
     sums = b"".join(sum_of(content, block) for block in range(block_count(len(content))))
     path = Path(f"{prefix}.sums")
     with atomic_file(path, "wb") as file:

@@ -20,6 +20,7 @@ from spdf_dist.base.digests import check_seal, file_digest
 from spdf_dist.base.rank_variables import is_rank_zero
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import DatasetEntry
+from spdf_dist.data.mapping import mapped
 from spdf_dist.data.megatron import MegatronDataset, megatron_prefix
 from spdf_dist.data.order import sequence_at, share_samples, whole_weights
 from spdf_dist.data.shards import (
@@ -155,10 +156,10 @@ class PackedDataset:
 
     def _shard(self, number: int) -> np.ndarray:
         """The bytes of a shard (uint8), memory-mapped."""
-        mapped = self._shards[number]
-        if mapped is None:
-            mapped = self._shards[number] = np.memmap(self._files[number], np.uint8, "r")
-        return mapped
+        shard = self._shards[number]
+        if shard is None:
+            shard = self._shards[number] = mapped(self._files[number], np.uint8)
+        return shard
 
     def _ids(self, content: np.ndarray) -> np.ndarray:
         """The sequences of a shard as a view of its bytes, [sequences, seq_length + 1]."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.block_sums import BlockSums
+from spdf_dist.data.mapping import mapped
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -78,7 +79,7 @@ class MegatronDataset:
         self.num_sequences = max(0, self.tokens - 1) // seq_length
         if self.num_sequences == 0:
             raise UserError(f"{tokens} holds {self.tokens} tokens, fewer than one sequence of {seq_length} + 1")
-        self._stream = np.memmap(tokens, self._dtype, "r")
+        self._stream = mapped(tokens, self._dtype)
         self._sequences = np.lib.stride_tricks.sliding_window_view(self._stream, seq_length + 1)[::seq_length]
         self._sums = BlockSums.of(self.path, self._index_digest, self.bytes)
         self._found: UserError | None = None

@@ -24,6 +24,7 @@ from spdf_dist.base.cpu import cores
 from spdf_dist.base.digests import file_digest
 from spdf_dist.config.errors import EXIT_BAD_INPUT, SpdfError, UserError, exit_code_of
 from spdf_dist.data.loader import PackedDataset, read_index
+from spdf_dist.data.mapping import mapped
 from spdf_dist.data.pack_progress import PackProgress
 from spdf_dist.data.placing import made
 from spdf_dist.data.readers import check_pack_inputs
@@ -67,9 +68,7 @@ class TokenStreams:
 
     def __init__(self, folder: Path, summaries: list[StreamSummary], dtype: str) -> None:
         little = np.dtype(dtype).newbyteorder("<")
-        self._parts = [
-            np.memmap(stream_path(folder, summary.number), little, "r") for summary in summaries if summary.tokens
-        ]
+        self._parts = [mapped(stream_path(folder, summary.number), little) for summary in summaries if summary.tokens]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
 
     def read(self, start: int, count: int) -> np.ndarray:
@@ -215,6 +214,7 @@ def build(ranks: Collective, request: Request, aside: Path) -> dict[str, Any]:
         "dropped_tokens": tokens - 1 - sequences * seq_len,
         "documents": sum(count["documents"] for summary in summaries for count in summary.sets.values()),
         "empty_documents": sum(summary.empty_documents for summary in summaries),
+        "unknown_tokens": sum(summary.unknown_tokens for summary in summaries),
         "text_bytes": sum(summary.text_bytes for summary in summaries),
         "tokenizer": {"digest": loaded.digest, "vocab_size": loaded.vocab_size, "eod_id": loaded.eod_id},
         "members": member_rule(seq_len, dtype),

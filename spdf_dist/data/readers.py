@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 from braceexpand import braceexpand
 
 from spdf_dist.base.extras import require_extra
-from spdf_dist.config.errors import NoPermissionError, UserError
+from spdf_dist.config.errors import NoPermissionError, UserError, names_file
 from spdf_dist.data.encodings import wide_encoding
 from spdf_dist.data.remote import Input, is_remote, remote_input
 
@@ -152,19 +152,23 @@ def without_braces(given: str, option: str) -> list[str]:
 
 
 def read_chunks(path: Path) -> Iterator[Chunk | Problem]:
-    """The chunks of one file (each about ``BLOCK_BYTES`` of text) and its problems, in file order."""
-    if path.stat().st_size == 0:
-        yield Problem(str(path), 0, "the file is empty")
-    elif path.name.endswith(".parquet"):
-        yield from parquet_chunks(path)
-    elif path.name.endswith(".txt"):
-        yield from text_chunks(path)
-    elif path.name.endswith(".tar"):
-        from spdf_dist.data.tar_reader import tar_chunks  # avoids a circular import
+    """The chunks of one file (each about ``BLOCK_BYTES`` of text) and its problems, in file order.
 
-        yield from tar_chunks(path)
-    else:
-        yield from json_chunks(path)
+    Raises OSError, which names the file.
+    """
+    with names_file(path):
+        if path.stat().st_size == 0:
+            yield Problem(str(path), 0, "the file is empty")
+        elif path.name.endswith(".parquet"):
+            yield from parquet_chunks(path)
+        elif path.name.endswith(".txt"):
+            yield from text_chunks(path)
+        elif path.name.endswith(".tar"):
+            from spdf_dist.data.tar_reader import tar_chunks  # avoids a circular import
+
+            yield from tar_chunks(path)
+        else:
+            yield from json_chunks(path)
 
 
 def documents(paths: Iterable[Path], report: Callable[[Problem], None]) -> Iterator[Document]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from spdf_dist.base.atomic_files import write_bytes
 from spdf_dist.base.extras import require_extra
-from spdf_dist.config.errors import UserError
+from spdf_dist.config.errors import UserError, names_file
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 GPT2_FILES = ("encoder.json", "vocab.bpe")
@@ -52,6 +52,8 @@ class Tokenizer(ABC):
     """sha256 (hex) of the names and contents of the tokenizer's files, independent of their folder."""
     start_ids: tuple[int, ...] = ()
     """Ids before the text of each document; empty for most tokenizers."""
+    unknown_id: int | None = None
+    """The id of characters that the vocabulary lacks; None for a tokenizer that encodes every text."""
     cuts_at_lines: bool = True
     """Whether a text may be encoded in parts that are cut after a line end between two visible ASCII characters."""
 
@@ -79,7 +81,8 @@ class SentencePieceTokenizer(Tokenizer):
         import sentencepiece
 
         self.path = path
-        content = path.read_bytes()
+        with names_file(path):
+            content = path.read_bytes()
         if not content:  # SentencePiece would write a log line before its error
             raise UserError(f"{path} is empty; train a tokenizer with `spdf data tokenizer train`")
         try:
@@ -98,6 +101,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._space = [byte_ids[byte] for byte in SP_SPACE.encode()]
         self._bytes_known = all(i in self._byte_of for i in self._space)
         self._no_utf8 = byte_ids[0xFF]
+        self.unknown_id = None if len(self._byte_of) == 256 else int(self.processor.unk_id())
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         ids = self.processor.encode(list(texts), out_type=int, num_threads=1)

@@ -85,10 +85,13 @@ class JsonTokenizer(Tokenizer):
     def _check_encoding(self) -> None:
         """Raise UserError if a text may contain the end of a document, or if unknown characters would be lost."""
         self.encode(self.end_token)
-        if not self.encode(RARE_TEXT):
+        ids = self.encode(RARE_TEXT)
+        if not ids:
             raise UserError(
                 f"{self.path} leaves out characters that it does not know: it has neither bytes nor an unknown token"
             )
+        if not set(RARE_TEXT) & set(self.decode(ids)):
+            self.unknown_id = ids[-1]
 
     def _cuts_at_lines(self) -> bool:
         """Whether the ids of a test text equal those of its parts, cut after line ends between visible characters."""

@@ -53,6 +53,7 @@ class TokenizedChunk:
     sets: Sets
     text_bytes: int
     empty_documents: int
+    unknown_tokens: int
     problems: list[Problem]
 
 
@@ -68,6 +69,7 @@ class StreamSummary:
     tokens: int = 0
     text_bytes: int = 0
     empty_documents: int = 0
+    unknown_tokens: int = 0
     sets: Sets = field(default_factory=dict)
     problem_count: int = 0
     problems: list[dict[str, Any]] = field(default_factory=list)
@@ -77,6 +79,7 @@ class StreamSummary:
         self.tokens += len(chunk.ids) // item_bytes
         self.text_bytes += chunk.text_bytes
         self.empty_documents += chunk.empty_documents
+        self.unknown_tokens += chunk.unknown_tokens
         for name, count in chunk.sets.items():
             add_set(self.sets, name, **count)
 
@@ -112,8 +115,14 @@ class ChunkTokenizer:
             ids += encoded
             add_set(sets, document.set_name, documents=int(document.ends), tokens=len(encoded))
         text_bytes = sum(len(document.text.encode()) for document in kept)
+        unknown = self._tokenizer.unknown_id
         return TokenizedChunk(
-            np.array(ids, self._dtype).tobytes(), sets, text_bytes, len(documents) - len(kept), problems
+            np.array(ids, self._dtype).tobytes(),
+            sets,
+            text_bytes,
+            len(documents) - len(kept),
+            0 if unknown is None else ids.count(unknown),
+            problems,
         )
 
 

@@ -29,7 +29,7 @@ from checkpoint_job import (
 
 from spdf_dist.checkpoint import manifest, write
 from spdf_dist.checkpoint.densify import densify
-from spdf_dist.checkpoint.find import damaged
+from spdf_dist.checkpoint.find import damaged, whole_checkpoints
 from spdf_dist.checkpoint.manifest import MASKS, Manifest, Slice, check_cover, read_manifest
 from spdf_dist.checkpoint.read import Checkpoint, is_whole, latest, resolve
 from spdf_dist.checkpoint.stream import SafetensorsStream
@@ -582,3 +582,18 @@ def test_no_pickle_in_a_checkpoint(tmp_path: Path) -> None:
         ".yaml",
         ".safetensors",
     }
+
+
+def test_what_cannot_be_deleted_hinders_no_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **arguments: object) -> None:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))  # .nfsXXXX in a folder on NFS
+
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    prune(tmp_path, 1)
+    save(tmp_path, 15)
+    assert [path.name for path in whole_checkpoints(tmp_path)] == ["step_10", "step_15"]
+    monkeypatch.undo()
+    save(tmp_path, 20)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_10", "step_15", "step_20"]

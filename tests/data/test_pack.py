@@ -384,3 +384,18 @@ def test_an_input_whose_name_is_no_utf8_is_packed(tmp_path: Path, sp_model: str)
     source = write_jsonl(tmp_path / "caf\udce9.jsonl", [story(1)])
     pack([str(source)], sp_model, str(tmp_path / "out"), 8, workers=1)
     assert load_index(tmp_path / "out")["inputs"][0]["file"] == source.name
+
+
+def test_characters_that_a_tokenizer_lacks_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import tokenizers
+
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"</s>": 0, "<unk>": 1, "ab": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words.save(str(tmp_path / "tokenizer.json"))
+    lines = write_jsonl(tmp_path / "x.jsonl", ["ab cd ab", "ab ab", "é ef"])
+    arguments = ["--input", str(lines), "--tokenizer", str(tmp_path / "tokenizer.json"), "--seq-len", "4"]
+    for workers in ("1", "2"):
+        out = tmp_path / f"packed{workers}"
+        assert main(["data", "pack", *arguments, "--out", str(out), "--workers", workers]) == 0
+        assert "WARNING: 3 of 10 tokens are unknown" in capsys.readouterr().err
+        assert PackedDataset(out).index["unknown_tokens"] == 3

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import json
 import os
@@ -11,7 +12,7 @@ from data_samples import story, write_jsonl
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.data import readers
-from spdf_dist.data.readers import Problem, check_inputs, documents
+from spdf_dist.data.readers import Problem, check_inputs, documents, read_chunks
 
 
 def read(*paths: Path) -> tuple[list[readers.Document], list[Problem]]:
@@ -236,3 +237,15 @@ def test_a_pipe_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.jsonl")
     with pytest.raises(UserError, match="is a pipe or a device"):
         check_inputs([tmp_path / "x.jsonl"])
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(file: object, name: str) -> Iterator[bytes]:
+        yield b'{"text": "a"}\n'
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(readers, "decompressed", broken)
+    for name in ("x.jsonl", "x.txt"):
+        (tmp_path / name).write_text('{"text": "a"}\n')
+        with pytest.raises(OSError, match=f"Input/output error: .*{name}"):
+            list(read_chunks(tmp_path / name))
