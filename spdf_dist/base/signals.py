@@ -13,8 +13,11 @@ from types import FrameType
 from spdf_dist.base.rank_variables import is_rank_zero
 from spdf_dist.config.errors import EXIT_STOPPED, Stopped
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals by which schedulers, time limits and Ctrl-C stop a command."""
+
+STOP_SIGNALS = (*SCHEDULER_SIGNALS, signal.SIGHUP)
+"""Signals that stop a command: also that of a terminal that is closed, unless it is ignored, as under nohup."""
 
 START_UP_SECONDS = 10.0
 """How long a start-up goes on after a stop signal. Native code may wait for a rank that has already ended."""
@@ -24,8 +27,12 @@ Handler = Callable[[int, FrameType | None], object] | int
 
 @contextlib.contextmanager
 def handled(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
-    """Install ``handler`` for the signals during the block, then restore the earlier handlers. Main thread only."""
-    before = {number: signal.signal(number, handler) for number in numbers}
+    """Install ``handler`` for the signals during the block, then restore the earlier handlers. Main thread only.
+
+    An ignored SIGHUP stays ignored.
+    """
+    kept = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+    before = {number: signal.signal(number, handler) for number in numbers if number not in kept}
     try:
         yield
     finally:
@@ -36,7 +43,7 @@ def handled(numbers: Iterable[int], handler: Handler) -> Iterator[None]:
 class ReceivedSignals:
     """Collects signals in ``got``, in order, instead of letting them end the process. A context manager."""
 
-    def __init__(self, numbers: Iterable[int] = STOP_SIGNALS) -> None:
+    def __init__(self, numbers: Iterable[int] = SCHEDULER_SIGNALS) -> None:
         self.numbers = tuple(numbers)
         self.got: list[int] = []
         self._stack = contextlib.ExitStack()

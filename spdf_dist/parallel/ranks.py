@@ -16,14 +16,12 @@ from pathlib import Path
 
 from spdf_dist.base.cpu import cores
 from spdf_dist.base.rank_variables import RENDEZVOUS, SINGLE_PROCESS, discover
-from spdf_dist.base.signals import ReceivedSignals
+from spdf_dist.base.signals import STOP_SIGNALS, ReceivedSignals
 from spdf_dist.config.errors import UserError
 
 PARENT = "SPDF_PARENT_PID"
 FAILURE = ".failure"
 """Suffix of the file beside the rendezvous file. The first rank that fails writes its error there."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""Signals that are forwarded to spawned ranks."""
 GRACE_SECONDS = 30.0
 """Time for the other ranks to end after one has failed; then they are killed."""
 PR_SET_PDEATHSIG = 1
@@ -60,7 +58,7 @@ def run_ranks(command: Sequence[str], count: int, log_dir: Path) -> int:
     with (
         tempfile.TemporaryDirectory(prefix="spdf-") as folder,
         contextlib.ExitStack() as logs,
-        ReceivedSignals(forwarded_signals()) as received,
+        ReceivedSignals(STOP_SIGNALS) as received,
     ):
         rendezvous = Path(folder) / "rendezvous"
         environment = {
@@ -78,7 +76,7 @@ def run_ranks(command: Sequence[str], count: int, log_dir: Path) -> int:
         except OSError as error:
             raise UserError(f"cannot write to {log_dir}: {error.strerror}") from None
         # Ranks inherit the blocked signals, so that a signal stays pending until they can handle it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             for rank, log in enumerate([None, *outputs]):
                 environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -86,10 +84,10 @@ def run_ranks(command: Sequence[str], count: int, log_dir: Path) -> int:
                 processes.append(
                     subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
                 )
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             return wait_all(processes, received.got, rendezvous.with_suffix(FAILURE), log_dir)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             for process in processes:
                 if process.poll() is None:
                     process.kill()
@@ -99,11 +97,6 @@ def run_ranks(command: Sequence[str], count: int, log_dir: Path) -> int:
 def log_of(log_dir: Path, rank: int) -> Path:
     """The log file of a rank other than 0."""
     return log_dir / f"rank_{rank}.log"
-
-
-def forwarded_signals() -> list[int]:
-    """``SIGNALS``, without SIGHUP if it is ignored, as under nohup."""
-    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def wait_all(processes: list[subprocess.Popen[bytes]], pending: list[int], failure_file: Path, log_dir: Path) -> int:
@@ -163,7 +156,7 @@ def follow_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
     if os.getppid() != int(parent):  # the parent has died already
         os.kill(os.getpid(), signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def should_report_error(line: str, code: int) -> bool:

@@ -38,6 +38,17 @@ def test_a_command_with_nothing_to_save_is_stopped() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
 
 
+def test_a_terminal_that_is_closed_is_a_stop_except_under_nohup() -> None:
+    with pytest.raises(Stopped, match="SIGHUP"), stop_on_signal():
+        os.kill(os.getpid(), signal.SIGHUP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signal():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_received_signals_are_listed_and_end_a_pause() -> None:
     with ReceivedSignals() as received:
         os.kill(os.getpid(), signal.SIGUSR1)

@@ -28,6 +28,7 @@ from chaos.forks import (
     wait,
     wait_process,
 )
+from spdf_dist.base.signals import STOP_SIGNALS
 from spdf_dist.checkpoint.find import latest
 
 TINY = """
@@ -156,12 +157,12 @@ class Campaign:
             tally.require(not left, f"{out} has leftovers: {left}")
 
     def signals(self, deadline: float, most: int) -> Tally:
-        """SIGTERM, SIGUSR1 and SIGINT at random moments: exit code 75, one line, and the same final result."""
+        """SIGTERM, SIGUSR1, SIGINT and SIGHUP at random moments: exit code 75, one line, and the same final result."""
         rng, tally = random.Random(f"{self.seed} signals"), Tally()
         while time.monotonic() < deadline and tally.counts.get("signals", 0) < most:
             out = Path("stopped")
             for _ in range(3):
-                number = rng.choice((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
+                number = rng.choice(STOP_SIGNALS)
                 ended = run(self.pretrain(str(out)), send=number, after=rng.uniform(0.05, 2.0))
                 tally.add("signals")
                 ok = ended.code in (0, 75) or ended.code == -number  # before the command handles signals

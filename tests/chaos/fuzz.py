@@ -226,7 +226,9 @@ def use_tokenizer(name: str) -> Callable[[Path], object]:
 
 
 def make_gpt2(folder: Path) -> None:
-    signs = [chr(c) for c in range(0x21, 0x7F)] + [chr(c) for c in range(0x100, 0x100 + 162)]
+    import tokenizers
+
+    signs = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     merges = [(a, b) for a in "thoe" for b in "nesi"]
     entries = [*signs, *(a + b for a, b in merges), "<|endoftext|>"]
     (folder / "encoder.json").write_text(json.dumps({entry: number for number, entry in enumerate(entries)}))

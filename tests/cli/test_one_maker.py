@@ -94,7 +94,7 @@ def test_of_two_that_make_one_thing_one_wins_and_it_is_whole(command: str, texts
         subprocess.run(["rm", "-r", out], check=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 @pytest.mark.parametrize("after", [0.0, 0.1, 0.3, 1.0])
 def test_a_signal_at_any_moment_leaves_nothing(number: int, after: float, texts: Path, tmp_path: Path) -> None:
     texts.write_text("\n".join([texts.read_text()] * 3000))
