@@ -80,22 +80,16 @@ def read_tokenizer(folder: Path, out: Path, vocab_size: int) -> bool:
     reason is printed on stderr.
     """
     reasons = []
-    for names in (GPT2_FILES, (SENTENCEPIECE_FILE,)):
-        if all((folder / RENAMED[name]).is_file() for name in names):
-            for name in names:
-                shutil.copyfile(folder / RENAMED[name], out / name)
-            found = misfit(out, vocab_size)
-            if found is None:
-                return True
-            reasons.append(found)
-    if (folder / TOKENIZER).is_file():
-        for name in (JSON_FILE, CONFIG_FILE):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, out / name)
-        reason = misfit(out, vocab_size)
-        if reason is None:
+    for needed, optional in ((GPT2_FILES, ()), ((SENTENCEPIECE_FILE,), ()), ((JSON_FILE,), (CONFIG_FILE,))):
+        names = [name for name in (*needed, *optional) if (folder / RENAMED.get(name, name)).is_file()]
+        if not set(needed) <= set(names):
+            continue
+        for name in names:
+            shutil.copyfile(folder / RENAMED.get(name, name), out / name)
+        misfits = misfit(out, vocab_size)
+        if misfits is None:
             return True
-        reasons.append(reason)
+        reasons.append(misfits)
     reason = "; ".join(reasons) or f"it has neither {VOCABULARY} and {MERGES} nor {SENTENCEPIECE} nor {TOKENIZER}"
     print(f"{folder}: no tokenizer is taken along: {reason}", file=sys.stderr)
     return False

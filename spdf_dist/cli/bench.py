@@ -22,7 +22,7 @@ from typing import Any
 
 from spdf_dist.accounting.text_table import text_table
 from spdf_dist.base.cpu import cores
-from spdf_dist.config.errors import UserError
+from spdf_dist.config.errors import EXIT_INTERRUPTED, UserError
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.sparsity.masks import logical_weights
@@ -35,7 +35,6 @@ PLOT_TOKENS = 256
 PLOT_SPARSITY = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 TOKENS = 2048
 ROUNDS, QUICK_ROUNDS = 9, 3
-EXIT_INTERRUPTED = 130
 STEP_OVERRIDES = (
     "model.seq_length=1024",
     "training.global_batch_size=2",

@@ -18,10 +18,11 @@ HELP = "train tokenizers, pack text into shards, fetch or make data sets"
 INPUT_HELP = (
     ".jsonl, .jsonl.gz, .jsonl.zst, .parquet, .txt or .tar files, or patterns of them, in the order they are read"
 )
-DATASETS = ("e2e", "webnlg", "dart", "gpt2-vocab", "pile")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    from spdf_dist.data.fetch import NAMES
+
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     tokenizer = commands.add_parser("tokenizer", help="train a SentencePiece tokenizer")
@@ -68,7 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verify.set_defaults(work=run_verify)
 
     fetch = commands.add_parser("fetch", help="download a data set from its official source")
-    fetch.add_argument("name", metavar="NAME", help=", ".join(DATASETS))
+    fetch.add_argument("name", metavar="NAME", help=", ".join(NAMES))
     fetch.add_argument("--out", required=True, metavar="DIR", help="the folder to put the files into")
     fetch.set_defaults(work=run_fetch)
 

@@ -28,7 +28,7 @@ from spdf_dist.cli.surroundings import (
     make_no_warning_an_error,
     open_standard_streams,
 )
-from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_STOPPED, SpdfError, UserError, exit_code_of
+from spdf_dist.config.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_STOPPED, SpdfError, UserError, exit_code_of
 from spdf_dist.config.paths import with_home
 from spdf_dist.config.suggest import nearest
 from spdf_dist.parallel.ranks import first_failed_rank, follow_parent, is_peer_failure, should_report_error
@@ -38,8 +38,6 @@ TRAINING = ("pretrain", "finetune")
 """Commands that a stop leaves to be gone on with."""
 PROMPT = "--prompt"
 """The option whose value is a text."""
-EXIT_INTERRUPTED = 130
-"""Of commands that save nothing."""
 LONGEST_LINE = 4000
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 

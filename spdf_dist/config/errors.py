@@ -10,6 +10,8 @@ from pathlib import Path
 EXIT_BAD_INPUT = 2
 EXIT_NON_FINITE = 3
 EXIT_STOPPED = 75
+EXIT_INTERRUPTED = 130
+"""Of commands that save nothing."""
 
 
 class SpdfError(Exception):

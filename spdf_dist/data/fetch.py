@@ -78,6 +78,9 @@ SOURCES = {
     ],
 }
 
+NAMES = (*SOURCES, "pile")
+"""What ``spdf data fetch`` knows."""
+
 
 def fetch(name: str, out: str) -> list[Path]:
     """Download the files of the data set ``name`` into ``out``. Complete files are kept.
@@ -92,7 +95,7 @@ def fetch(name: str, out: str) -> list[Path]:
     if name == "pile":
         raise UserError(PILE)
     if name not in SOURCES:
-        raise UserError(f"unknown data set '{name}'{nearest(name, [*SOURCES, 'pile'])}")
+        raise UserError(f"unknown data set '{name}'{nearest(name, NAMES)}")
     folder = made(Path(out))
     paths = []
     for source in SOURCES[name]:
