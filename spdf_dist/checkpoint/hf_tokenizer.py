@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from spdf_dist.base.atomic_files import write_json
 from spdf_dist.base.extras import require_extra
-from spdf_dist.checkpoint.huggingface import MERGES, SENTENCEPIECE, TOKENIZER, VOCABULARY
+from spdf_dist.checkpoint.huggingface import MERGES, SENTENCEPIECE, VOCABULARY
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tokenizer import (
     GPT2_FILES,
@@ -59,11 +59,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int, out: Pa
         converted = convert_sentencepiece(tokenizer)
         if any(converted.encode(text).ids != tokenizer.encode(text) for text in PROBES):
             print(
-                f"{out}: no {TOKENIZER}: this SentencePiece model has no equal there; use {SENTENCEPIECE}",
+                f"{out}: no {JSON_FILE}: this SentencePiece model has no equal there; use {SENTENCEPIECE}",
                 file=sys.stderr,
             )
             return
-        (out / TOKENIZER).write_text(converted.to_str(pretty=False), encoding="utf-8")
+        (out / JSON_FILE).write_text(converted.to_str(pretty=False), encoding="utf-8")
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config["clean_up_tokenization_spaces"] = False
     else:
@@ -90,7 +90,7 @@ def read_tokenizer(folder: Path, out: Path, vocab_size: int) -> bool:
         if misfits is None:
             return True
         reasons.append(misfits)
-    reason = "; ".join(reasons) or f"it has neither {VOCABULARY} and {MERGES} nor {SENTENCEPIECE} nor {TOKENIZER}"
+    reason = "; ".join(reasons) or f"it has neither {VOCABULARY} and {MERGES} nor {SENTENCEPIECE} nor {JSON_FILE}"
     print(f"{folder}: no tokenizer is taken along: {reason}", file=sys.stderr)
     return False
 

@@ -13,7 +13,6 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 VOCABULARY, MERGES, SENTENCEPIECE = "vocab.json", "merges.txt", "tokenizer.model"
-TOKENIZER = "tokenizer.json"
 HEAD = "lm_head.weight"
 """The output layer. If it is tied to the word embedding, folders hold both tensors, or either."""
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.placing import made, placed
-from spdf_dist.data.tokenizer import SP_SPACE
+from spdf_dist.data.tokenizer import GPT2_END, SP_SPACE
 
-END_PIECE = "<|endoftext|>"
 LINE_CHARACTERS = 1000
 """Longer lines are cut, because SentencePiece skips sentences of more than 4,192 bytes."""
 SAMPLED_LINES = 10_000_000
@@ -59,7 +58,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, out: str | Path) 
             eos_id=1,
             bos_id=-1,
             pad_id=-1,
-            eos_piece=END_PIECE,
+            eos_piece=GPT2_END,
             num_threads=os.cpu_count() or 1,
             minloglevel=2,
         )

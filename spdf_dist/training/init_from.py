@@ -25,12 +25,10 @@ from spdf_dist.model.parameterization import of_training
 from spdf_dist.parallel.layout import TensorShard
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import RandomMasks, logical_weights
+from spdf_dist.sparsity.patterns.stored import LEVEL_TOLERANCE
 from spdf_dist.training.engine import Engine
 from spdf_dist.training.state import Read, load_moments, load_training_state, load_weights
 from spdf_dist.training.training_state import TrainingState
-
-LEVEL_TOLERANCE = 0.005
-"""Largest difference between sparsity.level and the level of the checkpoint's masks."""
 
 
 def check_function(checkpoint: Checkpoint, config: PretrainConfig) -> None:

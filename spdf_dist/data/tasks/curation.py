@@ -13,9 +13,8 @@ from spdf_dist.base.rank_variables import is_rank_zero
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks.example import Example, number_groups
 from spdf_dist.data.tasks.files import read_csv
-from spdf_dist.data.tasks.task import PUBLISHED, Task
+from spdf_dist.data.tasks.task import PUBLISHED, SPLITS, Task
 
-SPLITS = ("train", "validation", "test")
 COLUMNS = ("article_content", "summary")
 
 

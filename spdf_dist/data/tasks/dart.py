@@ -7,11 +7,9 @@ from pathlib import Path
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks.example import Example, number_groups
 from spdf_dist.data.tasks.files import kind, parse_xml, read_bytes, read_json
-from spdf_dist.data.tasks.task import PUBLISHED, Task
+from spdf_dist.data.tasks.task import PUBLISHED, SPLITS, Task
 from spdf_dist.data.tasks.triples import REFERENCE_FILES, finish, lex_text, linearize, one_line, split_triple
 from spdf_dist.scoring.metrics import WEBNLG_METRICS
-
-SPLITS = ("train", "validation", "test")
 
 
 def load(path: Path, split: str) -> list[Example]:

@@ -16,10 +16,9 @@ from pathlib import Path
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks.example import Example, number_groups
 from spdf_dist.data.tasks.files import kind, lines_of, read_csv, read_text
-from spdf_dist.data.tasks.task import PUBLISHED, Task
+from spdf_dist.data.tasks.task import PUBLISHED, SPLITS, Task
 from spdf_dist.scoring.metrics import E2E_METRICS
 
-SPLITS = ("train", "validation", "test")
 ATTRIBUTE = re.compile(r"\s*([^\[\],]+)\[([^\]]*)\]\s*(?:,|$)")
 ATTRIBUTE_NAMES = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 

@@ -15,6 +15,8 @@ from spdf_dist.scoring.metrics import Metric
 if TYPE_CHECKING:
     from spdf_dist.data.tokenizer import Tokenizer
 
+SPLITS = ("train", "validation", "test")
+"""The splits of most tasks."""
 PUBLISHED = Path(__file__).parent / "published"
 """Folder of results as printed in the SPDF paper (appendix, Tables 4 to 6) and its blog post."""
 

@@ -17,11 +17,10 @@ from typing import Any
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks.example import Example, number_groups
 from spdf_dist.data.tasks.files import LARGEST_FILE, kind, parse_xml, read_bytes, read_json
-from spdf_dist.data.tasks.task import PUBLISHED, Task
+from spdf_dist.data.tasks.task import PUBLISHED, SPLITS, Task
 from spdf_dist.data.tasks.triples import REFERENCE_FILES, Triple, finish, lex_text, linearize, one_line, split_triple
 from spdf_dist.scoring.metrics import WEBNLG_METRICS
 
-SPLITS = ("train", "validation", "test", "test_seen", "test_unseen")
 FOLDERS = {"train": "train", "validation": "dev", "test": "test"}
 TEST_XML = ("testdata_with_lex.xml", "rdf-to-text-generation-test-data-with-refs-en.xml")
 """Test files of the challenges of 2017 and 2020. Other files of the test folder have no texts or are not English."""
@@ -169,7 +168,7 @@ def json_entry(entry: Any) -> Entry:
 TASK = Task(
     name="webnlg",
     title="WebNLG",
-    splits=SPLITS,
+    splits=(*SPLITS, "test_seen", "test_unseen"),
     load=load,
     finish=finish,
     reference_files=REFERENCE_FILES,

@@ -15,7 +15,7 @@ from spdf_dist.sparsity.patterns.base import BoolArray, Scores, Shape
 from spdf_dist.sparsity.patterns.plain import Unstructured
 
 LEVEL_TOLERANCE = 0.005
-"""Tolerance between sparsity.level and the level of a weight in the file."""
+"""Largest difference between sparsity.level and the level of stored masks."""
 
 
 @dataclass(frozen=True)
