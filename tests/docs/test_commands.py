@@ -1,4 +1,4 @@
-"""Commands and config keys in the documentation are those that the program has."""
+"""Commands, config keys and files in the documentation exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from spdf_dist.cli.main import build_parser, entry_points
 from spdf_dist.config.load import flatten, to_tree
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "kernels/README.md", *sorted(DOCS.glob("*.md"))]
+FOLDERS = ("tests", "spdf_dist", "kernels", "launcher", "configs", "slurm", "docs", "tools")
+FILE = re.compile(rf"\b(?:{'|'.join(FOLDERS)})/[\w/.-]+\.(?:py|md|cpp|hpp|yaml|sh|ipynb)\b")
 FENCED = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHELLS = ("", "bash", "sh")
 SETTING = re.compile(
@@ -41,7 +45,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def found() -> list[tuple[str, list[str]]]:
     """Every command, with its page. The architecture's list of commands explains them on the same line."""
-    pages = [page for page in sorted(DOCS.glob("*.md")) if page.name != "architecture.md"]
+    pages = [page for page in PAGES if page.name != "architecture.md"]
     return [(page.name, words) for page in pages for words in commands(page)]
 
 
@@ -73,3 +77,9 @@ def test_config_keys_exist(page: str) -> None:
     keys = {match.rstrip(".") for match in SETTING.findall((DOCS / page).read_text(encoding="utf-8"))}
     keys.discard("data.json")  # a file
     assert keys <= known.keys() | sections, keys - known.keys()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_exist(page: Path) -> None:
+    named = FILE.findall(page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
