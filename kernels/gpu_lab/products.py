@@ -32,12 +32,12 @@ def ceilings(bench: Bench, record: Record) -> None:
 
 
 def dense(bench: Bench, record: Record, model: str, shapes: Shapes) -> None:
-    """Time cuBLAS at each place."""
-    for place, (out, inputs) in shapes.items():
+    """Time cuBLAS of each linear."""
+    for linear, (out, inputs) in shapes.items():
         for product, action in dense_actions(bench, out, inputs).items():
             ms = bench.milliseconds(action)
             rate = 2 * bench.tokens * out * inputs / ms / 1e9
-            record.say("dense", model=model, place=place, product=product, ms=ms, tflops=rate)
+            record.say("dense", model=model, linear=linear, product=product, ms=ms, tflops=rate)
 
 
 def dense_actions(bench: Bench, out: int, inputs: int) -> dict[str, Callable[[], Tensor]]:
@@ -127,12 +127,12 @@ def blocks(
     """Compare each product of a layer with a block mask with the dense one; then the sum over the layer."""
     settings = {"shipped": None} if bench.smoke else variants(block)
     best: dict[tuple[str, str], float] = {}
-    for place, (out, inputs) in shapes.items():
+    for linear, (out, inputs) in shapes.items():
         rows, columns = out // block, inputs // block
         if out % block or inputs % block or columns * density < 1:
-            record.say("blocks", model=model, place=place, block=block, skipped="too few blocks")
+            record.say("blocks", model=model, linear=linear, block=block, skipped="too few blocks")
             continue
-        if record.is_over(f"{model} {place}, blocks of {block}"):
+        if record.is_over(f"{model} {linear}, blocks of {block}"):
             continue
         if kind == "balanced":
             grid = balanced_grid(rows, columns, round(columns * density))
@@ -145,14 +145,14 @@ def blocks(
             for product, (own, reference) in actions.items():
                 if name != "shipped" and name.startswith("dW") != (product == "dw"):
                     continue
-                fields = {"model": model, "place": place, "product": product, "block": block, "kind": kind}
+                fields = {"model": model, "linear": linear, "product": product, "block": block, "kind": kind}
                 fields |= {"density": weight.pattern.density, "configuration": name}
 
-                over = dense_ms.get((place, product), float("nan"))
+                over = dense_ms.get((linear, product), float("nan"))
                 measure = functools.partial(measured_block, bench, record, own, reference, over, fields)
                 ms = record.attempt("blocks", measure, **fields)
                 if ms is not None:
-                    best[place, product] = min(best.get((place, product), float("inf")), ms)
+                    best[linear, product] = min(best.get((linear, product), float("inf")), ms)
     known = [key for key in best if key in dense_ms]
     if known:
         over = sum(dense_ms[key] for key in known) / sum(best[key] for key in known)
@@ -183,17 +183,17 @@ def expansion(
     """Time expand and gather of unstructured masks, and what they add to the three dense products."""
     from spdf_kernels.triton import products
 
-    for place, (out, inputs) in shapes.items():
-        if record.is_over(f"{model} {place}, expansion"):
+    for linear, (out, inputs) in shapes.items():
+        if record.is_over(f"{model} {linear}, expansion"):
             continue
         weight = Weight.make(bench, torch.rand(out, inputs, device=bench.device) < 0.25)
         assert torch.equal(products.expand(weight.values, weight.pattern), weight.dense), "expand is not exact"
         assert torch.equal(products.gather(weight.dense, weight.pattern), weight.values), "gather is not exact"
         ms = {name: bench.milliseconds(action, 60) for name, action in expansion_actions(weight).items()}
         own = ms["y"] + ms["dx"] + ms["dw"]
-        three = sum(dense_ms.get((place, product), float("nan")) for product in ("y", "dx", "dw"))
+        three = sum(dense_ms.get((linear, product), float("nan")) for product in ("y", "dx", "dw"))
         fields = {"expand_ms": ms["expand"], "gather_ms": ms["gather"], "ms": own, "times_dense": three / own}
-        record.say("expand", model=model, place=place, **fields)
+        record.say("expand", model=model, linear=linear, **fields)
 
 
 def expansion_actions(weight: Weight) -> dict[str, Callable[[], Tensor]]:

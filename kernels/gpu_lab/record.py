@@ -55,9 +55,9 @@ class Record:
         return over
 
     def dense_ms(self, model: str) -> dict[tuple[str, str], float]:
-        """Milliseconds of the dense products of a model by (place, product), from the lines so far."""
+        """Milliseconds of the dense products of a model by (linear, product), from the lines so far."""
         found = [line for line in self.lines if line["part"] == "dense" and line.get("model") == model and "ms" in line]
-        return {(line["place"], line["product"]): line["ms"] for line in found}
+        return {(line["linear"], line["product"]): line["ms"] for line in found}
 
     def dense_step_ms(self, model: str, label: str) -> float | None:
         """Milliseconds of the dense step of a model, from the lines so far; None if it was not measured."""

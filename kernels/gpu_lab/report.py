@@ -49,7 +49,7 @@ def tables(lines: list[dict[str, Any]]) -> str:
         rows = [
             (
                 p["model"],
-                p["place"],
+                p["linear"],
                 p["product"],
                 "dense" if p["part"] == "dense" else f"{p['kind']} {p['block']}, {p['density']:.0%} kept",
                 p.get("configuration", "cuBLAS"),
@@ -58,7 +58,7 @@ def tables(lines: list[dict[str, Any]]) -> str:
             )
             for p in products
         ]
-        parts.append(columns(("model", "place", "product", "weight", "configuration", "us", "dense / own"), rows))
+        parts.append(columns(("model", "linear", "product", "weight", "configuration", "us", "dense / own"), rows))
     layers = [line for line in lines if line["part"] == "layer"]
     if layers:
         rows = [
@@ -77,14 +77,14 @@ def tables(lines: list[dict[str, Any]]) -> str:
         rows = [
             (
                 e["model"],
-                e["place"],
+                e["linear"],
                 number(1e3 * e["expand_ms"]),
                 number(1e3 * e["gather_ms"]),
                 f"{e['times_dense']:.3f}x",
             )
             for e in expands
         ]
-        parts.append(columns(("model", "place", "expand, us", "gather, us", "three products, dense / own"), rows))
+        parts.append(columns(("model", "linear", "expand, us", "gather, us", "three products, dense / own"), rows))
     attentions = [line for line in lines if line["part"] == "attention" and "ms" in line]
     if attentions:
         rows = [(a["head"], a["backend"], number(a["ms"]), number(a["tflops"])) for a in attentions]

@@ -23,10 +23,12 @@ from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.setup import weight_dtype
 
 
-def sparse_places(model: ModelConfig, masks: Mapping[str, BoolArray]) -> list[str]:
+def sparse_linears(model: ModelConfig, masks: Mapping[str, BoolArray]) -> list[str]:
     """The linears of a layer that have a sparse weight, by name. All layers have the same ones."""
     architecture = architecture_of(model)
-    return [place for place in architecture.linears if any(w.name in masks for w in architecture.weights_of(0, place))]
+    return [
+        linear for linear in architecture.linears if any(w.name in masks for w in architecture.weights_of(0, linear))
+    ]
 
 
 def decide(
@@ -46,8 +48,8 @@ def decide(
 
     Raises UserError if ``execution.json`` is damaged.
     """
-    places = sparse_places(model, masks)
-    if not places:
+    linears = sparse_linears(model, masks)
+    if not linears:
         return {}
     layers: dict[str, str] = {}
 
@@ -55,17 +57,19 @@ def decide(
         measured: dict[str, dict[str, Any]] = {}
         wanted = config.sparsity.execution
         if wanted != "auto":
-            chosen, reason = dict.fromkeys(places, wanted), "set by sparsity.execution"
-        elif (known := recorded(folder, places, groups.device.type)) is not None:
+            chosen, reason = dict.fromkeys(linears, wanted), "set by sparsity.execution"
+        elif (known := recorded(folder, linears, groups.device.type)) is not None:
             layers.update(known)
             return
         else:
-            patterns = {place: on_device(local_pattern(model, place, masks, groups), groups.device) for place in places}
+            patterns = {
+                linear: on_device(local_pattern(model, linear, masks, groups), groups.device) for linear in linears
+            }
             found, how = measure(
                 patterns, model.num_layers, tokens, weight_dtype(config), config.kernels.code_budget_mb
             )
-            chosen = {place: comparison.execution for place, comparison in found.items()}
-            measured = {place: comparison._asdict() for place, comparison in found.items()}
+            chosen = {linear: comparison.execution for linear, comparison in found.items()}
+            measured = {linear: comparison._asdict() for linear, comparison in found.items()}
             reason = f"measured on rank 0 {measured_with(groups.device)}: {CRITERION}{how}"
         record = {
             "schema_version": 1,
@@ -96,7 +100,7 @@ def on_device(pattern: SparsityPattern, device: torch.device) -> SparsityPattern
     return pattern if device.type == "cpu" else SparsityPattern.from_mask(pattern.mask().to(device))
 
 
-def recorded(folder: RunFolder, places: Collection[str], device: str) -> dict[str, str] | None:
+def recorded(folder: RunFolder, linears: Collection[str], device: str) -> dict[str, str] | None:
     """The executions in ``execution.json``; None if it has none for these linears on this kind of device.
 
     Raises UserError if the file does not have the form that ``decide`` writes.
@@ -112,7 +116,7 @@ def recorded(folder: RunFolder, places: Collection[str], device: str) -> dict[st
         and isinstance(measured, dict)
     ):
         raise UserError(f"{folder.execution}: executions must be masked or compressed; delete the file to decide again")
-    fits = set(layers) == set(places) and known.get("device", "cpu") == device
+    fits = set(layers) == set(linears) and known.get("device", "cpu") == device
     return layers if fits else None
 
 
@@ -125,23 +129,23 @@ def measure(
     together, each linear is also measured with the compact kernels. A linear that is compressed there too stays
     compressed. The others stay compressed, in the order of their speed-up, while their code still fits.
     """
-    found = {place: compare(pattern, tokens, dtype) for place, pattern in patterns.items()}
+    found = {linear: compare(pattern, tokens, dtype) for linear, pattern in patterns.items()}
     code = {
-        place: num_layers * describe(patterns[place], dtype).code_bytes
-        for place, comparison in found.items()
+        linear: num_layers * describe(patterns[linear], dtype).code_bytes
+        for linear, comparison in found.items()
         if comparison.execution == "compressed"
     }
     left = code_budget_mb * 2**20
     if sum(code.values()) <= left:
         return found, ""
     with forced_backend(backends_by_path(next(iter(patterns.values())), dtype)["compact"].name):
-        on_rows = {place: compare(patterns[place], tokens, dtype) for place in code}
-    left -= sum(size for place, size in code.items() if on_rows[place].execution == "compressed")
-    for place in sorted(code, key=lambda place: -(found[place].speedup or 0)):
-        if on_rows[place].execution == "masked" and code[place] <= left:
-            left -= code[place]
+        on_rows = {linear: compare(patterns[linear], tokens, dtype) for linear in code}
+    left -= sum(size for linear, size in code.items() if on_rows[linear].execution == "compressed")
+    for linear in sorted(code, key=lambda linear: -(found[linear].speedup or 0)):
+        if on_rows[linear].execution == "masked" and code[linear] <= left:
+            left -= code[linear]
         else:
-            found[place] = on_rows[place]
+            found[linear] = on_rows[linear]
     needed = sum(code.values()) / 2**20
     return (
         found,
@@ -149,10 +153,10 @@ def measure(
     )
 
 
-def local_pattern(model: ModelConfig, place: str, masks: Mapping[str, BoolArray], groups: Groups) -> SparsityPattern:
+def local_pattern(model: ModelConfig, linear: str, masks: Mapping[str, BoolArray], groups: Groups) -> SparsityPattern:
     """The pattern of this rank's slice of one linear of the first layer."""
     parts = []
-    for weight in architecture_of(model).weights_of(0, place):
+    for weight in architecture_of(model).weights_of(0, linear):
         mask = masks[weight.name] if weight.name in masks else np.ones(weight.shape, bool)
         axis = weight.shard_dim or 0
         parts.append(np.split(mask, groups.tensor_size, axis=axis)[groups.tensor_rank])
