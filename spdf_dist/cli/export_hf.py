@@ -7,6 +7,7 @@ folder. Pruned weights are written as zeros. OUT must not exist, or be empty."""
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 HELP = "write a checkpoint as a Hugging Face model"
@@ -26,6 +27,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from spdf_dist.checkpoint.hf_export import export_hf
+    from spdf_dist.config.errors import UserError
+
+    if not 0 < args.max_shard_gb < math.inf:
+        raise UserError(f"--max-shard-gb: must be positive and finite, got {args.max_shard_gb}")
 
     name, count = export_hf(args.checkpoint, args.out, args.dtype, int(args.max_shard_gb * 1e9), args.license)
     print(f"{args.out}: {name}, {count:,} parameters")

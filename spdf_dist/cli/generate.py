@@ -189,11 +189,14 @@ def check_places(args: argparse.Namespace, task: Task, examples: Sequence[Exampl
     from spdf_dist.config.errors import UserError
     from spdf_dist.data.tasks.write import check_place, reference_groups, reference_paths
 
-    check_place(args.out)
+    references = [] if args.references_out is None else reference_paths(task, args.references_out)
+    for path in (args.out, *references):
+        check_place(path)
+        if path.exists() and path.samefile(args.input):
+            raise UserError(f"{path} is the input, which would be lost: name another file to write")
     if args.references_out is None:
         return
-    for path in reference_paths(task, args.references_out):
-        check_place(path)
+    for path in references:
         if path.resolve() == args.out.resolve():
             raise UserError(f"--out and --references-out would both write {path}")
     try:

@@ -61,4 +61,5 @@ def run(args: argparse.Namespace) -> int:
         pretrain(config, ranks, AllowedChanges(args.change, args.rewind))
 
     flags = ["--change"] * args.change + ([] if args.rewind is None else [f"--rewind={args.rewind}"])
-    return start("pretrain", [args.config, *args.overrides, *flags], config, work, change=args.change)
+    arguments = [args.config, *args.overrides, *flags]
+    return start("pretrain", arguments, config, work, change=args.change, goes_back=args.rewind is not None)

@@ -40,18 +40,19 @@ def start(
     work: Callable[[Ranks], None],
     *,
     change: bool = False,
+    goes_back: bool = False,
 ) -> int:
     """Run ``work(ranks)`` here when this process is a rank, or alone; else spawn ranks that run the command again.
 
     What needs neither torch nor ranks is checked first: another run in the folder (unless ``change`` allows it) is an
-    error, and a run that is complete is done at once.
+    error, and a run that is complete is done at once, unless it goes back to an earlier checkpoint.
     """
     ranks = discover()
     folder = RunFolder(config.run_dir)
     if (ranks or SINGLE_PROCESS).rank == 0:
         folder.check(config, change=change)
     if ranks is None:
-        if folder.is_complete(config):
+        if not goes_back and folder.is_complete(config):
             print(f"{command}: {folder.path} is complete already")
             return 0
         count = world_size(config)

@@ -56,6 +56,11 @@ def samples(path: Path) -> Iterator[tuple[int, Sample | Problem, int]]:
     try:
         with tarfile.open(path, "r:") as shard:
             for member in shard:
+                stored = -(-member.size // tarfile.BLOCKSIZE) if member.isfile() else 0
+                before, end = end, member.offset_data + stored * tarfile.BLOCKSIZE
+                if member.islnk():
+                    what = f"{member.name!r} is a hard link and is left out"
+                    yield number + 1, Problem(str(path), number + 1, what), end
                 if not member.isfile():
                     continue
                 name, extension = base_plus_ext(member.name)
@@ -64,10 +69,12 @@ def samples(path: Path) -> Iterator[tuple[int, Sample | Problem, int]]:
                 if name != key:
                     if key is not None:
                         number += 1
-                        yield number, checked(path, number, key, sample), end
+                        yield number, checked(path, number, key, sample), before
                     key, sample = name, Sample()
-                end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                if extension in ("txt", "json"):
+                if extension in sample:
+                    what = f"the sample {key!r} has more than one .{extension} member; the first is used"
+                    yield number + 1, Problem(str(path), number + 1, what), end
+                elif extension in ("txt", "json"):
                     file = shard.extractfile(member)
                     assert file is not None
                     sample[extension] = file.read(LONGEST_LINE + 1)

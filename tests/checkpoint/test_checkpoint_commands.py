@@ -301,3 +301,9 @@ def test_help_and_inspect_need_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "model state: needs torch" in done.stdout
+
+
+@pytest.mark.parametrize("size", ["0", "nan", "inf", "-1"])
+def test_sizes_that_no_shard_can_have(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export-hf", "nothing", str(tmp_path / "out"), "--max-shard-gb", size]) == 2
+    assert "--max-shard-gb: must be positive and finite" in capsys.readouterr().err

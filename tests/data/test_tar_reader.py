@@ -1,5 +1,6 @@
 """Shards of webdataset's writer, read by our reader."""
 
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -110,3 +111,23 @@ def test_patterns_stand_for_the_files_that_they_match(tmp_path: Path, monkeypatc
     for url in ("https://host/a.tar", "pipe:curl a.tar", "s3://bucket/a.tar"):
         with pytest.raises(UserError, match="download it first"):
             check_inputs([url])
+
+
+def test_members_that_would_be_lost_are_named(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for name, content in (("a.txt", b"one"), ("a.txt", b"two"), ("b.txt", b"three")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("c.txt")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.txt"
+        shard.addfile(link)
+        folder = tarfile.TarInfo("d")
+        folder.type = tarfile.DIRTYPE
+        shard.addfile(folder)
+    found, problems = read(tmp_path / "a.tar")
+    assert [document.text for document in found] == ["one", "three"]
+    assert [problem.what for problem in problems] == [
+        "the sample 'a' has more than one .txt member; the first is used",
+        "'c.txt' is a hard link and is left out",
+    ]

@@ -106,6 +106,8 @@ def test_mistakes_are_one_line(
         ("e2e", "e2e.csv/hyps", None, "e2e.csv is a file, not a folder"),
         ("e2e", "h" * 300, None, "cannot be written"),
         ("e2e", "hyps", ".", "is a folder"),
+        ("e2e", "e2e.csv", None, "e2e.csv is the input"),
+        ("e2e", "hyps", "./e2e.csv", "e2e.csv is the input"),
         ("e2e", "same", "same", "would both write same"),
         ("dart", "refs/reference0", "refs", "would both write refs/reference0"),
         ("dart", "hyps", "e2e.csv", "e2e.csv is a file, not a folder"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from in_process import STEP, losses, train
-from spdf_command import read_metrics
+from spdf_command import read_metrics, run_spdf
 
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.config.errors import UserError
@@ -155,3 +155,14 @@ def test_inputs_under_the_same_path_are_compared(tmp_path: Path) -> None:
     assert "--change" not in str(error.value)
     folder.keep_data({**inputs, "tokenizer": ["x"]}, change=True)
     assert folder.change_history()[-1]["changes"] == ["the files of the tokenizer: other content"]
+
+
+def test_a_finished_run_can_be_rewound_from_the_command_line(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    command = ("pretrain", whole / "config.yaml", f"run_dir={run}")
+    done = run_spdf(*command, "--rewind", "4")
+    assert done.returncode == 2 and "step_4 does not exist" in done.stderr
+    done = run_spdf(*command, "--rewind", "10")
+    assert done.returncode == 0 and "rewound to step 10" in done.stderr
+    assert "complete already" in run_spdf(*command).stdout
