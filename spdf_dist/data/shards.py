@@ -10,9 +10,13 @@ content. The padding to tarfile's record size is cut off, so that the size of a 
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.util
 import io
 import os
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,6 +91,26 @@ def content_digest(content: bytes | memoryview) -> str:
     return hashlib.blake2b(content, digest_size=DIGEST_BYTES).hexdigest()
 
 
+@functools.cache
+def tar_writer() -> Any:
+    """webdataset's TarWriter, without the package's own imports.
+
+    The package imports torch, which costs each process that packs a second and 160 MB. Its module ``writer`` does not.
+    """
+    if "webdataset" in sys.modules:
+        return importlib.import_module("webdataset.writer").TarWriter
+    found = importlib.util.find_spec("webdataset")
+    assert found is not None and found.submodule_search_locations is not None
+    package = types.ModuleType("webdataset")
+    package.__path__ = list(found.submodule_search_locations)
+    sys.modules["webdataset"] = package
+    try:
+        return importlib.import_module("webdataset.writer").TarWriter
+    finally:  # a later `import webdataset` imports all of it
+        for name in [name for name in sys.modules if name.split(".")[0] == "webdataset"]:
+            del sys.modules[name]
+
+
 def write_shard(
     path: Path, first: int, sequences: int, seq_len: int, dtype: str, read: Callable[[int, int], np.ndarray]
 ) -> ShardEntry:
@@ -98,14 +122,12 @@ def write_shard(
     Raises:
         OSError: the file cannot be written.
     """
-    from webdataset.writer import TarWriter  # imports torch
-
     size = MemberLayout.of(seq_len, dtype).shard_bytes(sequences)
     header = npy_header(seq_len, dtype)
     little = np.dtype(dtype).newbyteorder("<")
     with path.open("wb") as file:
         # The headers do not depend on the time, the user or the machine.
-        with TarWriter(file, user="", mode=0o644, mtime=0, encoder=False) as shard:
+        with tar_writer()(file, user="", mode=0o644, mtime=0, encoder=False) as shard:
             for start in range(first, first + sequences, BATCH_SEQUENCES):
                 count = min(BATCH_SEQUENCES, first + sequences - start)
                 ids = read(start * seq_len, count * seq_len + 1).astype(little, copy=False)

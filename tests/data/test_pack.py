@@ -399,3 +399,15 @@ def test_characters_that_a_tokenizer_lacks_are_counted(tmp_path: Path, capsys: p
         assert main(["data", "pack", *arguments, "--out", str(out), "--workers", workers]) == 0
         assert "WARNING: 3 of 10 tokens are unknown" in capsys.readouterr().err
         assert PackedDataset(out).index["unknown_tokens"] == 3
+
+
+def test_packing_does_not_import_torch(tmp_path: Path, sp_model: str, three_files: list[str]) -> None:
+    program = f"""
+import sys
+from spdf_dist.data.pack import pack
+pack({three_files!r}, {sp_model!r}, {str(tmp_path / "out")!r}, 64, workers=1)
+assert "torch" not in sys.modules
+import webdataset
+webdataset.WebDataset  # the whole package
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
