@@ -14,6 +14,8 @@ from spdf_dist.config.load import at_key, build, find_config, flatten, merge, pa
 from spdf_dist.config.suggest import nearest
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+LONGEST_NAME = 100
+"""Characters of the name of a job, a variant or a grid's key. Names of folders hold several of them."""
 JOB_KEYS = ("kind", "needs", "config", "set", "grid", "variants", "resources")
 MAX_RESOURCES = 1_000_000
 MAX_CELLS = 10_000
@@ -148,6 +150,8 @@ def check_name(name: str, where: str) -> None:
     """Raise UserError unless ``name`` is valid in a path and in a reference."""
     if not NAME.fullmatch(name):
         raise UserError(f"{where}: '{name}' is no name: use letters, digits, - and _")
+    if len(name) > LONGEST_NAME:
+        raise UserError(f"{where}: {len(name)} characters are too many for a name: at most {LONGEST_NAME}")
 
 
 def parse_workflow(path: Path, tree: dict[str, Any]) -> Workflow:

@@ -161,6 +161,7 @@ WRONG = {
     "cluster": ("cluster=big", "no cluster 'big'"),
     "option": ("clusters.a.sbatch=[--x; rm]", "is no option"),
     "name": ("jobs.pre train.kind=pretrain", "is no name"),
+    "long name": (f"jobs.{'x' * 101}.kind=pretrain", "101 characters are too many for a name"),
     "variant's misspelt job": (
         "variants.s75.data.train=${jobs.pretrian.run_dir}",
         "needs unknown job 'pretrian', did you mean 'pretrain'?",
