@@ -176,8 +176,8 @@ class CheckpointWriter:
                     verdict += f"; {stays}"
         verdict = self.ranks.broadcast(verdict)
         if verdict is not None:
-            if isinstance(failure, SpdfError):
-                raise failure  # an error from the source of the shards, which has its own message
+            if isinstance(report.failure, SpdfError):
+                raise report.failure  # an error from the source of the shards, which has its own message
             raise SpdfError(f"checkpoint {self.final} was not saved: {verdict}") from failure
         return self.final
 

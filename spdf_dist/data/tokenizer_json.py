@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,14 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.data.tokenizer import Tokenizer, copy_files, files_digest
 
 JSON_FILE = "tokenizer.json"
+WITHOUT_MERGE = 0.1
+"""Largest share of a BPE vocabulary that no merge may make. Some published vocabularies have a few such entries."""
 CONFIG_FILE = "tokenizer_config.json"
 KNOWN_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 """Names of end-of-document tokens, for a file without a ``tokenizer_config.json`` that names one."""
+
+IN_BRACKETS = re.compile("<.*>")
+"""Special tokens, and bytes such as <0x0A> in vocabularies that came from SentencePiece. No merge makes them."""
 
 RARE_TEXT = "\U0001f6f8\u16e5"
 """Characters that few vocabularies have."""
@@ -59,6 +65,7 @@ class JsonTokenizer(Tokenizer):
         missing = set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys()
         if missing and isinstance(self._backend.decoder, tokenizers.decoders.ByteLevel):
             raise UserError(f"{path} lacks {len(missing)} of the 256 bytes; is the file whole?")
+        check_merges(path, json.loads(contents[0][1]))
         self.eod_id = self._end_id(named_end(config))
         self.end_token = str(self._backend.id_to_token(self.eod_id))
         self.start_ids = tuple(framed[: framed.index(self.eod_id)] if self.eod_id in framed else framed)
@@ -136,6 +143,25 @@ class JsonTokenizer(Tokenizer):
 
     def save(self, folder: str | Path) -> None:
         copy_files(self._files, Path(folder))
+
+
+def check_merges(path: Path, content: dict[str, Any]) -> None:
+    """Raise UserError if the merges of a BPE vocabulary are cut: without them a text gets other ids."""
+    model = content["model"]
+    affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    if model.get("type") != "BPE" or model.get("ignore_merges") or affixes:
+        return
+    made = {"".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]}
+    added = {token["content"] for token in content.get("added_tokens") or ()}
+    entries = [
+        entry for entry in model["vocab"] if len(entry) > 1 and entry not in added and not IN_BRACKETS.fullmatch(entry)
+    ]
+    lacking = [entry for entry in entries if entry not in made]
+    if len(lacking) > WITHOUT_MERGE * len(entries):
+        raise UserError(
+            f"{path}: no merge makes {lacking[0]!r:.60} and {len(lacking) - 1} other entries of the vocabulary; "
+            "is the file whole?"
+        )
 
 
 def named_end(config: Path) -> str | None:

@@ -132,6 +132,15 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_cut_merges_are_refused(tmp_path: Path) -> None:
+    path = llama_like(tmp_path / "llama") / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["merges"] = content["model"]["merges"][:100]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"tokenizer.json: no merge makes .* is the file whole\?"):
+        load_tokenizer(path)
+
+
 def test_the_name_of_the_end_token_in_a_text_is_text_for_every_kind_of_vocabulary(tmp_path: Path) -> None:
     folder = sentencepiece_like(tmp_path / "llama2")
     tree = json.loads((folder / "tokenizer.json").read_text())
