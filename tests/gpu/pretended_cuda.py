@@ -103,12 +103,11 @@ OWN = {
 """Own operators. torch runs their Python code without modes, so `Dispatch` calls it itself."""
 
 
-NCCL: list[str] = []
-"""Not empty if torch.distributed was asked for NCCL."""
-
-
 class Dispatch(TorchDispatchMode):
     """Checks the devices of the tensors of each operation and labels its results."""
+
+    nccl = False
+    """Whether torch.distributed was asked for NCCL."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -122,7 +121,7 @@ class Dispatch(TorchDispatchMode):
         if on_gpu and any(not labelled(value) and value.dim() > 0 for value in checked):  # CPU scalars are allowed
             places = [f"{CUDA if labelled(value) else CPU} {list(value.shape)}" for value in checked]
             raise RuntimeError(f"{func}: tensors on two devices: {', '.join(places)}")
-        if func.namespace == "c10d" and NCCL and not all(map(labelled, tensors)):
+        if func.namespace == "c10d" and self.nccl and not all(map(labelled, tensors)):
             raise RuntimeError(f"{func}: NCCL takes no tensors on the CPU")
         if func in OWN:
             with Functions(), self:
@@ -315,7 +314,7 @@ def pretended_cuda() -> Iterator[None]:
     )
 
     def with_gloo(backend: str, device_id: Any = None, **kwargs: Any) -> None:
-        NCCL[:] = [backend] * (backend == "nccl")
+        Dispatch.nccl = backend == "nccl"
         start("gloo", **kwargs)
 
     def submitted(pool: ThreadPoolExecutor, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -329,7 +328,7 @@ def pretended_cuda() -> Iterator[None]:
         (torch, "Generator", Generator),
         (torch.version, "cuda", "13.0"),
         (dist, "init_process_group", with_gloo),
-        (dist.distributed_c10d, "_get_object_coll_device", lambda group=None: "cuda" if NCCL else "cpu"),
+        (dist.distributed_c10d, "_get_object_coll_device", lambda group=None: "cuda" if Dispatch.nccl else "cpu"),
         (ThreadPoolExecutor, "submit", submitted),
         (GridExecutor, "__call__", under(no_modes, GridExecutor.__call__)),
         (
