@@ -184,7 +184,9 @@ class SlurmFaults:
             if name not in self.cluster.daemons:
                 self.cluster.start_node(name)
             self.cluster.link(name, "up")
-        self.cluster.wait_idle()
+            if any(word in self.node_state(name) for word in ("drain", "down")):
+                self.cluster.command("scontrol", "update", f"nodename={name}", "state=resume", check=False)
+        self.cluster.wait_idle(180)  # a controller waits a minute for a node that missed its last message
 
     def step(self) -> int:
         """The last step in the metrics file; 0 without one."""
