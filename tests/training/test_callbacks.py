@@ -17,6 +17,7 @@ from torch.utils import tensorboard
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
+from spdf_dist.extensions import installed
 from spdf_dist.training.callbacks import MetricsFile, StepMetrics, TensorBoard
 from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.setup import executed_ratio
@@ -110,7 +111,7 @@ class Recorder(Callback):
 
 
 @pytest.fixture
-def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ...]]:
     """A callback from one file of another distribution, and the config keys that select it."""
     site = tmp_path / "site"
     (site / "other-1.dist-info").mkdir(parents=True)
@@ -120,7 +121,9 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]
         "[spdf.callbacks]\nrecorder = other_callback:Recorder\n"
     )
     monkeypatch.syspath_prepend(site)
-    return (f"callbacks.recorder.path={tmp_path}/seen.json", "callbacks.recorder.every=4", "checkpoint.interval=8")
+    installed.cache_clear()  # an earlier test of this process may have filled it
+    yield (f"callbacks.recorder.path={tmp_path}/seen.json", "callbacks.recorder.every=4", "checkpoint.interval=8")
+    installed.cache_clear()
 
 
 def test_a_callback_of_another_package_is_one_file(
