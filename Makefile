@@ -38,7 +38,7 @@ COMMA := ,
 
 # Without SPDF_DATA: text of the Python installation and synthetic fine-tuning data. With it: its text/ and e2e/.
 demo:
-	@echo "The demo takes about seven minutes on two idle cores, and two more for set-up the first time"
+	@echo "The demo takes about five minutes on two idle cores; the first set-up takes one to two more"
 	@$(MAKE) --no-print-directory $(LEAN)
 	@$(BIN)/python -m spdf_launcher.demo
 

@@ -36,10 +36,11 @@ STEP_PROBES = 1.5
 
 
 NOTE = """
-FLOPs are the same on every machine. Losses depend on the Python version (its standard library is the text), the
-processor and the number of tokens, and one seed at one learning rate does not say which variant is better. The time of
-a step is a median on this machine, with its other work; linear layers are {share:.0%} of the dense model's FLOPs at
-this size. `spdf bench step` compares steps of larger models in pairs."""
+The demo shows that every part works. It does not show which variant is better, because it has one seed and one learning
+rate. The FLOPs are the same on every machine. The losses depend on the Python version (its standard library is the
+text), the processor and the number of tokens. The time per step is a median under the load of this machine. The linear
+layers have {share:.0%} of the dense model's FLOPs at this size. `spdf bench step` compares steps of larger models in
+pairs."""
 
 
 def probe_seconds(steps: int = 9) -> float:
@@ -122,9 +123,9 @@ def main() -> int:
     name = "demo_real" if data else "demo"
     root = (Path("runs") / name).absolute()
     if data:
-        print(f"SPDF_DATA is set: real text and E2E from {data}")
+        print(f"Data: real text and E2E from SPDF_DATA={data}")
     else:
-        print("Text of this Python installation, and synthetic E2E from a grammar (set SPDF_DATA for real data)")
+        print("Data: text of this Python installation, and synthetic E2E from a grammar (set SPDF_DATA for real data)")
     began = time.monotonic()
     words = ["run", name, "--dir", str(root), "--on", "local", "variants.untrained=null"]
     tokens = planned_tokens(root)
@@ -132,8 +133,9 @@ def main() -> int:
         probe = probe_seconds()
         tokens = size_for(probe)
         estimate = clock(estimated_seconds(tokens, probe))
-        print(f"A training step of a probe takes {1000 * probe:.0f} ms here: {tokens:,} pre-training tokens per model,")
-        print(f"about {estimate} in all on an idle machine" + (", more with the real data" if data else ""), flush=True)
+        print(f"A step of a small test model takes {1000 * probe:.0f} ms here, so each model gets {tokens:,} tokens.")
+        more = " and more with the real data" if data else ""
+        print(f"The demo takes about {estimate} without other load on the machine{more}.", flush=True)
     sizes = {"train_tokens": tokens, "warmup_tokens": tokens // 20}
     words += [f"jobs.pretrain.set.training.{key}={number}" for key, number in sizes.items()]
     code = spdf(words)
@@ -141,12 +143,12 @@ def main() -> int:
         return code
     jobs = read_plan(root)
     table = rows(root, jobs)
-    print(f"\nPre-training on {tokens:,} tokens, then dense fine-tuning{'' if data else ' on synthetic data'}:")
+    print(f"\nPre-training on {tokens:,} tokens, then dense fine-tuning{'' if data else ' on synthetic data'}")
     print(text_table(table[0], table[1:]))
     print(NOTE.format(share=dense_share(jobs)))
-    print(f"\nreport:      {root}/jobs/report/out/index.html (with the scores)")
-    print(f"tensorboard: {sys.executable} -m tensorboard.main --logdir {root}/jobs, then the tab Time Series")
-    print(f"took {clock(time.monotonic() - began)}")
+    print(f"\nreport:       {root}/jobs/report/out/index.html")
+    print(f"TensorBoard:  {sys.executable} -m tensorboard.main --logdir {root}/jobs (its tab Time Series)")
+    print(f"time:         {clock(time.monotonic() - began)}")
     return 0
 
 

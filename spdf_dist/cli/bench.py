@@ -1,14 +1,15 @@
 """Measure this machine: the sparse products, a whole training step, or the data loader.
 
-  spdf bench gemm                                   GPT-2 Small's linears: forward, dX, dW against the best dense
-  spdf bench gemm --model gpt3_xl --threads 2       GPT-3 XL's
-  spdf bench gemm --plot speedup.png                the paper's appendix C, figure 1, for this machine, and a CSV
+  spdf bench gemm                                   linears of GPT-2 Small: forward, dX and dW, over the best dense
+  spdf bench gemm --model gpt3_xl --threads 2       linears of GPT-3 XL
+  spdf bench gemm --plot speedup.png                figure 1 of the paper's appendix C for this machine, and a CSV
   spdf bench step gpt2_small_s75                    a training step: compressed, masked, dense
   spdf bench data --path PACKED                     the loader
 
-Contenders run in turn, round after round, in one process; speed-ups are medians over rounds of
-(best dense time / own time), the best dense being the faster of MKL and oneDNN. The clock is processor time on one
-thread, which other work on the machine does not lengthen, and the wall on several."""
+All contenders run in turn in one process, in several rounds. A speed-up is the median over rounds of
+(best dense time / time of the contender). The best dense product is the faster of MKL and oneDNN. Times are
+processor time on one thread, and wall-clock time on several threads. Other load on the machine lengthens only
+the latter."""
 
 from __future__ import annotations
 
@@ -49,18 +50,22 @@ SPARSITY = (0.5, 0.75, 0.9)
 def configure(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    gemm = commands.add_parser("gemm", help="the sparse products against the best dense ones and other libraries")
+    gemm = commands.add_parser(
+        "gemm", help="the sparse products, compared with the best dense ones and other libraries"
+    )
     which = gemm.add_mutually_exclusive_group()
     which.add_argument(
-        "--shape", type=parse_shape, action="append", metavar="OUTxIN", help="a weight's shape; can be given again"
+        "--shape", type=parse_shape, action="append", metavar="OUTxIN", help="a weight's shape; may be repeated"
     )
     which.add_argument("--model", metavar="CONFIG", help="the linears of a config (default gpt2_small)")
     gemm.add_argument("--sparsity", type=parse_level, nargs="+", metavar="S", help="levels (default 0.5 0.75 0.9)")
-    gemm.add_argument("--tokens", type=parse_count, metavar="N", help=f"tokens a product (default {TOKENS})")
+    gemm.add_argument("--tokens", type=parse_count, metavar="N", help=f"tokens per product (default {TOKENS})")
     gemm.add_argument(
         "--threads", type=parse_count, nargs="+", metavar="N", help="thread counts (default: one, and all cores)"
     )
-    gemm.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="default fp32")
+    gemm.add_argument(
+        "--dtype", choices=("fp32", "bf16"), default="fp32", help="of weights and activations (default fp32)"
+    )
     gemm.add_argument(
         "--rounds",
         type=parse_count,
@@ -68,12 +73,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"interleaved rounds (default {ROUNDS}; with --quick {QUICK_ROUNDS})",
     )
     gemm.add_argument("--quick", action="store_true", help="fewer rounds, no other libraries")
-    gemm.add_argument("--no-peers", action="store_true", help="leave torch.sparse and SparseProp out")
+    gemm.add_argument("--no-peers", action="store_true", help="do not measure torch.sparse and SparseProp")
     gemm.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
-        help=f"draw speed-up over sparsity as .png or .svg, a CSV beside it; takes one shape (default "
+        help=f"draw the speed-up over sparsity as .png or .svg, with a CSV beside it, for one shape (default "
         f"{PLOT_SHAPE[0]}x{PLOT_SHAPE[1]} at {PLOT_TOKENS} tokens)",
     )
     gemm.add_argument("--json", action="store_true", help="print one JSON object")
@@ -81,23 +86,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     step = commands.add_parser(
         "step",
-        help="a whole training step: compressed, masked and dense, interleaved",
+        help="a whole training step: compressed, masked and dense in turn",
         description="Forward, backward and AdamW of one global batch of random tokens, in one process. Unless "
         f"overridden: {' '.join(STEP_OVERRIDES)}.",
     )
-    step.add_argument("config", nargs="?", default="gpt2_small_s75", help="default gpt2_small_s75")
-    step.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top")
+    step.add_argument(
+        "config",
+        nargs="?",
+        default="gpt2_small_s75",
+        help="a YAML file or the name of a shipped config (default gpt2_small_s75)",
+    )
+    step.add_argument("overrides", nargs="*", metavar="key.sub=value", help="sets a config key; may be repeated")
     step.add_argument("--rounds", type=parse_count, default=5, metavar="N", help="interleaved rounds (default 5)")
-    step.add_argument("--threads", type=parse_count, metavar="N", help="default: all cores")
+    step.add_argument("--threads", type=parse_count, metavar="N", help="number of threads (default: all cores)")
     step.add_argument("--json", action="store_true", help="print one JSON object")
     step.set_defaults(work=run_step)
 
     data = commands.add_parser("data", help="the loader on a packed data set, and a tokenizer")
     data.add_argument("--path", required=True, metavar="DIR", help="a packed folder, or the prefix of Megatron files")
-    data.add_argument("--seq-len", type=parse_count, metavar="T", help="tokens a sequence (Megatron files need it)")
-    data.add_argument("--batch-size", type=parse_count, default=64, metavar="N", help="sequences a batch (default 64)")
-    data.add_argument("--seconds", type=float, default=3.0, metavar="S", help="how long (default 3)")
-    data.add_argument("--tokenizer", metavar="TOK", help="measure this tokenizer too, on --input")
+    data.add_argument(
+        "--seq-len", type=parse_count, metavar="T", help="tokens per sequence (required for Megatron files)"
+    )
+    data.add_argument(
+        "--batch-size", type=parse_count, default=64, metavar="N", help="sequences per batch (default 64)"
+    )
+    data.add_argument(
+        "--seconds", type=float, default=3.0, metavar="S", help="duration of a measurement in seconds (default 3)"
+    )
+    data.add_argument("--tokenizer", metavar="TOK", help="also measure this tokenizer on the text of --input")
     data.add_argument("--input", nargs="+", metavar="FILE", help="text for --tokenizer")
     data.add_argument("--json", action="store_true", help="print one JSON object")
     data.set_defaults(work=run_data)

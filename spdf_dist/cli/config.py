@@ -1,7 +1,7 @@
 """Print the resolved config: base files and overrides applied, defaults filled in.
 
-CONFIG is a YAML file or the name of a shipped config; without it the shipped ones are listed. A workflow is
-printed with its base and overrides; `spdf run --dry-run` checks it."""
+CONFIG is a YAML file or the name of a shipped config. Without CONFIG, the command lists the shipped configs. A
+workflow is printed with its base and overrides; `spdf run --dry-run` checks it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HELP = "print the resolved config, or list the shipped ones"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", help="a YAML file or the name of a shipped config")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="sets a config key; may be repeated")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
-"""Draw the coordinate check of a config: do activations keep their size over widths and densities while it trains?
+"""Draw the coordinate check of a config: the size of activations over widths and densities during training.
 
-Each width and density trains for a few steps on synthetic text, in the standard parameterization and in SuPar. Where
-the lines of a panel lie together, the best learning rate of one is the best of all.
+Each width and density trains for a few steps on synthetic text, in the standard parameterization and in SuPar. If the
+lines of a panel coincide, one learning rate is the best for all of them.
 
   spdf coord-check cpu_1m --out coord
   spdf coord-check cpu_1m --widths 64 128 256 --densities 1 0.25 0.0625 --seeds 5 --out coord training.lr=1e-2"""
@@ -22,12 +22,18 @@ HELP = "draw the coordinate check of a config over widths and densities"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file or the name of a shipped config")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="sets a config key; may be repeated")
     parser.add_argument("--out", required=True, type=Path, help="folder for coord_check.png and coord_check.json")
-    parser.add_argument("--widths", type=int, nargs="+", help="hidden sizes (default: half, whole, twice the config's)")
-    parser.add_argument("--densities", type=float, nargs="+", default=[1.0, 0.5, 0.25, 0.125], help="kept fractions")
-    parser.add_argument("--steps", type=int, default=10, help="updates of each run (default: 10)")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each width and density (default: 1)")
+    parser.add_argument("--widths", type=int, nargs="+", help="hidden sizes (default: 0.5, 1 and 2 times the config's)")
+    parser.add_argument(
+        "--densities",
+        type=float,
+        nargs="+",
+        default=[1.0, 0.5, 0.25, 0.125],
+        help="fractions of the weights that are kept (default: 1 0.5 0.25 0.125)",
+    )
+    parser.add_argument("--steps", type=int, default=10, help="updates per run (default: 10)")
+    parser.add_argument("--seeds", type=int, default=1, help="runs per width and density (default: 1)")
     parser.add_argument("--json", action="store_true", help="print the spreads as one JSON object")
 
 

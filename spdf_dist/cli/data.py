@@ -1,8 +1,9 @@
 """Data: train tokenizers, pack text into shards, fetch or make data sets.
 
-Tokenizers are a SentencePiece .model file, or a folder with GPT-2's encoder.json and vocab.bpe.
+A tokenizer is a SentencePiece .model file, a Hugging Face tokenizer.json, or a folder with one of these or with GPT-2's
+encoder.json and vocab.bpe.
 Inputs are .jsonl, .jsonl.gz, .jsonl.zst (one {"text": ...} per line), .parquet (a column text), .txt and .tar files
-(webdataset's shards: KEY.txt, or KEY.json with a text), or patterns such as 'part-*.tar' and 'part-{000..127}.tar'.
+(WebDataset shards: KEY.txt, or KEY.json with a text), or patterns such as 'part-*.tar' and 'part-{000..127}.tar'.
 `pack` also reads http:// and https:// URLs, and shards that a command prints: 'pipe:aws s3 cp s3://b/{0..9}.tar -'.
 """
 
@@ -27,11 +28,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     tokenizer = commands.add_parser("tokenizer", help="train a SentencePiece tokenizer")
     train = tokenizer.add_subparsers(dest="tokenizer_command", required=True, metavar="train").add_parser(
-        "train", help="train a SentencePiece model that gives every text back exactly"
+        "train", help="train a SentencePiece model whose decoding gives every text back exactly"
     )
     train.add_argument("--input", nargs="+", required=True, metavar="FILE", help=INPUT_HELP)
     train.add_argument("--vocab-size", type=int, required=True, metavar="N", help="number of ids, 256 bytes included")
-    train.add_argument("--out", required=True, metavar="FILE", help="the .model file to write")
+    train.add_argument("--out", required=True, metavar="FILE", help="the .model file that is written")
     train.set_defaults(work=run_tokenizer_train)
 
     pack = commands.add_parser(
@@ -44,18 +45,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--input", nargs="+", required=True, metavar="FILE", help=f"{INPUT_HELP}; URLs; 'pipe:COMMAND', without a shell"
     )
     pack.add_argument(
-        "--tokenizer", required=True, metavar="TOK", help="a .model file, or a folder with encoder.json and vocab.bpe"
+        "--tokenizer", required=True, metavar="TOK", help="a .model file, a tokenizer.json, or a folder (docs/data.md)"
     )
-    pack.add_argument("--out", required=True, metavar="DIR", help="the folder to make")
-    pack.add_argument("--seq-len", type=int, default=2048, metavar="T", help="tokens a sequence (default 2048)")
+    pack.add_argument("--out", required=True, metavar="DIR", help="the folder that is written")
+    pack.add_argument("--seq-len", type=int, default=2048, metavar="T", help="tokens per sequence (default 2048)")
     pack.add_argument(
-        "--workers", type=int, metavar="N", help="tokenizing processes (default: the cores this process may use)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="number of processes that tokenize (default: the cores that this process may use)",
     )
     pack.add_argument("--json", action="store_true", help="print one JSON object")
     pack.set_defaults(work=run_pack, claims_out=True)
 
-    info = commands.add_parser("info", help="what a packed folder holds, and its unigram entropy")
-    info.add_argument("folder", metavar="DIR", help="written by `spdf data pack`")
+    info = commands.add_parser("info", help="print the content of a packed folder, and its unigram entropy")
+    info.add_argument("folder", metavar="DIR", help="a folder that `spdf data pack` wrote")
     info.add_argument("--json", action="store_true", help="print one JSON object")
     info.set_defaults(work=run_info)
 
@@ -63,25 +67,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "verify",
         help="compare data sets with their checksums",
         description="Compare every byte of packed folders with the checksums in their index, and of Megatron files "
-        "with their file of sums (PREFIX.sums), which is written where it is missing: training compares what it reads.",
+        "with their checksum file (PREFIX.sums). A missing one is written, and training checks what it reads.",
     )
-    verify.add_argument("paths", nargs="+", metavar="PATH", help="packed folders, prefixes of Megatron .bin and .idx")
+    verify.add_argument(
+        "paths", nargs="+", metavar="PATH", help="a packed folder, or the prefix of a Megatron .bin and .idx pair"
+    )
     verify.set_defaults(work=run_verify)
 
     fetch = commands.add_parser("fetch", help="download a data set from its official source")
     fetch.add_argument("name", metavar="NAME", help=", ".join(NAMES))
-    fetch.add_argument("--out", required=True, metavar="DIR", help="the folder to put the files into")
+    fetch.add_argument("--out", required=True, metavar="DIR", help="the folder of the files")
     fetch.set_defaults(work=run_fetch)
 
     python_text = commands.add_parser(
         "python-text", help="write the text of this Python installation (sources, docstrings, topics) as .jsonl"
     )
     python_text.add_argument("--out", required=True, metavar="FILE", help="a .jsonl or .jsonl.zst file")
-    python_text.add_argument("--validation", metavar="FILE", help="put one document in fifty here instead")
+    python_text.add_argument(
+        "--validation", metavar="FILE", help="write one document in fifty to this file instead of --out"
+    )
     python_text.add_argument("--max-mb", type=float, metavar="N", help="stop after N MB of text")
     python_text.set_defaults(work=run_python_text)
 
-    synthetic = commands.add_parser("synthetic-e2e", help="write a synthetic data set in the form of E2E's CSV files")
+    synthetic = commands.add_parser("synthetic-e2e", help="write a synthetic data set in the format of E2E's CSV files")
     synthetic.add_argument(
         "--out", required=True, metavar="DIR", help="the folder for trainset.csv, devset.csv, testset_w_refs.csv"
     )

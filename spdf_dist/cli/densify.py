@@ -1,8 +1,8 @@
-"""Drop the masks of a checkpoint: the weights alone, dense, at step 0, ready for dense fine-tuning.
+"""Drop the masks of a checkpoint. The result has dense weights only, at step 0, for dense fine-tuning.
 
-CHECKPOINT is a step_N folder, a run folder (its newest whole checkpoint is taken) or its checkpoints
-folder. OUT becomes a checkpoint folder. Pruned weights start at zero. `spdf finetune` densifies on load
-by itself; this makes a checkpoint of its own to keep or to export."""
+CHECKPOINT is a step_N folder, a run folder (its newest complete checkpoint is taken) or its checkpoints folder. OUT
+becomes a checkpoint folder. Pruned weights start at zero. `spdf finetune` densifies a sparse checkpoint when it loads
+it; use this command if you want to keep or export the dense checkpoint."""
 
 from __future__ import annotations
 

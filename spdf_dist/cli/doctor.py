@@ -1,7 +1,7 @@
-"""What this machine has, and which path each layer of the system will take on it.
+"""Print what this machine has, and which back end each part of SPDF uses on it.
 
-Nothing is started or changed. What is missing is named with what would bring it; only Python packages of the
-installation itself are errors (exit code 1)."""
+Nothing is started or changed. For each missing part, the command says what provides it. A missing Python package of
+the installation itself is an error (exit code 1)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from spdf_dist.base.cpu import cores, cpu_features, cpu_fields
 from spdf_dist.base.extras import EXTRAS, missing_modules
 from spdf_dist.cli.memory import USER_SETTINGS, keep_freed_memory
 
-HELP = "what this machine has, and which path each layer will take"
+HELP = "hardware and software of this machine, and the back ends that SPDF uses on it"
 
 PACKAGES = ("torch", "megatron-core", "deepspeed", "sentencepiece", "safetensors")
 PROBE_SECONDS = 20
@@ -51,7 +51,7 @@ class LayerPath:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def first_line(*command: str) -> str | None:

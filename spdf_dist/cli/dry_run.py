@@ -14,7 +14,9 @@ from spdf_dist.config.schema import AnyConfig
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    parser.add_argument("--dry-run", action="store_true", help="print config, parameters, steps, memory, layout; stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print config, parameters, steps, memory and layout, and stop"
+    )
     parser.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object")
 
 

@@ -1,9 +1,10 @@
-"""Memory, traffic, time and cost of a pre-training config on a GPU cluster: an estimate by roofline.
+"""Memory, traffic, time and cost of a pre-training config on a GPU cluster: an estimate by a roofline model.
 
   spdf estimate gpt3_xl_s75 --nodes 4 --gpus-per-node 8 --gpu h100 --gpu-hour-price 2.50
 
-It tells what one GPU holds by part, dense, masked and compressed; what it sends each step; the time to the token budget
-at a stated efficiency; and which layouts (tensor x data parallel, ZeRO stage, micro-batch) fit, fastest first."""
+The output has the memory of one GPU by part (dense, masked and compressed), the data that it sends per step, the time
+to the token budget at a stated efficiency, and the layouts (tensor x data parallel, ZeRO stage, micro-batch) that fit,
+the fastest first."""
 
 from __future__ import annotations
 
@@ -25,16 +26,21 @@ HELP = "memory, traffic, time and cost of a config on a cluster"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file or the name of a shipped config")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="sets a config key; may be repeated")
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--gpus-per-node", type=int, required=True)
     parser.add_argument("--gpu", default="h100", help=f"one of {', '.join(GPUS)} (default h100)")
     parser.add_argument("--gpu-hour-price", type=float, help="price of one GPU for one hour, in your currency")
-    parser.add_argument("--efficiency", type=float, default=EFFICIENCY, help="share of the dense peak (default 0.40)")
     parser.add_argument(
-        "--network", type=float, default=NETWORK_BANDWIDTH / 1e9, help="GB/s a GPU between nodes (default 50)"
+        "--efficiency",
+        type=float,
+        default=EFFICIENCY,
+        help="share of the dense peak that a step reaches (default 0.40)",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument(
+        "--network", type=float, default=NETWORK_BANDWIDTH / 1e9, help="GB/s per GPU between nodes (default 50)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def layout_text(layout: dict[str, Any]) -> str:

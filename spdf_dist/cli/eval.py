@@ -1,7 +1,7 @@
-"""Scores of a checkpoint on tasks of EleutherAI's lm-evaluation-harness, without an export by hand.
+"""Scores of a checkpoint on tasks of EleutherAI's lm-evaluation-harness, without a separate export.
 
 Most tasks download their data. A task over local files works without a network: put its YAML file in a folder and name
-the folder with --include-path (docs/huggingface.md has an example). Needs the extra `eval`."""
+the folder with --include-path (docs/huggingface.md has an example). The command needs the extra `eval`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--tasks", required=True, nargs="+", metavar="NAMES", help="tasks or groups, separated by spaces or commas"
     )
     parser.add_argument("--include-path", type=Path, metavar="DIR", help="a folder with further task files (YAML)")
-    parser.add_argument("--num-fewshot", type=int, metavar="N", help="examples before each question (the task's own)")
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N documents of each task, for a trial")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences per forward pass (8)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
-    parser.add_argument("--check", action="store_true", help="only check the tasks' names; CHECKPOINT is not read")
+    parser.add_argument(
+        "--num-fewshot", type=int, metavar="N", help="examples before each question (default: the task's own number)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="score only the first N documents of each task")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences per forward pass (default 8)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the model (default auto)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="only check the names of the tasks; CHECKPOINT is not read"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

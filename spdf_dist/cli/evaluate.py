@@ -1,9 +1,9 @@
-"""Score generated texts with the metrics of a task, equal to its official script.
+"""Score generated texts with the metrics of a task. The scores equal those of its official script.
 
-E2E: --references is one file, the references of an input on consecutive lines and a blank line between inputs, or the
-official CSV (mr,ref). WebNLG and DART: one file a reference, one line an input in each.
-A metric that could not be computed is null, named on stderr, and the exit code is 1. What made the texts, which
-`spdf generate` records beside them, is passed on by --json."""
+E2E: --references is one file with the references of an input on consecutive lines and a blank line between inputs, or
+the official CSV (mr,ref). WebNLG and DART: one file per reference, with one line per input.
+A metric that cannot be computed is null and named on stderr, and the exit code is 1. --json also prints the record of
+`spdf generate` about the origin of the texts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ HELP = "score generated texts with a task's official metrics"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, metavar="TASK", help=", ".join(task_names()))
-    parser.add_argument("--hypotheses", required=True, type=Path, metavar="FILE", help="generated texts, one a line")
+    parser.add_argument("--hypotheses", required=True, type=Path, metavar="FILE", help="generated texts, one per line")
     parser.add_argument("--references", required=True, type=Path, nargs="+", metavar="FILE", help="see above")
     parser.add_argument(
         "--slots-of",
         type=Path,
         metavar="FILE",
-        help="the synthetic E2E CSV that the texts answer: adds slot_accuracy, the share of its slots that they say",
+        help="the synthetic E2E CSV of the inputs: adds slot_accuracy, the share of its slots that the texts mention",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -1,8 +1,10 @@
-"""Write a checkpoint as a Hugging Face model folder: model.safetensors (or shards of it), config.json,
-tokenizer, and README.md, a model card with sparsity, tokens, FLOPs and data.
+"""Write a checkpoint as a Hugging Face model folder.
 
-CHECKPOINT is a step_N folder, a run folder (its newest whole checkpoint is taken) or its checkpoints
-folder. Pruned weights are written as zeros. OUT must not exist, or be empty."""
+The folder has model.safetensors (or shards of it), config.json, the tokenizer, and README.md, a model card with
+sparsity, tokens, FLOPs and data.
+
+CHECKPOINT is a step_N folder, a run folder (its newest complete checkpoint is taken) or its checkpoints folder. Pruned
+weights are written as zeros. OUT must not exist, or must be empty."""
 
 from __future__ import annotations
 
@@ -15,13 +17,17 @@ HELP = "write a checkpoint as a Hugging Face model"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a step_N folder, a run folder or its checkpoints")
-    parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the folder that is written")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: float32)"
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the weights (default: float32)"
     )
-    parser.add_argument("--license", metavar="ID", help="the model's licence for its card, such as apache-2.0")
+    parser.add_argument("--license", metavar="ID", help="the licence in the model card, such as apache-2.0")
     parser.add_argument(
-        "--max-shard-gb", type=float, default=5.0, metavar="GB", help="largest file of weights (default: 5)"
+        "--max-shard-gb",
+        type=float,
+        default=5.0,
+        metavar="GB",
+        help="largest size of a file of weights, in GB (default: 5)",
     )
 
 

@@ -1,8 +1,8 @@
 """Fine-tune a pre-trained checkpoint on a data-to-text or summarization task.
 
-A sparse checkpoint is made dense on load: the pruned weights start at zero and learn (finetune.keep_mask=true keeps
-them out, as a control). CONFIG is a YAML file or the name of a shipped config; key.sub=value overrides it. Ranks start
-as for `spdf pretrain`; starting a run folder again continues it.
+A sparse checkpoint becomes dense on load: the pruned weights start at zero and are trained. With
+finetune.keep_mask=true they stay pruned, as a control. CONFIG is a YAML file or the name of a shipped config;
+key.sub=value overrides it. Ranks start as for `spdf pretrain`. The same command continues a run folder.
 
   spdf finetune finetune/e2e finetune.checkpoint=runs/s75 finetune.train=e2e/trainset.csv \\
       finetune.validation=e2e/devset.csv --dry-run"""
@@ -21,7 +21,7 @@ HELP = "fine-tune a checkpoint, dense, on a task"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file or the name of a shipped config")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="sets a config key; may be repeated")
     parser.add_argument("--change", action="store_true", help="continue the run although its config differs")
     dry_run.configure(parser)
 

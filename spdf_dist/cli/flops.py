@@ -1,12 +1,13 @@
-"""FLOPs of a config: a sequence, the whole run, what sparsity saves, and where they go.
+"""FLOPs of a config: per sequence, of the whole run, by part, and the saving through sparsity.
 
   spdf flops gpt3_xl_s75                                  a pre-training config
   spdf flops finetune/gpt2_small_e2e --model gpt2_small --examples 42061
                                                           a fine-tuning config
-  spdf flops --paper                                      Tables 2 and 3 of the paper, printed and ours
+  spdf flops --paper                                      Tables 2 and 3 of the paper, as printed and as computed here
 
-The formula counts multiplies and adds of the kept weights, attention, softmax and logits; the backward pass is twice
-the forward; embeddings are look-ups. It reproduces the paper's tables (docs/flops.md)."""
+The formula counts the multiplications and additions of kept weights, attention, softmax and logits. The backward pass
+takes twice the FLOPs of the forward pass. Embeddings are look-ups and take none. The formula reproduces the paper's
+tables (docs/flops.md)."""
 
 from __future__ import annotations
 
@@ -28,16 +29,22 @@ from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
 from spdf_dist.sparsity.assignment import remarks
 from spdf_dist.sparsity.masks import logical_weights
 
-HELP = "FLOPs of a config, and the paper's tables regenerated"
+HELP = "FLOPs of a config, and the paper's tables beside ours"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", help="a YAML file or the name of a shipped config")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top")
-    parser.add_argument("--paper", action="store_true", help="Tables 2 and 3 and the blog's Figure 2, beside ours")
-    parser.add_argument("--model", help="fine-tuning: pre-training config of the model (default: the checkpoint's run)")
-    parser.add_argument("--examples", type=int, help="fine-tuning: training examples (default: not known, per example)")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="sets a config key; may be repeated")
+    parser.add_argument(
+        "--paper", action="store_true", help="print Tables 2 and 3 and the blog's Figure 2 beside our numbers"
+    )
+    parser.add_argument(
+        "--model", help="fine-tuning: pre-training config of the model (default: that of the checkpoint)"
+    )
+    parser.add_argument(
+        "--examples", type=int, help="fine-tuning: number of training examples (default: FLOPs per example)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def pretraining(config: PretrainConfig) -> dict[str, Any]:

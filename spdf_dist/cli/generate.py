@@ -1,9 +1,9 @@
-"""Generate text from a checkpoint: the answers to a task's inputs, or the continuation of a prompt.
+"""Generate text from a checkpoint: for the inputs of a task, or the continuation of a prompt.
 
-With --task, one hypothesis per line is written to --out for each distinct input of the file, in its order.
---references-out writes the references to score them with (`spdf evaluate`). FILE.provenance.json beside the texts
-records what made them: checkpoint, task, split, settings. Decoding is beam search with the settings of LoRA's E2E
-recipe; --greedy and --sample choose otherwise."""
+With --task, --out gets one hypothesis per line, for each distinct input of the file in its order. --references-out
+writes the references for `spdf evaluate`. FILE.provenance.json beside the texts records their origin: checkpoint, task,
+split, settings. Decoding is beam search with the settings of LoRA's E2E recipe, unless --greedy or --sample is
+given."""
 
 from __future__ import annotations
 
@@ -39,46 +39,61 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--task", metavar="TASK", help=", ".join(task_names()))
     what.add_argument("--input", type=Path, metavar="FILE", help="the task's file")
     what.add_argument(
-        "--split", default="test", help="train, validation, test (default); WebNLG also test_seen, test_unseen"
+        "--split", default="test", help="train, validation, test (default); WebNLG also has test_seen and test_unseen"
     )
     what.add_argument("--prompt", metavar="TEXT", help="continue this text instead, and print the continuation")
-    what.add_argument("--out", type=Path, metavar="FILE", help="where the hypotheses go, one a line")
+    what.add_argument("--out", type=Path, metavar="FILE", help="file of the hypotheses, one per line")
     what.add_argument(
         "--references-out",
         type=Path,
         metavar="PATH",
-        help="where the references go: a file, for WebNLG and DART a folder",
+        help="file of the references; for WebNLG and DART, a folder",
     )
     how = parser.add_argument_group("how")
-    how.add_argument("--beam", type=positive, default=10, metavar="N", help="beams (10)")
+    how.add_argument("--beam", type=positive, default=10, metavar="N", help="number of beams (default 10)")
     how.add_argument(
-        "--length-penalty", type=float, default=0.8, metavar="X", help="exponent of the length, -10 to 10 (0.8)"
+        "--length-penalty", type=float, default=0.8, metavar="X", help="exponent of the length, -10 to 10 (default 0.8)"
     )
     how.add_argument(
         "--no-repeat-ngram",
         type=natural,
         metavar="N",
-        help="no N tokens in a row twice; 0 is off (4 with beams, 0 with --greedy and --sample)",
+        help="no N consecutive tokens occur twice; 0 permits it (default: 4 with beams, 0 with --greedy and --sample)",
     )
     how.add_argument(
         "--no-repeat-in",
         choices=("all", "output"),
         default="all",
-        help="where a repetition counts: prompt and output, as in transformers (all), or output alone, as in LoRA",
+        help="tokens that count as repeated: prompt and output, as in transformers (all, the default), or output only, "
+        "as in LoRA",
     )
-    how.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help="longest output (64)")
+    how.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help="longest output (default 64)")
     choice = how.add_mutually_exclusive_group()
-    choice.add_argument("--greedy", action="store_true", help="take the likeliest token, without beams")
-    choice.add_argument("--sample", action="store_true", help="draw tokens, without beams")
-    how.add_argument("--temperature", type=float, default=1.0, metavar="X", help="with --sample, 1e-6 or more (1.0)")
-    how.add_argument("--top-k", type=natural, default=0, metavar="N", help="with --sample: the N likeliest; 0 is all")
+    choice.add_argument("--greedy", action="store_true", help="take the most likely token, without beams")
+    choice.add_argument("--sample", action="store_true", help="sample tokens, without beams")
     how.add_argument(
-        "--top-p", type=float, default=1.0, metavar="X", help="with --sample: the likeliest with sum X (1.0)"
+        "--temperature", type=float, default=1.0, metavar="X", help="with --sample; 1e-6 or more (default 1.0)"
     )
-    how.add_argument("--seed", type=int, default=0, metavar="N", help="with --sample (0)")
-    how.add_argument("--batch-size", type=positive, default=32, metavar="N", help="inputs decoded together (32)")
-    how.add_argument("--tokenizer", type=Path, metavar="TOK", help="instead of the one kept with the checkpoint")
-    how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
+    how.add_argument(
+        "--top-k",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="with --sample: only the N most likely tokens; 0 is all (default 0)",
+    )
+    how.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="with --sample: only the most likely tokens of total probability X (default 1.0)",
+    )
+    how.add_argument("--seed", type=int, default=0, metavar="N", help="with --sample (default 0)")
+    how.add_argument("--batch-size", type=positive, default=32, metavar="N", help="inputs per batch (default 32)")
+    how.add_argument("--tokenizer", type=Path, metavar="TOK", help="a tokenizer instead of the checkpoint's")
+    how.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the model (default auto)"
+    )
 
 
 def positive(text: str) -> int:

@@ -1,9 +1,9 @@
-"""Import a dense Hugging Face model as a checkpoint, whole or through a mask.
+"""Import a dense Hugging Face model as a checkpoint, unchanged or pruned.
 
-DIR holds config.json and model.safetensors. OUT becomes a checkpoint folder that `spdf finetune`,
-`spdf generate` and the other commands take. With --level the matrices of each layer are pruned:
-by the random mask of pre-training, or by keeping the largest magnitudes; --mask zeros keeps the sparsity that the model
-has. `spdf pretrain` goes on from OUT with training.init_from=OUT sparsity.pattern=init_from."""
+DIR holds config.json and model.safetensors. OUT becomes a checkpoint folder that `spdf finetune`, `spdf generate` and
+the other commands take. --level prunes the matrices of each layer: --mask random uses the random mask of pre-training,
+and --mask magnitude keeps the largest magnitudes. --mask zeros keeps the sparsity that the model has. `spdf pretrain`
+continues from OUT with training.init_from=OUT sparsity.pattern=init_from."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ HELP = "import a Hugging Face model as a checkpoint"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", metavar="DIR", type=Path, help="the folder of the model")
-    parser.add_argument("out", metavar="OUT", type=Path, help="the checkpoint folder to write")
-    parser.add_argument("--level", type=float, default=0.0, help="fraction of each matrix to prune (default: 0, dense)")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the checkpoint folder that is written")
+    parser.add_argument("--level", type=float, default=0.0, help="pruned fraction of each matrix (default: 0, dense)")
     parser.add_argument(
         "--mask",
         choices=("random", "magnitude", "zeros"),
         default="random",
-        help="what is pruned; zeros: what is zero in the model (default: random)",
+        help="choice of the pruned weights; zeros: those that are zero in the model (default: random)",
     )
     parser.add_argument(
-        "--seq-length", type=int, metavar="T", help="context window of the checkpoint, tokens (default: the model's)"
+        "--seq-length", type=int, metavar="T", help="context window of the checkpoint in tokens (default: the model's)"
     )
     parser.add_argument("--seed", type=int, default=1234, help="sparsity.seed of the random mask (default: 1234)")
 

@@ -1,20 +1,20 @@
-"""Show what a checkpoint holds: counts, sparsity and mask digest of each weight, and pruned entries that are not zero.
+"""Print the content of a checkpoint.
 
-CHECKPOINT is a step_N folder, a run folder (its newest whole checkpoint is taken) or its checkpoints
-folder. Every file is read and checked against its digest. Where the weights are sparse, it also tells the model state
-that they take in training, against dense."""
+For each weight: count, sparsity, digest of its mask, and the number of pruned entries that are not zero. CHECKPOINT is
+a step_N folder, a run folder (its newest complete checkpoint is taken) or its checkpoints folder. Every file is checked
+against its digest. For sparse weights, the command also prints their model state in training relative to dense."""
 
 from __future__ import annotations
 
 import argparse
 import json
 
-HELP = "what a checkpoint holds: counts, sparsity, mask digests"
+HELP = "print the content of a checkpoint: counts, sparsity, mask digests"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a step_N folder, a run folder or its checkpoints")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:

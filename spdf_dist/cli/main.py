@@ -43,9 +43,9 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 DESCRIPTION = """Sparse pre-training and dense fine-tuning of GPT models (SPDF).
 
-Pre-train a GPT with a static random mask over its linear layers, drop the mask,
-fine-tune dense. Start with `spdf run demo --dir runs/demo --on local`, or with
-`spdf pretrain CONFIG --dry-run` to see what a config would do."""
+Pre-train a GPT with a static random mask on its linear layers, drop the mask, and
+fine-tune the model dense. `spdf run demo --dir runs/demo --on local` runs the whole
+method. `spdf pretrain CONFIG --dry-run` prints what a config does."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,8 +96,8 @@ def overview(points: dict[str, importlib.metadata.EntryPoint]) -> str:
         f"usage: spdf COMMAND ...\n\n{DESCRIPTION}\n\ncommands:\n"
         + "\n".join(lines)
         + (
-            "\n\n`spdf COMMAND --help` explains one. Exit codes: 0 done, 2 bad input, 3 non-finite loss,"
-            "\n75 stopped by a signal after saving (start it again to go on)."
+            "\n\n`spdf COMMAND --help` explains a command. Exit codes: 0 done, 1 failed, 2 bad input,"
+            "\n3 non-finite loss, 75 stopped after saving (the same command continues), 130 stopped."
         )
     )
 

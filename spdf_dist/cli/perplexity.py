@@ -1,8 +1,8 @@
-"""Perplexity of a checkpoint, per token and per word, on text files, packed folders, or a task's targets.
+"""Perplexity of a checkpoint, per token and per word, on text files, packed folders, or the targets of a task.
 
---data takes text files in the forms that `spdf data pack` takes, or folders that it wrote. Documents follow one another
-as in pre-training, and each window starts with an empty context. With --task, --data is one file of the task, and only
-the targets are predicted, each after its context (the measure of Curation Corpus).
+--data takes text files in the formats of `spdf data pack`, or folders that it wrote. Documents follow one another as in
+pre-training, and each window starts with an empty context. With --task, --data is one file of the task, and only the
+targets are predicted, each after its context (the measure of Curation Corpus).
 Lines that cannot be used are named on stderr and left out; the exit code is then 1."""
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task", metavar="TASK", help=f"predict the targets of a task's file ({', '.join(task_names())})"
     )
-    parser.add_argument("--split", default="validation", help="of the task's file (validation)")
-    parser.add_argument("--tokenizer", type=Path, metavar="TOK", help="instead of the one kept with the checkpoint")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (auto)")
+    parser.add_argument("--split", default="validation", help="split of the task's file (default validation)")
+    parser.add_argument("--tokenizer", type=Path, metavar="TOK", help="a tokenizer instead of the checkpoint's")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the model (default auto)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -1,8 +1,8 @@
 """Pre-train a GPT, sparse or dense.
 
-CONFIG is a YAML file or the name of a shipped config (`spdf config` lists them); key.sub=value overrides it. Started
-alone, the command spawns parallel.tensor x parallel.data ranks; under torchrun, deepspeed, mpirun or srun it is one of
-theirs. Starting a run folder again continues it from its last checkpoint.
+CONFIG is a YAML file or the name of a shipped config (`spdf config` lists them); key.sub=value overrides it. Without a
+launcher, the command spawns parallel.tensor x parallel.data ranks. Under torchrun, deepspeed, mpirun or srun, each
+process is one rank. The same command continues a run folder from its last checkpoint.
 
   spdf pretrain gpt2_small --dry-run
   spdf pretrain cpu_4m data.train=data/packed sparsity.level=0.75 run_dir=runs/s75"""
@@ -20,7 +20,7 @@ HELP = "pre-train a GPT with a static random mask, or dense"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file or the name of a shipped config")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="sets a config key; may be repeated")
     parser.add_argument("--change", action="store_true", help="continue the run although its config differs")
     parser.add_argument(
         "--rewind",
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         const=-1,
         metavar="STEP",
-        help="go back to the newest checkpoint (or that of STEP) and leave out the batches since",
+        help="return to the newest checkpoint (or that of STEP) and skip the batches since then",
     )
     dry_run.configure(parser)
 

@@ -1,18 +1,18 @@
-"""One page, PNG plots and CSV tables from run folders and workflow folders.
+"""An HTML page, PNG figures and CSV tables from run folders and workflow folders.
 
   spdf report runs/demo --out runs/demo/report
   spdf report runs/dense runs/s75 scores.json gemm.json --out report --name baseline=runs/dense
 
-A folder is searched for runs (config.yaml with metrics.jsonl) and for the output of `spdf evaluate --json` and
-`spdf perplexity --json`; a file is such output, or that of `spdf bench gemm --json`, for the paper's Figure 1. The page
-holds everything and needs no network.
+The command searches a folder for runs (config.yaml with metrics.jsonl) and for the output of `spdf evaluate --json` and
+`spdf perplexity --json`. A file is such output, or that of `spdf bench gemm --json` for the paper's Figure 1. The page
+needs no network and no other file.
 
-Runs that differ in their seeds only are averaged. Any other difference makes a variant of its own, named by what
-differs; --name gives the runs in a folder a name.
+Runs that differ only in their seeds are averaged. Any other difference makes a separate variant, which is named by the
+difference. --name gives the runs in a folder a name.
 
-The workflow study_cpu is the evidence study: it gets evidence.csv, a row per run, and a verdict on each hypothesis.
---markdown puts them into a page such as docs/evidence.md. The folder of that CSV gives the same results without the
-runs.
+For the workflow study_cpu, the evidence study, the command also writes evidence.csv, with one row per run, and a
+verdict on each hypothesis. --markdown writes these results into a page such as docs/evidence.md. The folder of
+evidence.csv gives the same results without the runs.
 
 A run that cannot be read is named and left out; the exit code is then 1."""
 
@@ -22,14 +22,14 @@ import argparse
 import sys
 from pathlib import Path
 
-HELP = "HTML page, plots and tables from run and workflow folders"
+HELP = "write an HTML page, figures and tables from run and workflow folders"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="DIR", help="run folders, workflow folders, JSON files"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write index.html, PNGs and CSVs into")
+    parser.add_argument("--out", type=Path, required=True, help="folder of index.html, the PNGs and the CSVs")
     parser.add_argument(
         "--name",
         action="append",
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar="PAGE",
-        help="fill the fields of this page with an evidence study's results; may be repeated",
+        help="fill the fields of this Markdown page with the results of an evidence study; may be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print the paths and the summary as one JSON object")
 

@@ -1,6 +1,6 @@
-"""Stop a workflow, or some of its jobs and what depends on them. Training saves first; `spdf run` goes on later.
+"""Stop a workflow, or some of its jobs and the jobs that need them. Training saves first; `spdf run` continues it.
 
-JOB is a job's name (finetune), with its variant (finetune/s75), or in full (finetune/s75/lr=0.0001)."""
+JOB is the name of a job (finetune), with its variant (finetune/s75), or in full (finetune/s75/lr=0.0001)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Print what the jobs of a workflow wrote: all of them, one, or all cells and variants of one.
+"""Print the output of a workflow's jobs: of all jobs, of one, or of all cells and variants of one.
 
-JOB is a job's name (finetune), with its variant (finetune/s75), or in full (finetune/s75/lr=0.0001)."""
+JOB is the name of a job (finetune), with its variant (finetune/s75), or in full (finetune/s75/lr=0.0001)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ TAIL_BYTES = 4096
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", type=Path, help="the workflow's folder")
     parser.add_argument("job", nargs="?", metavar="JOB", help="a job, or the first parts of its name")
-    parser.add_argument(
-        "-f", "--follow", action="store_true", help="go on as the jobs write, until none runs or waits its turn"
-    )
+    parser.add_argument("-f", "--follow", action="store_true", help="print new output until no job runs or waits")
 
 
 def run(args: argparse.Namespace) -> int:

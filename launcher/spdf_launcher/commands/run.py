@@ -1,8 +1,8 @@
-"""Carry a workflow through: pre-train, densify, fine-tune a grid, evaluate, select, report.
+"""Run the jobs of a workflow: pre-train, densify, fine-tune a grid, evaluate, select, report.
 
-WORKFLOW is a YAML file or the name of a shipped one (demo, demo_real, ...). Jobs that are done and
-whose inputs have not changed are skipped; after an interruption of any kind, the same command goes on.
---dry-run prints what would run and what it costs; with --verbose each command or batch script, too.
+WORKFLOW is a YAML file or the name of a shipped workflow (demo, demo_real, ...; `spdf config` lists them). A job that
+is done and whose inputs have not changed is skipped. After any interruption, the same command continues.
+--dry-run prints the jobs and their cost; with --verbose also each command or batch script.
 
 Exit codes: 0 done (slurm: submitted); 1 a job is not done; 2 bad input, nothing was started; 75 stopped."""
 
@@ -20,7 +20,7 @@ from spdf_launcher.prepare import is_changed, wanted_jobs
 from spdf_launcher.summary import summary
 from spdf_launcher.workflow import Workflow, load_workflow
 
-HELP = "carry a workflow of jobs through, here, under deepspeed or on Slurm"
+HELP = "run a workflow of jobs on this machine, under deepspeed or on Slurm"
 
 
 def executors() -> Iterator[type[Executor]]:
@@ -33,12 +33,16 @@ def executors() -> Iterator[type[Executor]]:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workflow", help="a workflow YAML, or the name of a shipped one")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values to put on top of the workflow")
-    parser.add_argument("--dir", required=True, type=Path, help="the workflow's folder; starting again continues it")
-    parser.add_argument("--on", required=True, choices=executor_names(), help="where the jobs run, see below")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, say what would run, start nothing")
-    parser.add_argument("--verbose", action="store_true", help="with --dry-run: each command or batch script")
+    parser.add_argument("workflow", help="a YAML file or the name of a shipped workflow")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="sets a key of the workflow; may be repeated"
+    )
+    parser.add_argument("--dir", required=True, type=Path, help="the workflow's folder; the same command continues it")
+    parser.add_argument("--on", required=True, choices=executor_names(), help="where the jobs run (see below)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the jobs and their cost, and stop"
+    )
+    parser.add_argument("--verbose", action="store_true", help="with --dry-run: print each command or batch script")
     for executor in executors():
         executor.add_options(parser.add_argument_group(f"--on {executor.name}", executor.help))
 

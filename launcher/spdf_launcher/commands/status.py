@@ -1,6 +1,6 @@
-"""One table of a workflow's jobs: state, Slurm id, restarts, progress, and why one waits or failed.
+"""Print a table of a workflow's jobs: state, Slurm id, restarts, progress, and why a job waits or failed.
 
-Exit codes: 0; 1 when a job failed for good or was lost and the workflow lacks it; 2 when DIR holds no workflow."""
+Exit codes: 0; 1 if a job failed finally or was lost and the workflow needs it; 2 if DIR holds no workflow."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ WATCH_SECONDS = 2.0
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", type=Path, help="the workflow's folder")
-    parser.add_argument("--watch", action="store_true", help="show it again until no job runs or waits its turn")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--watch", action="store_true", help="print the table again until no job runs or waits")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -42,7 +42,7 @@ class DeepSpeed(Executor):
             action="append",
             default=[],
             metavar="FLAG",
-            help="a flag for the launcher, as --launcher-flag=--master_port=29501; may be repeated",
+            help="a flag of the launcher, such as --launcher-flag=--master_port=29501; may be repeated",
         )
 
     def check(self, jobs: Sequence[Job], root: Path) -> None:

@@ -12,7 +12,7 @@ class Local(Executor):
     """This machine."""
 
     name = "local"
-    help = "here, one job at a time or several; Ctrl-C saves and stops, running again goes on"
+    help = "on this machine; Ctrl-C saves and stops, and the same command continues"
     options = ("--jobs",)
 
     def __init__(self, options: argparse.Namespace | None = None) -> None:
@@ -23,5 +23,5 @@ class Local(Executor):
     @classmethod
     def add_options(cls, parser: argparse._ArgumentGroup) -> None:
         parser.add_argument(
-            "--jobs", type=int, metavar="N", help="jobs that run at a time; they share the cores (default 1)"
+            "--jobs", type=int, metavar="N", help="number of jobs that run at a time; they share the cores (default 1)"
         )

@@ -36,7 +36,7 @@ class Slurm(Executor):
 
     @classmethod
     def add_options(cls, parser: argparse._ArgumentGroup) -> None:
-        parser.add_argument("--wait", action="store_true", help="stay until every job has ended")
+        parser.add_argument("--wait", action="store_true", help="wait until every job has ended")
 
     def check(self, jobs: Sequence[Job], root: Path) -> None:
         scripts(list(jobs), root)
