@@ -6,35 +6,42 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 ROOT = Path(__file__).resolve().parents[2]
-WHEELS = (
-    "megatron-core",
-    "hjson",
-    "msgpack",
-    "pydantic",
-    "pydantic_core",
-    "annotated-types",
-    "typing-inspection",
-    "psutil",
-    "py-cpuinfo",
-    "einops",
-    "zstandard",
-    "webdataset",
-    "braceexpand",
-    "sentencepiece",
-)
-"""Packages of the trainer other than torch, Triton, numpy, safetensors, PyYAML, tqdm and tensorboard."""
+PRESENT = ("torch", "triton", "numpy")
+"""What the machine with the GPU has, with what these packages require."""
+OWN = "spdf-dist"
+NEEDED = (OWN, "pytest")
+SOURCE_ONLY = "deepspeed"  # published as source; without its compiled operators, its wheel is pure Python
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux1")
 MAX_BYTES = 64 * 2**20
 
 
-def pinned() -> dict[str, str]:
-    """The versions in constraints.txt by package name."""
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pairs = (line.split("==") for line in lines if "==" in line and not line.startswith("#"))
-    return {name.lower().replace("-", "_"): version.strip() for name, version in pairs}
+def required(roots: tuple[str, ...]) -> dict[str, str]:
+    """The installed version of each package that ROOTS need (extras aside), themselves included, by normalised name."""
+    found: dict[str, str] = {}
+    waiting = list(roots)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in found:
+            continue
+        found[name] = metadata.version(name)
+        requirements = map(Requirement, metadata.requires(name) or [])
+        waiting += [one.name for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return found
+
+
+def carried() -> dict[str, str]:
+    """The version of each package whose wheel the pack carries: what the lab needs without what is present."""
+    found = required(NEEDED)
+    for name in {OWN, *required(PRESENT)}:
+        found.pop(name, None)
+    return found
 
 
 def write_pack(out: Path, python: str) -> int:
@@ -42,8 +49,9 @@ def write_pack(out: Path, python: str) -> int:
     wheels = out / "wheels"
     shutil.rmtree(out, ignore_errors=True)
     wheels.mkdir(parents=True)
-    versions = pinned()
-    names = [f"{name}=={versions[name.lower().replace('-', '_')]}" for name in WHEELS]
+    wanted = carried()
+    from_source = f"{SOURCE_ONLY}=={wanted.pop(SOURCE_ONLY)}"
+    names = [f"{name}=={version}" for name, version in wanted.items()]
     platforms = [word for name in PLATFORMS for word in ("--platform", f"{name}_x86_64")]
     pip = [sys.executable, "-m", "pip"]
     subprocess.run(
@@ -51,10 +59,8 @@ def write_pack(out: Path, python: str) -> int:
          "--implementation", "cp", *platforms, "--platform", "any", "-d", str(wheels), *names],
         check=True,
     )  # fmt: skip
-    # DeepSpeed is published as source. Without its compiled operators the wheel is pure Python.
     subprocess.run(
-        [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(wheels),
-         f"deepspeed=={versions['deepspeed']}"],
+        [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(wheels), from_source],
         check=True,
         env={**os.environ, "DS_BUILD_OPS": "0"},
     )  # fmt: skip
@@ -62,10 +68,10 @@ def write_pack(out: Path, python: str) -> int:
         ["git", "archive", "--format=tar.gz", "-o", str((out / "tree.tar.gz").resolve()), "HEAD"], cwd=ROOT, check=True
     )
     # Commands, tasks and patterns are entry points, which need the metadata of an installation. Nothing is built.
-    metadata = out / "metadata"
-    metadata.mkdir()
+    entry_points = out / "metadata"
+    entry_points.mkdir()
     subprocess.run(
-        [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(metadata.resolve())], cwd=ROOT, check=True
+        [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(entry_points.resolve())], cwd=ROOT, check=True
     )
     shutil.copy(Path(__file__).with_name("run.sh"), out / "run.sh")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "kernels"))
 
-from gpu_lab import report, run, steps
+from gpu_lab import pack, report, run, steps
 
 LIMIT = 30.0
 
@@ -131,3 +132,28 @@ def test_the_figure_has_the_limit_by_flops(tmp_path: Path) -> None:
     losses = [{"part": "run", "execution": "dense", "step": 20, "loss": 5.0, "tokens_per_s": 1e5}]
     assert report.draw(made + losses, tmp_path / "figure.svg") and (tmp_path / "figure.svg").stat().st_size > 1000
     assert not report.draw([], tmp_path / "nothing.svg")
+
+
+MODULES = (
+    *("gpu_lab.layers", "gpu_lab.products", "gpu_lab.run", "gpu_lab.steps", "pytest", "torch.utils.tensorboard"),
+    *("spdf_dist.evaluation.generation", "spdf_dist.training.finetune", "spdf_dist.training.pretrain"),
+)
+
+
+def test_the_lab_needs_no_package_that_the_pack_lacks(tmp_path: Path) -> None:
+    """A Python without site-packages, but links to the packages of the pack and of a machine with a GPU."""
+    for name in {*pack.carried(), *pack.required(pack.PRESENT)}:
+        package = metadata.distribution(name)
+        for entry in {file.parts[0] for file in package.files or []} - {"..", "__pycache__"}:
+            (tmp_path / entry).symlink_to(str(package.locate_file(entry)))
+    assert (tmp_path / "deepspeed").exists() and not (tmp_path / "transformers").exists()
+    root = Path(__file__).parents[2]
+    path = (root, root / "kernels", root / "launcher", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "; ".join(f"import {name}" for name in MODULES)],
+        env=os.environ | {"PYTHONPATH": ":".join(map(str, path))},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
