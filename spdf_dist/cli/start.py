@@ -12,6 +12,7 @@ from spdf_dist.base.rank_variables import SINGLE_PROCESS, Ranks, discover
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.validate import validate_batch
 from spdf_dist.parallel.ranks import spawn
+from spdf_dist.training.inputs import compare_with_disk
 from spdf_dist.training.run_folder import RunFolder
 
 
@@ -45,7 +46,8 @@ def start(
     """Run ``work(ranks)`` here when this process is a rank, or alone; else spawn ranks that run the command again.
 
     What needs neither torch nor ranks is checked first: another run in the folder (unless ``change`` allows it) is an
-    error, and a run that is complete is done at once, unless it goes back to an earlier checkpoint.
+    error, and a run that is complete is done at once, unless it goes back to an earlier checkpoint. If the inputs of a
+    complete run have changed since, that is an error too.
     """
     ranks = discover()
     folder = RunFolder(config.run_dir)
@@ -53,7 +55,9 @@ def start(
         folder.check(config, change=change)
     if ranks is None:
         if not goes_back and folder.is_complete(config):
-            print(f"{command}: {folder.path} is complete already")
+            changed = compare_with_disk(folder, config, change=change)
+            note = f", and has no steps left; since then {changed} have changed" if changed else ""
+            print(f"{command}: {folder.path} is complete already{note}")
             return 0
         count = world_size(config)
         if count > 1:

@@ -185,8 +185,7 @@ class PackedDataset:
 
     def digest(self) -> str:
         """sha256 (hex) of the shards' checksums, the lengths and the tokenizer's digest."""
-        parts = [str(self.seq_length), str(self.num_sequences), str(self.tokenizer_digest), *self._sha256]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return digest_of_index(self.index)
 
 
 class Mixture:
@@ -303,6 +302,25 @@ def open_dataset(path: str | Path, seq_length: int, vocab_size: int | None = Non
             f"pack it again with `spdf data pack ... --seq-len {seq_length}`"
         )
     return dataset
+
+
+def content_identity(path: str | Path, seq_length: int) -> str:
+    """``Dataset.digest`` of a data set, from its index and samples: no shard is read. Raises UserError."""
+    prefix = megatron_prefix(path)
+    if prefix is not None:
+        return MegatronDataset(prefix, seq_length).digest()
+    index = read_index(Path(path))
+    try:
+        return digest_of_index(index)
+    except (ValueError, TypeError, LookupError) as error:
+        raise UserError(f"{Path(path) / INDEX_FILE} is damaged ({error!r:.200}); pack the data again") from error
+
+
+def digest_of_index(index: dict[str, Any]) -> str:
+    """sha256 (hex) of the parts of an index that identify the sequences and their tokenizer."""
+    parts = [str(int(index["seq_len"])), str(int(index["sequences"])), str(index["tokenizer"]["digest"])]
+    parts += [str(shard["sha256"]) for shard in index["shards"]]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from spdf_dist.base.digests import file_digest
 from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.checkpoint.densify import reactivated_count
 from spdf_dist.checkpoint.find import whole_checkpoints
@@ -29,6 +28,7 @@ from spdf_dist.data.tokenizer import Tokenizer, load_tokenizer
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups, choose_device
 from spdf_dist.parallel.layout import shards_of
+from spdf_dist.training.inputs import content_digests
 from spdf_dist.training.opening import Opening, use_all_cores, warn_early
 from spdf_dist.training.run import AllowedChanges, TrainedModel, TrainingRun
 from spdf_dist.training.run_folder import writing
@@ -140,15 +140,6 @@ def foresee(config: FinetuneConfig, world_size: int) -> tuple[Opening, list[str]
         raise UserError(f"parallel.tensor: {tensor} does not divide the {world_size} ranks")
     _, _, data = read_inputs(config, Groups(0, world_size, 0, tensor, 0, world_size // tensor, device))
     return data.opening(), data.data_lines()
-
-
-def content_digests(path: str) -> list[str]:
-    """SHA-256 of a task's file, or of each file below its folder in the order of paths; empty for an empty path."""
-    if not path:
-        return []
-    root = Path(path)
-    files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
-    return [file_digest(file) for file in files]
 
 
 def keep_best(root: Path, state: TrainingState) -> str:

@@ -23,6 +23,7 @@ from spdf_dist.sparsity.update import SWAPPING
 from spdf_dist.training.batches import PretrainBatches
 from spdf_dist.training.dynamic import DynamicMasks
 from spdf_dist.training.init_from import Origin, through_masks
+from spdf_dist.training.inputs import warn_of_another_origin
 from spdf_dist.training.loop import Spikes
 from spdf_dist.training.opening import Opening, warn_early
 from spdf_dist.training.run import AllowedChanges, TrainedModel, TrainingRun
@@ -43,6 +44,8 @@ def pretrain(config: PretrainConfig, ranks: Ranks, allowed: AllowedChanges | Non
         train, validation, tokenizer = open_data(config)
         continues = run.groups.on_rank_zero(lambda: latest(run.folder.checkpoints) is not None)
         origin = Origin(config) if config.training.init_from is not None and not continues else None
+        if continues:
+            run.groups.on_rank_zero(lambda: warn_of_another_origin(run.folder, config))
         masks = None if continues else origin.masks() if origin else config_masks(config)
         run.open(tokenizer, {"training": digests(train), "validation": digests(validation)})
         while not train_at_one_level(run, config, train, validation, origin, masks):

@@ -7,7 +7,6 @@ that is found before the folder is opened leaves no run folder.
 from __future__ import annotations
 
 import copy
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -41,6 +40,7 @@ from spdf_dist.training.callbacks import (
 from spdf_dist.training.dynamic import DynamicMasks
 from spdf_dist.training.engine import Engine
 from spdf_dist.training.execution import decide
+from spdf_dist.training.inputs import warn_of_shared_data
 from spdf_dist.training.loop import Loop, Spikes
 from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.saving import Saver
@@ -133,13 +133,8 @@ class TrainingRun:
             "tokenizer": [] if tokenizer is None else [tokenizer.digest],
             "deepspeed": [file_digest(Path(settings))] if isinstance(settings, str) else [],
         }
-        same = set(data_digests["training"]) & set(data_digests["validation"])
-        if same and self.groups.rank == 0:
-            print(
-                f"{self.kind}: WARNING: {len(same)} of the validation data sets are training data too: the validation "
-                "loss does not show overfitting",
-                file=sys.stderr,
-            )
+        if self.groups.rank == 0:
+            warn_of_shared_data(self.kind, digests)
 
         def open_folder() -> None:
             self.folder.open(self.config, change=change)

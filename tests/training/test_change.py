@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import STEP, losses, train
+from in_process import ONE_RANK, STEP, losses, train
 from spdf_command import read_metrics, run_spdf
 
+from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.checkpoint.read import Checkpoint
+from spdf_dist.cli.start import start
 from spdf_dist.config.errors import UserError
+from spdf_dist.config.load import load_config
+from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.training.run_folder import RunFolder
 
 
@@ -94,6 +98,79 @@ def test_data_packed_anew_are_noticed(at_step_5: Path, tiny_config: Path) -> Non
         train(tiny_config, at_step_5)
     train(tiny_config, at_step_5, change=True)
     assert folder.change_history()[-1]["changes"] == ["the training data: other content"]
+
+
+def test_validation_data_that_are_training_data_are_a_warning(
+    tiny_config: Path, tiny_data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = (f"training.train_tokens={STEP}", "training.warmup_tokens=0")
+    train(tiny_config, tmp_path / "apart", *short)
+    assert "are training data too" not in capsys.readouterr().err
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_data.train, copy)
+    train(tiny_config, tmp_path / "same", *short, f"data.validation={copy}")
+    assert capsys.readouterr().err.count("WARNING: 1 of the validation data sets are training data too") == 1
+
+
+def start_again(config: Path, run: Path, *overrides: str, change: bool = False) -> int:
+    """The exit code of `spdf pretrain` for a complete run. Nothing may be trained."""
+
+    def work(ranks: Ranks) -> None:
+        raise AssertionError("it trains")
+
+    loaded = load_config(PretrainConfig, str(config), [*ONE_RANK, *overrides, f"run_dir={run}"])
+    return start("pretrain", [], loaded, work, change=change)
+
+
+def test_a_complete_run_whose_inputs_have_changed_says_so(
+    tiny_config: Path, tiny_data: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data, settings = tmp_path / "run", tmp_path / "packed", tmp_path / "more.json"
+    shutil.copytree(tiny_data.train, data)
+    settings.write_text("{}")
+    keys = (f"data.train={data}", f"deepspeed={settings}", f"training.train_tokens={STEP}", "training.warmup_tokens=0")
+    train(tiny_config, run, *keys)
+    assert start_again(tiny_config, run, *keys) == 0
+    assert capsys.readouterr().out == f"pretrain: {run} is complete already\n"
+
+    settings.write_text("{ }")
+    with pytest.raises(UserError, match="the settings in the DeepSpeed file have changed since"):
+        start_again(tiny_config, run, *keys)
+    settings.write_text("{}")
+    shutil.rmtree(data)
+    shutil.copytree(tiny_data.validation, data)  # other data under the same path
+    with pytest.raises(UserError, match="began with other data: the training data have changed since"):
+        start_again(tiny_config, run, *keys)
+    assert start_again(tiny_config, run, *keys, change=True) == 0
+    assert "has no steps left; since then the training data have changed" in capsys.readouterr().out
+    (data / "index.json").write_text("{}")
+    with pytest.raises(UserError, match=r"index\.json"):
+        start_again(tiny_config, run, *keys)
+    shutil.rmtree(data)  # data may be deleted when the run is complete
+    assert start_again(tiny_config, run, *keys) == 0
+
+
+def test_another_checkpoint_under_the_path_that_a_run_began_from_is_a_warning(
+    tiny_config: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, origin = tmp_path / "run", tmp_path / "origin"
+    shutil.copytree(whole / "checkpoints/step_5", origin)
+    keys = (f"training.init_from={origin}", "training.reset=[]", f"training.train_tokens={6 * STEP}")
+    train(tiny_config, run, *keys)
+    capsys.readouterr()
+    assert start_again(tiny_config, run, *keys) == 0
+    assert "WARNING" not in capsys.readouterr().err
+    shutil.rmtree(origin)
+    shutil.copytree(whole / "checkpoints/step_10", origin)
+    said = f"training.init_from: {origin} is not the checkpoint that the run in {run} began with (step 5 of {origin})"
+    assert start_again(tiny_config, run, *keys) == 0
+    assert said in capsys.readouterr().err
+    (run / "result.json").unlink()
+    train(tiny_config, run, *keys)
+    assert said in capsys.readouterr().err
+    shutil.rmtree(origin)
+    assert start_again(tiny_config, run, *keys) == 0
+    assert "WARNING" not in capsys.readouterr().err
 
 
 def test_rewind_goes_back_and_leaves_out_the_batches_that_hurt(whole: Path, tiny_config: Path, tmp_path: Path) -> None:

@@ -21,8 +21,11 @@ from spdf_dist.checkpoint.manifest import global_shapes
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import single_writer, whole
 from spdf_dist.config.errors import SpdfError, UserError
-from spdf_dist.config.schema import ModelConfig
+from spdf_dist.config.load import load_config
+from spdf_dist.config.schema import FinetuneConfig, ModelConfig
 from spdf_dist.training.finetune import keep_best, reactivated_weights
+from spdf_dist.training.inputs import compare_with_disk
+from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.training_state import TrainingState
 
 SMALL = ModelConfig(num_layers=1, hidden_size=4, num_attention_heads=1, seq_length=2, vocab_size=3)
@@ -68,6 +71,26 @@ def test_pruned_weights_wake_up_and_the_best_checkpoint_stays(finetuned):
     inspected = json.loads(run_spdf("inspect", run, "--json").stdout)
     assert all(weight["sparsity"] == 0 for weight in inspected["weights"])
     assert "complete already" in run_spdf("finetune", run / "config.yaml", f"run_dir={run}").stdout
+
+
+def test_a_complete_fine_tuning_whose_files_have_changed_says_so(finetuned, sparse_run, task_files, tmp_path):
+    run, copies = tmp_path / "run", tuple(tmp_path / file.name for file in task_files)
+    for file, copy in zip(task_files, copies, strict=True):
+        shutil.copy(file, copy)
+    shutil.copytree(finetuned[0], run)
+    config = load_config(FinetuneConfig, str(finetuning_config(run, sparse_run, copies)), [f"run_dir={run}"])
+    folder = RunFolder(run)
+    assert compare_with_disk(folder, config) == ""
+    copies[0].write_bytes(task_files[0].read_bytes() + b"\n")
+    with pytest.raises(UserError, match="the training data have changed since"):
+        compare_with_disk(folder, config)
+    assert compare_with_disk(folder, config, change=True) == "the training data"
+    copies[0].unlink()
+    assert compare_with_disk(folder, config) == ""
+    other = shutil.copytree(finetuned[0], tmp_path / "other")
+    moved = replace(config, finetune=replace(config.finetune, checkpoint=str(other)))
+    with pytest.raises(UserError, match="the contents of the checkpoint to start from have changed"):
+        compare_with_disk(folder, moved, change=True)
 
 
 @pytest.mark.distributed
