@@ -103,7 +103,7 @@ def tables(lines: list[dict[str, Any]]) -> str:
             )
             for s in steps
         ]
-        parts.append(columns(("model", "execution", "ms a step", "tokens/s", "MFU", "GB", "dense / own"), rows))
+        parts.append(columns(("model", "execution", "ms per step", "tokens/s", "MFU", "GB", "dense / own"), rows))
     groups = [line for line in steps if line.get("groups_us")]
     if groups:
         names = list(dict.fromkeys(name for line in groups for name in line["groups_us"]))

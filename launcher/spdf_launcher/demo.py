@@ -36,11 +36,10 @@ STEP_PROBES = 1.5
 
 
 NOTE = """
-The demo shows that every part works. It does not show which variant is better, because it has one seed and one learning
-rate. The FLOPs are the same on every machine. The losses depend on the Python version (its standard library is the
-text), the processor and the number of tokens. The time per step is a median under the load of this machine. The linear
-layers have {share:.0%} of the dense model's FLOPs at this size. `spdf bench step` compares steps of larger models in
-pairs."""
+The demo shows that every part works. It does not show which variant is better, because it has one seed and one
+learning rate. The losses depend on the number of tokens, the Python version (its standard library is the text) and the
+processor. The time per step is a median under the load of this machine. The linear layers have only {share:.0%} of the
+dense model's FLOPs at this size. `spdf bench step` compares steps of larger models in pairs."""
 
 
 def probe_seconds(steps: int = 9) -> float:

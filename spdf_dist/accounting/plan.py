@@ -203,7 +203,7 @@ def plan_text(summary: Mapping[str, Any]) -> str:
         + f"ZeRO {layout['zero_stage']}, {layout['accumulation']} micro-batches of {layout['micro_batch']}, "
         f"{layout['precision']}, {layout['execution']}",
         f"model FLOPs   {summary['flops_per_step']:.4g} per step, {summary['total_flops']:.4g} in all, "
-        f"{summary['fewer_flops_than_dense']:.2f} times fewer than dense; linear layers carry "
+        f"{summary['fewer_flops_than_dense']:.2f} times fewer than dense; linear layers have "
         f"{summary['linears_share']:.0%} of the dense model's",
         f"traffic       {bytes_text(sent['tensor_sent'])} tensor-parallel and {bytes_text(sent['data_sent'])} "
         "data-parallel, sent per rank and step",

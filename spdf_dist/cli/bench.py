@@ -318,7 +318,7 @@ def run_step(args: argparse.Namespace) -> int:
         ]
         for name, r in data["results"].items()
     ]
-    head = ["execution", "ms a step (quartiles)", "tokens/s", "against dense", "FLOPs allow", "parameters"]
+    head = ["execution", "ms per step (quartiles)", "tokens/s", "against dense", "FLOPs allow", "parameters"]
     about = (
         f"{data['machine']['cpu']}, {data['threads']} threads; {args.config} at sparsity {data['sparsity']:g}, "
         f"{data['tokens']} tokens of sequences of {data['seq_length']}, {data['precision']}"
@@ -358,7 +358,7 @@ def run_data(args: argparse.Namespace) -> int:
         rate = data["tokenizer"] = bench_tokenizer(args.tokenizer, args.input)
         text += (
             f"\ntokenizer: {rate['mb_per_s']:.1f} MB/s, {rate['tokens_per_s']:,.0f} tokens/s on one core, "
-            f"{rate['bytes_per_token']:.2f} bytes a token"
+            f"{rate['bytes_per_token']:.2f} bytes per token"
         )
     emit(args, data, text)
     return 0

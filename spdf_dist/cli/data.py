@@ -190,9 +190,7 @@ def run_info(args: argparse.Namespace) -> int:
     )
     for name, part in summary["sets"].items():
         print(f"  {name}: {part['documents']:,} documents, {part['tokens']:,} tokens")
-    print(
-        f"unigram entropy {summary['unigram_entropy']:.3f} nats a token: what a model without context reaches at best"
-    )
+    print(f"unigram entropy {summary['unigram_entropy']:.3f} nats per token, the best loss of a model without context")
     return 0
 
 

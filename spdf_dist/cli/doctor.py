@@ -173,7 +173,7 @@ def layer_paths(findings: dict[str, Finding]) -> list[LayerPath]:
         paths.append(LayerPath("collectives", "NCCL" if findings["NCCL"].found else "gloo", "CUDA devices are there"))
     else:
         paths.append(
-            LayerPath("execution: auto", "the faster", f"{criterion()}; measured once a run, kept in execution.json")
+            LayerPath("execution: auto", "the faster", f"{criterion()}; measured once per run, see execution.json")
         )
         paths.append(LayerPath("collectives", "gloo", "no CUDA device"))
     java = findings["Java"]

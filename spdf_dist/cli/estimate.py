@@ -56,7 +56,7 @@ def show(summary: dict[str, Any], price: float | None) -> str:
     """``estimate`` for a person."""
     gpu, seconds, traffic = summary["gpu"], summary["step_seconds"], summary["communication_bytes_per_step"]
     room = HEADROOM * gpu["memory_bytes"]
-    cost = "" if summary["cost"] is None else f", {summary['cost']:,.0f} at {price:g} a GPU hour"
+    cost = "" if summary["cost"] is None else f", {summary['cost']:,.0f} at {price:g} per GPU hour"
     fits = "fits" if summary["fits"] else "does NOT fit"
     parts = [part for part in summary["memory_bytes"] if any(m[part] for m in summary["memory_by_execution"].values())]
     executions = list(summary["memory_by_execution"])
@@ -64,7 +64,7 @@ def show(summary: dict[str, Any], price: float | None) -> str:
         f"ESTIMATE (roofline, not a measurement): {summary['gpus']} x {gpu['name']}, {summary['nodes']} nodes",
         f"layout   {layout_text(summary['layout'])}, {summary['layout']['precision']}, "
         f"{summary['layout']['execution']}",
-        f"memory   {bytes_text(summary['memory_bytes']['total'])} a GPU, {fits} in {bytes_text(room)} "
+        f"memory   {bytes_text(summary['memory_bytes']['total'])} per GPU, {fits} in {bytes_text(room)} "
         f"({HEADROOM:.0%} of {bytes_text(gpu['memory_bytes'])})",
         f"step     {seconds['total']:.3f} s: compute {seconds['compute']:.3f}, optimizer {seconds['optimizer']:.3f}, "
         f"tensor-parallel {seconds['tensor_parallel']:.3f}, data-parallel {seconds['data_parallel']:.3f}",
@@ -72,7 +72,7 @@ def show(summary: dict[str, Any], price: float | None) -> str:
         f"{bytes_text(traffic['data_sent'])} data-parallel, "
         "sent per GPU and step",
         *(
-            ["         tensor-parallel groups lie on several nodes: their sums run at the network's rate"]
+            ["         tensor-parallel groups span several nodes, so their reductions use the network"]
             if summary["assumptions"]["tensor_parallel_leaves_the_node"]
             else []
         ),
@@ -86,7 +86,7 @@ def show(summary: dict[str, Any], price: float | None) -> str:
            if summary["assumptions"]["masked_products_multiply_zeros"] else ""),
         "",
         text_table(
-            ("memory of a GPU", *executions),
+            ("memory per GPU", *executions),
             [(part, *(bytes_text(summary["memory_by_execution"][e][part]) for e in executions)) for part in parts],
         ),
         "",
@@ -94,7 +94,7 @@ def show(summary: dict[str, Any], price: float | None) -> str:
     if summary["best"]:
         lines.append(
             text_table(
-                ("fits, fastest first", "memory", "s a step"),
+                ("layouts that fit, fastest first", "memory", "s per step"),
                 [
                     (
                         layout_text(c["layout"]),
@@ -106,11 +106,12 @@ def show(summary: dict[str, Any], price: float | None) -> str:
             )
         )
     else:
-        lines.append("No layout of this cluster fits: take more memory a GPU, or compressed execution.")
+        lines.append("No layout of this cluster fits: choose GPUs with more memory, or compressed execution.")
     lines.append(
         f"\nAssumed: {summary['assumptions']['efficiency']:.0%} of the dense {summary['layout']['precision']} peak, "
         f"{LINK_SHARE:.0%} of the links' rates, "
-        f"{summary['assumptions']['network_bytes_per_second'] / 1e9:g} GB/s a GPU between nodes, traffic not hidden."
+        f"{summary['assumptions']['network_bytes_per_second'] / 1e9:g} GB/s per GPU between nodes, "
+        "no overlap of traffic with compute."
     )
     return "\n".join(lines)
 

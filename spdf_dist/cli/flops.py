@@ -149,7 +149,7 @@ def show_pretraining(numbers: dict[str, Any]) -> str:
         *(f"REMARK                {remark}" for remark in numbers["remarks"]),
         f"budget                {numbers['train_tokens']:,} tokens = {numbers['sequences']:.4g} sequences, "
         f"{numbers['steps']:,} steps ({numbers['warmup_steps']:,} warm-up)",
-        f"FLOPs a sequence      {numbers['flops_per_sequence']:.5g} "
+        f"FLOPs per sequence    {numbers['flops_per_sequence']:.5g} "
         f"({numbers['forward_flops_per_sequence']:.5g} forward)",
         *([f"levels                {level_changes(numbers['phases'])}"] if len(numbers["phases"]) > 1 else []),
         f"FLOPs in total        {numbers['total_flops']:.4g} = {numbers['exaflops']:.4g} exaFLOPs",
@@ -158,7 +158,7 @@ def show_pretraining(numbers: dict[str, Any]) -> str:
         f"linears' share        {numbers['linears_share']:.1%} of the dense model's FLOPs can be sparse",
         "",
         text_table(
-            ("part", "FLOPs a sequence", "share", "dense"),
+            ("part", "FLOPs per sequence", "share", "dense"),
             [
                 (
                     f"W_{part}" if len(part) == 1 else part,
@@ -178,7 +178,7 @@ def show_finetuning(numbers: dict[str, Any]) -> str:
     lines = [
         f"fine-tuning           {numbers['task']}, examples padded to {numbers['seq_length']} tokens",
         f"parameters            {numbers['parameters']:,}",
-        f"FLOPs an example      {numbers['flops_per_sequence']:.5g} "
+        f"FLOPs per example     {numbers['flops_per_sequence']:.5g} "
         f"({numbers['forward_flops_per_sequence']:.5g} forward)",
     ]
     if "total_flops" in numbers:

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result))
     else:
-        print(f"{total.tokens:,} tokens, {total.words:,} words, {total.loss:.4f} nats a token")
+        print(f"{total.tokens:,} tokens, {total.words:,} words, {total.loss:.4f} nats per token")
         print(f"  perplexity per token  {total.per_token:.3f}")
         print(f"  perplexity per word   {total.per_word:.3f}")
     return 1 if problems else 0

@@ -134,5 +134,5 @@ def dot_figure(title: str, panels: Sequence[tuple[str, Sequence[Dot]]], limits: 
         axes.set_xlim(low, high)
         hide_rows(axes, len(dots))
         axes.set_title(name, fontsize=10.5)
-    figure.tight_layout(rect=(0, 0, 1, 1.01), h_pad=1.2)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.15 / figure.get_figheight()), h_pad=1.2)
     return figure

@@ -20,8 +20,8 @@ from spdf_dist.report.variants import group_by
 LOSS = "loss, nats per token"
 X_AXES = {
     "tokens": ("tokens", short_count),
-    "seconds": ("time in training steps", None),
-    "flops": ("model FLOPs spent", power_label),
+    "seconds": ("training time", None),
+    "flops": ("model FLOPs", power_label),
     "step": ("optimizer steps", short_count),
 }
 """Label and number format of each column of the curves as an x axis."""

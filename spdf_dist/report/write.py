@@ -125,15 +125,15 @@ def cards(results: Results) -> list[tuple[str, str]]:
         boxes.append((saved, f"fewer pre-training FLOPs than dense ({which})"))
         if variant.speed and base.speed:
             ratio = f"{variant.speed / base.speed:.2f}x"
-            boxes.append((ratio, f"dense's tokens per second in pre-training ({which})"))
+            boxes.append((ratio, f"pre-training speed relative to dense, tokens/s ({which})"))
         if (pairs := paired(variant.losses, base.losses)) and pairs.count > 1:
-            what = f"validation loss against dense, nats per token ({which}), {pairs.count} pairs of seeds"
+            what = f"validation loss minus dense, nats per token ({which}), {pairs.count} pairs of seeds"
             boxes.append((pairs.difference_text(), what))
     for group in results.score_groups():
         for row in group.rows:
             metric = group.metrics[0]
             pairs = row.difference(metric)
             if pairs and not any(score.synthetic for score in row.scores):
-                what = f"{metric_name(metric)[:-2]} against dense on {group.task} ({row.title})"
+                what = f"{metric_name(metric)[:-2]} minus dense on {group.task} ({row.title})"
                 boxes.append((pairs.difference_text(4), f"{what}, {pairs.count} pairs of seeds"))
     return boxes[:MAX_CARDS]

@@ -221,7 +221,7 @@ def test_tensor_parallel_sums_between_nodes_run_at_the_network_s_rate(capsys: py
     assert [summary["assumptions"]["tensor_parallel_leaves_the_node"] for summary in (wide, tall)] == [False, True]
     arguments = ["estimate", "gpt3_xl", "parallel.tensor=16", "model.num_attention_heads=16", "--nodes", "4"]
     assert main([*arguments, "--gpus-per-node", "8"]) == 0
-    assert "their sums run at the network's rate" in capsys.readouterr().out
+    assert "their reductions use the network" in capsys.readouterr().out
 
 
 def test_estimate_refuses_gpus_that_are_not_those_of_parallel_data(capsys: pytest.CaptureFixture[str]) -> None:

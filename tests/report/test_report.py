@@ -62,7 +62,7 @@ def test_page_of_a_workflow_is_whole_and_needs_no_network(workflow: Path, tmp_pa
     assert page.name == "index.html"
     for word in (
         "Training loss over tokens",
-        "Training loss over wall-clock",
+        "Training loss over time",
         "Validation loss",
         "BLEU",
         "FLOPs spent",
@@ -77,7 +77,7 @@ def test_page_of_a_workflow_is_whole_and_needs_no_network(workflow: Path, tmp_pa
 
 def test_generated_data_are_called_synthetic_wherever_they_show(workflow: Path, tmp_path: Path) -> None:
     text = report([workflow], tmp_path / "out").read_text(encoding="utf-8")
-    assert "data in this report is synthetic" in text
+    assert "data in this report are synthetic" in text
     assert "Scores on synthetic data in the form of E2E" in text
     assert "E2E, 1.07M parameters (synthetic data)" in text  # in the figure
     scores = rows_of(next((tmp_path / "out").glob("scores-*.csv")))
@@ -576,7 +576,7 @@ def test_scores_without_a_record_are_listed_and_not_compared(
     pretrain_run(tmp_path / "run", 0.0)
     write_json(tmp_path / "run" / "scores.json", {"schema_version": 1, "task": "e2e", "bleu": 0.5})
     page = report([tmp_path], tmp_path / "out").read_text(encoding="utf-8")
-    assert not read_results([tmp_path]).scores and "Scores without a record of what was scored" in page
+    assert not read_results([tmp_path]).scores and "Scores of unknown origin" in page
     (row,) = rows_of(tmp_path / "out" / "unattributed.csv")
     assert row["scores"] == "bleu 0.5" and row["file"].endswith("run/scores.json")
     assert "listed and not compared" in capsys.readouterr().err
@@ -612,7 +612,7 @@ def test_the_headline_compares_quality_only_over_pairs_of_seeds(tmp_path: Path) 
             pretrain_run(tmp_path / f"{level}-{seed}", level, seed=seed, gap=level / 10)
         told = [text for _, text in cards(read_results([tmp_path]))]
         assert any("fewer pre-training FLOPs" in text for text in told)
-        assert any("tokens per second" in text for text in told)
+        assert any("pre-training speed" in text for text in told)
         assert any("validation loss" in text for text in told) == (seed == 2)
 
 
