@@ -275,6 +275,7 @@ H200 = SimpleNamespace(
 )
 ANSWERS: dict[str, Any] = {
     **dict.fromkeys(("is_available", "is_initialized", "is_bf16_supported"), always(True)),
+    "is_current_stream_capturing": always(False),
     **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"), always(0)),
     **dict.fromkeys(
         (
