@@ -20,6 +20,7 @@ from spdf_dist.base.claims import claimed
 from spdf_dist.base.rank_variables import SINGLE_PROCESS, discover, is_rank_zero
 from spdf_dist.base.signals import STOP_SIGNALS, handled
 from spdf_dist.cli.memory import keep_freed_memory
+from spdf_dist.cli.refused_variables import refused_variable
 from spdf_dist.cli.scarcity import scarcity
 from spdf_dist.cli.surroundings import (
     STANDARD_OUTPUT,
@@ -259,6 +260,9 @@ def run_command(argv: Sequence[str]) -> int:
         lacking = scarcity(error)
         if lacking is not None:
             return report(name, lacking, 1)
+        refused = refused_variable(error)
+        if refused is not None:
+            return report(name, refused, EXIT_BAD_INPUT)
         if not isinstance(error, RuntimeError) or not is_peer_failure(error):
             raise
         return report_lost_peer(f"spdf {name}: another rank is gone: {str(error).splitlines()[0]}")
