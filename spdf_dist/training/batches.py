@@ -51,7 +51,8 @@ class Data(Protocol):
     total_steps: int
     """Optimizer steps of the whole run."""
     validation_passes: int
-    """Micro-batches per validation on this rank; 0 without a validation set."""
+    """Micro-batches per validation on the rank that has the most; 0 without a validation set. Every rank has the same
+    number here, because the ranks validate together."""
 
     def batch(self, step: int) -> GlobalBatch:
         """The batch of optimizer step ``step``, counted from 1. It may be called from another thread."""
@@ -90,8 +91,7 @@ class PretrainBatches:
         self._announcer = Announcer("pretrain", self.total_steps, self._opening_lines)
         self._flops = training_flops(config.model, config.sparsity) * config.training.global_batch_size
         self._held_out = 0 if validation is None else validation_sequences(config, validation)
-        size = config.training.micro_batch_size
-        self.validation_passes = len(range(groups.data_rank * size, self._held_out, size * groups.data_size))
+        self.validation_passes = -(-self._held_out // (config.training.micro_batch_size * groups.data_size))
 
     def _micro_batches(self, data: Mixture, start: int, stop: int) -> Iterator[MicroBatch]:
         """This rank's micro-batches of the global samples start...stop-1, which the data ranks take in turn."""

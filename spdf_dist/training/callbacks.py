@@ -129,7 +129,7 @@ class Callback:
         """Before a validation."""
 
     def on_validation_progress(self, step: int, done: int, total: int) -> None:
-        """After ``done`` of the ``total`` forward passes of a validation on this rank."""
+        """After ``done`` forward passes of a validation on this rank. ``total``: of the rank that has the most."""
 
     def after_validation(self, step: int, loss: float) -> None:
         """After a validation."""

@@ -5,10 +5,10 @@ What all engines share is here. `zero.py` has the engine of ZeRO 0 to 2, `fully_
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,9 +100,11 @@ def sum_of_squares(x: Tensor) -> Tensor:
     return norms[0].double().square().sum() + norms[1].double().square()
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all elements are finite."""
-    return bool(torch.isfinite(tensor).all())
+def is_finite(value: Any) -> bool:
+    """Whether all elements of a tensor, or of the tensors in a tuple, are finite."""
+    if isinstance(value, tuple):
+        return all(map(is_finite, value))
+    return not isinstance(value, Tensor) or bool(torch.isfinite(value).all())
 
 
 def make_optimizer(model: GPT, training: OptimizationConfig, groups: Groups) -> torch.optim.AdamW:
@@ -125,6 +127,10 @@ class Engine(ABC):
     """A model with its optimizer: optimizer steps, evaluation, and access to the whole state by parameter."""
 
     optimizer: torch.optim.Optimizer
+    training_model: nn.Module
+    """The model for passes with a backward pass, which may have hooks of a library."""
+    parts: dict[nn.Parameter, nn.Parameter]
+    """The part of each parameter that this rank holds, with the gradient of the part."""
 
     def __init__(self, model: GPT, config: AnyConfig, groups: Groups) -> None:
         self.model = model
@@ -160,17 +166,15 @@ class Engine(ABC):
             group["lr"] = lr * group["lr_scale"]
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.groups.device)
         self.phases.begin_step()
-        for index, batch in enumerate(batches):
-            last = index == len(batches) - 1
-            self.begin_pass(last)
+        for number, batch in enumerate(batches, 1):
             torch.manual_seed(batch.dropout_seed)
             with self.phases.phase("forward"):
-                loss = self.model_loss(batch)
+                loss: Tensor = self.training_model(batch.tokens_BT, batch.labels_BT)
             loss_sum += loss.detach()
             # Gradients are averaged over the data ranks. Needed is the sum over the global batch divided by its target
             # tokens.
             with self.phases.phase("backward"):
-                self.backward(loss * (self.groups.data_size / target_tokens), last)
+                self.backward(loss * (self.groups.data_size / target_tokens), last=number == len(batches))
         # A number becomes a tensor by `full`, which launches a kernel. `torch.tensor` would wait for the device.
         flags = (torch.full_like(loss_sum, float(flag)) for flag in (stop_requested, still_saving))
         totals = torch.stack([loss_sum, *flags])
@@ -200,16 +204,11 @@ class Engine(ABC):
         return StepResult(mean_loss, norm, stop, saving, skipped)
 
     @abstractmethod
-    def begin_pass(self, last: bool) -> None:
-        """Called before the forward pass of a micro-batch; ``last``: it is the last of the step."""
-
-    @abstractmethod
-    def model_loss(self, batch: MicroBatch) -> Tensor:
-        """The summed token loss of a micro-batch."""
-
-    @abstractmethod
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Add the gradients of ``loss``, averaged over the data ranks, to those of the step; collective."""
+        """Add the gradients of ``loss``, averaged over the data ranks, to those of the step; collective.
+
+        ``last``: it is the last micro-batch of the step.
+        """
 
     @abstractmethod
     def gradient_norm(self) -> Tensor:
@@ -223,45 +222,38 @@ class Engine(ABC):
     def drop_gradients(self) -> None:
         """Discard the accumulated gradients instead of applying them."""
 
+    @torch.no_grad()
     def first_non_finite(self, batches: Sequence[MicroBatch]) -> str:
         """The first weight, module output or gradient that is not finite, as text to append; collective.
 
-        Every rank computes the step again and checks each module.
+        Every rank repeats the forward passes of the step and checks the output of each module.
         """
-        found = next((name for name in self.groups.allgather(self.non_finite_here(batches)) if name), "")
-        return f"; first not finite: {found}" if found else ""
+        named = [(shards_of(parameter)[0].name, parameter) for parameter in self.model.parameters()]
+        found = [f"the weight {name}" for name, parameter in named if not is_finite(self.parts[parameter])]
 
-    @abstractmethod
-    def non_finite_here(self, batches: Sequence[MicroBatch]) -> str:
-        """This rank's first weight, module output or gradient that is not finite; empty if there is none."""
-
-    @contextlib.contextmanager
-    def outputs_checked(self, found: list[str]) -> Iterator[None]:
-        """In the block, add to ``found`` each module whose output is not finite, in the order of the forward pass."""
-
-        def look(name: str, output: Any) -> None:
-            tensors = output if isinstance(output, tuple) else (output,)
-            if not all(is_finite(tensor) for tensor in tensors if isinstance(tensor, Tensor)):
+        def look(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not is_finite(output):
                 found.append(f"the output of {name}")
 
-        def hook_of(name: str) -> Callable[..., None]:
-            return lambda module, inputs, output: look(name, output)
+        modules = [(name, module) for name, module in self.model.named_modules() if name]
+        hooks = [module.register_forward_hook(functools.partial(look, name)) for name, module in modules]
+        for batch in batches:
+            torch.manual_seed(batch.dropout_seed)
+            self.model(batch.tokens_BT, batch.labels_BT)
+        for hook in hooks:
+            hook.remove()
+        found += [f"the gradient of {name}" for name, p in reversed(named) if not is_finite(self.full_gradient(p))]
+        first = next((names[0] for names in self.groups.allgather(found) if names), "")
+        return f"; first not finite: {first}" if first else ""
 
-        hooks = [module.register_forward_hook(hook_of(name)) for name, module in self.model.named_modules() if name]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def norm_of(self, parts: Mapping[nn.Parameter, nn.Parameter], ranks: dist.ProcessGroup | None) -> Tensor:
-        """L2 norm of the reduced gradients of ``parts``, this rank's parts of the parameters, fp64; collective.
+    def norm_of_parts(self, ranks: dist.ProcessGroup | None) -> Tensor:
+        """L2 norm of the reduced gradients of ``parts``, a scalar on the device, fp64; collective.
 
         ``ranks`` divide the gradients; None: all ranks. A parameter that all tensor ranks hold counts only once.
         """
         gradients = [
             part.grad
-            for parameter, part in parts.items()
+            for parameter, part in self.parts.items()
             if part.grad is not None and (parameter.tensor_model_parallel or self.groups.tensor_rank == 0)  # type: ignore[attr-defined]
         ]
         square = torch.zeros((), dtype=torch.float64, device=self.groups.device)
@@ -274,15 +266,15 @@ class Engine(ABC):
             dist.all_reduce(square, group=ranks)
         return square.sqrt()
 
-    def clip_gradients(self, parts: Iterable[nn.Parameter], norm: float) -> None:
+    def clip_parts(self, norm: float) -> None:
         """Scale the gradients of ``parts`` so that a norm above ``training.clip_grad`` becomes that."""
-        gradients = [part.grad for part in parts if part.grad is not None]
+        gradients = [part.grad for part in self.parts.values() if part.grad is not None]
         if self.clip and norm + 1e-6 > self.clip and gradients:
             torch._foreach_mul_(gradients, self.clip / (norm + 1e-6))
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[MicroBatch], stop: Any) -> tuple[float, int] | None:
-        """The mean unsmoothed loss over all data ranks' batches, and the number of target tokens; collective.
+    def evaluate(self, batches: Iterable[MicroBatch], stop: Callable[[], bool]) -> float | None:
+        """The mean unsmoothed loss over all data ranks' batches, in nats per target token; collective.
 
         ``stop()`` is called before each batch. The result is None if it returned true on any rank.
         """
@@ -297,9 +289,7 @@ class Engine(ABC):
             sums[0] += self.model(batch.tokens_BT, batch.labels_BT)
             sums[1] += (batch.labels_BT != IGNORED).sum()
         dist.all_reduce(sums)
-        if sums[2] > 0:
-            return None
-        return float(sums[0] / sums[1]), int(sums[1]) // self.groups.tensor_size
+        return None if sums[2] > 0 else float(sums[0] / sums[1])
 
     def moments_of(self, parameter: nn.Parameter) -> tuple[Kind, ...]:
         """The moments that the optimizer keeps of a parameter. Muon keeps only ``exp_avg`` of a matrix."""
@@ -327,9 +317,15 @@ class Engine(ABC):
     def load_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Copy an fp32 value into the parameter and its master weights."""
 
-    @abstractmethod
+    @torch.no_grad()
     def prepare_moments(self, updates: int) -> None:
         """Create the optimizer's state with a step count of ``updates`` and moments of zero."""
+        for group in self.optimizer.param_groups:
+            for part in group["params"]:
+                self.optimizer.state[part] = {
+                    "step": torch.tensor(float(updates), device=part.device),
+                    **{key: torch.zeros_like(part) for key in MOMENTS[: 1 if group["shards"] else 2]},
+                }
 
     @abstractmethod
     def load_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:

@@ -12,8 +12,7 @@ backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +24,9 @@ from spdf_dist.config.schema import AnyConfig
 from spdf_dist.data.labels import IGNORED
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups
-from spdf_dist.parallel.layout import shards_of
 from spdf_dist.parallel.linear import ParallelLinear
 from spdf_dist.training.batches import MicroBatch
-from spdf_dist.training.engine import MOMENTS, Engine, is_finite, make_optimizer
+from spdf_dist.training.engine import Engine, make_optimizer
 
 ATTRIBUTES = ("shards", "tensor_model_parallel")
 """Attributes of a model's parameters that its sharded parameters take over."""
@@ -72,39 +70,31 @@ class FullyShardedEngine(Engine):
         """``model`` is on the CPU with fp32 parameters."""
         super().__init__(model, config, groups)
         shard(model, groups, torch.bfloat16 if config.training.precision == "bf16" else torch.float32)
-        self.slices: dict[nn.Parameter, nn.Parameter] = {
-            parameter: nn.Parameter(local(parameter.detach())) for parameter in model.parameters()
-        }
+        self.training_model = model
+        self.parts = {parameter: nn.Parameter(local(parameter.detach())) for parameter in model.parameters()}
         self.optimizer = make_optimizer(model, config.training, groups)
         for group in self.optimizer.param_groups:
-            group["params"] = [self.slices[parameter] for parameter in group["params"]]
+            group["params"] = [self.parts[parameter] for parameter in group["params"]]
         self.prepare_moments(0)
 
-    def begin_pass(self, last: bool) -> None:
-        pass  # every pass reduces its gradients, so that no rank holds whole ones
-
-    def model_loss(self, batch: MicroBatch) -> Tensor:
-        loss: Tensor = self.model(batch.tokens_BT, batch.labels_BT)
-        return loss
-
     def backward(self, loss: Tensor, last: bool) -> None:
-        loss.backward()
+        loss.backward()  # every pass reduces its gradients, so that no rank holds whole ones
 
     def gradient_norm(self) -> Tensor:
-        for parameter, part in self.slices.items():
+        for parameter, part in self.parts.items():
             part.grad = None if parameter.grad is None else local(parameter.grad)
-        return self.norm_of(self.slices, ranks=None)
+        return self.norm_of_parts(ranks=None)
 
     def update(self, norm: float) -> None:
-        self.clip_gradients(self.slices.values(), norm)
+        self.clip_parts(norm)
         self.optimizer.step()
         self.drop_gradients()
 
     def drop_gradients(self) -> None:
-        for parameter, part in self.slices.items():
+        for parameter, part in self.parts.items():
             parameter.grad = part.grad = None
 
-    def evaluate(self, batches: Iterable[MicroBatch], stop: Any) -> tuple[float, int] | None:
+    def evaluate(self, batches: Iterable[MicroBatch], stop: Callable[[], bool]) -> float | None:
         result = super().evaluate(self.in_step(batches), stop)
         self.model.reshard()  # without a backward pass, the embeddings stay gathered
         return result
@@ -122,32 +112,20 @@ class FullyShardedEngine(Engine):
                 batch = MicroBatch(tokens, torch.full_like(tokens, IGNORED), 0)
             yield batch
 
-    @torch.no_grad()
-    def non_finite_here(self, batches: Sequence[MicroBatch]) -> str:
-        found: list[str] = []
-        named = [(shards_of(parameter)[0].name, part) for parameter, part in self.slices.items()]
-        found += [f"the weight {name}" for name, part in named if not is_finite(part)]
-        with self.outputs_checked(found):
-            for batch in batches:  # every rank runs every pass, because gathering is collective
-                torch.manual_seed(batch.dropout_seed)
-                self.model(batch.tokens_BT, batch.labels_BT)
+    def first_non_finite(self, batches: Sequence[MicroBatch]) -> str:
+        found = super().first_non_finite(batches)
         self.model.reshard()
-        found += [
-            f"the gradient of {name}"
-            for name, part in reversed(named)
-            if part.grad is not None and not is_finite(part.grad)
-        ]
-        return found[0] if found else ""
+        return found
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
-        return self.whole(parameter, self.slices[parameter].detach())
+        return self.whole(parameter, self.parts[parameter].detach())
 
     def full_gradient(self, parameter: nn.Parameter) -> Tensor:
         gradient = parameter.grad
-        return self.whole(parameter, torch.zeros_like(self.slices[parameter]) if gradient is None else local(gradient))
+        return self.whole(parameter, torch.zeros_like(self.parts[parameter]) if gradient is None else local(gradient))
 
     def full_moment(self, parameter: nn.Parameter, key: str) -> Tensor:
-        return self.whole(parameter, self.optimizer.state[self.slices[parameter]][key])
+        return self.whole(parameter, self.optimizer.state[self.parts[parameter]][key])
 
     def whole(self, parameter: nn.Parameter, part: Tensor) -> Tensor:
         """All data ranks' slices of a tensor that is divided as ``parameter`` is; collective."""
@@ -166,16 +144,8 @@ class FullyShardedEngine(Engine):
 
     @torch.no_grad()
     def load_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
-        self.slices[parameter].copy_(self.own_slice(parameter, value))
-
-    @torch.no_grad()
-    def prepare_moments(self, updates: int) -> None:
-        for part in self.slices.values():
-            self.optimizer.state[part] = {
-                "step": torch.tensor(float(updates), device=part.device),
-                **{key: torch.zeros_like(part) for key in MOMENTS},
-            }
+        self.parts[parameter].copy_(self.own_slice(parameter, value))
 
     @torch.no_grad()
     def load_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        self.optimizer.state[self.slices[parameter]][key].copy_(self.own_slice(parameter, value))
+        self.optimizer.state[self.parts[parameter]][key].copy_(self.own_slice(parameter, value))

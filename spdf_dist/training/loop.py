@@ -185,10 +185,9 @@ class Loop:
         """
         state = self.state
         self.callbacks.before_validation(state.step)
-        result = self.engine.evaluate(self.counted(self.data.validation()), lambda: self.stop.requested)
-        if result is None:
+        loss = self.engine.evaluate(self.counted(self.data.validation()), lambda: self.stop.requested)
+        if loss is None:
             return True
-        loss, _tokens = result
         if not math.isfinite(loss):
             raise NonFiniteError(f"the validation loss of step {state.step} is {loss}")
         if state.best_val_loss is None or loss < state.best_val_loss:
@@ -208,8 +207,10 @@ class Loop:
     def checkpoint(self, *, final: bool, wait: bool) -> None:
         """Save the current step. With ``wait``, the checkpoint is complete on return.
 
-        A failure of a save that is not ``final`` is reported and survived; see ``survive``.
+        A failure of a save that is not ``final`` is reported and survived. If that save had the best step, the best
+        step that is on the disk becomes the best again.
         """
+        self.complete_save()  # its failure does not keep this step from being saved
         state = self.state
         self.callbacks.before_checkpoint(state.step)
         state.callbacks = self.callbacks.state_dict()
@@ -217,6 +218,13 @@ class Loop:
             self.saver.save(state, wait=wait)
         except SpdfError as error:
             self.survive(error, final=final)
+            if self.keep_best and state.best_step == state.step:
+                lost, (state.best_val_loss, state.best_step) = state.best_val_loss, self.saved_best
+                kept = f"step {state.best_step}'s ({state.best_val_loss:.4f})" if state.best_step else "none so far"
+                self.callbacks.on_note(
+                    f"WARNING: step {state.step} had the best validation loss ({lost:.4f}) and is lost; "
+                    f"the best that is kept is {kept}"
+                )
         else:
             self.saved_best = (state.best_val_loss, state.best_step)
 
@@ -228,21 +236,10 @@ class Loop:
             self.survive(error, final=False)
 
     def survive(self, error: SpdfError, *, final: bool) -> None:
-        """Continue after a failed save, unless it was the last one or a UserError, which the next save would repeat.
-
-        If the best step is lost, the best step that is on the disk becomes the best again.
-        """
-        state = self.state
+        """Continue after a failed save, unless it was the last one or a UserError, which the next save would repeat."""
         # A UserError on one rank counts on all ranks.
         mistake = self.engine.groups.all_reduce_max(float(isinstance(error, UserError)))
         if final or mistake:
             raise error
         # The last good checkpoint is kept, and a full disk may have space at the next interval.
         self.callbacks.on_note(f"WARNING: {error}")
-        if self.keep_best and state.best_step == state.step:
-            lost, (state.best_val_loss, state.best_step) = state.best_val_loss, self.saved_best
-            kept = f"step {state.best_step}'s ({state.best_val_loss:.4f})" if state.best_step else "none so far"
-            self.callbacks.on_note(
-                f"WARNING: step {state.step} had the best validation loss ({lost:.4f}) and is lost; "
-                f"the best that is kept is {kept}"
-            )

@@ -66,9 +66,9 @@ class Saver:
     def save(self, state: TrainingState, *, wait: bool) -> None:
         """Save ``state``, or begin to; collective. With ``wait`` the checkpoint is complete on return.
 
-        Raises SpdfError on every rank if this save, or the one in flight, failed on any rank.
+        No other save may be in flight. Raises SpdfError on every rank if the save failed on any rank.
         """
-        self.complete()
+        assert self._in_flight is None
         begin = time.perf_counter()
         state = copy.deepcopy(state)
         writer, content = self.writer_of(state)

@@ -23,11 +23,11 @@ def sharded_state(engine: Engine) -> Iterator[tuple[Kind, TensorShard, Tensor]]:
     The slices of a tensor rank are divided among its data ranks. Tensor rank 0 writes what all tensor ranks hold.
     Every rank must consume the iterator to its end, because collectives gather master weights and moments.
     """
-    groups = engine.groups
+    groups, updated = engine.groups, engine.updates_done() > 0
     for number, parameter in enumerate(engine.model.parameters()):
         mine = number % groups.data_size == groups.data_rank
         contents: dict[Kind, Tensor] = {"model": engine.full_parameter(parameter)}
-        if engine.updates_done():
+        if updated:
             for key in engine.moments_of(parameter):
                 contents[key] = engine.full_moment(parameter, key)
         for kind, content in contents.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_grad,
@@ -27,10 +27,8 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups, Mpu
-from spdf_dist.parallel.layout import shards_of
 from spdf_dist.parallel.uncompiled import uncompiled
-from spdf_dist.training.batches import MicroBatch
-from spdf_dist.training.engine import MOMENTS, Engine, is_finite, make_optimizer
+from spdf_dist.training.engine import Engine, make_optimizer
 from spdf_dist.training.muon import Muon
 from spdf_dist.training.zero_update import update_of
 
@@ -131,6 +129,8 @@ class ZeroEngine(Engine):
         if self.stage == 0 and groups.data_size == 1 and not isinstance(self.deepspeed.optimizer, BF16_Optimizer):
             # DeepSpeed would copy all gradients into a buffer and back, although there is no other rank.
             self.deepspeed.enable_backward_allreduce = False
+        self.training_model: nn.Module = self.deepspeed
+        self.parts = {parameter: parameter for parameter in model.parameters()}
         self.optimizer: torch.optim.AdamW = self.deepspeed.basic_optimizer
         if isinstance(self.optimizer, Muon):
             self.optimizer.divide(partitioned=self.stage > 0)
@@ -143,15 +143,8 @@ class ZeroEngine(Engine):
         # moments yet. With the state created here, every group is linked.
         self.prepare_moments(0)
 
-    def begin_pass(self, last: bool) -> None:
-        self.deepspeed.set_gradient_accumulation_boundary(last)
-
-    def model_loss(self, batch: MicroBatch) -> Tensor:
-        """The summed token loss of a micro-batch, through DeepSpeed's hooks."""
-        loss: Tensor = self.deepspeed(batch.tokens_BT, batch.labels_BT)
-        return loss
-
     def backward(self, loss: Tensor, last: bool) -> None:
+        self.deepspeed.set_gradient_accumulation_boundary(last)
         # By default DeepSpeed also averages over micro-batches.
         self.deepspeed.backward(loss, scale_wrt_gas=False)
         if not last:
@@ -160,33 +153,14 @@ class ZeroEngine(Engine):
     def gradient_norm(self) -> Tensor:
         if self.stage:
             return self.zero_update.gradient_norm()
-        return self.norm_of({each: each for each in self.model.parameters()}, self.groups.tensor_group)
+        return self.norm_of_parts(self.groups.tensor_group)
 
     def update(self, norm: float) -> None:
         if self.stage == 0:
-            self.clip_gradients(self.model.parameters(), norm)
+            self.clip_parts(norm)
         self.deepspeed.step()
 
-    def non_finite_here(self, batches: Sequence[MicroBatch]) -> str:
-        """This rank's first weight, module output or gradient that is not finite; empty if there is none."""
-        named = [(shards_of(parameter)[0].name, parameter) for parameter in self.model.parameters()]
-        found = [f"the weight {name}" for name, parameter in named if not is_finite(parameter)]
-        if found:
-            return found[0]
-
-        with self.outputs_checked(found):
-            for batch in batches:
-                torch.manual_seed(batch.dropout_seed)
-                loss = self.model(batch.tokens_BT, batch.labels_BT)
-                parameters = [parameter for _, parameter in named if parameter.requires_grad]
-                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-                for (name, _), gradient in reversed(list(zip(named, gradients, strict=True))):
-                    if gradient is not None and not is_finite(gradient):
-                        found.append(f"the gradient of {name}")
-        return found[0] if found else ""
-
     def drop_gradients(self) -> None:
-        """Discard the accumulated gradients instead of applying them."""
         optimizer = self.deepspeed.optimizer
         optimizer.zero_grad(set_to_none=True)
         if isinstance(optimizer, BF16_Optimizer):
@@ -194,15 +168,14 @@ class ZeroEngine(Engine):
         for held in (getattr(optimizer, "averaged_gradients", {}), getattr(optimizer, "all_grad_tensors", {})):
             for key in held:
                 held[key] = None
+        optimizer.micro_step_id = INITIAL_MICRO_STEP_ID  # else the next step adds to the gradients in host memory
         self.deepspeed.micro_steps += 1
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
-        """This tensor rank's fp32 master weights of a parameter; collective over the data ranks."""
         master = safe_get_full_fp32_param(parameter) if self.stage else None
         return parameter.detach().float() if master is None else master
 
     def full_gradient(self, parameter: nn.Parameter) -> Tensor:
-        """This tensor rank's reduced gradient of a parameter before the update; collective over the data ranks."""
         gradient = None
         if self.stage and parameter.numel() > 0:  # a parameter without elements is not mapped
             gradient = parameter.get_full_hp_grad()  # type: ignore[attr-defined]
@@ -211,7 +184,6 @@ class ZeroEngine(Engine):
         return torch.zeros_like(parameter) if gradient is None else gradient
 
     def full_moment(self, parameter: nn.Parameter, key: str) -> Tensor:
-        """This tensor rank's moment ``key`` of a parameter, fp32; collective over the data ranks."""
         if self.stage == 0:
             return self.optimizer.state[parameter][key]
         if parameter.numel() == 0:  # a slice without kept values, which DeepSpeed does not map
@@ -221,27 +193,19 @@ class ZeroEngine(Engine):
 
     @torch.no_grad()
     def load_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Copy an fp32 value into the parameter and its master weights."""
         parameter.copy_(value)
         if self.stage:
             safe_set_full_fp32_param(parameter, value)
 
     @torch.no_grad()
     def prepare_moments(self, updates: int) -> None:
-        """Create the optimizer's state with a step count of ``updates`` and moments of zero."""
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(updates), device=parameter.device),
-                    **{key: torch.zeros_like(parameter) for key in MOMENTS[: 1 if group["shards"] else 2]},
-                }
+        super().prepare_moments(updates)
         if self.stage:
             self.deepspeed.optimizer._hp_optimizer_states_linked = False
             self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
 
     @torch.no_grad()
     def load_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        """Copy an fp32 value into the moment ``key`` of a parameter."""
         if self.stage == 0:
             self.optimizer.state[parameter][key].copy_(value)
         elif parameter.numel() > 0:

@@ -47,9 +47,17 @@ def engine_of(config: Path, *overrides: str) -> tuple[Engine, list[MicroBatch]]:
     return make_engine(model, loaded, groups), [MicroBatch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), 1)] * 4
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "fp32"), (1, "bf16")])
-def test_a_gradient_norm_above_the_limit_changes_nothing(tiny_config: Path, stage: int, precision: str) -> None:
-    engine, batches = engine_of(tiny_config, f"parallel.zero_stage={stage}", f"training.precision={precision}")
+OFFLOADED = "deepspeed={zero_optimization: {offload_optimizer: {device: cpu}}, zero_force_ds_cpu_optimizer: false}"
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "more"),
+    [(0, "fp32", ()), (1, "fp32", ()), (2, "fp32", ()), (1, "bf16", ()), (2, "fp32", (OFFLOADED,))],
+)
+def test_a_gradient_norm_above_the_limit_changes_nothing(
+    tiny_config: Path, stage: int, precision: str, more: tuple[str, ...]
+) -> None:
+    engine, batches = engine_of(tiny_config, f"parallel.zero_stage={stage}", f"training.precision={precision}", *more)
     engine.step(batches, 16 * 32, 1e-3)
 
     def state() -> list[torch.Tensor]:

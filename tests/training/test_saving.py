@@ -71,6 +71,24 @@ def test_an_asynchronous_save_that_fails_is_survived(
     assert "step_5 was not saved: rank 0: No space left on device" in capsys.readouterr().err
 
 
+def test_a_failed_save_in_flight_does_not_cost_the_last_step(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = CheckpointWriter._write_slices
+
+    def full(self: CheckpointWriter, *arguments: object) -> object:
+        if self.step == 10:
+            while (tmp_path / "run" / "metrics.jsonl").read_text().count('"loss"') < 12:  # in flight at the last save
+                threading.Event().wait(0.01)
+            raise OSError(28, "No space left on device")
+        return write(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CheckpointWriter, "_write_slices", full)
+    train(tiny_config, tmp_path / "run", "checkpoint.asynchronous=true")
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_12", "step_5"]
+    assert "step_10 was not saved: rank 0: No space left on device" in capsys.readouterr().err
+
+
 @pytest.mark.distributed
 def test_ranks_complete_an_asynchronous_save_together_also_after_a_kill(tiny_config: Path, tmp_path: Path) -> None:
     ranks = ("parallel.tensor=2", "parallel.data=2", "checkpoint.interval=3")
