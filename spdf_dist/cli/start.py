@@ -56,7 +56,7 @@ def start(
     if ranks is None:
         if not goes_back and folder.is_complete(config):
             changed = compare_with_disk(folder, config, change=change)
-            note = f", and has no steps left; since then {changed} have changed" if changed else ""
+            note = f", and has no steps left; since then {' and '.join(changed)} have changed" if changed else ""
             print(f"{command}: {folder.path} is complete already{note}")
             return 0
         count = world_size(config)

@@ -30,7 +30,7 @@ def warn_of_shared_data(kind: str, digests: dict[str, list[str]]) -> None:
 def warn_of_another_origin(folder: RunFolder, config: PretrainConfig) -> None:
     """Warn if ``training.init_from`` names another checkpoint than the one that the run in ``folder`` began with.
 
-    The run needs the checkpoint no more, so it is not an error; a checkpoint that is gone is not compared.
+    This is not an error, because the run no longer needs the checkpoint. A checkpoint that is gone is not compared.
     """
     newest = latest(folder.checkpoints)
     if config.training.init_from is None or newest is None:
@@ -48,11 +48,11 @@ def warn_of_another_origin(folder: RunFolder, config: PretrainConfig) -> None:
         )
 
 
-def compare_with_disk(folder: RunFolder, config: AnyConfig, *, change: bool = False) -> str:
+def compare_with_disk(folder: RunFolder, config: AnyConfig, *, change: bool = False) -> list[str]:
     """Compare the inputs of a complete run with those on the disk; inputs that are gone are not compared.
 
-    Returns what differs, as text; empty if nothing does. Raises UserError for a difference, unless ``change`` allows
-    it, and for an input that is damaged.
+    Returns the inputs that differ, in words. Raises UserError for a difference, unless ``change`` allows it, and for an
+    input that is damaged.
     """
     if isinstance(config, PretrainConfig):
         warn_of_another_origin(folder, config)
@@ -75,7 +75,7 @@ def readers(config: AnyConfig) -> dict[str, tuple[list[Path], Callable[[], list[
             "validation": ([Path(task.validation)], lambda: content_digests(task.validation)),
             "checkpoint": ([origin], lambda: [Checkpoint(origin).manifest.sha256]),
         }
-        folder = Checkpoint(origin).tokenizer_dir if origin.exists() else None
+        tokenizer = Checkpoint(origin).tokenizer_dir if origin.exists() else None
     else:
         train, validation = (
             [Path(entry.path) for entry in part] for part in (config.data.train, config.data.validation)
@@ -86,10 +86,10 @@ def readers(config: AnyConfig) -> dict[str, tuple[list[Path], Callable[[], list[
             "validation": (validation, lambda: [content_identity(path, length) for path in validation]),
         }
         named = config.data.tokenizer
-        folder = Path(named) if named is not None else train[0] / "tokenizer" if train else None
-    if folder is not None:
-        tokenizer = folder
-        found["tokenizer"] = ([tokenizer], lambda: [load_tokenizer(tokenizer).digest])
+        tokenizer = Path(named) if named is not None else train[0] / "tokenizer" if train else None
+    if tokenizer is not None:
+        path = tokenizer
+        found["tokenizer"] = ([path], lambda: [load_tokenizer(path).digest])
     if isinstance(config.deepspeed, str):
         settings = Path(config.deepspeed)
         found["deepspeed"] = ([settings], lambda: [file_digest(settings)])

@@ -209,33 +209,32 @@ class RunFolder:
         ``digests`` is keyed by ``INPUTS``. Inputs that an older version did not record are recorded now. Raises
         UserError if an input differs, unless ``change`` allows it.
         """
-        known = self.known_data()
-        if self.changed_data(digests, change=change):
-            changed = [name for name in digests if known.get(name, digests[name]) != digests[name]]
-            self.record_change([f"{INPUTS[name]}: other content" for name in changed])
-        if known != digests:
+        changed = self.changed_data(digests, change=change)
+        if changed:
+            self.record_change([f"{name}: other content" for name in changed])
+        if self.known_data() != digests:
             self.write_json(self.data.name, {"schema_version": 1, "digests": digests})
 
     def known_data(self) -> dict[str, list[str]]:
         """The digests that ``keep_data`` has recorded; empty before the run's first step."""
         return {} if self.is_unused() else (self.read_json(self.data.name) or {}).get("digests") or {}
 
-    def changed_data(self, digests: dict[str, list[str]], *, change: bool = False) -> str:
-        """The inputs whose digests are not the recorded ones, as text; empty if there is none.
+    def changed_data(self, digests: dict[str, list[str]], *, change: bool = False) -> list[str]:
+        """The inputs whose digests are not the recorded ones, as ``INPUTS`` describes them.
 
         Raises UserError if an input differs, unless ``change`` allows it.
         """
         known = self.known_data()
         changed = [name for name in digests if known.get(name, digests[name]) != digests[name]]
-        text = " and ".join(INPUTS[name] for name in changed)
+        names = [INPUTS[name] for name in changed]
         fixed = "checkpoint" in changed
         if fixed or (changed and not change):
             raise UserError(
-                f"run_dir: {self.path} began with other data: {text} have changed since (their digests are in "
-                f"{self.data.name}); restore them{', or' if fixed else ','} choose another run_dir"
+                f"run_dir: {self.path} began with other data: {' and '.join(names)} have changed since (their digests "
+                f"are in {self.data.name}); restore them{', or' if fixed else ','} choose another run_dir"
                 f"{'' if fixed else ', or add --change'}"
             )
-        return text
+        return names
 
     def is_complete(self, config: AnyConfig) -> bool:
         """Whether the run of ``config`` is done: its result is written, and its last or best checkpoint exists."""

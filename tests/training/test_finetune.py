@@ -80,13 +80,13 @@ def test_a_complete_fine_tuning_whose_files_have_changed_says_so(finetuned, spar
     shutil.copytree(finetuned[0], run)
     config = load_config(FinetuneConfig, str(finetuning_config(run, sparse_run, copies)), [f"run_dir={run}"])
     folder = RunFolder(run)
-    assert compare_with_disk(folder, config) == ""
+    assert compare_with_disk(folder, config) == []
     copies[0].write_bytes(task_files[0].read_bytes() + b"\n")
     with pytest.raises(UserError, match="the training data have changed since"):
         compare_with_disk(folder, config)
-    assert compare_with_disk(folder, config, change=True) == "the training data"
+    assert compare_with_disk(folder, config, change=True) == ["the training data"]
     copies[0].unlink()
-    assert compare_with_disk(folder, config) == ""
+    assert compare_with_disk(folder, config) == []
     other = shutil.copytree(finetuned[0], tmp_path / "other")
     moved = replace(config, finetune=replace(config.finetune, checkpoint=str(other)))
     with pytest.raises(UserError, match="the contents of the checkpoint to start from have changed"):

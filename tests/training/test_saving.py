@@ -55,38 +55,36 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     assert all(is_whole(tmp_path / "run" / "checkpoints" / f"step_{step}") for step in (5, 10, 12))
 
 
-def test_an_asynchronous_save_that_fails_is_survived(
-    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("lost", "until", "kept"),
+    [
+        (5, 0, ["step_10", "step_12"]),
+        (10, 12, ["step_12", "step_5"]),  # in flight when the last step is saved
+    ],
+)
+def test_an_asynchronous_save_that_fails_costs_no_other_step(
+    lost: int,
+    until: int,
+    kept: list[str],
+    tiny_config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """The save of step ``lost`` fails when step ``until`` is done."""
     write = CheckpointWriter._write_slices
 
     def full(self: CheckpointWriter, *arguments: object) -> object:
-        if self.step == 5:
-            raise OSError(28, "No space left on device")
-        return write(self, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(CheckpointWriter, "_write_slices", full)
-    train(tiny_config, tmp_path / "run", "checkpoint.asynchronous=true")
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_10", "step_12"]
-    assert "step_5 was not saved: rank 0: No space left on device" in capsys.readouterr().err
-
-
-def test_a_failed_save_in_flight_does_not_cost_the_last_step(
-    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write = CheckpointWriter._write_slices
-
-    def full(self: CheckpointWriter, *arguments: object) -> object:
-        if self.step == 10:
-            while (tmp_path / "run" / "metrics.jsonl").read_text().count('"loss"') < 12:  # in flight at the last save
+        if self.step == lost:
+            while (tmp_path / "run" / "metrics.jsonl").read_text().count('"loss"') < until:
                 threading.Event().wait(0.01)
             raise OSError(28, "No space left on device")
         return write(self, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CheckpointWriter, "_write_slices", full)
     train(tiny_config, tmp_path / "run", "checkpoint.asynchronous=true")
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_12", "step_5"]
-    assert "step_10 was not saved: rank 0: No space left on device" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == kept
+    assert f"step_{lost} was not saved: rank 0: No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.distributed
