@@ -16,11 +16,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from spdf_dist.base.atomic_files import atomic_file, remove_leftovers, rename_new
+
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """Errors of ``flock`` on a file system without locks."""
 
-WRITING_SECONDS = 10.0
-"""How long a holder file may be empty before its writer counts as dead."""
+PROC = Path("/proc")
 
 _holder_files: dict[int, Path] = {}
 """Holder files of this process, by the file descriptor of the lock that they replace."""
@@ -79,13 +80,32 @@ def is_locked(path: Path) -> bool:
 def birth(pid: int) -> int | None:
     """The start time of a process of this machine, in clock ticks since boot; None if it does not run.
 
-    It distinguishes processes whose id the system has reused.
+    It distinguishes processes whose id the system has reused. Where /proc cannot be read it is 0 for all processes.
     """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = (PROC / f"{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
-        return None
+        return 0 if not (PROC / "self/stat").exists() and exists(pid) else None
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def exists(pid: int) -> bool:
+    """Whether a process of this machine has the id ``pid``."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
+
+
+def machine() -> str:
+    """A name of this machine that changes when it boots, but not with its host name."""
+    try:
+        return (PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return socket.gethostname()
 
 
 def _taken(descriptor: int, path: Path) -> bool:
@@ -119,13 +139,14 @@ def _taken_by_name(descriptor: int, path: Path, refused: OSError) -> bool:
             return False
         if _lives(holder_file):
             return False
+        remove_leftovers(holder_file)
         holder_file.unlink(missing_ok=True)
         try:
-            made = os.open(holder_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            # The file has its content when it appears, so that no reader takes a writer for dead.
+            with atomic_file(holder_file, publish=rename_new) as file:
+                json.dump({"host": machine(), "pid": os.getpid(), "birth": birth(os.getpid())}, file)
         except FileExistsError:
             return False
-        with os.fdopen(made, "w", encoding="utf-8") as file:
-            json.dump({"host": socket.gethostname(), "pid": os.getpid(), "birth": birth(os.getpid())}, file)
     _holder_files[descriptor] = holder_file
     print(
         f"WARNING: the file system of {path.parent} has no file locks ({refused.strerror}); "
@@ -142,11 +163,8 @@ def _holder_file(path: Path) -> Path:
 
 def _lives(holder_file: Path) -> bool:
     """Whether the process that a holder file names is running on this machine."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        content = holder_file.read_text(encoding="utf-8")
-        if not content:  # it is being written, or its writer died before that
-            return time.time() - holder_file.stat().st_mtime < WRITING_SECONDS
-        holder = json.loads(content)
-        if holder["host"] == socket.gethostname():
-            return birth(holder["pid"]) == holder["birth"]
+    with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+        holder = json.loads(holder_file.read_text(encoding="utf-8"))
+        if holder["host"] in (machine(), socket.gethostname()):  # older versions wrote the host name
+            return holder["birth"] is not None and birth(holder["pid"]) == holder["birth"]
     return False

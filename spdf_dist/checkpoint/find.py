@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import re
 from pathlib import Path
 
 from spdf_dist.base.atomic_files import is_temporary, try_to_remove
@@ -43,19 +43,22 @@ def latest(root: Path) -> Path | None:
 
 
 def damaged(root: Path) -> list[str]:
-    """The error of each folder under ``root`` that has a manifest but is not a complete checkpoint, oldest first.
+    """The error of each folder under ``root`` that has a manifest but is not a complete checkpoint, lowest step first.
 
     A save renames a complete folder into place, so such a folder has been damaged later. ``latest`` skips it. A run
     that continues should report it, or stop if there is no other checkpoint.
     """
     if not root.is_dir():
         return []
-    manifests = []
-    for path in root.glob(f"*/{MANIFEST}"):
-        with suppress(FileNotFoundError):  # deleted meanwhile
-            manifests.append((path.stat().st_mtime_ns, path))
-    folders = [path.parent for _, path in sorted(manifests) if not path.parent.name.endswith(ASIDE)]
+    folders = [path.parent for path in root.glob(f"*/{MANIFEST}") if not path.parent.name.endswith(ASIDE)]
+    folders.sort(key=step_in_name)
     return [reason for folder in folders if (reason := problem(folder)) is not None]
+
+
+def step_in_name(folder: Path) -> tuple[int, str]:
+    """A key that sorts folders by the step in their names, without their manifests; other names come first."""
+    match = re.fullmatch(r"step_(\d{1,18})", folder.name)
+    return (-1 if match is None else int(match[1]), folder.name)
 
 
 def remove_remains(root: Path) -> None:

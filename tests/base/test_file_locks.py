@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
+from spdf_dist.base import file_locks
 from spdf_dist.base.file_locks import is_locked, try_lock, unlock
 from spdf_dist.scoring import java
 
@@ -61,6 +64,67 @@ def test_an_error_that_is_no_lack_of_locks_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(OSError, match="Input/output"):
         try_lock(tmp_path / "lock")
+
+
+def refuse_locks(monkeypatch):
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+def no_links(*names, **how):
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "no hard links"])
+def test_a_holder_file_appears_with_its_content_so_that_no_clock_decides(links, tmp_path, monkeypatch):
+    refuse_locks(monkeypatch)
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    seen = []
+    write = file_locks.json.dump
+
+    def look_and_write(*content):
+        seen.append([path.name for path in tmp_path.glob("*.holder")])
+        write(*content)
+
+    monkeypatch.setattr(file_locks.json, "dump", look_and_write)
+    held = try_lock(tmp_path / "lock")
+    assert held is not None and seen == [[]]
+    for years in (-10, 10):
+        monkeypatch.setattr(time, "time", lambda years=years: years * 365 * 86400.0)
+        assert is_locked(tmp_path / "lock") and try_lock(tmp_path / "lock") is None
+    unlock(held)
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_an_empty_holder_file_of_an_older_version_or_a_full_disk_holds_nothing(tmp_path, monkeypatch):
+    refuse_locks(monkeypatch)
+    (tmp_path / ".lock.holder").touch()
+    held = try_lock(tmp_path / "lock")
+    assert held is not None
+    unlock(held)
+
+
+def test_a_holder_lives_on_when_its_machine_gets_another_name(tmp_path, monkeypatch):
+    refuse_locks(monkeypatch)
+    held = try_lock(tmp_path / "lock")
+    assert held is not None
+    monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
+    assert is_locked(tmp_path / "lock") and try_lock(tmp_path / "lock") is None
+    unlock(held)
+
+
+def test_a_holder_is_found_without_proc(tmp_path, monkeypatch):
+    refuse_locks(monkeypatch)
+    monkeypatch.setattr(file_locks, "PROC", tmp_path / "proc")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert file_locks.birth(os.getpid()) is not None and file_locks.birth(ended.pid) is None
+    held = try_lock(tmp_path / "lock")
+    assert held is not None and is_locked(tmp_path / "lock") and try_lock(tmp_path / "lock") is None
+    unlock(held)
 
 
 @pytest.fixture
