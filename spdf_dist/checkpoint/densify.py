@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
+from spdf_dist.base.progress_bar import ProgressBar
 from spdf_dist.checkpoint.find import is_whole
 from spdf_dist.checkpoint.lineage import lineage
 from spdf_dist.checkpoint.manifest import Kind, read_manifest
@@ -76,7 +76,7 @@ def densify(source: Path | str, out: Path) -> Densified:
     real = new_folder(out)
 
     def shards() -> Iterator[tuple[Kind, TensorShard, Tensor]]:
-        for name in tqdm(checkpoint.manifest.tensors, desc="densify", unit="tensor", leave=False, disable=None):
+        for name in ProgressBar(checkpoint.manifest.tensors, desc="densify", unit="tensor", leave=False, disable=None):
             tensor = checkpoint.read(name)
             require_finite(tensor.numpy(), name, checkpoint.path)
             yield "model", whole(name, tensor), tensor

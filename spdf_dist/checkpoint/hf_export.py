@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from spdf_dist.base.atomic_files import atomic_folder, remove_leftovers, sync, write_json
+from spdf_dist.base.progress_bar import ProgressBar
 from spdf_dist.checkpoint.hf_tokenizer import write_tokenizer
 from spdf_dist.checkpoint.huggingface import CONFIG, WEIGHTS, WEIGHTS_INDEX, hf_tensors
 from spdf_dist.checkpoint.model_card import model_card
@@ -87,7 +87,7 @@ def write_weights(checkpoint: Checkpoint, folder: Path, dtype: str, shard_bytes:
     sizes = {name: sum(part.numel for part in parts) for name, parts in tensors.items()}
     shards = divide({name: size * ITEM_BYTES[dtype] for name, size in sizes.items()}, shard_bytes)
     files = [WEIGHTS] if len(shards) == 1 else [SHARD.format(i + 1, len(shards)) for i in range(len(shards))]
-    with tqdm(total=len(tensors), desc="export", unit="tensor", leave=False, disable=None) as progress:
+    with ProgressBar(total=len(tensors), desc="export", unit="tensor", leave=False, disable=None) as progress:
         for file, names in zip(files, shards, strict=True):
             with SafetensorsStream(folder / file, header_room(names, METADATA), METADATA) as stream:
                 for name in names:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from spdf_dist.base.digests import file_digest
+from spdf_dist.base.progress_bar import ProgressBar
 from spdf_dist.checkpoint.hf_tokenizer import read_tokenizer
 from spdf_dist.checkpoint.huggingface import CONFIG, HEAD, WEIGHTS, WEIGHTS_INDEX, hf_tensors, read_json
 from spdf_dist.checkpoint.manifest import Kind, global_shapes
@@ -217,7 +217,7 @@ def import_hf(
 
     def shards() -> Iterator[tuple[Kind, TensorShard, Tensor]]:
         total = len(global_shapes(source.model))
-        for name, tensor in tqdm(source.tensors(), "import", total, unit="tensor", leave=False, disable=None):
+        for name, tensor in ProgressBar(source.tensors(), "import", total, unit="tensor", leave=False, disable=None):
             require_finite(tensor.numpy(), name, folder, "the model cannot be used")
             if name in packed:
                 kept = torch.from_numpy(packed[name].copy())

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from spdf_dist.accounting.text_table import text_table
+from spdf_dist.base.progress_bar import ProgressBar
 from spdf_dist.checkpoint.manifest import KINDS, MASKS, StoredTensor
 from spdf_dist.checkpoint.packed_masks import unpack
 from spdf_dist.checkpoint.read import Checkpoint
@@ -40,7 +40,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
     logical = logical_weights(checkpoint.model)
     nonzero: dict[str, int] = {}
     stored = dict.fromkeys(KINDS, 0)
-    for name, tensor in tqdm(manifest.tensors.items(), desc="inspect", unit="tensor", leave=False, disable=None):
+    for name, tensor in ProgressBar(manifest.tensors.items(), desc="inspect", unit="tensor", leave=False, disable=None):
         for kind in tensor.slices:
             parts = list(checkpoint.read_values(name, kind))
             stored[kind] += sum(part.nbytes for part in parts)

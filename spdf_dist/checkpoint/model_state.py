@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tqdm import tqdm
-
 from spdf_dist.accounting.text_table import text_table
+from spdf_dist.base.progress_bar import ProgressBar
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.sparsity.masks import logical_weights
 
@@ -31,7 +30,7 @@ def add_model_state(summary: dict[str, Any], checkpoint: Checkpoint) -> None:
         summary["state"] = {"missing": f"needs torch ({error})"}
         return
     by_name = {}
-    for name in tqdm(sparse, desc="patterns", unit="pattern", leave=False, disable=None):
+    for name in ProgressBar(sparse, desc="patterns", unit="pattern", leave=False, disable=None):
         by_name[name] = model_state(torch.from_numpy(checkpoint.masks[name].copy()))
     on_gpu: dict[str, int] = {}
     for weight in summary["weights"]:

@@ -156,8 +156,7 @@ def run_task(args: argparse.Namespace) -> None:
     task = find_task(args.task)
     examples = load_task(args.task, args.input, args.split)
 
-    from tqdm import tqdm
-
+    from spdf_dist.base.progress_bar import ProgressBar
     from spdf_dist.config.errors import SpdfError
     from spdf_dist.data.tasks.write import write_lines, write_references
 
@@ -172,7 +171,7 @@ def run_task(args: argparse.Namespace) -> None:
     loaded = load(checkpoint, args.tokenizer, args.device)
     decoding = settings(args)
     started = time.perf_counter()
-    with tqdm(total=len(distinct_contexts(examples)), unit="input", file=sys.stderr) as bar:
+    with ProgressBar(total=len(distinct_contexts(examples)), unit="input", file=sys.stderr) as bar:
         hypotheses = generate_task(loaded, task, examples, decoding, args.batch_size, bar.update)
     seconds = time.perf_counter() - started
     try:

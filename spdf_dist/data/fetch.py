@@ -133,7 +133,7 @@ def download(url: str, part: Path) -> None:
         ConnectionError: fewer bytes arrived than announced. They are kept.
         OSError: ``part`` is a link (ELOOP) or cannot be written.
     """
-    from tqdm import tqdm
+    from spdf_dist.base.progress_bar import ProgressBar
 
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -150,7 +150,9 @@ def download(url: str, part: Path) -> None:
         got = 0
         with (
             open(part, "ab" if have else "wb", opener=no_link) as file,
-            tqdm(total=have + length, initial=have, unit="B", unit_scale=True, desc=part.stem, file=sys.stderr) as bar,
+            ProgressBar(
+                total=have + length, initial=have, unit="B", unit_scale=True, desc=part.stem, file=sys.stderr
+            ) as bar,
         ):
             while block := answer.read(BLOCK_BYTES):
                 file.write(block)

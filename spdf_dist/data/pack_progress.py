@@ -15,11 +15,11 @@ class PackProgress:
     """A progress bar on standard error (input bytes, MB/s of text, tokens/s). Problems are printed above it."""
 
     def __init__(self, files: list[tuple[int, Input]], show: bool) -> None:
-        from tqdm import tqdm
+        from spdf_dist.base.progress_bar import ProgressBar
 
         sizes = [known_bytes(given) for _, given in files]
         total = None if None in sizes else sum(size for size in sizes if size is not None)
-        self._bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=not show)
+        self._bar = ProgressBar(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=not show)
         self._start = time.monotonic()
         self._file = ""
         self._position = 0

@@ -15,9 +15,9 @@ from spdf_kernels import SparsityPattern
 from spdf_kernels.bench import interleave, machine, ratio, spread, thread_count
 from spdf_kernels.pairs import clock_name
 from spdf_kernels.state import model_state, total_summary
-from tqdm import tqdm
 
 from spdf_dist.accounting.flops import training_flops
+from spdf_dist.base.progress_bar import ProgressBar
 from spdf_dist.base.rank_variables import SINGLE_PROCESS
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.config.schema import PretrainConfig, SparsityConfig
@@ -62,7 +62,7 @@ def patterns_of(engine: Engine) -> list[SparsityPattern]:
 
 def state_summary(patterns: Sequence[SparsityPattern]) -> dict[str, Any]:
     """Total bytes of model state of the patterns on each path, and the seconds that preparing all of them takes."""
-    progress = tqdm(patterns, desc="patterns", unit="pattern", file=sys.stderr)
+    progress = ProgressBar(patterns, desc="patterns", unit="pattern", file=sys.stderr)
     return {"patterns": len(patterns), **total_summary(model_state(pattern.mask()) for pattern in progress)}
 
 

@@ -332,12 +332,12 @@ class Progress(Callback):
     SECONDS_BETWEEN_LINES = 15.0
 
     def __init__(self, name: str, start_step: int, total_steps: int) -> None:
-        from tqdm import tqdm
+        from spdf_dist.base.progress_bar import ProgressBar
 
         self.total = total_steps
         self.name = name
         self.terminal = sys.stderr.isatty()
-        self.bar: Any = tqdm(
+        self.bar: Any = ProgressBar(
             total=total_steps, initial=start_step, desc=name, unit="step", dynamic_ncols=True, disable=not self.terminal
         )
         self.validation = ""

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from spdf_dist.base.progress_bar import ProgressBar
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import PretrainConfig, SparsityConfig, TrainingConfig
 from spdf_dist.config.validate import SUPAR_KEYS, validate_model, validate_pattern
@@ -145,7 +145,9 @@ def coordinate_check(
     variants = [variant(config, *cell) for cell in cells]
     groups = start(variants[0], SINGLE_PROCESS)
     rows = []
-    for cell, each in tqdm(list(zip(cells, variants, strict=True)), desc="coordinate check", unit="run", disable=None):
+    for cell, each in ProgressBar(
+        list(zip(cells, variants, strict=True)), desc="coordinate check", unit="run", disable=None
+    ):
         run = dict(zip(CELL, cell, strict=True))
         rows += [run | {"step": step} | means for step, means in enumerate(trace(each, groups, steps))]
     return pd.DataFrame(rows)

@@ -1,0 +1,27 @@
+"""Progress bars when the system's clock is set."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+
+from spdf_dist.base.progress_bar import ProgressBar
+
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize("jump", [-HOUR, 10 * 365 * 24 * HOUR])
+def test_a_jump_of_the_clock_neither_freezes_a_bar_nor_shows_in_its_times(jump, monkeypatch):
+    jumped = []
+    monkeypatch.setattr("tqdm.std.time", lambda: time.time() + sum(jumped))
+    shown = io.StringIO()
+    bar = ProgressBar(total=4, file=shown, mininterval=0.0, miniters=1)
+    jumped.append(jump)
+    for _ in range(3):
+        bar.update()
+    assert bar.format_dict["elapsed"] < 60
+    bar.close()
+    lines = shown.getvalue().split("\r")
+    assert "3/4" in lines[-1] and "-" not in lines[-1] and "00:00" in lines[-1]
