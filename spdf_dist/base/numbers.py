@@ -28,9 +28,11 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 
 def duration(seconds: float) -> str:
-    """A duration as text, such as '3.2 hours'."""
-    scale, unit = time_unit(seconds)
-    return f"{seconds / scale:.1f} {unit}"
+    """A duration with the symbol of a suitable unit, such as '3.25 h' or '0.15 s'."""
+    for unit, length in (("years", 365 * 86400), ("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def clock(seconds: float) -> str:

@@ -17,7 +17,7 @@ from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.sparsity.assignment import sparse_weights
 from spdf_dist.sparsity.masks import logical_weights, select
 from spdf_dist.sparsity.patterns.base import U64, BoolArray, MagnitudeScores, RandomScores, Scores64
-from spdf_dist.sparsity.update import stop_step
+from spdf_dist.sparsity.update import steps_of_updates, stop_step
 
 SHAPES: dict[str, Callable[[float, float, float], float]] = {
     "linear": lambda first, last, t: first + (last - first) * t,
@@ -35,9 +35,7 @@ def change_steps(sparsity: SparsityConfig, total_steps: int) -> list[int]:
     """The optimizer steps, counted from 1, after which the level changes."""
     if sparsity.algorithm != "gmp":
         return []
-    every = sparsity.update.every
-    first = max(every, -(-sparsity.update.start // every) * every)
-    steps = list(range(first, stop_step(sparsity, total_steps), every))
+    steps = list(steps_of_updates(sparsity, total_steps))
     return steps[: len(sparsity.schedule_levels)] if sparsity.schedule == "list" else steps
 
 

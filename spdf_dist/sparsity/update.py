@@ -14,7 +14,6 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
@@ -41,13 +40,15 @@ def stop_step(sparsity: SparsityConfig, total_steps: int) -> int:
     return int(STOP * total_steps) if stop is None else min(stop, total_steps + 1)
 
 
-def update_steps(sparsity: SparsityConfig, total_steps: int) -> range:
-    """The optimizer steps, counted from 1, after which the masks change."""
-    if sparsity.algorithm not in SWAPPING:
-        return range(0)
+def steps_of_updates(sparsity: SparsityConfig, total_steps: int) -> range:
+    """The optimizer steps, counted from 1, that ``sparsity.update`` names: multiples of ``every`` from its start on."""
     every = sparsity.update.every
-    first = max(every, -(-sparsity.update.start // every) * every)
-    return range(first, stop_step(sparsity, total_steps), every)
+    return range(max(every, -(-sparsity.update.start // every) * every), stop_step(sparsity, total_steps), every)
+
+
+def update_steps(sparsity: SparsityConfig, total_steps: int) -> range:
+    """The optimizer steps, counted from 1, after which SET or RigL changes the masks; empty for other algorithms."""
+    return steps_of_updates(sparsity, total_steps) if sparsity.algorithm in SWAPPING else range(0)
 
 
 def drop_fraction_at(sparsity: SparsityConfig, step: int, total_steps: int) -> float:
@@ -77,29 +78,9 @@ def group_count(model: ModelConfig, sparsity: SparsityConfig) -> int:
     return sparsity.groups
 
 
-def magnitude_bits(values: NDArray[np.float32]) -> Scores64:
-    """Integers in the order of the magnitudes, uint64. A value that is not finite counts as 0."""
-    finite = np.where(np.isfinite(values), values, np.float32(0))
-    return np.abs(np.ascontiguousarray(finite, dtype=np.float32)).view(np.uint32).astype(np.uint64)
-
-
-def by_magnitude(values: NDArray[np.float32]) -> Scores64:
-    """Growth scores that prefer the largest magnitudes, uint64. A value that is not finite has the highest score."""
-    return np.uint64(0xFFFFFFFF) - magnitude_bits(values)
-
-
 def at_random(seed: int, name: str, update: int, shape: tuple[int, int]) -> Scores64:
     """Random growth scores (uint64 [out, in]) of a whole weight, from the random stream of its mask."""
     return random_scores(seed, f"{name}/grow/{update}", shape[0] * shape[1]).reshape(shape) >> np.uint64(2)
-
-
-def in_blocks(values: NDArray[np.float32], block: int) -> NDArray[np.float32]:
-    """Sums of the magnitudes of each block x block entries; ``values`` itself where ``block`` is 1."""
-    if block == 1:
-        return values
-    rows, columns = values.shape
-    parts = np.abs(values).reshape(rows // block, block, columns // block, block)
-    return parts.sum((1, 3), dtype=np.float64).astype(np.float32)
 
 
 def swap(mask: BoolArray, drop: Scores64, grow: Scores64, groups: int, dim: int, fraction: float) -> BoolArray:

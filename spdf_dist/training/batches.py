@@ -19,7 +19,6 @@ from spdf_dist.config.budget import to_steps, tokens_per_step, total_steps
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture
 from spdf_dist.parallel.groups import Groups
-from spdf_dist.training.opening import Announcer, Opening, data_lines, validation_sequences
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,6 @@ class PretrainBatches:
         self.total_steps = total_steps(config)
         if first_token:
             self.total_steps = to_steps(config, config.training.train_tokens - first_token)
-        self._announcer = Announcer("pretrain", self.total_steps, self._opening_lines)
         self._flops = training_flops(config.model, config.sparsity) * config.training.global_batch_size
         self._held_out = 0 if validation is None else validation_sequences(config, validation)
         self.validation_passes = -(-self._held_out // (config.training.micro_batch_size * groups.data_size))
@@ -106,15 +104,8 @@ class PretrainBatches:
     def batch(self, step: int) -> GlobalBatch:
         size = self.config.training.global_batch_size
         start = self.first_sample + (step - 1) * size
-        self._announcer.announce()
         micro_batches = list(self._micro_batches(self.train, start, start + size))
-        return GlobalBatch(self._announcer.timed(micro_batches, step), tokens_per_step(self.config), self._flops)
-
-    def _opening_lines(self) -> list[str]:
-        """Lines to print before the first step."""
-        device, ranks = self.groups.device, self.groups.world_size
-        opening = Opening.of_pretraining(self.config, device, ranks, self.validation_data)
-        return opening.lines(data_lines(self.config, self.train))
+        return GlobalBatch(micro_batches, tokens_per_step(self.config), self._flops)
 
     def consumed_tokens(self, step: int) -> int:
         return self.first_token + step * tokens_per_step(self.config)
@@ -123,3 +114,8 @@ class PretrainBatches:
         """This rank's micro-batches of the first ``validation.batches`` global batches, or of the whole smaller set."""
         assert self.validation_data is not None
         return self._micro_batches(self.validation_data, 0, self._held_out)
+
+
+def validation_sequences(config: PretrainConfig, validation: Mixture) -> int:
+    """Sequences per validation: ``validation.batches`` global batches, or the whole smaller set."""
+    return min(config.validation.batches * config.training.global_batch_size, validation.num_sequences)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spdf_dist.base.numbers import clock
+from spdf_dist.base.numbers import clock, duration
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.suggest import nearest
@@ -122,6 +122,9 @@ class Callback:
     def before_step(self, step: int) -> None:
         """Before an optimizer step."""
 
+    def on_step_progress(self, step: int, done: int, total: int) -> None:
+        """After ``done`` of the ``total`` micro-batches of a step on this rank. A GPU may still work on them."""
+
     def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
         """After an optimizer step. ``phases_ms`` holds the milliseconds of the phases that were measured."""
 
@@ -172,6 +175,17 @@ class Callbacks:
                 getattr(callback, hook)(*arguments)
 
         return call
+
+    def on_end(self) -> None:
+        """Call ``on_end`` of each callback, also after one of them has failed; then raise the first error."""
+        errors: list[Exception] = []
+        for callback in self.named.values():
+            try:
+                callback.on_end()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def state_dict(self) -> dict[str, Any]:
         """The state of each callback that has one, by name."""
@@ -342,7 +356,22 @@ class Progress(Callback):
         )
         self.validation = ""
         self.begin = (time.monotonic(), start_step)
-        self.last_line = 0.0
+        self.last_line = self.last_line_in_step = self.pass_begin = self.step_begin = 0.0
+
+    def before_step(self, step: int) -> None:
+        self.step_begin = self.pass_begin = self.last_line_in_step = time.monotonic()
+
+    def on_step_progress(self, step: int, done: int, total: int) -> None:
+        now = time.monotonic()
+        seconds, self.pass_begin = now - self.pass_begin, now
+        if step == self.begin[1] + 1 and done == min(2, total):  # the first micro-batch includes the warm-up
+            rest = seconds * total * (self.total - step + 1)
+            text = f"a micro-batch took {duration(seconds)}: about {duration(seconds * total)} per step"
+            self.on_note(f"{text}, {duration(rest)} in all")
+        elif now - self.last_line_in_step > self.SECONDS_BETWEEN_LINES and done < total:
+            self.last_line_in_step = now
+            left = (now - self.step_begin) / done * (total - done)
+            self.on_note(f"step {step}: micro-batch {done} of {total}, {duration(left)} left in this step")
 
     def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
         text = f"loss {metrics.loss:.3f}{self.validation}  lr {metrics.lr:.2e}  {metrics.tokens_per_s:,.0f} tokens/s"

@@ -27,13 +27,11 @@ from spdf_dist.parallel.layout import TensorShard, shards_of
 from spdf_dist.parallel.linear import ParallelLinear
 from spdf_dist.sparsity.masks import BoolArray
 from spdf_dist.sparsity.patterns import parse_pattern
+from spdf_dist.sparsity.patterns.base import by_magnitude, in_blocks, magnitude_bits
 from spdf_dist.sparsity.update import (
     at_random,
-    by_magnitude,
     drop_fraction_at,
     group_count,
-    in_blocks,
-    magnitude_bits,
     swap,
     update_steps,
 )

@@ -107,6 +107,11 @@ def is_finite(value: Any) -> bool:
     return not isinstance(value, Tensor) or bool(torch.isfinite(value).all())
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """The dtype of weights and activations with ``training.precision``. Master weights are always float32."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 def make_optimizer(model: GPT, training: OptimizationConfig, groups: Groups) -> torch.optim.AdamW:
     """The optimizer ``training.optimizer``, before DeepSpeed divides its groups."""
     embedding_lr = getattr(training, "embedding_lr_multiplier", 1.0)
@@ -119,7 +124,7 @@ def make_optimizer(model: GPT, training: OptimizationConfig, groups: Groups) -> 
     }
     if training.optimizer == "adamw":
         return torch.optim.AdamW(parameters, **adamw)
-    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    dtype = dtype_of(training.precision)
     return Muon(parameters, momentum=training.muon_momentum, dtype=dtype, groups=groups, **adamw)
 
 
@@ -152,10 +157,12 @@ class Engine(ABC):
         still_saving: bool = False,
         loss_limit: float = math.inf,
         norm_limit: float = math.inf,
+        after_pass: Callable[[int], None] = lambda done: None,
     ) -> StepResult:
         """Run one optimizer step over this rank's micro-batches of a global batch with ``target_tokens`` in all.
 
         The update is skipped if the mean loss is above ``loss_limit`` or the gradient norm above ``norm_limit``.
+        ``after_pass`` is called with the number of micro-batches done.
 
         Raises:
             NonFiniteError: the loss or the gradient is not finite. It is raised on every rank, before the update, and
@@ -175,6 +182,7 @@ class Engine(ABC):
             # tokens.
             with self.phases.phase("backward"):
                 self.backward(loss * (self.groups.data_size / target_tokens), last=number == len(batches))
+            after_pass(number)
         # A number becomes a tensor by `full`, which launches a kernel. `torch.tensor` would wait for the device.
         flags = (torch.full_like(loss_sum, float(flag)) for flag in (stop_requested, still_saving))
         totals = torch.stack([loss_sum, *flags])

@@ -19,8 +19,8 @@ from spdf_dist.config.schema import AnyConfig, ModelConfig
 from spdf_dist.model.architecture import architecture_of
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.sparsity.masks import BoolArray
+from spdf_dist.training.engine import dtype_of
 from spdf_dist.training.run_folder import RunFolder
-from spdf_dist.training.setup import weight_dtype
 
 
 def sparse_linears(model: ModelConfig, masks: Mapping[str, BoolArray]) -> list[str]:
@@ -51,22 +51,21 @@ def decide(
     linears = sparse_linears(model, masks)
     if not linears:
         return {}
-    layers: dict[str, str] = {}
 
-    def on_one_rank() -> None:
+    def on_one_rank() -> dict[str, str]:
         measured: dict[str, dict[str, Any]] = {}
         wanted = config.sparsity.execution
         if wanted != "auto":
-            chosen, reason = dict.fromkeys(linears, wanted), "set by sparsity.execution"
+            chosen: dict[str, str] = dict.fromkeys(linears, wanted)
+            reason = "set by sparsity.execution"
         elif (known := recorded(folder, linears, groups.device.type)) is not None:
-            layers.update(known)
-            return
+            return known
         else:
             patterns = {
                 linear: on_device(local_pattern(model, linear, masks, groups), groups.device) for linear in linears
             }
             found, how = measure(
-                patterns, model.num_layers, tokens, weight_dtype(config), config.kernels.code_budget_mb
+                patterns, model.num_layers, tokens, dtype_of(config.training.precision), config.kernels.code_budget_mb
             )
             chosen = {linear: comparison.execution for linear, comparison in found.items()}
             measured = {linear: comparison._asdict() for linear, comparison in found.items()}
@@ -81,10 +80,10 @@ def decide(
         if groups.device.type == "cuda":
             record["layers_outside_products"] = why_not(groups.device) or "fused kernels"
         folder.write_json(folder.execution.name, record)
-        layers.update(chosen)
+        return chosen
 
-    groups.on_rank_zero(on_one_rank)
-    return dict(groups.broadcast(layers))
+    layers: dict[str, str] = groups.on_rank_zero(on_one_rank)
+    return layers
 
 
 def measured_with(device: torch.device) -> str:

@@ -61,7 +61,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks, allowed: AllowedChanges | Non
         inputs = {"training": content_digests(task.train), "validation": content_digests(task.validation)}
         run.open(tokenizer, {**inputs, "checkpoint": [origin.manifest.sha256]})
         run.resume()
-        if groups.broadcast(folder.result.exists() if groups.rank == 0 else None):
+        if groups.on_rank_zero(folder.result.exists):
             if groups.rank == 0:
                 print(f"finetune: {folder.path} is complete already")
             return
@@ -84,6 +84,9 @@ def finetune(config: FinetuneConfig, ranks: Ranks, allowed: AllowedChanges | Non
 
         reactivated = 0 if task.keep_mask else reactivated_weights(origin)
         note = "keeps the mask" if task.keep_mask else f"dense, {reactivated:,} pruned weights reactivated"
+        notes = [f"{task.task} from {origin.path}: {note}"] if run.checkpoint is None else []
+        if groups.rank == 0:
+            notes += data.opening().lines(data.data_lines())
         schedule = Linear(config.training.lr, task.warmup_steps, data.total_steps)
         run.train(
             data,
@@ -91,7 +94,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks, allowed: AllowedChanges | Non
             validation_interval=data.steps_per_epoch,
             patience=task.patience if task.validation else 0,
             keep_best=True,
-            notes=[f"{task.task} from {origin.path}: {note}"] if run.checkpoint is None else [],
+            notes=notes,
         )
         state = run.state
         best = Checkpoint(groups.on_rank_zero(lambda: keep_best(folder.checkpoints, state)))

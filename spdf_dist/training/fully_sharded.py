@@ -26,7 +26,7 @@ from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.linear import ParallelLinear
 from spdf_dist.training.batches import MicroBatch
-from spdf_dist.training.engine import Engine, make_optimizer
+from spdf_dist.training.engine import Engine, dtype_of, make_optimizer
 
 ATTRIBUTES = ("shards", "tensor_model_parallel")
 """Attributes of a model's parameters that its sharded parameters take over."""
@@ -69,7 +69,7 @@ class FullyShardedEngine(Engine):
     def __init__(self, model: GPT, config: AnyConfig, groups: Groups) -> None:
         """``model`` is on the CPU with fp32 parameters."""
         super().__init__(model, config, groups)
-        shard(model, groups, torch.bfloat16 if config.training.precision == "bf16" else torch.float32)
+        shard(model, groups, dtype_of(config.training.precision))
         self.training_model = model
         self.parts = {parameter: nn.Parameter(local(parameter.detach())) for parameter in model.parameters()}
         self.optimizer = make_optimizer(model, config.training, groups)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -102,9 +103,10 @@ class Loop:
             self.complete_save()  # every rank raises these errors, and the state in flight is older and valid
             raise
         finally:
-            self.prefetch.close()
-            self.saver.close()
-            self.callbacks.on_end()
+            with ExitStack() as ends:  # an error of one does not keep the others from being closed
+                ends.callback(self.callbacks.on_end)
+                ends.callback(self.saver.close)
+                ends.callback(self.prefetch.close)
 
     def is_over(self) -> bool:
         """Whether the last step is done and validated, or the validation loss has not improved for ``patience``."""
@@ -139,6 +141,7 @@ class Loop:
             still_saving=self.saver.in_flight and not self.saver.is_done,
             loss_limit=self.losses.limit(),
             norm_limit=self.norms.limit(),
+            after_pass=lambda done: self.callbacks.on_step_progress(step, done, len(batch.micro_batches)),
         )
         changed = None if self.method is None else self.method.after_step(step, result)
         seconds = time.perf_counter() - begin

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from spdf_dist.config.errors import UserError
+from spdf_dist.model.gpt import GPT
 from spdf_dist.parallel.layout import shards_of, split_shards
-from spdf_dist.training.callbacks import Callback, RunInfo
+from spdf_dist.training.callbacks import Callback, RunInfo, StepMetrics
 from spdf_dist.training.engine import sum_of_squares
 
 
@@ -67,7 +69,7 @@ class Norms(Callback):
         self.squares[name] = self.squares[name] + square if name in self.squares else square
         self.counts[name] = self.counts.get(name, 0) + count
 
-    def after_step(self, metrics: Any, phases_ms: Any) -> None:
+    def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
         if metrics.step % self.every == 0:
             self.stop_looking()
             values = self.reduced()
@@ -107,7 +109,7 @@ class Norms(Callback):
         return {f"norm/{name}": value for name, value in zip(names, means, strict=True)}
 
 
-def modules_of(model: Any) -> dict[str, Any]:
+def modules_of(model: GPT) -> dict[str, nn.Module]:
     """The modules whose outputs are measured, by name."""
     found = {"embedding": model.embedding}
     for index, layer in enumerate(model.decoder.layers):

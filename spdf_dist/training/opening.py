@@ -8,18 +8,21 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from spdf_dist.accounting.plan import bytes_text, plan
 from spdf_dist.base.cpu import cores
+from spdf_dist.base.numbers import duration
 from spdf_dist.base.rank_variables import discover, is_rank_zero
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture, open_mixture
 from spdf_dist.parallel.groups import choose_device
+from spdf_dist.training.batches import validation_sequences
+from spdf_dist.training.engine import dtype_of
 
 MEASURED_SECONDS = 0.1
 PROBE_ROWS, PROBE_SIDE = 256, 1024
@@ -28,15 +31,11 @@ TOO_LONG_SECONDS = 7 * 86400
 """A run that takes longer prints its size and time before the model is built."""
 SLOW_PRECISION = 1.5
 """A precision that is slower than fp32 by more than this factor is warned about."""
-WITHIN_STEP_SECONDS = 15.0
-"""Time between two progress lines within one long step."""
-
-T = TypeVar("T")
 
 
 def product_rate(precision: str, device: torch.device) -> float:
     """FLOP/s of one large matrix product on this rank, measured for about ``MEASURED_SECONDS``."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = dtype_of(precision)
     x = torch.ones(PROBE_ROWS, PROBE_SIDE, dtype=dtype, device=device)
     weight = torch.ones(PROBE_SIDE, PROBE_SIDE, dtype=dtype, device=device)
     x[:8] @ weight
@@ -69,14 +68,6 @@ def available_memory(device: torch.device) -> int | None:
         return free
     except (OSError, StopIteration, ValueError, IndexError):
         return None
-
-
-def duration(seconds: float) -> str:
-    """Seconds as text, in a suitable unit."""
-    for unit, length in (("years", 365 * 86400), ("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.3g} s"
 
 
 class Opening:
@@ -123,8 +114,9 @@ class Opening:
         """A lower bound of the time: matrix products only."""
         where = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
         return (
-            f"at least {duration(self.step_seconds)} per step and {duration(self.seconds)} in all: matrix products run "
-            f"at {self.rate / 1e9:,.0f} GFLOP/s on this {'GPU' if self.device.type == 'cuda' else 'CPU'}, {where}"
+            f"at least {duration(self.step_seconds)} per step and {duration(self.seconds)} in all: "
+            f"matrix products run at {self.rate / 1e9:,.0f} GFLOP/s on this "
+            f"{'GPU' if self.device.type == 'cuda' else 'CPU'}, {where}"
         )
 
     def validation_lines(self) -> list[str]:
@@ -169,11 +161,6 @@ class Opening:
         return [self.time_line(), *about_data, *self.validation_lines(), *self.warnings()]
 
 
-def validation_sequences(config: PretrainConfig, validation: Mixture) -> int:
-    """Sequences per validation: ``validation.batches`` global batches, or the whole smaller set."""
-    return min(config.validation.batches * config.training.global_batch_size, validation.num_sequences)
-
-
 def data_lines(config: PretrainConfig, train: Mixture) -> list[str]:
     """Lines on the tokens that the run reads and the data holds, and on data sets that it reads more than once."""
     asked = config.training.train_tokens
@@ -191,65 +178,8 @@ def warn_early(opening: Callable[[], Opening]) -> None:
     """Print ``Opening.early`` on rank 0, before the model is built."""
     if is_rank_zero():
         found = opening()
-        say(found.kind, found.early())
-
-
-def say(kind: str, lines: Sequence[str]) -> None:
-    """Print lines about a run of a kind to stderr, on rank 0 only."""
-    if is_rank_zero():
-        for line in lines:
-            print(f"{kind}: {line}", file=sys.stderr, flush=True)
-
-
-class Announcer:
-    """Announces a run of ``steps`` steps when its first batch is read, and times long steps.
-
-    ``lines`` returns the lines to print; it is called on rank 0 only.
-    """
-
-    def __init__(self, kind: str, steps: int, lines: Callable[[], list[str]]) -> None:
-        self.kind, self.steps, self.lines = kind, steps, lines
-        self.first = True
-
-    def announce(self) -> None:
-        """Print the lines, if this is the first batch of this process."""
-        if self.first and is_rank_zero():
-            say(self.kind, self.lines())
-
-    def timed(self, batches: list[T], step: int) -> TimedMicroBatches[T]:
-        """The micro-batches of a step, which report its progress."""
-        first, self.first = self.first, False
-        return TimedMicroBatches(batches, step, self.steps, first=first, kind=self.kind)
-
-
-class TimedMicroBatches(list[T]):
-    """The micro-batches of a step. Iterating prints the progress of a long step and, early in the run, its total time.
-
-    ``step`` is the number of the step, from 1. ``steps`` counts all steps of the run. ``first`` marks the first step of
-    this process.
-    """
-
-    def __init__(self, batches: list[T], step: int, steps: int, *, first: bool, kind: str = "pretrain") -> None:
-        super().__init__(batches)
-        self.step, self.steps, self.first, self.kind = step, steps, first, kind
-
-    def __iter__(self) -> Iterator[T]:
-        begin = last = time.monotonic()
-        for index in range(len(self)):
-            started = time.monotonic()
-            yield self[index]
-            now = time.monotonic()
-            if self.first and index == min(1, len(self) - 1):  # the first micro-batch includes the warm-up
-                one = now - started
-                step_seconds = one * len(self)
-                rest = step_seconds * (self.steps - self.step + 1)
-                text = f"a micro-batch took {duration(one)}: about {duration(step_seconds)} per step"
-                say(self.kind, [f"{text}, {duration(rest)} in all"])
-            elif now - last > WITHIN_STEP_SECONDS and index + 1 < len(self):
-                last = now
-                left = (now - begin) / (index + 1) * (len(self) - index - 1)
-                text = f"step {self.step}: micro-batch {index + 1} of {len(self)}"
-                say(self.kind, [f"{text}, {duration(left)} left in this step"])
+        for line in found.early():
+            print(f"{found.kind}: {line}", file=sys.stderr, flush=True)
 
 
 def foresee(config: PretrainConfig, world_size: int) -> list[str]:

@@ -25,7 +25,7 @@ from spdf_dist.training.dynamic import DynamicMasks
 from spdf_dist.training.init_from import Origin, through_masks
 from spdf_dist.training.inputs import warn_of_another_origin
 from spdf_dist.training.loop import Spikes
-from spdf_dist.training.opening import Opening, warn_early
+from spdf_dist.training.opening import Opening, data_lines, warn_early
 from spdf_dist.training.run import AllowedChanges, TrainedModel, TrainingRun
 from spdf_dist.training.schedule import schedule_of
 from spdf_dist.training.setup import check_tokenizer
@@ -103,12 +103,16 @@ def train_at_one_level(
     notes = [rewound] if rewound else [origin.note(masks)] if origin else []
     if is_gmp:
         notes.append(f"sparsity {now.sparsity.level:g} from step {state.step + 1}")
+    notes += [f"sparse {linear}: {how}" for linear, how in run.execution.items()]
+    if run.groups.rank == 0:
+        opening = Opening.of_pretraining(now, run.groups.device, run.groups.world_size, validation)
+        notes += opening.lines(data_lines(now, train))
     run.train(
         data,
         lambda step: schedule.lr(data.consumed_tokens(step)),
         validation_interval=config.validation.interval,
         spikes=Spikes(training.skip_loss_spike, training.skip_grad_norm_spike, training.max_skipped_in_a_row),
-        notes=[*notes, *(f"sparse {place}: {how}" for place, how in run.execution.items())],
+        notes=notes,
         until=next((change for change in change_steps(config.sparsity, steps) if change > state.step), None),
         method=method,
     )

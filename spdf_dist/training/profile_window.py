@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.training.callbacks import Callback, RunInfo
+from spdf_dist.training.callbacks import Callback, RunInfo, StepMetrics
 
 
 class Profiler(Callback):
@@ -29,7 +30,7 @@ class Profiler(Callback):
             self.profiler = profile(activities=list(wanted), record_shapes=True)
             self.profiler.start()
 
-    def after_step(self, metrics: Any, phases_ms: Any) -> None:
+    def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
         if metrics.step == self.last:
             self.write()
 

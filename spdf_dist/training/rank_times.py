@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.training.callbacks import Callback, RunInfo
+from spdf_dist.training.callbacks import Callback, RunInfo, StepMetrics
 
 PHASES = ("data", "forward", "backward", "reduce", "update")
 OWN_WORK = ("data", "forward")
@@ -41,7 +40,7 @@ class RankTimes(Callback):
         """Start a new interval."""
         self.sums, self.steps = dict.fromkeys(PHASES, 0.0), 0
 
-    def after_step(self, metrics: Any, phases_ms: Mapping[str, float]) -> None:
+    def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
         for phase in PHASES:
             self.sums[phase] += phases_ms.get(phase, 0.0)
         self.steps += 1

@@ -46,7 +46,7 @@ from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.saving import Saver
 from spdf_dist.training.setup import (
     build_model,
-    executed_ratio,
+    hfu_over_mfu,
     make_engine,
     newest_checkpoint,
     peak_flops,
@@ -334,7 +334,7 @@ class TrainingRun:
             texts["changes"] = as_code(
                 "\n".join(f"after step {r['after_step']} ({r['time']}): {'; '.join(r['changes'])}" for r in history)
             )
-        ratio = executed_ratio(self.config, trained.model, trained.sparsity, self.execution)
+        ratio = hfu_over_mfu(self.config, trained.model, trained.sparsity, self.execution)
         board = TensorBoard(self.folder, state.step, sparsity, ratio, texts)
         return {"metrics": MetricsFile(self.folder), "tensorboard": board, "progress": progress, **further}
 

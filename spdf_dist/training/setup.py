@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from spdf_kernels import set_code_budget_mb
 
-from spdf_dist.accounting.flops import executed_flops, training_flops
-from spdf_dist.accounting.gpu_kernels import skipped_block
 from spdf_dist.accounting.hardware import recognise_gpu
+from spdf_dist.accounting.layout import layout_for
+from spdf_dist.accounting.plan import executed_ratio
 from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.checkpoint.find import damaged, latest
 from spdf_dist.checkpoint.read import Checkpoint
@@ -24,7 +26,7 @@ from spdf_dist.model.parameterization import STANDARD, Parameterization, of_trai
 from spdf_dist.parallel.groups import Groups, initialize
 from spdf_dist.parallel.layout import shards_of
 from spdf_dist.sparsity.masks import BoolArray
-from spdf_dist.training.engine import Engine
+from spdf_dist.training.engine import Engine, dtype_of
 from spdf_dist.training.fully_sharded import FullyShardedEngine
 from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.zero import ZeroEngine, deepspeed_settings
@@ -52,29 +54,23 @@ def newest_checkpoint(folder: RunFolder, groups: Groups) -> Checkpoint | None:
     Damaged checkpoints are reported and skipped. Raises UserError if all are damaged, because a restart from nothing
     would lose the run; the user must decide.
     """
-    found, error = None, None
-    if groups.rank == 0:
+
+    def find() -> Path | None:
         newest, broken = latest(folder.checkpoints), damaged(folder.checkpoints)
-        found = str(newest) if newest else None
         if broken and newest is None:
-            error = f"{broken[-1]}; there is no other checkpoint: restore it, or delete it to start again"
-        elif broken:
+            raise UserError(f"{broken[-1]}; there is no other checkpoint: restore it, or delete it to start again")
+        if broken:
             print("\n".join(broken) + f"\nit goes on from {newest}", file=sys.stderr)
-    found, error = groups.broadcast((found, error))
-    if error is not None:
-        raise UserError(error)
-    return Checkpoint(found) if found else None
+        return newest
+
+    found = groups.on_rank_zero(find)
+    return None if found is None else Checkpoint(found)
 
 
 def check_tokenizer(tokenizer: Tokenizer, model: ModelConfig, where: str) -> None:
     """Raise UserError if a tokenizer has more ids than the model's vocabulary."""
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(f"{where} has {tokenizer.vocab_size} ids, more than the model's vocab_size {model.vocab_size}")
-
-
-def weight_dtype(config: AnyConfig) -> torch.dtype:
-    """The dtype of weights and activations. The optimizer's master weights are always float32."""
-    return torch.bfloat16 if config.training.precision == "bf16" else torch.float32
 
 
 def build_model(
@@ -97,7 +93,7 @@ def build_model(
         groups,
         masks=masks,
         execution=execution,
-        dtype=torch.float32 if config.parallel.zero_stage == 3 else weight_dtype(config),
+        dtype=torch.float32 if config.parallel.zero_stage == 3 else dtype_of(config.training.precision),
         activation_checkpointing=config.training.activation_checkpointing,
         label_smoothing=label_smoothing,
         sequence=config.parallel.sequence,
@@ -112,17 +108,16 @@ def make_engine(model: GPT, config: AnyConfig, groups: Groups) -> Engine:
     return ZeroEngine(model.to(groups.device), config, groups)
 
 
-def executed_ratio(
+def hfu_over_mfu(
     config: AnyConfig, model: ModelConfig, sparsity: SparsityConfig | None, execution: Mapping[str, str]
 ) -> float:
-    """The FLOPs that a step executes, divided by its model FLOPs; equal to HFU / MFU.
+    """The FLOPs that a step executes on GPUs, divided by its model FLOPs. Mixed executions count as masked.
 
-    Mixed executions count as masked. The ratio is only meant for GPUs: without a known peak a CPU has no MFU.
+    A CPU has no known peak, so it has neither HFU nor MFU.
     """
     how = "compressed" if set(execution.values()) == {"compressed"} else "masked"
-    recomputed = config.training.activation_checkpointing
-    expanded = sparsity is None or not skipped_block(model, sparsity, config.training.precision, config.parallel.tensor)
-    return executed_flops(model, sparsity, how, recomputed, expanded=expanded) / training_flops(model, sparsity)
+    layout = layout_for(config, model, sparsity, config.parallel.tensor, "cuda")
+    return executed_ratio(model, sparsity, replace(layout, execution=how), "cuda")
 
 
 def sparsity_by_group(model: GPT) -> dict[str, float]:

@@ -17,7 +17,7 @@ from spdf_dist.data.tasks.encoding import EncodedExample, collate
 from spdf_dist.data.tokenizer import Tokenizer
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.training.batches import GlobalBatch, MicroBatch
-from spdf_dist.training.opening import Announcer, Opening
+from spdf_dist.training.opening import Opening
 
 
 class TaskBatches:
@@ -63,7 +63,6 @@ class TaskBatches:
         size = config.training.micro_batch_size
         self.validation_passes = len(micro_batches(numbers, groups.data_rank, groups.data_size, size))
         self._flops = {length: training_flops(model, sparsity, length - 1) for length in set(lengths)}
-        self._announcer = Announcer("finetune", self.total_steps, lambda: self.opening().lines(self.data_lines()))
 
     def opening(self) -> Opening:
         """The summary of the run before it starts, on this rank's device."""
@@ -97,9 +96,8 @@ class TaskBatches:
     def batch(self, step: int) -> GlobalBatch:
         epoch, index = divmod(step - 1, self.steps_per_epoch)
         numbers = self._batches_of(epoch)[index]
-        self._announcer.announce()
         return GlobalBatch(
-            self._announcer.timed(list(self._collated(self.examples, numbers, step)), step),
+            list(self._collated(self.examples, numbers, step)),
             sum(self.examples[number].target_tokens for number in numbers),
             sum(self._flops[len(self.examples[number].ids)] for number in numbers),
         )

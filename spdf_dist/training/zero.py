@@ -30,7 +30,7 @@ from spdf_dist.parallel.groups import Groups, Mpu
 from spdf_dist.parallel.uncompiled import uncompiled
 from spdf_dist.training.engine import Engine, make_optimizer
 from spdf_dist.training.muon import Muon
-from spdf_dist.training.zero_update import update_of
+from spdf_dist.training.zero_update import Bf16Update, PartitionedUpdate
 
 OWN_SETTINGS = {
     "optimizer": "training.lr, beta1, beta2, eps, weight_decay and optimizer",
@@ -138,7 +138,9 @@ class ZeroEngine(Engine):
         # The instance's attribute replaces the method, which DeepSpeed calls within its backward pass.
         self.deepspeed.allreduce_gradients = self.phases.timed("reduce", reduce_gradients)
         if self.stage:
-            self.zero_update = update_of(self.deepspeed.optimizer, self.clip, groups)
+            inner = self.deepspeed.optimizer
+            update = Bf16Update if isinstance(inner, BF16_Optimizer) else PartitionedUpdate
+            self.zero_update: Bf16Update | PartitionedUpdate = update(inner, self.clip, groups)
         # DeepSpeed links parameters to their moments after the first group's first update, when the second group has no
         # moments yet. With the state created here, every group is linked.
         self.prepare_moments(0)

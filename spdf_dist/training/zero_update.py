@@ -7,7 +7,7 @@ on the device; `Engine` reads it together with the loss. The arithmetic is DeepS
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,16 +16,6 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 from spdf_dist.parallel.groups import Groups
-
-
-class Update(Protocol):
-    """The update of one kind of DeepSpeed optimizer, whose ``step`` uses it."""
-
-    def gradient_norm(self) -> Tensor:
-        """L2 norm of the reduced gradients, an fp32 scalar on the device, not finite if a gradient is not; collective.
-
-        It must be called before each ``step`` of the optimizer.
-        """
 
 
 def sum_of_squared_norms(
@@ -61,6 +51,10 @@ class PartitionedUpdate:
         optimizer.unscale_and_clip_grads = self.clip
 
     def gradient_norm(self) -> Tensor:
+        """L2 norm of the reduced gradients, an fp32 scalar on the device, not finite if a gradient is not; collective.
+
+        It must be called before each step of the optimizer, which uses it.
+        """
         optimizer, groups = self.optimizer, self.groups
         if optimizer.cpu_offload:  # DeepSpeed reads the norm of each parameter on the host
             optimizer._wait_for_offload_copies()
@@ -120,6 +114,7 @@ class Bf16Update:
                 torch._foreach_zero_(gradients)
 
     def gradient_norm(self) -> Tensor:
+        """As `PartitionedUpdate.gradient_norm`."""
         optimizer = self.optimizer
         gradients = (
             (parameter, gradient)
@@ -152,9 +147,3 @@ class Bf16Update:
         optimizer.optimizer.step()
         optimizer.update_lp_params()
         optimizer.clear_hp_grads()
-
-
-def update_of(optimizer: Any, clip: float, groups: Groups) -> Update:
-    """The update of DeepSpeed's optimizer under ZeRO 1 and 2."""
-    kind = Bf16Update if isinstance(optimizer, BF16_Optimizer) else PartitionedUpdate
-    return kind(optimizer, clip, groups)

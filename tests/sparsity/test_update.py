@@ -9,12 +9,11 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import config_from_tree
 from spdf_dist.config.schema import MaskUpdateConfig, ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.sparsity.masks import make_mask
+from spdf_dist.sparsity.patterns.base import by_magnitude, magnitude_bits
 from spdf_dist.sparsity.update import (
     at_random,
-    by_magnitude,
     drop_fraction_at,
     group_count,
-    magnitude_bits,
     swap,
     update_steps,
 )

@@ -18,9 +18,9 @@ from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.extensions import installed
-from spdf_dist.training.callbacks import MetricsFile, StepMetrics, TensorBoard
+from spdf_dist.training.callbacks import Callback, Callbacks, MetricsFile, StepMetrics, TensorBoard
 from spdf_dist.training.run_folder import RunFolder
-from spdf_dist.training.setup import executed_ratio
+from spdf_dist.training.setup import hfu_over_mfu
 
 
 @pytest.mark.parametrize("failing", ["__init__", "add_scalar", "flush", "close"])
@@ -54,7 +54,7 @@ def test_hfu_counts_what_a_gpu_executes(
 ) -> None:
     recompute = f"training.activation_checkpointing={str(recomputed).lower()}"
     config = load_config(PretrainConfig, "gpt3_xl_s75", [recompute, f"sparsity.pattern={pattern}"])
-    ratio = executed_ratio(config, config.model, config.sparsity, {"qkv": execution})
+    ratio = hfu_over_mfu(config, config.model, config.sparsity, {"qkv": execution})
     assert ratio == pytest.approx(over_mfu, rel=0.01)
     board = TensorBoard(RunFolder(tmp_path), 0, {}, ratio)
     board.after_step(StepMetrics(1, 2, 3, 4.0, 1e-3, 1.0, 5.0, 6.0, 7, 8, 0.2, 0), {})
@@ -88,6 +88,10 @@ class Recorder(Callback):
         assert {"data", "forward", "backward", "reduce", "update"} == set(phases_ms)
         if metrics.step % self.every == 0:
             self.seen.append(f"step {metrics.step}")
+
+    def on_step_progress(self, step, done, total):
+        if step == 1:
+            self.seen.append(f"micro-batch {done}/{total}")
 
     def before_validation(self, step):
         self.seen.append(f"validates {step}")
@@ -131,7 +135,8 @@ def test_a_callback_of_another_package_is_one_file(
 ) -> None:
     train(tiny_config, tmp_path / "run", *recorder)
     assert json.loads((tmp_path / "seen.json").read_text()) == [
-        *("made for pretrain of 12 steps", "start", "step 4"),
+        *("made for pretrain of 12 steps", "start"),
+        *("micro-batch 1/4", "micro-batch 2/4", "micro-batch 3/4", "micro-batch 4/4", "step 4"),
         *("validates 6", "1/4", "2/4", "3/4", "4/4", "validated 6"),
         *("step 8", "saves 8", "saved 8", "step 12"),
         *("validates 12", "1/4", "2/4", "3/4", "4/4", "validated 12", "saves 12", "saved 12"),
@@ -143,6 +148,24 @@ def test_a_callback_of_another_package_is_one_file(
         "made for pretrain of 12 steps",
         "goes on after 8",
     ]
+
+
+def test_every_callback_is_closed_when_one_of_them_fails() -> None:
+    closed = []
+
+    class Closing(Callback):
+        def __init__(self, name: str, error: Exception | None = None) -> None:
+            self.name, self.error = name, error
+
+        def on_end(self) -> None:
+            closed.append(self.name)
+            if self.error is not None:
+                raise self.error
+
+    failing = [Closing("first"), Closing("second", ValueError("of the second")), Closing("third", OSError("later"))]
+    with pytest.raises(ValueError, match="of the second"):
+        Callbacks({callback.name: callback for callback in [*failing, Closing("last")]}).on_end()
+    assert closed == ["first", "second", "third", "last"]
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ import pytest
 import torch
 from spdf_command import run_spdf
 
+from spdf_dist.base.numbers import duration
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import open_mixture
 from spdf_dist.training import opening
-from spdf_dist.training.opening import Opening, TimedMicroBatches, data_lines, duration
+from spdf_dist.training.callbacks import Progress
+from spdf_dist.training.opening import Opening, data_lines
 
 CPU = torch.device("cpu")
 
@@ -48,13 +50,17 @@ def test_repeats_of_the_data_are_named(tiny_config: Path, tiny_data) -> None:  #
 
 
 def test_a_long_step_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    clock = iter(range(0, 10_000, 10))
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
-    assert list(TimedMicroBatches([1, 2, 3, 4], step=1, steps=10, first=True)) == [1, 2, 3, 4]
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "pretrain: step 1: micro-batch 1 of 4, 60 s left in this step"
-    assert lines[1] == "pretrain: a micro-batch took 10 s: about 40 s per step, 6.67 min in all"
-    assert lines[2].startswith("pretrain: step 1: micro-batch 3 of 4")
+    progress = Progress("pretrain", start_step=0, total_steps=10)
+    clock = iter((0.0, 20.0, 30.0, 40.0, 50.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    progress.before_step(1)
+    for done in (1, 2, 3, 4):
+        progress.on_step_progress(1, done, 4)
+    assert capsys.readouterr().err.splitlines() == [
+        "pretrain: step 1: micro-batch 1 of 4, 60 s left in this step",
+        "pretrain: a micro-batch took 10 s: about 40 s per step, 6.67 min in all",
+        "pretrain: step 1: micro-batch 3 of 4, 13.3 s left in this step",
+    ]
 
 
 def test_units() -> None:

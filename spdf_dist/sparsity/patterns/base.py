@@ -75,6 +75,26 @@ def keep_lowest(score: Scores64, kept: int) -> BoolArray:
     return np.asarray(mask, dtype=bool)
 
 
+def magnitude_bits(values: NDArray[np.float32]) -> Scores64:
+    """Integers in the order of the magnitudes, uint64. A value that is not finite counts as 0."""
+    finite = np.where(np.isfinite(values), values, np.float32(0))
+    return np.abs(np.ascontiguousarray(finite, dtype=np.float32)).view(np.uint32).astype(np.uint64)
+
+
+def by_magnitude(values: NDArray[np.float32]) -> Scores64:
+    """Scores that prefer the largest magnitudes, uint64. A value that is not finite has the highest score."""
+    return U64(0xFFFFFFFF) - magnitude_bits(values)
+
+
+def in_blocks(values: NDArray[np.float32], block: int) -> NDArray[np.float32]:
+    """Sums of the magnitudes of each block x block entries; ``values`` itself where ``block`` is 1."""
+    if block == 1:
+        return values
+    rows, columns = values.shape
+    parts = np.abs(values).reshape(rows // block, block, columns // block, block)
+    return parts.sum((1, 3), dtype=np.float64).astype(np.float32)
+
+
 class RandomScores:
     """Random scores that depend only on the seed, the weight's name and the flat index."""
 
@@ -92,16 +112,10 @@ class MagnitudeScores:
     """Scores that keep the entries of the largest magnitudes, or the blocks of the largest sums of magnitudes."""
 
     def __init__(self, weight: NDArray[np.float32]) -> None:
-        self.magnitude = np.abs(np.ascontiguousarray(weight, dtype=np.float32))
+        self.weight = weight
 
     def __call__(self, size: int) -> Scores64:
-        magnitude = self.magnitude
-        if size > 1:
-            rows, columns = magnitude.shape
-            magnitude = magnitude.reshape(rows // size, size, columns // size, size).sum((1, 3), dtype=np.float64)
-            magnitude = magnitude.astype(np.float32)
-        # The bit patterns of non-negative floats have the same order as the floats.
-        return (np.uint32(0xFFFFFFFF) - np.ascontiguousarray(magnitude).view(np.uint32).reshape(-1)).astype(U64)
+        return by_magnitude(in_blocks(self.weight, size)).reshape(-1)
 
     def stream(self, label: str, count: int) -> Scores64:
         raise UserError("sparsity.pattern: a balanced mask is random; select by magnitude with block:B or unstructured")
