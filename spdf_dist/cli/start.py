@@ -11,6 +11,7 @@ from spdf_dist.base.cpu import cores
 from spdf_dist.base.rank_variables import SINGLE_PROCESS, Ranks, discover
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.validate import validate_batch
+from spdf_dist.parallel.loopback import check_loopback
 from spdf_dist.parallel.ranks import spawn
 from spdf_dist.training.inputs import compare_with_disk
 from spdf_dist.training.run_folder import RunFolder
@@ -62,6 +63,7 @@ def start(
         count = world_size(config)
         if count > 1:
             validate_batch(config, count // config.parallel.tensor)
+            check_loopback()
             return spawn([command, *arguments], count, folder.logs)
         ranks = SINGLE_PROCESS
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))

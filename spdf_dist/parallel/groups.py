@@ -24,6 +24,7 @@ from spdf_dist.base.collective import Collective
 from spdf_dist.base.extras import require_extra
 from spdf_dist.base.rank_variables import RENDEZVOUS, Ranks
 from spdf_dist.config.errors import SpdfError, UserError
+from spdf_dist.parallel.loopback import ADDRESS, LOOPBACK, check_loopback
 from spdf_dist.parallel.megatron_core import parallel_state
 
 TIMEOUT_MINUTES = 30.0
@@ -126,12 +127,19 @@ def initialize(
     where = choose_device(device, ranks.local_rank)
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    else:
+    elif ranks.world_size > 1:
         check_interface()
+    else:
+        check_loopback()
+        os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK  # otherwise gloo looks up this machine's name
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # DeepSpeed needs it
     if not dist.is_initialized():
         timeout = datetime.timedelta(minutes=timeout_minutes)
-        store = loopback_store(ranks, timeout) if ranks.rendezvous_file and not locks_files(ranks) else None
+        store: dist.Store | None = None
+        if ranks.world_size == 1:
+            store = dist.HashStore()  # no port, and no address that another job may have left in MASTER_ADDR
+        elif ranks.rendezvous_file and not locks_files(ranks):
+            store = loopback_store(ranks, timeout)
         address = None if store else rendezvous(ranks)
         with tells_of_waiting(ranks, address):
             dist.init_process_group(
@@ -192,7 +200,7 @@ def loopback_store(ranks: Ranks, timeout: datetime.timedelta) -> dist.Store:
     assert ranks.rendezvous_file is not None
     path = Path(ranks.rendezvous_file)
     if ranks.rank == 0:
-        store = dist.TCPStore("127.0.0.1", 0, ranks.world_size, True, timeout, wait_for_workers=False)
+        store = dist.TCPStore(ADDRESS, 0, ranks.world_size, True, timeout, wait_for_workers=False)
         aside = path.with_suffix(".port")
         aside.write_text(str(store.port))
         aside.replace(path)
@@ -202,7 +210,7 @@ def loopback_store(ranks: Ranks, timeout: datetime.timedelta) -> dist.Store:
         if time.monotonic() > deadline:
             raise SpdfError("rank 0 has not started")
         time.sleep(0.02)
-    return dist.TCPStore("127.0.0.1", int(path.read_text()), ranks.world_size, False, timeout, wait_for_workers=False)
+    return dist.TCPStore(ADDRESS, int(path.read_text()), ranks.world_size, False, timeout, wait_for_workers=False)
 
 
 def rendezvous(ranks: Ranks) -> str:
@@ -212,9 +220,6 @@ def rendezvous(ranks: Ranks) -> str:
     """
     if ranks.rendezvous_file:
         return f"file://{ranks.rendezvous_file}"
-    if ranks.world_size == 1 and "MASTER_ADDR" not in os.environ:
-        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", "0"
-        return "tcp://127.0.0.1:0"
     if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
         address, port = meeting_point(ranks)
         os.environ.setdefault("MASTER_ADDR", address)

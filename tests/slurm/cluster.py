@@ -127,7 +127,9 @@ class Cluster:
         self.network = network
         """Whether each node has its own network. The caller must have called ``own_network``."""
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
-        self.env = os.environ | {"SLURM_CONF": str(self.base / "slurm.conf")}
+        # A training in this process has set the interface of gloo, which is none between the nodes.
+        inherited = {name: value for name, value in os.environ.items() if name != "GLOO_SOCKET_IFNAME"}
+        self.env = inherited | {"SLURM_CONF": str(self.base / "slurm.conf")}
 
     def start(self) -> None:
         """Start all daemons and wait until every node is idle."""
