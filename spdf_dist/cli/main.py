@@ -18,9 +18,9 @@ from typing import NoReturn
 from spdf_dist import __version__
 from spdf_dist.base.claims import claimed
 from spdf_dist.base.rank_variables import SINGLE_PROCESS, discover, is_rank_zero
-from spdf_dist.base.signals import STOP_SIGNALS, handled
+from spdf_dist.base.signals import STOP_SIGNALS, guarded, handled
 from spdf_dist.cli.memory import keep_freed_memory
-from spdf_dist.cli.refused_variables import refused_variable
+from spdf_dist.cli.refused_variables import check_variables, refused_variable
 from spdf_dist.cli.scarcity import scarcity
 from spdf_dist.cli.surroundings import (
     STANDARD_OUTPUT,
@@ -144,7 +144,7 @@ def stoppable(name: str) -> Iterator[None]:
             os.write(2, f"{line}\n".encode())
         os._exit(EXIT_STOPPED)
 
-    with handled(STOP_SIGNALS, stop):
+    with handled(STOP_SIGNALS, stop), guarded(start_up=True):
         follow_parent()
         yield
 
@@ -169,7 +169,7 @@ def interruptible() -> Iterator[None]:
         heard.append(number)
         raise Interrupted(number)
 
-    with handled(STOP_SIGNALS, interrupt):
+    with handled(STOP_SIGNALS, interrupt), guarded(start_up=False):
         try:
             yield
         except BaseException as error:
@@ -241,6 +241,7 @@ def run_command(argv: Sequence[str]) -> int:
     args = parser.parse_args(rest) if parser._subparsers else parser.parse_intermixed_args(rest)
     keep_freed_memory()
     try:
+        check_variables()
         with stoppable(name), claim(name, args):
             return int(module.run(args) or 0)
     except SpdfError as error:

@@ -1,4 +1,8 @@
-"""Recognizes errors of libraries about the value of an environment variable, and describes them in one line."""
+"""Environment variables whose value a library refuses: one line that names the variable.
+
+Most libraries raise an error, which ``refused_variable`` recognizes. ``check_variables`` checks the values on which
+libgomp or torch hang in native code.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 from spdf_dist.cli.scarcity import causes
+from spdf_dist.config.errors import UserError
 
 PREFIXES = (
     *("TORCH", "PYTORCH", "GLOO", "NCCL", "CUDA", "CUBLAS", "TRITON", "TP_", "UCC_", "C10D"),
@@ -20,6 +25,24 @@ BY_MESSAGE = {
 }
 """Messages that do not name their variable or, as that of TORCH_LOGS, name it only in a hint."""
 NO_NUMBER = re.compile(r"(?:invalid literal for int\(\) with base \d+|could not convert string to float): '(.*)'")
+_CPUS = r"\d+(-\d+(:\d+)?)?"
+_NUMBER = (r"\s*[+-]?\d{1,9}", "a number")
+_SWITCH = (r"(?i:y|yes|t|true|1|n|no|f|false|0)", "1 or 0")
+HANGING: dict[str, tuple[str, str]] = {
+    "GOMP_CPU_AFFINITY": (rf"\s*({_CPUS}([\s,]+{_CPUS})*\s*)?", "a list of CPUs such as 0-3 or 0 2 4"),
+    "TORCH_FR_BUFFER_SIZE": _NUMBER,
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": _NUMBER,
+    "TORCH_FR_CPP_STACK": _SWITCH,
+    "TORCH_NCCL_TRACE_CPP_STACK": _SWITCH,
+}
+"""Pattern and description of the values of variables on whose other values libgomp or torch hang."""
+
+
+def check_variables(env: Mapping[str, str] = os.environ) -> None:
+    """Raise UserError if ``env`` has a variable on whose value the import of torch, or its first collective, hangs."""
+    for name, (pattern, meaning) in HANGING.items():
+        if name in env and not re.fullmatch(pattern, env[name], re.ASCII):
+            raise UserError(f"{name}={env[name]}: not {meaning}: correct or unset this environment variable")
 
 
 def refused_variable(error: BaseException, env: Mapping[str, str] = os.environ) -> str | None:

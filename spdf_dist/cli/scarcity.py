@@ -1,4 +1,7 @@
-"""Recognizes errors that mean that the machine lacks something, and describes them in one line."""
+"""Recognizes errors that mean that the machine lacks something, and describes them in one line.
+
+The signs are compared without regard to case: torch's own socket errors are in lower case.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def scarcity(error: BaseException) -> str | None:
             (NO_SOCKET, "a socket cannot be opened; are too few open files allowed (ulimit -n)? ", ""),
             (NO_ROOM, "", ""),
         ):
-            line = next((line for line in lines if any(sign in line for sign in signs)), None)
+            line = next((line for line in lines if any(sign.lower() in line.lower() for sign in signs)), None)
             if line is not None:
                 return f"{meaning}{line}{limit}"
     return None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from spdf_dist.base.signals import STOP_SIGNALS, ReceivedSignals, StopRequest, stop_on_signal
@@ -128,3 +129,52 @@ def test_a_forked_child_s_signals_are_its_own() -> None:
         os.waitpid(child, 0)
         time.sleep(0.1)
         assert not stop.requested
+
+
+HOLDING = """
+import itertools, sys
+from spdf_dist.base import signals
+signals.START_UP_SECONDS, signals.GUARD_SECONDS = 0.5, 0.5
+with signals.guarded(start_up=sys.argv[1] == "starting"), signals.StopRequest() as stop:
+    if sys.argv[1] == "begun":
+        stop.begin()
+    print("ready", flush=True)
+    all(itertools.repeat(True))  # holds the interpreter lock for ever, so that neither handlers nor threads run
+"""
+
+
+@pytest.mark.parametrize(("stage", "signals"), [("starting", 1), ("starting", 2), ("begun", 2), ("other", 2)])
+def test_a_command_that_holds_the_interpreter_lock_is_ended(stage: str, signals: int) -> None:
+    command = [sys.executable, "-c", HOLDING, stage]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    for _ in range(signals):
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.poll() is None
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    assert (b"stopped during start-up" in errors) is (signals == 1)
+
+
+def test_a_guard_waits_after_the_first_signal_and_ends_with_its_command() -> None:
+    code = (
+        HOLDING.replace("all(itertools.repeat(True))", "any(itertools.repeat(False, 10**8))") + "print(stop.requested)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, "begun"], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    (guard,) = psutil.Process(process.pid).children()
+    assert "signal_guard" in guard.cmdline()[3]
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, b"True\n")
+    assert not guard.is_running()
+
+
+def test_a_guard_does_not_outlive_a_killed_command() -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLDING, "begun"], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    (guard,) = psutil.Process(process.pid).children()
+    process.kill()
+    process.communicate()
+    guard.wait(10)

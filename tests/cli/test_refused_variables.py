@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from spdf_command import run_spdf
 
-from spdf_dist.cli.refused_variables import refused_variable
+from spdf_dist.cli.refused_variables import check_variables, refused_variable
+from spdf_dist.config.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -50,4 +51,42 @@ def test_a_variable_that_torch_refuses_is_one_line(tiny_config: Path, tmp_path: 
     done = run_spdf("pretrain", tiny_config, f"run_dir={tmp_path}/run", TORCH_DISTRIBUTED_DEBUG="foo")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("spdf pretrain: TORCH_DISTRIBUTED_DEBUG=foo: ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("GOMP_CPU_AFFINITY", value) for value in ("foo", "0 x", "0:1", "{0}", "0;1")),
+        *(("TORCH_FR_BUFFER_SIZE", value) for value in ("zz", "", "99999999999")),
+        *(("TORCH_FR_CPP_STACK", value) for value in ("zz", "", "5")),
+        ("TORCH_NCCL_TRACE_BUFFER_SIZE", "zz"),
+        ("TORCH_NCCL_TRACE_CPP_STACK", "zz"),
+    ],
+)
+def test_a_value_on_which_native_code_hangs_is_refused(name: str, value: str) -> None:
+    with pytest.raises(
+        UserError, match=f"^{name}=.*: not a.* or unset this environment variable$|^{name}=.*: not 1 or 0"
+    ):
+        check_variables({name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("GOMP_CPU_AFFINITY", value) for value in ("", " ", "0", "0,1", "0-3", "0-8:2 9", "1 ", "0 3 1-2 4-15:2")),
+        *(("TORCH_FR_BUFFER_SIZE", value) for value in ("0", "2000", " 5", "-5")),
+        *(("TORCH_FR_CPP_STACK", value) for value in ("1", "yes", "FALSE", "t")),
+    ],
+)
+def test_values_that_work_are_not_refused(name: str, value: str) -> None:
+    check_variables({name: value})
+
+
+@pytest.mark.parametrize("variable", [{"GOMP_CPU_AFFINITY": "foo"}, {"TORCH_FR_BUFFER_SIZE": "zz"}])
+def test_such_a_value_is_one_line_of_the_command(variable: dict[str, str], tiny_config: Path, tmp_path: Path) -> None:
+    for words in (["pretrain", tiny_config, f"run_dir={tmp_path}/run", "parallel.data=2"], ["doctor"]):
+        done = run_spdf(*words, **variable)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert next(iter(variable)) in done.stderr
     assert not (tmp_path / "run").exists()

@@ -25,6 +25,10 @@ from spdf_dist.cli.scarcity import scarcity
         (RuntimeError("can't start new thread"), "a thread cannot be started: can't start new thread"),
         (RuntimeError("Too many open files"), "Too many open files"),
         (
+            RuntimeError("Traceback\nThe server socket has failed to bind. code: -24, message: too many open files"),
+            "The server socket has failed to bind. code: -24, message: too many open files",
+        ),
+        (
             RuntimeError("Cannot resolve 127.0.0.1"),
             "a socket cannot be opened; are too few open files allowed (ulimit -n)? Cannot resolve 127.0.0.1",
         ),
