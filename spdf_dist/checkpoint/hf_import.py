@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from torch import Tensor
 from spdf_dist.base.digests import file_digest
 from spdf_dist.base.progress_bar import ProgressBar
 from spdf_dist.checkpoint.hf_tokenizer import read_tokenizer
-from spdf_dist.checkpoint.huggingface import CONFIG, HEAD, WEIGHTS, WEIGHTS_INDEX, hf_tensors, read_json
+from spdf_dist.checkpoint.huggingface import CONFIG, HEAD, WEIGHTS, WEIGHTS_INDEX, hf_tensors, pointer_hint, read_json
 from spdf_dist.checkpoint.manifest import Kind, global_shapes
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import require_finite
@@ -34,6 +35,9 @@ WEIGHT_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ADAPTER = "adapter_config.json"
 """transformers adds the adapter of such a file, as of LoRA, to the model beside it."""
 
+WRAPPERS = re.compile(r"(module\.|_orig_mod\.|_forward_module\.|_fsdp_wrapped_module\.|base_model\.model\.)+")
+"""Prefixes of DistributedDataParallel, torch.compile, Lightning, FSDP and PEFT."""
+
 
 class HfFolder:
     """The config and tensors of a model folder. Raises UserError if the model cannot be imported without changes."""
@@ -45,29 +49,52 @@ class HfFolder:
                 f"{folder} holds an adapter ({ADAPTER}), which changes what the model computes: merge it first (peft's "
                 "merge_and_unload), or remove it"
             )
-        self.model = model_of(read_json(folder / CONFIG), folder / CONFIG)
+        config = read_json(folder / CONFIG)
+        self.model = model_of(config, folder / CONFIG)
         self.family = family_module(self.model.family, "hf")
+        if other := self.family.other_dropouts(config):
+            print(
+                f"{folder / CONFIG}: the model has one dropout here, {self.model.dropout}; not imported: "
+                + ", ".join(f"{key} {config.get(key)}" for key in other),
+                file=sys.stderr,
+            )
         self.stored = hf_tensors(architecture_of(self.model))
         self.files: dict[str, Any] = {}
         self.keys: dict[str, tuple[Path, str]] = {}
         for path in self.weight_files():
             try:
                 self.files[path.name] = safe_open(path, framework="pt")
+            except FileNotFoundError:
+                raise UserError(f"{path} is missing, and {WEIGHTS_INDEX} names it; copy it too") from None
             except (SafetensorError, OSError) as error:
-                raise UserError(f"{path} is not a safetensors file, or damaged: {error}") from None
+                hint = pointer_hint(path)
+                raise UserError(f"{path} is not a safetensors file, or damaged: {hint}{error}") from None
             for key in self.files[path.name].keys():  # noqa: SIM118 - not a dictionary
                 name = key if key == HEAD or key.startswith(self.family.PREFIX) else self.family.PREFIX + key
                 if name in self.keys:
-                    raise UserError(f"{folder} holds {name} twice: in {self.keys[name][0].name} and in {path.name}")
+                    other, its_key = self.keys[name]
+                    raise UserError(f"{folder} holds {name} twice: as {its_key} in {other.name}, {key} in {path.name}")
                 self.keys[name] = (path, key)
         self.check_head()
+        self.check_names()
+
+    def check_names(self) -> None:
+        """Raise UserError for stored tensors that ``config.json`` does not describe."""
         buffers = re.compile(re.escape(self.family.PREFIX) + f"({self.family.BUFFERS})")
         extra = [name for name in self.keys if name not in self.stored and not buffers.fullmatch(name)]
-        if extra:
+        if not extra:
+            return
+        keys = sorted(self.keys[name][1] for name in extra)
+        wrapper = WRAPPERS.match(keys[0])
+        if wrapper and all(key.startswith(wrapper[0]) for _, key in self.keys.values()):
             raise UserError(
-                f"{folder}: {CONFIG} has no place for {len(extra)} of the tensors, as {', '.join(sorted(extra)[:3])}; "
-                "without them the model would compute something else"
+                f"{self.folder}: the name of each tensor begins with '{wrapper[0]}', as of a wrapped model; save the "
+                "model inside the wrapper"
             )
+        raise UserError(
+            f"{self.folder}: {CONFIG} has no place for {len(extra)} of the tensors, as {', '.join(keys[:3])}; "
+            "without them the model would compute something else"
+        )
 
     def check_head(self) -> None:
         """If the output layer is tied to the word embedding, use the one of the two that is stored.
@@ -139,6 +166,13 @@ def model_of(config: dict[str, Any], path: Path) -> ModelConfig:
         raise UserError(f"{path}: model_type is {family!r}; only {' and '.join(FAMILIES)} can be imported")
     if config.get("quantization_config"):
         raise UserError(f"{path}: quantization_config: a quantised model cannot be imported; dequantise it first")
+    named, start = config.get("architectures") or [], family_module(family, "hf").NAMES
+    if not isinstance(named, list) or not all(str(name).startswith(start) for name in named):
+        raise UserError(f"{path}: architectures is {named!r:.80}: another model than model_type {family!r}")
+    if config.get("auto_map"):
+        raise UserError(
+            f"{path}: auto_map: code in the folder computes this model; if it is a plain {family}, remove the key"
+        )
     try:
         model: ModelConfig = family_module(family, "hf").model_config(config, path)
     except KeyError as error:

@@ -25,6 +25,19 @@ def hf_tensors(architecture: Architecture) -> dict[str, list[TensorSpec]]:
     return found
 
 
+LFS_POINTER = b"version https://git-lfs"
+
+
+def pointer_hint(path: Path) -> str:
+    """A hint for messages if ``path`` is a pointer of git-lfs, which a clone without git-lfs leaves; else empty."""
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return ""
+    return f"{path.name} is a git-lfs pointer: run `git lfs pull`, or download the file; " if is_pointer else ""
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError."""
     try:
@@ -32,7 +45,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
-        raise UserError(f"{path} is not valid JSON") from None
+        hint = pointer_hint(path).removesuffix("; ")
+        raise UserError(f"{path} is not valid JSON" + (f": {hint}" if hint else "")) from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} is not a JSON object")
     return tree

@@ -99,6 +99,9 @@ class SentencePieceTokenizer(Tokenizer):
         byte_ids = [self.processor.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
         self._byte_of = {i: byte for byte, i in enumerate(byte_ids) if self.processor.is_byte(i)}
         self._space = [byte_ids[byte] for byte in SP_SPACE.encode()]
+        start = int(self.processor.bos_id())
+        self.start_piece = None if start < 0 else str(self.processor.id_to_piece(start))
+        """The piece that the model has for the start of a text. This project does not use it."""
         self._bytes_known = all(i in self._byte_of for i in self._space)
         self._no_utf8 = byte_ids[0xFF]
         self.unknown_id = None if len(self._byte_of) == 256 else int(self.processor.unk_id())

@@ -105,6 +105,10 @@ class JsonTokenizer(Tokenizer):
         parts = ["The quick brown fox\n", "jumps over (it).\n", "x = 3\n"]
         return self.encode("".join(parts)) == [i for part in parts for i in self.encode(part)]
 
+    def added_texts(self) -> list[str]:
+        """The added tokens that a text may contain: all but the special ones."""
+        return [token.content for token in self._backend.get_added_tokens_decoder().values() if not token.special]
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         ids = self._encode(texts)
         for at, text in enumerate(texts):
@@ -167,13 +171,18 @@ def check_merges(path: Path, content: dict[str, Any]) -> None:
 def named_end(config: Path) -> str | None:
     """The ``eos_token`` of a ``tokenizer_config.json``, which is a string or an object with ``content``; None without
     one. Raises UserError for a file that cannot be read."""
+    token = read_config(config).get("eos_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) and token else None
+
+
+def read_config(config: Path) -> dict[str, Any]:
+    """The content of a ``tokenizer_config.json``; empty if there is none. Raises UserError for a damaged file."""
     if not config.is_file():
-        return None
+        return {}
     try:
         tree: Any = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{config} cannot be read: {error}") from None
-    token = tree.get("eos_token") if isinstance(tree, dict) else None
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) and token else None
+    return tree if isinstance(tree, dict) else {}

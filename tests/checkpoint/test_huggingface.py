@@ -152,7 +152,14 @@ def test_import_through_a_magnitude_mask(tmp_path: Path) -> None:
         ({"n_embd": 12}, "which does not fit config.json"),
         ({"n_layer": 3}, r"no tensor transformer\.h\.2\.ln_1\.weight"),
         ({"n_head": 3}, "model.num_attention_heads"),
-        ({"n_layer": float("inf")}, "cannot convert float infinity"),
+        ({"n_layer": float("inf")}, "n_layer is inf, not a whole number"),
+        ({"n_layer": 2.5}, "n_layer is 2.5, not a whole number"),
+        ({"n_layer": "2"}, "n_layer is '2', not a whole number"),
+        ({"n_layer": 1e300}, "n_layer is 1e.300, which is too large"),
+        ({"layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon is '1e-5', not a number"),
+        ({"num_hidden_layers": 1}, "n_layer is 2 and num_hidden_layers, its other name, is 1"),
+        ({"architectures": ["OPTForCausalLM"]}, "another model than model_type 'gpt2'"),
+        ({"auto_map": {"AutoModelForCausalLM": "x.Y"}}, "auto_map: code in the folder computes this model"),
         ({"quantization_config": {"quant_method": "gptq"}}, "a quantised model cannot be imported"),
     ],
 )
@@ -164,6 +171,39 @@ def test_other_models_are_refused(tmp_path: Path, change: dict[str, Any], messag
     with pytest.raises(UserError, match=message) as raised:
         import_hf(tmp_path / "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists() and "\n" not in str(raised.value)
+
+
+def test_a_wrapped_model_is_named(tmp_path: Path) -> None:
+    (folder,) = save(tmp_path / "run", 5)
+    export_hf(folder, tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    tensors = load_file(path)
+    for wrapper in ("module.", "_orig_mod.module."):
+        save_file({wrapper + name: tensor for name, tensor in tensors.items()}, path)
+        with pytest.raises(UserError, match=f"the name of each tensor begins with '{wrapper}'"):
+            import_hf(tmp_path / "hf", tmp_path / "out")
+
+
+def test_other_dropouts_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder,) = save(tmp_path / "run", 5)
+    export_hf(folder, tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "resid_pdrop": 0.25, "attn_pdrop": 0.5}))
+    import_hf(tmp_path / "hf", tmp_path / "out")
+    assert "the model has one dropout here, 0.25; not imported: attn_pdrop 0.5" in capsys.readouterr().err
+    assert Checkpoint(tmp_path / "out").model.dropout == 0.25
+
+
+def test_pointers_of_git_lfs_and_missing_shards_are_named(tmp_path: Path) -> None:
+    (folder,) = save(tmp_path / "run", 5)
+    export_hf(folder, tmp_path / "hf", shard_bytes=2000)
+    first, *_ = sorted((tmp_path / "hf").glob("model-*.safetensors"))
+    first.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(UserError, match="is a git-lfs pointer: run `git lfs pull`"):
+        import_hf(tmp_path / "hf", tmp_path / "out")
+    first.unlink()
+    with pytest.raises(UserError, match=r"model-00001-.* is missing, and model\.safetensors\.index\.json names it"):
+        import_hf(tmp_path / "hf", tmp_path / "out")
 
 
 def test_what_has_no_place_is_refused(tmp_path: Path) -> None:
@@ -364,6 +404,83 @@ def test_a_tokenizer_json_gives_the_same_ids(
     assert found.eod_id == expected.eod_id and found.vocab_size == expected.vocab_size
     for text in (TEXT, Path(json.__file__).read_text()):
         assert found.encode(text) == expected.encode(text) and found.decode(found.encode(text)) == text
+
+
+def lower_case(tree: dict[str, Any]) -> None:
+    """The pre-tokenizer and the normalizer are in this file only."""
+    tree["normalizer"] = {"type": "Lowercase"}
+
+
+def other_end(tree: dict[str, Any]) -> None:
+    """A chat model, whose texts end with another token."""
+    tree["added_tokens"].append({**tree["added_tokens"][0], "id": 263, "content": "<|im_end|>"})
+
+
+def own_word(tree: dict[str, Any]) -> None:
+    token = {**tree["added_tokens"][0], "id": 263, "content": "zqx", "special": False}
+    tree["added_tokens"].append(token)
+
+
+@pytest.mark.parametrize("change", [lower_case, other_end, own_word])
+def test_a_tokenizer_json_with_other_ids_is_preferred_to_two_files(
+    tmp_path: Path, gpt2_folder: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    files = {name: (gpt2_folder / name).read_bytes() for name in ("vocab.json", "merges.txt")}
+    with_tokenizer_json(gpt2_folder, change)
+    for name, content in files.items():
+        (gpt2_folder / name).write_bytes(content)
+    if change is other_end:
+        (gpt2_folder / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    sizes = {"vocab_size": 264, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 1}
+    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)).save_pretrained(gpt2_folder)
+    import_hf(gpt2_folder, tmp_path / "out")
+    kept = Checkpoint(tmp_path / "out").tokenizer_dir
+    assert kept is not None and (kept / "tokenizer.json").is_file() and not (kept / "encoder.json").exists()
+    assert load_tokenizer(kept).eod_id == (263 if change is other_end else 262)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"tokenizer_class": "Qwen2Tokenizer"}, "names Qwen2Tokenizer, which divides a text otherwise"),
+        ({"add_prefix_space": True}, "has add_prefix_space"),
+        ({"eos_token": {"content": "<|im_end|>"}}, "names the end token '<|im_end|>', not <|endoftext|>"),
+    ],
+)
+def test_two_files_that_transformers_reads_otherwise_are_named(
+    tmp_path: Path, gpt2_folder: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any], reason: str
+) -> None:
+    (gpt2_folder / "tokenizer_config.json").write_text(json.dumps(config))
+    import_hf(gpt2_folder, tmp_path / "out")
+    assert f"no tokenizer is taken along: tokenizer_config.json {reason}" in capsys.readouterr().err
+    assert Checkpoint(tmp_path / "out").tokenizer_dir is None
+
+
+def test_a_sentencepiece_model_with_a_start_piece(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Llama 2's. Export names the class that reads it, and import says what differs."""
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(Path(os.__file__).read_text().split("\n")),
+        model_prefix=str(tmp_path / "t"),
+        vocab_size=500,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    export_hf(save_with_tokenizer(tmp_path / "ck", tmp_path / "t.model"), tmp_path / "hf")
+    assert "no tokenizer.json" in capsys.readouterr().err
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ours = load_tokenizer(tmp_path / "t.model")
+    assert theirs.eos_token_id == ours.eod_id == 2
+    assert theirs.encode("The Eagle serves food.") == ours.encode("The Eagle serves food.")
+    for config, named in (({}, True), ({"add_bos_token": False}, False)):
+        (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps(config))
+        import_hf(tmp_path / "hf", tmp_path / f"out_{named}")
+        assert ("texts will not begin with <s>" in capsys.readouterr().err) == named
 
 
 @pytest.mark.parametrize(

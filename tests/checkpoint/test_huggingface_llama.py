@@ -40,6 +40,8 @@ SCALED = replace(
     rope_theta=500.0,
     rope_scaling=RopeScaling(4.0, 1.0, 3.0, 8),
 )
+LLAMA3 = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 8}
 SPARSE = SparsityConfig(level=0.75, seed=7, targets=list(architecture_of(TIED).targets))
 
 
@@ -154,6 +156,12 @@ def test_another_context_window_is_kept_where_positions_are_rotary(tmp_path: Pat
             "rope_parameters and rope_scaling differ",
         ),
         ({"rope_scaling": "linear"}, {}, "rope_scaling is no object: 'linear'"),
+        (
+            {"rope_scaling": LLAMA3, "original_max_position_embeddings": 4},
+            {},
+            "original_max_position_embeddings is 4 and, for the rotary positions, 8",
+        ),
+        ({"tie_word_embeddings": "true"}, {}, "tie_word_embeddings is 'true', neither true nor false"),
         ({"tie_word_embeddings": False}, {}, r"no tensor lm_head\.weight"),
         ({}, {"lm_head.weight": torch.ones(29, 32)}, r"lm_head\.weight differs from model\.embed_tokens\.weight"),
         ({}, {"model.layers.0.self_attn.q_proj.bias": torch.ones(32)}, r"has no place for 1 .*q_proj\.bias"),

@@ -377,6 +377,50 @@ def test_examples_of_triples_have_one_line(tmp_path: Path) -> None:
     assert (example.context, example.target) == ("A : p q : B", "A is B.")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_folder_with_several_releases_of_webnlg_is_refused(tmp_path: Path, packed: bool) -> None:
+    """Each text would count twice. Release 3.0 has its English texts in the folders en and ru."""
+    text = ENTRY[0].format(category="category='City'", triples=ENTRY[1].replace("|\n", "|"), text="A is B.")
+    for folder in ("v3/en/train/1triples", "v3/en/train/2triples", "v3/en/dev", "v3/ru/train", "v2/train"):
+        (tmp_path / "w" / folder).mkdir(parents=True)
+        (tmp_path / "w" / folder / "x.xml").write_text(text)
+    for name, message in (("w", r"3 times: in .*v2.*en.*ru"), ("w/v3", r"2 times: in .*en, .*ru"), ("w/v3/en", None)):
+        path = tmp_path / name
+        if packed:
+            path = tmp_path / f"{name.replace('/', '_')}.tar.gz"
+            with tarfile.open(path, "w:gz") as archive:
+                archive.add(tmp_path / name, "w")
+        if message is None:
+            assert len(load_task("webnlg", path, "train")) == 2
+        else:
+            with pytest.raises(UserError, match=message):
+                load_task("webnlg", path, "train")
+
+
+def test_references_under_another_name_and_russian_texts_are_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("mr,reference\na[b],A\n")
+    with pytest.raises(UserError, match="has no column 'ref', but 'reference'"):
+        load_task("e2e", tmp_path / "x.csv", "test")
+    text = ENTRY[0].format(category="category='City'", triples=ENTRY[1].replace("|\n", "|"), text="A is B.")
+    (tmp_path / "x.xml").write_text(text.replace("<lex", "<lex xml:lang='ru'"))
+    with pytest.raises(UserError, match="holds no example"):
+        load_task("webnlg", tmp_path / "x.xml", "train")
+
+
+def test_long_fields_need_no_quadratic_time(tmp_path: Path) -> None:
+    """Without the limits each of these takes minutes."""
+    long = " " * 500_000
+    (tmp_path / "x.json").write_text(f'[{{"tripleset": [["A", "P", "B"]], "annotations": [{{"text": "A{long}B"}}]}}]')
+    assert len(load_task("dart", tmp_path / "x.json", "train")[0].target) == 500_002
+    (tmp_path / "x.csv").write_text(f'mr,ref\n"a[b]","A"\n"a[b]","A{"." * 50_000}1"\n')
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match="line 3: 'ref' has 50,002 characters, more than 20,000"):
+            load_task("e2e", tmp_path / "x.csv", split)
+    (tmp_path / "x.csv").write_text(f'mr,ref\n"a[b],{" " * 19_000}x","A"\n')
+    with pytest.raises(UserError, match="is not of the form"):
+        load_task("e2e", tmp_path / "x.csv", "train")
+
+
 def test_lines_of_lora_s_text_may_end_in_any_way(tmp_path: Path) -> None:
     for end in ("\n", "\r\n", "\r"):
         (tmp_path / "x.txt").write_bytes(f"a : b||One.{end}a : c||Two.{end}".encode())

@@ -19,7 +19,9 @@ from spdf_dist.data.tasks.files import kind, lines_of, read_csv, read_text
 from spdf_dist.data.tasks.task import PUBLISHED, SPLITS, Task
 from spdf_dist.scoring.metrics import E2E_METRICS
 
-ATTRIBUTE = re.compile(r"\s*([^\[\],]+)\[([^\]]*)\]\s*(?:,|$)")
+ATTRIBUTE = re.compile(r"\s*([^\s\[\],][^\[\],]*)\[([^\]]*)\]\s*(?:,|$)")
+LONGEST_FIELD = 20_000
+"""Longest meaning or reference in characters; E2E's longest has fewer than 1,000. The rules need quadratic time."""
 ATTRIBUTE_NAMES = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
 
 OPENING = ",('£$\""
@@ -126,6 +128,14 @@ def load(path: Path, split: str) -> list[Example]:
         for column in ("mr",) if split == "test" else ("mr", "ref"):
             if column not in row:
                 raise UserError(f"{path} has no column '{column}' (it has {', '.join(row)}); E2E's CSV has mr,ref")
+        if "ref" not in row and (others := [column for column in row if "ref" in column]):
+            raise UserError(f"{path} has no column 'ref', but '{others[0]}'; E2E's CSV has mr,ref")
+        for column in ("mr", "ref"):
+            if len(row.get(column, "")) > LONGEST_FIELD:
+                raise UserError(
+                    f"{path}, line {line}: '{column}' has {len(row[column]):,} characters, more than {LONGEST_FIELD:,}"
+                    ": does a quote lack its partner?"
+                )
         try:
             context = linearize(row["mr"])
         except ValueError as error:

@@ -12,7 +12,7 @@ Triple = tuple[str, str, str]
 REFERENCE_FILES = 6
 """LoRA's number of reference files. Additional references are dropped; missing ones are filled with the first."""
 
-LINE_END = re.compile(r"\s*[\r\n]\s*")
+LINE_END = re.compile(r"[\r\n]+")
 
 
 def linearize(triples: Iterable[Sequence[str]]) -> str:
@@ -34,7 +34,8 @@ def split_triple(text: str) -> Triple:
 
 def one_line(text: str) -> str:
     """``text`` without line ends, and without spaces at its ends: models learn and write one line per text."""
-    return LINE_END.sub(" ", text.strip())
+    lines = [line.strip() for line in LINE_END.split(text)]
+    return " ".join(line for line in lines if line)
 
 
 def lex_text(lex: ElementTree.Element) -> str:

@@ -26,6 +26,8 @@ TEST_XML = ("testdata_with_lex.xml", "rdf-to-text-generation-test-data-with-refs
 """Test files of the challenges of 2017 and 2020. Other files of the test folder have no texts or are not English."""
 ACCEPTED = ("good", "")
 """Comments of texts that the annotators accepted (``good``) or did not judge (empty, since release 3.0)."""
+XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
+"""The attribute ``xml:lang``, as ElementTree names it."""
 
 # The categories of the training set. Other categories occur only in the test set.
 SEEN = frozenset(
@@ -77,10 +79,12 @@ def load(path: Path, split: str) -> list[Example]:
 def read_entries(path: Path, part: str) -> Iterator[Entry]:
     """The entries of a file, folder or archive. Raises UserError for an unknown format."""
     if path.is_dir():
-        for name in sorted(path.rglob("*.xml")):
-            # The name of the folder itself may be train, dev or test of the challenge.
-            if belongs((path.resolve().name, *name.relative_to(path).parts), part):
-                yield from xml_entries(read_bytes(name), str(name))
+        # The name of the folder itself may be train, dev or test of the challenge.
+        parts = {name: (path.resolve().name, *name.relative_to(path).parts) for name in sorted(path.rglob("*.xml"))}
+        chosen = [name for name in parts if belongs(parts[name], part)]
+        check_one_release(path, [parts[name] for name in chosen])
+        for name in chosen:
+            yield from xml_entries(read_bytes(name), str(name))
     elif kind(path) == ".json":
         yield from json_entries(path)
     elif kind(path) == ".xml":
@@ -93,10 +97,25 @@ def read_entries(path: Path, part: str) -> Iterator[Entry]:
 
 def belongs(parts: tuple[str, ...], part: str) -> bool:
     """Whether a file of the challenge's folder belongs to the part. All files outside the parts' folders belong."""
-    folder = next((name for name in reversed(parts[:-1]) if name in FOLDERS.values()), None)
+    at = split_at(parts)
+    folder = None if at is None else parts[at]
     if part == "test" and folder == "test":
         return parts[-1] in TEST_XML
     return folder in (None, FOLDERS[part])
+
+
+def check_one_release(path: Path, files: list[tuple[str, ...]]) -> None:
+    """Raise UserError if a folder holds a part in several releases or languages, whose texts would count twice."""
+    found = sorted({"/".join(parts[: split_at(parts)]) for parts in files if split_at(parts) is not None})
+    if len(found) > 1:
+        raise UserError(
+            f"{path} holds WebNLG {len(found)} times: in {', '.join(found)[:200]}; name one of these folders"
+        )
+
+
+def split_at(parts: tuple[str, ...]) -> int | None:
+    """The index of the last folder called train, dev or test; None without one."""
+    return next((at for at in range(len(parts) - 2, -1, -1) if parts[at] in FOLDERS.values()), None)
 
 
 def archive_entries(path: Path, part: str) -> Iterator[Entry]:
@@ -110,9 +129,11 @@ def archive_entries(path: Path, part: str) -> Iterator[Entry]:
                     raise UserError(f"{path} holds more than {LARGEST_FILE >> 20} MiB, and WebNLG does not")
                 if member.isfile() and member.name.endswith(".xml"):
                     members.append(member)
+            members = [member for member in members if belongs(tuple(member.name.split("/")), part)]
+            check_one_release(path, [tuple(member.name.split("/")) for member in members])
             for member in sorted(members, key=lambda member: member.name):
                 source = archive.extractfile(member)
-                if source is not None and belongs(tuple(member.name.split("/")), part):
+                if source is not None:
                     yield from xml_entries(source.read(), f"{path}:{member.name}")
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
@@ -123,7 +144,7 @@ def xml_entries(content: bytes, name: str) -> Iterator[Entry]:
     for entry in parse_xml(content, name).iter("entry"):
         try:
             triples = [split_triple(triple.text or "") for triple in entry.findall("modifiedtripleset/mtriple")]
-            given = [lex for lex in entry.findall("lex") if is_english(lex.get("lang"))]
+            given = [lex for lex in entry.findall("lex") if is_english(lex.get("lang") or lex.get(XML_LANG))]
             texts = [(lex.get("comment", ""), lex_text(lex)) for lex in given]
         except ValueError as error:
             raise UserError(f"{name}, entry {entry.get('eid')}: {error}") from error

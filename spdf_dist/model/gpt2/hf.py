@@ -7,8 +7,11 @@ from typing import Any
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig
+from spdf_dist.model.hf_values import number, whole
 
 CLASS_NAME = "GPT2LMHeadModel"
+NAMES = "GPT2"
+"""How the names of the classes begin."""
 PREFIX = "transformer."
 """Prefix of every tensor name but that of the output layer. Folders of a model without output layer lack it."""
 BUFFERS = r"h\.\d+\.attn\.(bias|masked_bias)"
@@ -23,6 +26,15 @@ REQUIRED = {
     "tie_word_embeddings": True,
 }
 """The values of a config that this project supports."""
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+"""Other names of keys. transformers accepts both."""
+DROPOUT = 0.1
+"""The value of a dropout that a config leaves out."""
 
 
 def hf_config(model: ModelConfig) -> dict[str, Any]:
@@ -56,13 +68,23 @@ def model_config(config: dict[str, Any], path: Path) -> ModelConfig:
             raise UserError(f"{path}: {key} is {config[key]!r}; only {expected!r} can be imported")
     if config.get("activation_function", ACTIVATION) not in TANH_GELU:
         raise UserError(f"{path}: activation_function is {config['activation_function']!r}, not {ACTIVATION}")
+    sizes = dict(config)
+    for alias, key in ALIASES.items():
+        if alias in config and sizes.setdefault(key, config[alias]) != config[alias]:
+            raise UserError(f"{path}: {key} is {sizes[key]!r} and {alias}, its other name, is {config[alias]!r}")
     return ModelConfig(
-        num_layers=int(config["n_layer"]),
-        hidden_size=int(config["n_embd"]),
-        num_attention_heads=int(config["n_head"]),
-        ffn_hidden_size=None if config.get("n_inner") is None else int(config["n_inner"]),
-        seq_length=int(config["n_positions"]),
-        vocab_size=int(config["vocab_size"]),
-        dropout=float(config.get("resid_pdrop", 0.0)),
-        norm_eps=float(config.get("layer_norm_epsilon", 1e-5)),
+        num_layers=whole(sizes, "n_layer"),
+        hidden_size=whole(sizes, "n_embd"),
+        num_attention_heads=whole(sizes, "n_head"),
+        ffn_hidden_size=None if config.get("n_inner") is None else whole(config, "n_inner"),
+        seq_length=whole(sizes, "n_positions"),
+        vocab_size=whole(config, "vocab_size"),
+        dropout=number(config, "resid_pdrop", DROPOUT),
+        norm_eps=number(config, "layer_norm_epsilon", 1e-5),
     )
+
+
+def other_dropouts(config: dict[str, Any]) -> list[str]:
+    """Keys of dropouts that differ from the one that is imported."""
+    taken = config.get("resid_pdrop", DROPOUT)
+    return [key for key in ("attn_pdrop", "embd_pdrop") if config.get(key, DROPOUT) != taken]

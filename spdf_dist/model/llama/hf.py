@@ -8,13 +8,18 @@ from typing import Any
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig, RopeScaling
+from spdf_dist.model.hf_values import flag, number, whole
 from spdf_dist.model.llama.architecture import ROPE_THETA
 
 CLASS_NAME = "LlamaForCausalLM"
+NAMES = "Llama"
+"""How the names of the classes begin."""
 PREFIX = "model."
 """Prefix of every tensor name but that of the output layer. Folders of a model without output layer lack it."""
 BUFFERS = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq"
 """Stored tensors that are not weights."""
+LENGTH = "original_max_position_embeddings"
+"""The key of the context window before rotary positions were scaled."""
 REQUIRED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
 """The values of a config that this project supports."""
 
@@ -55,26 +60,30 @@ def model_config(config: dict[str, Any], path: Path) -> ModelConfig:
     for key, expected in REQUIRED.items():
         if config.get(key, expected) != expected:
             raise UserError(f"{path}: {key} is {config[key]!r}; only {expected!r} can be imported")
-    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-    if config.get("head_dim") is not None and int(config["head_dim"]) * heads != hidden:
+    hidden, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
+    if config.get("head_dim") is not None and whole(config, "head_dim") * heads != hidden:
         raise UserError(f"{path}: head_dim is {config['head_dim']}; only hidden_size / num_attention_heads is known")
-    groups = config.get("num_key_value_heads")
     theta, scaling = rotary_config(config, path)
     return ModelConfig(
         family="llama",
-        num_layers=int(config["num_hidden_layers"]),
+        num_layers=whole(config, "num_hidden_layers"),
         hidden_size=hidden,
         num_attention_heads=heads,
-        num_key_value_heads=None if groups is None else int(groups),
-        ffn_hidden_size=int(config["intermediate_size"]),
-        seq_length=int(config["max_position_embeddings"]),
-        vocab_size=int(config["vocab_size"]),
-        dropout=float(config.get("attention_dropout") or 0.0),
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        num_key_value_heads=None if config.get("num_key_value_heads") is None else whole(config, "num_key_value_heads"),
+        ffn_hidden_size=whole(config, "intermediate_size"),
+        seq_length=whole(config, "max_position_embeddings"),
+        vocab_size=whole(config, "vocab_size"),
+        dropout=0.0 if config.get("attention_dropout") is None else number(config, "attention_dropout", 0.0),
+        norm_eps=number(config, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        tie_embeddings=flag(config, "tie_word_embeddings", False),
     )
+
+
+def other_dropouts(config: dict[str, Any]) -> list[str]:
+    """Keys of dropouts that differ from the one that is imported. A Llama has a single dropout."""
+    return []
 
 
 def rotary_config(config: dict[str, Any], path: Path) -> tuple[float, RopeScaling | None]:
@@ -88,14 +97,17 @@ def rotary_config(config: dict[str, Any], path: Path) -> tuple[float, RopeScalin
     found: Any = new or old or {}
     if not isinstance(found, dict):
         raise UserError(f"{path}: {'rope_parameters' if new else 'rope_scaling'} is no object: {found!r:.60}")
-    theta = float(found.get("rope_theta", config.get("rope_theta", ROPE_THETA)))
+    theta = number(found if "rope_theta" in found else config, "rope_theta", ROPE_THETA)
     kind = found.get("rope_type", found.get("type", "default"))
     if kind == "default":
         return theta, None
     if kind != "llama3":
         raise UserError(f"{path}: rope_type is {kind!r}; only 'default' and 'llama3' can be imported")
-    values = {field.name: found[field.name] for field in fields(RopeScaling)}
-    original = int(values.pop("original_max_position_embeddings"))
+    # transformers 5 prefers the length beside the object, and transformers 4 the one inside.
+    original = {**config, **found}
+    if original.get(LENGTH) != config.get(LENGTH, original.get(LENGTH)):
+        raise UserError(f"{path}: {LENGTH} is {config[LENGTH]!r} and, for the rotary positions, {found[LENGTH]!r}")
+    scaling = {field.name: found[field.name] for field in fields(RopeScaling) if field.name != LENGTH}
     return theta, RopeScaling(
-        **{key: float(value) for key, value in values.items()}, original_max_position_embeddings=original
+        **{key: number(scaling, key, 0.0) for key in scaling}, original_max_position_embeddings=whole(original, LENGTH)
     )
