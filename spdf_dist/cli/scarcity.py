@@ -16,7 +16,8 @@ NO_MEMORY = (
 NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
 NO_SOCKET = ("Cannot resolve 127.0.0.1",)
 """Of gloo. An address in digits needs no name service, but a socket."""
-NO_ROOM = ("Too many open files", "No space left on device", "Failed to init uv loop")
+NO_FILE = ("Too many open files",)
+NO_ROOM = ("No space left on device", "Failed to init uv loop")
 
 
 def scarcity(error: BaseException) -> str | None:
@@ -27,6 +28,10 @@ def scarcity(error: BaseException) -> str | None:
         if not isinstance(each, RuntimeError | ImportError):
             continue
         lines = [line.strip() for line in str(each).splitlines() if line.strip()]
+        if any(sign.lower() in line.lower() for line in lines for sign in NO_FILE):
+            return (
+                f"too many open files (ulimit -n allows this process {resource.getrlimit(resource.RLIMIT_NOFILE)[0]})"
+            )
         for signs, meaning, limit in (
             (NO_MEMORY, "out of memory: ", memory_limit()),
             (NO_THREAD, "a thread cannot be started: ", memory_limit()),

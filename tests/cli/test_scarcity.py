@@ -23,10 +23,9 @@ from spdf_dist.cli.scarcity import scarcity
         (RuntimeError("std::bad_alloc"), "out of memory: std::bad_alloc"),
         (ImportError("x.so: failed to map segment"), "out of memory: x.so: failed to map segment"),
         (RuntimeError("can't start new thread"), "a thread cannot be started: can't start new thread"),
-        (RuntimeError("Too many open files"), "Too many open files"),
         (
             RuntimeError("Traceback\nThe server socket has failed to bind. code: -24, message: too many open files"),
-            "The server socket has failed to bind. code: -24, message: too many open files",
+            "too many open files (ulimit -n allows this process 32)",
         ),
         (
             RuntimeError("Cannot resolve 127.0.0.1"),
@@ -38,7 +37,11 @@ from spdf_dist.cli.scarcity import scarcity
     ],
 )
 def test_what_the_machine_lacks(error: Exception, line: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    def limit(kind: int) -> tuple[int, int]:
+        number = 32 if kind == resource.RLIMIT_NOFILE else resource.RLIM_INFINITY
+        return number, number
+
+    monkeypatch.setattr(resource, "getrlimit", limit)
     assert scarcity(error) == line
 
 
