@@ -252,7 +252,7 @@ def run_command(argv: Sequence[str]) -> int:
         named = isinstance(error.filename, str | bytes)
         place = os.fsdecode(error.filename) if named else getattr(args, "out", None)
         where = f"{place}: " if place else ""
-        return report(name, f"{where}{error.strerror}", exit_code_of(error))
+        return report(name, scarcity(error) or f"{where}{error.strerror}", exit_code_of(error))
     except Interrupted as stop:
         return report(name, f"stopped by {signal.Signals(stop.number).name}", EXIT_INTERRUPTED)
     except KeyboardInterrupt:
