@@ -40,6 +40,7 @@ def claimed(target: Path) -> Iterator[None]:
         return
     path = real.with_name(f".{real.name[:LOCK_NAME_CHARACTERS]}.lock")
     descriptor: int | None = None
+    had_lock_file = os.path.lexists(path)
     try:
         try:
             with held_back():
@@ -47,6 +48,9 @@ def claimed(target: Path) -> Iterator[None]:
             if descriptor is None:
                 raise UserError(f"{target}: another process is making it; wait for its end or name another place")
         except OSError as error:
+            if not had_lock_file:
+                with suppress(OSError):
+                    path.unlink()
             if error.errno == errno.ELOOP:
                 raise UserError(f"{path} is a link and is not followed: remove it") from None
             if error.errno in PERMISSION and not real.exists():
@@ -75,7 +79,8 @@ def held_back() -> Iterator[None]:
 def give_back(path: Path, descriptor: int | None) -> None:
     """End a claim. The file is deleted before the unlock, so that the next holder notices that it is gone."""
     if descriptor is not None:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         unlock(descriptor)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from spdf_dist.base.atomic_files import write_text
 from spdf_dist.base.extras import require_extra
 from spdf_dist.base.rank_variables import discover
-from spdf_dist.config.errors import SpdfError, UserError
+from spdf_dist.config.errors import EXIT_BAD_INPUT, SpdfError, UserError, exit_code_of
 
 POLL_SECONDS = 0.2
 
@@ -56,15 +56,15 @@ class Collective(ABC):
     def on_rank_zero(self, action: Callable[[], Any]) -> Any:
         """Call ``action`` on rank 0 and return its result on every rank. If it raises SpdfError, every rank does."""
         answer = message = None
-        mistake = False
+        code = 0
         if self.rank == 0:
             try:
                 answer = action()
             except SpdfError as error:
-                message, mistake = str(error), isinstance(error, UserError)
-        answer, message, mistake = self.broadcast((answer, message, mistake))
+                message, code = str(error), exit_code_of(error)
+        answer, message, code = self.broadcast((answer, message, code))
         if message is not None:
-            raise UserError(message) if mistake else SpdfError(message)
+            raise UserError(message) if code == EXIT_BAD_INPUT else SpdfError(message)
         return answer
 
     def close(self) -> None:  # noqa: B027

@@ -54,7 +54,8 @@ def unlock(descriptor: int) -> None:
     if holder_file is not None:
         holder_file.unlink(missing_ok=True)
     else:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        with suppress(OSError):  # closing the last descriptor releases it too
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 

@@ -7,6 +7,7 @@ format.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -25,6 +26,8 @@ from spdf_dist.config.validate import validate_model
 from spdf_dist.model.architecture import TensorSpec, architecture_of
 from spdf_dist.model.parameterization import Parameterization
 
+ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""Errors of a path that has no such file. After any other error the file may be there and whole."""
 FORMAT = "spdf-checkpoint"
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -151,9 +154,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = path.read_bytes()
         tree = json.loads(content)
-    except PermissionError as error:
-        raise NoPermissionError(f"{path} cannot be read: {error.strerror}") from None
     except OSError as error:
+        if error.errno not in ABSENT:
+            raise NoPermissionError(f"{path} cannot be read: {error.strerror}") from None
         raise UserError(f"{folder} is no whole checkpoint: {MANIFEST} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: it is no JSON; take another checkpoint") from None
@@ -330,7 +333,7 @@ def whole_manifest(folder: Path) -> Manifest:
     """The manifest of a complete checkpoint. Checks sizes but not digests.
 
     Raises:
-        NoPermissionError: a file may not be read. Another checkpoint must not silently take its place.
+        NoPermissionError: a file may not or cannot be read. Another checkpoint must not silently take its place.
         UserError: the checkpoint is not complete.
     """
     manifest = read_manifest(folder)
@@ -338,9 +341,9 @@ def whole_manifest(folder: Path) -> Manifest:
         try:
             with (folder / name).open("rb") as content:
                 size = os.fstat(content.fileno()).st_size
-        except PermissionError as error:
-            raise NoPermissionError(f"{folder / name} cannot be read: {error.strerror}") from None
-        except OSError:
+        except OSError as error:
+            if error.errno not in ABSENT:
+                raise NoPermissionError(f"{folder / name} cannot be read: {error.strerror}") from None
             what = "its masks are missing: " if name == MASKS else ""
             text = f"{folder} is no whole checkpoint: {what}{name} is not there; take another checkpoint"
             raise UserError(text) from None

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spdf_dist.base.atomic_files import remove_leftovers, spare_files, sync, temporary_beside, try_to_remove
+from spdf_dist.base.atomic_files import remove_leftovers, sync, temporary_beside, try_to_remove
 from spdf_dist.base.collective import Collective, SingleProcess
 from spdf_dist.base.digests import file_digest, sealed
 from spdf_dist.base.provenance import made_with
@@ -43,7 +43,7 @@ from spdf_dist.checkpoint.manifest import (
 )
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.stream import SafetensorsStream, header_room
-from spdf_dist.config.errors import SpdfError, UserError
+from spdf_dist.config.errors import SpdfError, UserError, exit_code_of
 from spdf_dist.config.load import build
 from spdf_dist.config.schema import ModelConfig
 from spdf_dist.data.tokenizer import load_tokenizer
@@ -102,7 +102,6 @@ class CheckpointWriter:
         """Whether other checkpoints under ``root`` belong to the same run."""
         self.aside = temporary_beside(self.final)
         """The temporary folder. ``begin`` gives it one name on all ranks and creates it."""
-        self._spare = contextlib.ExitStack()
 
     def write(self, shards: Iterable[tuple[Kind, TensorShard, Tensor]], **content: Unpack[Content]) -> Path:
         """Write the checkpoint; collective.
@@ -136,7 +135,6 @@ class CheckpointWriter:
                     remove_remains(self.root)
                 else:
                     remove_leftovers(self.final)
-                self._spare = spare_files()
                 aside.mkdir()
             except OSError as error:
                 failure = error
@@ -160,28 +158,32 @@ class CheckpointWriter:
     def complete(self, report: Report, content: Content) -> Path:
         """Complete the checkpoint after every rank has written its files; collective. See ``write``."""
         failure = report.failure
-        reports = self.ranks.gather({**report.own, "failure": describe(failure), "state": content.get("rank_state")})
-        verdict = None
+        told = {"failure": describe(failure), "code": 0 if failure is None else exit_code_of(failure)}
+        reports = self.ranks.gather({**report.own, **told, "state": content.get("rank_state")})
+        verdict, code = None, 0
         if reports is not None:
             try:
-                verdict = next((f"rank {r}: {x['failure']}" for r, x in enumerate(reports) if x["failure"]), None)
-                if verdict is None:
+                failed = next((rank for rank, told in enumerate(reports) if told["failure"]), None)
+                if failed is not None:
+                    verdict, code = f"rank {failed}: {reports[failed]['failure']}", reports[failed]["code"]
+                else:
                     self._complete(reports, content)
             except Exception as error:
                 failure = error
-                verdict = f"rank 0: {describe(error)}"
-            self._spare.close()
+                verdict, code = f"rank 0: {describe(error)}", exit_code_of(error)
             if verdict is not None:
                 shutil.rmtree(self.aside, ignore_errors=True)
                 if self.among_others:
                     last = latest(self.root)
                     stays = f"the last good checkpoint stays: {last}" if last else "there is no earlier checkpoint"
                     verdict += f"; {stays}"
-        verdict = self.ranks.broadcast(verdict)
+        verdict, code = self.ranks.broadcast((verdict, code))
         if verdict is not None:
             if isinstance(report.failure, SpdfError):
                 raise report.failure  # an error from the source of the shards, which has its own message
-            raise SpdfError(f"checkpoint {self.final} was not saved: {verdict}") from failure
+            unsaved = SpdfError(f"checkpoint {self.final} was not saved: {verdict}")
+            unsaved.exit_code = code
+            raise unsaved from failure
         return self.final
 
     def _write_slices(

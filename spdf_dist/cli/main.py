@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib.metadata
 import os
 import re
@@ -245,14 +246,17 @@ def run_command(argv: Sequence[str]) -> int:
         with stoppable(name), claim(name, args):
             return int(module.run(args) or 0)
     except SpdfError as error:
-        return report(name, str(error), error.exit_code)
+        return report(name, str(error), exit_code_of(error))
     except OSError as error:
         if isinstance(error, BrokenPipeError) or error.errno is None or error.filename == STANDARD_OUTPUT:
             raise
         named = isinstance(error.filename, str | bytes)
-        place = os.fsdecode(error.filename) if named else getattr(args, "out", None)
+        unwritten = (
+            error.errno != errno.ENOENT
+        )  # an open file exists; tempfile lacks a folder, and names those it tried
+        place = os.fsdecode(error.filename) if named else getattr(args, "out", None) if unwritten else None
         where = f"{place}: " if place else ""
-        return report(name, scarcity(error) or f"{where}{error.strerror}", exit_code_of(error))
+        return report(name, f"{where}{error.strerror}", exit_code_of(error))
     except Interrupted as stop:
         return report(name, f"stopped by {signal.Signals(stop.number).name}", EXIT_INTERRUPTED)
     except KeyboardInterrupt:

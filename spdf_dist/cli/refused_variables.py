@@ -10,8 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from spdf_dist.cli.scarcity import causes
-from spdf_dist.config.errors import UserError
+from spdf_dist.config.errors import UserError, causes
 
 PREFIXES = (
     *("TORCH", "PYTORCH", "GLOO", "NCCL", "CUDA", "CUBLAS", "TRITON", "TP_", "UCC_", "C10D"),

@@ -5,9 +5,9 @@ The signs are compared without regard to case: torch's own socket errors are in 
 
 from __future__ import annotations
 
-import errno
 import resource
-from collections.abc import Iterator
+
+from spdf_dist.config.errors import causes
 
 NO_MEMORY = (
     *("Cannot allocate memory", "can't allocate memory", "out of memory", "std::bad_alloc"),
@@ -26,8 +26,6 @@ def scarcity(error: BaseException) -> str | None:
     for each in causes(error):
         if isinstance(each, MemoryError):
             return f"out of memory{f': {each}' if str(each) else ''}{memory_limit()}"
-        if isinstance(each, OSError) and each.errno == errno.EMFILE:
-            return too_many_files()
         if not isinstance(each, RuntimeError | ImportError):
             continue
         lines = [line.strip() for line in str(each).splitlines() if line.strip()]
@@ -45,20 +43,6 @@ def scarcity(error: BaseException) -> str | None:
             if line is not None:
                 return f"{meaning}{line}{limit}"
     return None
-
-
-def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that led to it, at most ten."""
-    for _ in range(10):
-        if error is None:
-            return
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def too_many_files() -> str:
-    """What to say when this process may open no further file."""
-    return f"too many open files (ulimit -n allows this process {resource.getrlimit(resource.RLIMIT_NOFILE)[0]})"
 
 
 def memory_limit() -> str:

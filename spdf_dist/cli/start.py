@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spdf_dist.base.cpu import cores
 from spdf_dist.base.rank_variables import SINGLE_PROCESS, Ranks, discover
+from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.validate import validate_batch
 from spdf_dist.parallel.loopback import check_loopback
@@ -33,6 +34,14 @@ def world_size(config: AnyConfig) -> int:
         gpus = 0 if config.device == "cpu" else gpus_of_node()
         data = max(1, gpus // tensor)
     return tensor * data
+
+
+def check_proc() -> None:
+    """Raise UserError unless /proc describes this process, which DeepSpeed reads while it is imported."""
+    if not Path("/proc/self/stat").exists():
+        raise UserError(
+            "/proc does not describe this process, and training needs it: mount it (mount -t proc proc /proc)"
+        )
 
 
 def start(
@@ -63,9 +72,11 @@ def start(
         count = world_size(config)
         if count > 1:
             validate_batch(config, count // config.parallel.tensor)
+            check_proc()
             check_loopback()
             return spawn([command, *arguments], count, folder.logs)
         ranks = SINGLE_PROCESS
+        check_proc()
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     if sys.stderr.isatty():
         print(f"{command}: rank {ranks.rank} of {ranks.world_size}", end="\r", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class UserError(SpdfError):
 
 
 class NoPermissionError(UserError):
-    """A path that exists and that this process may not read or write."""
+    """A path that exists and that this process may not read or write, or cannot because of a failure of the machine."""
 
 
 PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -46,10 +47,49 @@ UNREACHABLE = (
 """Errors of the file system for a path that a user gave and may not enter, or that no file can have."""
 
 
-def exit_code_of(error: OSError) -> int:
-    """The exit code of a command that ends with ``error``: 2 for a path that cannot be used as it was given, else 1."""
-    named = isinstance(error.filename, str | bytes)
-    return EXIT_BAD_INPUT if named and error.errno in UNREACHABLE else SpdfError.exit_code
+MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENOMEM, errno.EAGAIN),
+    *(errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENXIO, errno.ENOLCK),
+)
+"""Errors of the machine or the file system, whatever the path."""
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""An error number in the messages of libraries in Rust, such as safetensors."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that led to it, at most ten."""
+    for _ in range(10):
+        if error is None:
+            return
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a command that ends with ``error``. The same refusal of a path has one code in every command.
+
+    It is 2 if ``error`` or its cause is a lack of permission, 1 if it is a failure of the machine. Otherwise it is the
+    error's own code, or that of a path that cannot be used as it was given.
+    """
+    own = error.exit_code if isinstance(error, SpdfError) else SpdfError.exit_code
+    if own not in (SpdfError.exit_code, EXIT_BAD_INPUT):
+        return own
+    for each in causes(error):
+        number = error_number(each)
+        if number in PERMISSION:
+            return EXIT_BAD_INPUT
+        if number in MACHINE:
+            return SpdfError.exit_code
+    named = isinstance(error, OSError) and isinstance(error.filename, str | bytes)
+    return EXIT_BAD_INPUT if named and error_number(error) in UNREACHABLE else own
+
+
+def error_number(error: BaseException) -> int | None:
+    """The error number of the operating system in an exception, or in the message of a library; None without one."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = OS_ERROR.search(str(error))
+    return None if found is None else int(found[1])
 
 
 @contextlib.contextmanager

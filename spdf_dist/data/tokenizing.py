@@ -191,6 +191,9 @@ def write_streams(
     return summaries
 
 
+SHARED_MEMORY = "/dev/shm"
+"""The folder in which the C library keeps named semaphores."""
+
 Item = StreamSummary | Problem | tuple[Chunk, TokenizedChunk]
 
 
@@ -203,7 +206,7 @@ def tokenized(
         for item in chunks_of(files, folder):
             yield (item, tokenize(item)) if isinstance(item, Chunk) else item
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (tokenizer,))
+    pool = worker_pool(workers, tokenizer)
     waiting: deque[StreamSummary | Problem | tuple[Chunk, Future[TokenizedChunk]]] = deque()
     busy = 0
     try:
@@ -222,6 +225,15 @@ def tokenized(
         raise SpdfError("a worker process died (out of memory?); try fewer --workers") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def worker_pool(workers: int, tokenizer: str) -> ProcessPoolExecutor:
+    """Processes that tokenize. Raises OSError that names the folder of their locks if these cannot be made there."""
+    try:
+        return ProcessPoolExecutor(workers, get_context("spawn"), start_worker, (tokenizer,))
+    except OSError as error:
+        reason = f"{error.strerror}: worker processes need a lock there; --workers 1 needs none"
+        raise OSError(error.errno, reason, SHARED_MEMORY) from None
 
 
 def finished(item: StreamSummary | Problem | tuple[Chunk, Future[TokenizedChunk]]) -> Item:

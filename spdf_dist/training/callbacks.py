@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +18,7 @@ from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.suggest import nearest
 from spdf_dist.extensions import extensions
+from spdf_dist.training.event_file import EventFile
 from spdf_dist.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -278,13 +281,11 @@ class TensorBoard(Callback):
         texts: Mapping[str, str] | None = None,
     ) -> None:
         """``executed_ratio`` is executed FLOPs over model FLOPs; ``texts`` are shown under their names."""
-        from torch.utils.tensorboard import SummaryWriter
-
         self.path = folder.tensorboard
         self.executed_ratio = executed_ratio
-        self.writer: Any = None
+        self.writer: EventFile | None = None
         purge_step = start_step + 1 if start_step else None
-        self.attempt(lambda: setattr(self, "writer", SummaryWriter(str(self.path), purge_step=purge_step)))
+        self.attempt(lambda: setattr(self, "writer", EventFile(self.path, purge_step)))
         self.add({f"sparsity/{group}": sparsity for group, sparsity in sparsity_by_group.items()}, start_step)
         for name, text in (texts or {}).items():
             if self.writer is not None:
@@ -295,15 +296,18 @@ class TensorBoard(Callback):
         try:
             action()
         except (OSError, UnicodeError) as error:
+            if self.writer is not None:
+                with contextlib.suppress(OSError):
+                    self.writer.close()
             self.writer = None
             reason = getattr(error, "strerror", None) or error
             print(f"WARNING: {self.path} is not written any more: {reason}", file=sys.stderr)
 
     def add(self, scalars: Mapping[str, float | None], step: int) -> None:
         """Write the scalars that are not None."""
-        for name, value in scalars.items():
-            if value is not None and self.writer is not None:
-                self.attempt(partial(self.writer.add_scalar, name, value, step))
+        if self.writer is not None:
+            numbers = {name: value for name, value in scalars.items() if value is not None}
+            self.attempt(partial(self.writer.add_scalars, numbers, step))
 
     def after_step(self, metrics: StepMetrics, phases_ms: Mapping[str, float]) -> None:
         further = {
@@ -319,8 +323,6 @@ class TensorBoard(Callback):
 
     def after_validation(self, step: int, loss: float) -> None:
         self.add({"validation/loss": loss}, step)
-        if self.writer is not None:
-            self.attempt(self.writer.flush)
 
     def on_metrics(self, step: int, values: Mapping[str, float]) -> None:
         self.add(values, step)
@@ -330,14 +332,17 @@ class TensorBoard(Callback):
             self.attempt(self.writer.close)
 
 
-def used_memory() -> int:
-    """Bytes in use: on a GPU the maximum so far, on a CPU the resident set of this process."""
+def used_memory() -> int | None:
+    """Bytes in use: on a GPU the maximum so far, on a CPU the resident set of this process; None without /proc."""
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
-        return int(file.read().split()[1]) * 4096
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except (OSError, IndexError):
+        return None
+    return int(pages) * resource.getpagesize()
 
 
 class Progress(Callback):

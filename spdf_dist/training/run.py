@@ -21,7 +21,7 @@ from spdf_dist.checkpoint.manifest import read_manifest
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import CheckpointWriter, Content, prune
-from spdf_dist.config.errors import UserError
+from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.load import flatten, read_yaml, to_tree, to_yaml
 from spdf_dist.config.schema import AnyConfig, ModelConfig, SparsityConfig
 from spdf_dist.data.tokenizer import Tokenizer
@@ -128,7 +128,7 @@ class TrainingRun:
         """
         change = self.allowed.change
         settings = self.config.deepspeed
-        digests = {
+        digests = self.digests = {
             **data_digests,
             "tokenizer": [] if tokenizer is None else [tokenizer.digest],
             "deepspeed": [file_digest(Path(settings))] if isinstance(settings, str) else [],
@@ -143,6 +143,7 @@ class TrainingRun:
                 self.folder.keep_tokenizer(tokenizer)
 
         self.groups.on_rank_zero(open_folder)
+        self.loaded_tokenizer = tokenizer
         self.tokenizer = self.folder.tokenizer if tokenizer is not None else None
         self.stalled, self.saves, self.seconds = 0.0, 0, 0.0
 
@@ -340,6 +341,8 @@ class TrainingRun:
 
     def writer(self, state: TrainingState) -> tuple[CheckpointWriter, Content]:
         """The writer of a state's checkpoint, and the checkpoint's content."""
+        if self.groups.rank == 0:
+            self.restore_files()
         trained = self.trained
         masks = trained.masks if trained.recorded_masks is None else trained.recorded_masks
         records = None
@@ -364,6 +367,15 @@ class TrainingRun:
             "manifest": manifest,
         }
         return CheckpointWriter(self.folder.checkpoints, state.step, self.groups), content
+
+    def restore_files(self) -> None:
+        """Write the run folder's small files again if somebody deleted or renamed them, so that a save goes on."""
+        try:
+            missing = self.folder.restore(self.config, self.loaded_tokenizer, self.digests)
+        except (OSError, SpdfError):
+            return  # the save reports it
+        if missing:
+            self.callbacks.on_note(f"WARNING: {self.folder.path} lacked {', '.join(missing)}: written again")
 
     def saved(self, state: TrainingState) -> None:
         """Delete old checkpoints and notify the callbacks. A failure to delete is only a warning."""

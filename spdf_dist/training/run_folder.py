@@ -294,6 +294,23 @@ class RunFolder:
         with writing(self.tokenizer):
             tokenizer.save(self.tokenizer)
 
+    def restore(self, config: AnyConfig, tokenizer: Tokenizer | None, digests: dict[str, list[str]]) -> list[str]:
+        """Write the config, the tokenizer and the digests of the inputs again if they are missing; returns their names.
+
+        ``tokenizer`` and ``digests`` are those of ``keep_tokenizer`` and ``keep_data``. Raises OSError and SpdfError.
+        """
+        missing = [path.name for path in (self.config, self.data, self.tokenizer) if not path.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.config.name in missing:
+            write_text(self.config, to_yaml(config))
+        if self.data.name in missing:
+            self.write_json(self.data.name, {"schema_version": 1, "digests": digests})
+        if tokenizer is None:
+            missing = [name for name in missing if name != self.tokenizer.name]
+        elif self.tokenizer.name in missing:
+            self.keep_tokenizer(tokenizer)
+        return missing
+
     def cut_metrics(self, step: int, *, validated: bool = True) -> None:
         """Remove metrics lines after ``step`` and incomplete lines.
 

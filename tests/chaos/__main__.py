@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from chaos import campaign, forks, fuzz
 from chaos.slurm_faults import SlurmFaults
 
-PARTS = ("fuzz", "kills", "signals", "races", "limits", "slurm")
+PARTS = ("fuzz", "kills", "signals", "races", "limits", "refusals", "slurm")
 USUAL = PARTS[:-1]
 
 
@@ -28,6 +29,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the counts go")
     args = parser.parse_args()
     seed = int(time.time()) if args.seed is None else args.seed
+    if "refusals" in args.only and not forks.has_shim():
+        forks.load_shim(Path(tempfile.mkdtemp(prefix="spdf-shim-")))
     print(f"chaos: seed {seed}", flush=True)
     target = args.json.resolve() if args.json else None
     report: dict[str, object] = {"schema_version": 1, "seed": seed}
@@ -58,6 +61,8 @@ def main() -> int:
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(report, indent=1) + "\n")
+    if shim := os.environ.get(forks.SHIM_FOLDER):
+        shutil.rmtree(shim)
     if not broken:
         shutil.rmtree(work)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -16,9 +17,11 @@ from pathlib import Path
 from chaos.forks import (
     Child,
     Ended,
+    count_calls,
     few_files,
     kill_at,
     little_memory,
+    refuse,
     run,
     small_files,
     start,
@@ -47,6 +50,20 @@ FORMS = (
     *(*("forked",) * 3, "forked ranks", *("forked",) * 5, "command with ranks"),
 )
 """How the runs of a campaign are started, in turn."""
+PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+REFUSALS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("rename", "link", "mkdir", "create"), (*PERMISSION, *MACHINE)),
+    "open to read": (errno.EACCES, errno.EIO, errno.ESTALE),
+    **dict.fromkeys(("write", "fsync of a file", "truncate"), MACHINE),
+    "read": (errno.EIO, errno.ESTALE),
+    "fsync of a folder": (*MACHINE, errno.EINVAL, errno.EOPNOTSUPP),
+    "unlink": (errno.EACCES, errno.EROFS, errno.EBUSY, errno.EIO),
+    "flock": (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO),
+    "mmap": (errno.ENODEV, errno.ENOMEM),
+    "short write": (0,),
+}
+"""Errors of each kind of call."""
 COUNTED = ("loss", "grad_norm", "val_loss", "lr", "consumed_tokens", "total_flops")
 
 
@@ -257,6 +274,59 @@ class Campaign:
                     again = run([*words, out])
                     tally.require(again.code == 0, f"{name}, {kind}: {out} cannot be made afterwards: {again}")
                 delete(out)
+        return tally
+
+    # ---- refused calls ----------------------------------------------------------------------------------------------
+
+    def refusals(self, deadline: float, most: int) -> Tally:
+        """One call of the file system is refused, or all from it on: a whole result, or one line and no leftovers."""
+        rng, tally = random.Random(f"{self.seed} refusals"), Tally()
+        expected: dict[str, object] = {}
+        calls: dict[tuple[str, str], int] = {}
+        makers = self.makers()
+        while time.monotonic() < deadline and tally.counts.get("refusals", 0) < most:
+            name, kind = rng.choice(list(makers)), rng.choice(list(REFUSALS))
+            words, out = makers[name], place_of(name, "refused")
+            if name not in expected:
+                self.must(*target_of(name, words, out))
+                expected[name] = outcome_of(name, out)
+                delete(out)
+            if (name, kind) not in calls:
+                calls[name, kind] = count_calls(target_of(name, words, out), self.work, kind)
+                delete(out)
+            if calls[name, kind] == 0:
+                continue
+            number, once = rng.choice(REFUSALS[kind]), rng.random() < 0.5
+            first = rng.randrange(1, calls[name, kind] + 1)
+            what = f"{name}: {kind} {first} of {calls[name, kind]}{'' if once else ' and later'}: {os.strerror(number)}"
+            prepare = refuse(self.work, kind, first, 1 if once else 10**6, number)
+            ended = run(target_of(name, words, out), prepare=prepare)
+            tally.add("refusals")
+            tally.add(f"{kind}: {'survived' if ended.code == 0 else 'told'}")
+            tally.require("Traceback" not in ended.said, f"{what}: {ended}")
+            if ended.code == 0:
+                same = name in expected and outcome_of(name, out) == expected[name]
+                lost = name == "pretrain" and "WARNING: " in ended.said  # of metrics or checkpoints, told
+                tally.require(same or lost, f"{what}: another result: {ended}")
+            else:
+                lines = [line for line in ended.said.replace("\r", "\n").splitlines() if line.startswith("spdf ")]
+                named = number == errno.ENOMEM or "/" in "".join(lines) or str(out) in "".join(lines)
+                tally.require(len(lines) == 1 and named, f"{what}: {ended}")
+                tally.require(
+                    ended.code == (2 if number in PERMISSION else 1), f"{what}: exit code {ended.code}: {ended}"
+                )
+            if kind != "unlink" and (once or kind != "open to read"):  # else nothing can be deleted
+                hidden = [str(path) for path in Path().rglob(".*") if path.name != ".lock"]
+                tally.require(not hidden, f"{what}: leftovers {hidden}: {ended}")
+            for left in [path for path in Path().rglob(".*") if path.name != ".lock"]:
+                delete(left)
+            if ended.code != 0:
+                several = name in ("report", "synthetic", "generate", "pretrain")
+                tally.require(not out.exists() or several or outcome_of(name, out) == expected[name], f"{what}: half")
+                again = run(target_of(name, words, out))
+                tally.require(again.code == 0, f"{what}: {out} cannot be made afterwards: {again}")
+                tally.require(outcome_of(name, out) == expected[name], f"{what}: afterwards, another result")
+            delete(out)
         return tally
 
 

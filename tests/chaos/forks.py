@@ -7,21 +7,27 @@ its workers too.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from spdf_dist.base.rank_variables import RENDEZVOUS
 from spdf_dist.parallel.ranks import PARENT
 
 DISK_CALLS = ("fsync", "rename", "replace", "unlink", "mkdir", "link", "rmdir")
 """File-system calls before which a child can be killed: the effects of earlier calls are on disk."""
+
+SHIM_FOLDER = "CHAOS_SHIM_FOLDER"
+"""Variable with the folder of the preloaded ``refuse.c``."""
 
 
 @dataclass
@@ -216,6 +222,55 @@ def kill_at(number: int) -> Callable[[], None]:
             setattr(os, name, hooked(getattr(os, name)))
 
     return prepare
+
+
+REFUSABLE = (
+    *("rename", "link", "mkdir", "create", "open to read", "write", "read", "fsync of a file", "fsync of a folder"),
+    *("unlink", "truncate", "flock", "mmap", "short write"),
+)
+"""Kinds of calls that ``refuse.c`` can refuse, in the order of its ``enum kind``."""
+
+
+def has_shim() -> bool:
+    """Whether ``refuse.c`` is loaded into this process."""
+    return hasattr(ctypes.CDLL(None), "refuse_begin")
+
+
+def load_shim(folder: Path) -> None:
+    """Compile ``refuse.c`` into ``folder`` and start this program again with it, which is how it gets loaded."""
+    shim = folder / "refuse.so"
+    source = Path(__file__).with_name("refuse.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(shim), str(source), "-ldl"], check=True)
+    os.execve(
+        sys.executable,
+        [sys.executable, "-P", "-m", "chaos", *sys.argv[1:]],
+        {**os.environ, "LD_PRELOAD": str(shim), SHIM_FOLDER: str(folder)},
+    )
+
+
+def refuse(folder: Path, kind: str, first: int, count: int, number: int) -> Callable[[], None]:
+    """In the child, ``count`` calls of ``kind`` below ``folder`` fail with errno ``number``, from call ``first`` on."""
+    place = os.fsencode(folder)
+    return lambda: ctypes.CDLL(None).refuse_begin(place, 1 + REFUSABLE.index(kind), first, count, number)
+
+
+def count_calls(words: Sequence[object], folder: Path, kind: str) -> int:
+    """The number of calls of ``kind`` below ``folder`` that a command makes."""
+    with tempfile.NamedTemporaryFile() as counted:
+
+        def prepare() -> None:
+            refuse(folder, kind, 0, 0, 0)()
+            end = os._exit
+
+            def tell_and_end(code: int) -> NoReturn:
+                Path(counted.name).write_text(str(ctypes.CDLL(None).refuse_calls()))
+                end(code)
+
+            os._exit = tell_and_end
+
+        ended = run(words, prepare=prepare)
+        assert ended.code == 0, (words, ended)
+        return int(Path(counted.name).read_text())
 
 
 def small_files(size: int) -> Callable[[], None]:

@@ -32,6 +32,7 @@ def test_the_campaign_s_short_form(tmp_path: Path) -> None:
     assert found["seed"] == SEED and found["fuzz"]["tried"] == 6 * len(kinds())
     assert found["kills"]["counts"]["kills"] >= 1 and found["signals"]["counts"]["signals"] >= 1
     assert sum(found["races"]["counts"].values()) >= 1 and sum(found["limits"]["counts"].values()) >= 1
+    assert found["refusals"]["counts"]["refusals"] >= 1
 
 
 def test_damage_is_drawn_from_the_seed_alone() -> None:

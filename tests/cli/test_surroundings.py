@@ -120,3 +120,15 @@ def test_a_job_s_rank_in_the_environment_silences_no_other_command(tiny_data, tm
 def test_a_full_disk_under_standard_output_is_not_taken_for_another(tiny_data, tmp_path):
     done = shell(f"{SPDF} data info {tiny_data.train} > /dev/full", tmp_path)
     assert (done.returncode, done.stderr) == (1, "spdf: standard output cannot be written: No space left on device\n")
+
+
+def test_training_without_proc_is_one_line(tiny_config, tmp_path):
+    own_mounts = "unshare --map-root-user --mount"
+    if shell(f"{own_mounts} true", tmp_path).returncode != 0:
+        pytest.skip("needs mount namespaces")
+    (tmp_path / "empty").mkdir()
+    command = f"mount --bind empty /proc && exec {SPDF} pretrain {tiny_config} run_dir=run"
+    for ranks in (1, 2):
+        done = shell(f"{own_mounts} bash -c '{command} parallel.data={ranks}'", tmp_path)
+        assert done.returncode == 2 and not (tmp_path / "run").exists()
+        assert done.stderr.count("\n") == 1 and "/proc does not describe this process" in done.stderr

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -91,6 +92,27 @@ def test_chunks_merge_in_order(
     targets = dataset.read(np.arange(dataset.num_sequences))[:, 1:].ravel().tolist()
     assert targets == stream[1 : 1 + len(targets)]
     assert f"{path}:51: not valid JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EROFS, 2)])
+def test_a_full_shared_memory_is_named_and_not_the_output(
+    number: int,
+    code: int,
+    tmp_path: Path,
+    sp_model: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*arguments: object, **more: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
+    path = write_jsonl(tmp_path / "a.jsonl", [story(n) for n in range(20)])
+    words = ["data", "pack", "--input", str(path), "--tokenizer", sp_model, "--out", str(tmp_path / "out")]
+    assert main([*words, "--seq-len", "16", "--workers", "2"]) == code
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"spdf data: /dev/shm: {os.strerror(number)}") and "--workers 1" in line
+    assert [left.name for left in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 @pytest.mark.distributed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,25 +13,25 @@ import pytest
 from in_process import STEP, losses, train
 from spdf_command import read_metrics
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils import tensorboard
 
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.extensions import installed
 from spdf_dist.training.callbacks import Callback, Callbacks, MetricsFile, StepMetrics, TensorBoard
+from spdf_dist.training.event_file import EventFile
 from spdf_dist.training.run_folder import RunFolder
 from spdf_dist.training.setup import hfu_over_mfu
 
 
-@pytest.mark.parametrize("failing", ["__init__", "add_scalar", "flush", "close"])
+@pytest.mark.parametrize("failing", ["__init__", "add_scalars", "close"])
 def test_a_disk_that_does_not_take_tensorboard_s_files_is_one_warning(
     failing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object, **more: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(tensorboard.SummaryWriter, failing, full)
+    monkeypatch.setattr(EventFile, failing, full)
     board = TensorBoard(RunFolder(tmp_path), 0, {"qkv": 0.75})
     for step in (1, 2):
         board.after_validation(step, 3.0)
@@ -38,6 +39,43 @@ def test_a_disk_that_does_not_take_tensorboard_s_files_is_one_warning(
     assert (
         capsys.readouterr().err == f"WARNING: {tmp_path}/tensorboard is not written any more: No space left on device\n"
     )
+
+
+@pytest.mark.parametrize("how", ["deleted", "folder deleted", "folder renamed"])
+def test_tensorboard_files_that_disappear_are_one_warning_at_most(
+    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board = TensorBoard(RunFolder(tmp_path), 0, {"qkv": 0.75})
+    board.after_validation(1, 3.0)
+    folder, other = tmp_path / "tensorboard", tmp_path / "renamed"
+    if how == "deleted":
+        next(folder.iterdir()).unlink()
+    elif how == "folder deleted":
+        shutil.rmtree(folder)
+    else:
+        folder.rename(other)
+    for step in (2, 3):
+        board.after_validation(step, 2.0)
+    board.on_end()
+    said = capsys.readouterr().err
+    if how == "folder renamed":  # the open file is still in it
+        assert said == ""
+        assert [event.step for event in EventAccumulator(str(other)).Reload().Scalars("validation/loss")] == [1, 2, 3]
+    else:
+        assert said == f"WARNING: {folder} is not written any more: the file has been deleted\n"
+
+
+def test_tensorboard_hides_the_steps_that_a_run_does_again_also_when_the_clock_is_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for start, steps in ((0, (1, 2, 3)), (1, (2, 3))):
+        board = TensorBoard(RunFolder(tmp_path), start, {})
+        for step in steps:
+            board.after_validation(step, 10.0 * start + step)
+        board.on_end()
+        monkeypatch.setattr(time, "time", lambda: 1.0e9)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("validation/loss")
+    assert [(event.step, event.value) for event in events] == [(1, 1.0), (2, 12.0), (3, 13.0)]
 
 
 @pytest.mark.parametrize(
