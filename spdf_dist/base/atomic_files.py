@@ -72,6 +72,17 @@ def try_to_remove(path: Path) -> None:
         remove(path)
 
 
+def spare_files() -> contextlib.ExitStack:
+    """Open files whose closing frees enough descriptors to delete a folder when the process has none left.
+
+    Raises OSError if too few may be opened.
+    """
+    with contextlib.ExitStack() as spare:
+        for _ in range(3):  # one per level of folders, and one to list it
+            spare.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+        return spare.pop_all()
+
+
 def sync(path: Path) -> None:
     """Force a file, or the entries of a folder, to the disk. Raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -145,13 +156,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises OSError (ENOTEMPTY or EEXIST if ``path`` was taken in the meantime).
     """
     aside = temporary_beside(path)
-    aside.mkdir()
+    spare = spare_files()
     try:
+        aside.mkdir()
         yield aside
         sync(aside)
         aside.rename(path)
         sync(path.parent)
     finally:
+        spare.close()
         shutil.rmtree(aside, ignore_errors=True)  # after a success it does not exist
 
 

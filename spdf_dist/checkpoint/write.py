@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spdf_dist.base.atomic_files import remove_leftovers, sync, temporary_beside, try_to_remove
+from spdf_dist.base.atomic_files import remove_leftovers, spare_files, sync, temporary_beside, try_to_remove
 from spdf_dist.base.collective import Collective, SingleProcess
 from spdf_dist.base.digests import file_digest, sealed
 from spdf_dist.base.provenance import made_with
@@ -102,6 +102,7 @@ class CheckpointWriter:
         """Whether other checkpoints under ``root`` belong to the same run."""
         self.aside = temporary_beside(self.final)
         """The temporary folder. ``begin`` gives it one name on all ranks and creates it."""
+        self._spare = contextlib.ExitStack()
 
     def write(self, shards: Iterable[tuple[Kind, TensorShard, Tensor]], **content: Unpack[Content]) -> Path:
         """Write the checkpoint; collective.
@@ -135,6 +136,7 @@ class CheckpointWriter:
                     remove_remains(self.root)
                 else:
                     remove_leftovers(self.final)
+                self._spare = spare_files()
                 aside.mkdir()
             except OSError as error:
                 failure = error
@@ -171,6 +173,7 @@ class CheckpointWriter:
             except Exception as error:
                 failure = error
                 verdict, code = f"rank 0: {describe(error)}", exit_code_of(error)
+            self._spare.close()
             if verdict is not None:
                 shutil.rmtree(self.aside, ignore_errors=True)
                 if self.among_others:

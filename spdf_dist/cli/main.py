@@ -256,7 +256,7 @@ def run_command(argv: Sequence[str]) -> int:
         )  # an open file exists; tempfile lacks a folder, and names those it tried
         place = os.fsdecode(error.filename) if named else getattr(args, "out", None) if unwritten else None
         where = f"{place}: " if place else ""
-        return report(name, f"{where}{error.strerror}", exit_code_of(error))
+        return report(name, scarcity(error) or f"{where}{error.strerror}", exit_code_of(error))
     except Interrupted as stop:
         return report(name, f"stopped by {signal.Signals(stop.number).name}", EXIT_INTERRUPTED)
     except KeyboardInterrupt:

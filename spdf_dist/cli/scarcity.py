@@ -5,6 +5,7 @@ The signs are compared without regard to case: torch's own socket errors are in 
 
 from __future__ import annotations
 
+import errno
 import resource
 
 from spdf_dist.config.errors import causes
@@ -26,6 +27,8 @@ def scarcity(error: BaseException) -> str | None:
     for each in causes(error):
         if isinstance(each, MemoryError):
             return f"out of memory{f': {each}' if str(each) else ''}{memory_limit()}"
+        if isinstance(each, OSError) and each.errno == errno.EMFILE:
+            return too_many_files()
         if not isinstance(each, RuntimeError | ImportError):
             continue
         lines = [line.strip() for line in str(each).splitlines() if line.strip()]
@@ -43,6 +46,11 @@ def scarcity(error: BaseException) -> str | None:
             if line is not None:
                 return f"{meaning}{line}{limit}"
     return None
+
+
+def too_many_files() -> str:
+    """What to say when this process may open no further file."""
+    return f"too many open files (ulimit -n allows this process {resource.getrlimit(resource.RLIMIT_NOFILE)[0]})"
 
 
 def memory_limit() -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from spdf_dist.base.atomic_files import remove_leftovers, temporary_beside
+from spdf_dist.base.atomic_files import remove_leftovers, spare_files, temporary_beside
 from spdf_dist.base.claims import claimed
 from spdf_dist.base.collective import Collective, find_processes
 from spdf_dist.base.cpu import cores
@@ -157,8 +157,10 @@ def pack_together(ranks: Collective, request: Request) -> PackResult:
             claim.enter_context(claimed(request.target))
             if holds_this_already(request):
                 return None
+            spare = spare_files()
             aside = request.make_aside()
             claim.callback(shutil.rmtree, aside, ignore_errors=True)
+            claim.push(spare)  # closed before the folder is deleted
             return str(aside)
 
         shared = together(ranks, request.target, prepare)[0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import resource
 import threading
 from pathlib import Path
 
@@ -133,3 +135,17 @@ def test_the_remains_of_one_target_are_told_from_those_of_others(tmp_path: Path)
     assert len(left) == 3 and "victim" in left and any(name.startswith(".a.b.") for name in left)
     atomic_files.remove_leftovers(tmp_path / long[1])
     assert len(names(tmp_path)) == 2
+
+
+def test_a_folder_is_deleted_when_no_file_can_be_opened(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with pytest.raises(OSError, match="Too many open files"), contextlib.ExitStack() as opened:
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        with atomic_files.atomic_folder(tmp_path / "made") as aside:
+            (aside / "below").mkdir()
+            (aside / "below" / "file").write_text("x")
+            highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, before[1]))
+            while True:
+                opened.enter_context(Path(os.devnull).open())
+    assert names(tmp_path) == []
