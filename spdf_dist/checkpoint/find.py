@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from spdf_dist.base.atomic_files import is_temporary, try_to_remove
+from spdf_dist.base.rank_variables import is_rank_zero
 from spdf_dist.checkpoint.manifest import MANIFEST, is_manifest, problem, whole_manifest
 from spdf_dist.config.errors import NoPermissionError, UserError
 
@@ -43,16 +45,28 @@ def latest(root: Path) -> Path | None:
 
 
 def damaged(root: Path) -> list[str]:
-    """The error of each folder under ``root`` that has a manifest but is not a complete checkpoint, lowest step first.
+    """The error of each checkpoint under ``root`` that is not complete, lowest step first.
 
-    A save renames a complete folder into place, so such a folder has been damaged later. ``latest`` skips it. A run
-    that continues should report it, or stop if there is no other checkpoint.
+    A checkpoint is a folder with a manifest or with the name ``step_N``. A save renames a complete folder into place,
+    so such a folder has been damaged later, or was copied in part. ``latest`` skips it. A run that continues should
+    report it, or stop if there is no other checkpoint.
     """
+    return [reason for _, reason in damaged_folders(root)]
+
+
+def damaged_folders(root: Path) -> list[tuple[Path, str]]:
+    """The folders of ``damaged`` with their errors."""
     if not root.is_dir():
         return []
-    folders = [path.parent for path in root.glob(f"*/{MANIFEST}") if not path.parent.name.endswith(ASIDE)]
+    folders = [
+        path
+        for path in root.iterdir()
+        if path.is_dir()
+        and not path.name.endswith(ASIDE)
+        and ((path / MANIFEST).exists() or (step_in_name(path)[0] >= 0 and any(path.iterdir())))
+    ]
     folders.sort(key=step_in_name)
-    return [reason for folder in folders if (reason := problem(folder)) is not None]
+    return [(folder, reason) for folder in folders if (reason := problem(folder)) is not None]
 
 
 def step_in_name(folder: Path) -> tuple[int, str]:
@@ -71,6 +85,8 @@ def remove_remains(root: Path) -> None:
 def resolve(path: Path | str) -> Path:
     """The checkpoint for ``path``: itself, or the newest of a run folder or of its ``checkpoints``.
 
+    If a later one is damaged, rank 0 prints a warning on stderr.
+
     Raises:
         UserError: there is none, or ``path`` is an incomplete one; the message says what is wrong.
     """
@@ -84,9 +100,12 @@ def resolve(path: Path | str) -> Path:
             raise UserError(reason)
         return path
     found = latest(root)
+    broken = damaged_folders(root)
     if found is not None:
+        later = [reason for folder, reason in broken if step_in_name(folder) > step_in_name(found)]
+        if later and is_rank_zero():
+            print(f"WARNING: {later[-1]}; {found} is used", file=sys.stderr)
         return found
-    broken = damaged(root)
     if broken:
-        raise UserError(f"{path} holds no whole checkpoint: {broken[-1]}")
+        raise UserError(f"{path} holds no whole checkpoint: {broken[-1][1]}")
     raise UserError(f"{path} holds no checkpoint: give a step_N folder, a run folder or its checkpoints folder")

@@ -35,7 +35,8 @@ from spdf_dist.checkpoint.manifest import (
 from spdf_dist.checkpoint.packed_masks import unpack
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig
-from spdf_dist.data.tokenizer import SENTENCEPIECE_FILE
+from spdf_dist.data.tokenizer import GPT2_FILES, SENTENCEPIECE_FILE
+from spdf_dist.data.tokenizer_json import CONFIG_FILE as TOKENIZER_CONFIG
 from spdf_dist.model.architecture import architecture_of
 from spdf_dist.sparsity.masks import BoolArray, mask_digest
 
@@ -86,9 +87,13 @@ class Checkpoint:
         listed = [name for name in self.manifest.files if name.startswith(f"{TOKENIZER}/")]
         for name in listed:
             self.files.check(name)
-        # `load_tokenizer` uses this file whenever the folder holds it.
-        if listed and f"{TOKENIZER}/{SENTENCEPIECE_FILE}" not in listed and (folder / SENTENCEPIECE_FILE).exists():
-            raise UserError(f"{folder / SENTENCEPIECE_FILE} is no part of the checkpoint: remove it")
+        # `load_tokenizer` would use these files, if the folder held them, instead of or together with the listed ones.
+        used = [SENTENCEPIECE_FILE, *GPT2_FILES, TOKENIZER_CONFIG] if listed else []
+        for name in used:
+            if f"{TOKENIZER}/{name}" in listed:
+                break
+            if (folder / name).exists():
+                raise UserError(f"{folder / name} is no part of the checkpoint: remove it")
         return folder if listed else None
 
     @property

@@ -56,7 +56,7 @@ def test_latest_goes_by_content(tmp_path: Path) -> None:
 def test_damaged_ones_are_told_from_unfinished_ones(tmp_path: Path) -> None:
     for step in (5, 10, 15):
         save(tmp_path, step)
-    (tmp_path / "step_20").mkdir()  # without a manifest, a checkpoint is incomplete
+    (tmp_path / "step_20").mkdir()
     (tmp_path / "step_15").rename(tmp_path / "step_15.tmp")
     assert damaged(tmp_path) == [] and damaged(tmp_path / "nowhere") == []
     (tmp_path / "step_5" / MASKS).unlink()
@@ -66,6 +66,23 @@ def test_damaged_ones_are_told_from_unfinished_ones(tmp_path: Path) -> None:
     assert "step_10/model-00000.safetensors is damaged" in second
     with pytest.raises(UserError, match=r"holds no whole checkpoint: .*step_10/model-00000\.safetensors is damaged"):
         resolve(tmp_path)
+
+
+@pytest.mark.parametrize("loss", ["manifest.json", "model-00000.safetensors"])
+def test_a_later_checkpoint_that_is_passed_over_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], loss: str
+) -> None:
+    """A folder that was copied in part. The commands took the checkpoint before it without a word."""
+    for step in (5, 10, 15):
+        save(tmp_path, step)
+    (tmp_path / "step_5" / loss).unlink()
+    assert resolve(tmp_path) == tmp_path / "step_15" and capsys.readouterr().err == ""
+    (tmp_path / "step_15" / loss).unlink()
+    assert resolve(tmp_path) == tmp_path / "step_10"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"WARNING: {tmp_path / 'step_15'} is no whole checkpoint: ") and loss in line
+    assert line.endswith(f"; {tmp_path / 'step_10'} is used")
+    assert len(damaged(tmp_path)) == 2  # a run whose checkpoints are all like these does not start from nothing
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -349,6 +366,8 @@ def test_files_beside_a_tokenizer_are_left_out(tmp_path: Path) -> None:
     (source / "tokenizer" / "notes.txt").write_text("not the checkpoint's")
     densify(source, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out" / "tokenizer").iterdir()) == ["encoder.json", "vocab.bpe"]
+    (source / "tokenizer" / "tokenizer_config.json").write_text("GPT-2's two files do not use it")
+    assert Checkpoint(source).tokenizer_dir is not None
     (source / "tokenizer" / "tokenizer.model").write_text("it would be taken first")
     with pytest.raises(UserError, match=r"tokenizer\.model is no part of the checkpoint: remove it"):
         densify(source, tmp_path / "other")
