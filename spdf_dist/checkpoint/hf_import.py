@@ -44,6 +44,12 @@ class HfFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        if not folder.is_dir():
+            what = "is a file" if folder.exists() else "does not exist"
+            raise UserError(
+                f"{folder} {what}: name the folder of a downloaded model (`hf download NAME --local-dir DIR`), with "
+                f"{CONFIG} and {WEIGHTS}"
+            )
         if (folder / ADAPTER).exists():
             raise UserError(
                 f"{folder} holds an adapter ({ADAPTER}), which changes what the model computes: merge it first (peft's "

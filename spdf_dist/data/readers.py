@@ -17,6 +17,7 @@ import glob
 import itertools
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -39,7 +40,11 @@ MAX_NAMES = 100_000
 BLOCK_BYTES = 1 << 20
 STEP_BYTES = 1 << 10
 """Compressed bytes per read. A zstd block of 4 bytes may hold 128 KiB, so one read yields at most 32 MiB."""
-LARGEST_PIECE = 16 * BLOCK_BYTES
+LARGEST_PIECE = 4 * BLOCK_BYTES
+LONGEST_WORD = 4 << 20
+"""Characters. Documents with a longer run of spaces, or of characters without a space, are left out. Byte-pair encoding
+of a word needs up to 200 bytes of memory per character."""
+WORD = re.compile(r"\S+|\s+")
 MAX_WINDOW = 1 << 31
 """Largest zstd window accepted, as written by ``zstd --long=31``."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -195,16 +200,26 @@ def parse_chunk(chunk: Chunk) -> tuple[list[Document], list[Problem]]:
                 assert record is not None
                 if record.isspace() or not record:
                     continue
-                found.append(parse_line(record))
+                document = parse_line(record)
             else:
                 if record is None:
                     raise ValueError("the text is null")
-                found.append(Document(record.decode("utf-8"), chunk.sets[at] or UNNAMED_SET))
+                document = Document(record.decode("utf-8"), chunk.sets[at] or UNNAMED_SET)
+            check_words(document.text)
+            found.append(document)
         except UnicodeDecodeError as error:
             problems.append(Problem(chunk.file, line, f"invalid UTF-8 at byte {error.start} of the line"))
         except ValueError as error:
             problems.append(Problem(chunk.file, line, str(error)))
     return found, problems
+
+
+def check_words(text: str) -> None:
+    """Raise ValueError for a word of more than ``LONGEST_WORD`` characters."""
+    if len(text) > LONGEST_WORD:
+        longest = max(found.end() - found.start() for found in WORD.finditer(text))
+        if longest > LONGEST_WORD:
+            raise ValueError(f"a run of {longest:,} characters without a space, or of spaces; is it a text?")
 
 
 def parse_line(line: bytes) -> Document:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ KNOWN_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 
 IN_BRACKETS = re.compile("<.*>")
 """Special tokens, and bytes such as <0x0A> in vocabularies that came from SentencePiece. No merge makes them."""
+
+LONG_TEXT = 1 << 20
+"""Characters. Longer texts are encoded in parts where the tokenizer allows it: the package needs more than a hundred
+bytes per byte of a text."""
+LINE_CUT = re.compile(r"(?<=[!-~]\n)(?=[!-~])")
+"""A line end between visible ASCII characters, at which `Tokenizer.cuts_at_lines` allows to cut."""
+WORD_CUT = re.compile(r"(?<=[a-z])(?= [a-z])|(?<=[!-~]\n)(?=[!-~])")
+"""Also a space between two letters."""
 
 RARE_TEXT = "\U0001f6f8\u16e5"
 """Characters that few vocabularies have."""
@@ -71,7 +79,9 @@ class JsonTokenizer(Tokenizer):
         self.start_ids = tuple(framed[: framed.index(self.eod_id)] if self.eod_id in framed else framed)
         self.digest = files_digest(contents)
         self._check_encoding()
-        self.cuts_at_lines = self._cuts_at_lines()
+        self.cuts_at_lines = self._joins(["The quick brown fox\n", "jumps over (it).\n", "x = 3\n"])
+        joins = self._joins(["The quick", " brown fox jumps", " over the dogs, i.e.", " it"])
+        self._cut = WORD_CUT if joins and not any(map(WORD_CUT.search, self.added_texts())) else LINE_CUT
 
     def _end_id(self, named: str | None) -> int:
         """The id of the end-of-document token. Raises UserError when there is none."""
@@ -100,9 +110,8 @@ class JsonTokenizer(Tokenizer):
         if not set(RARE_TEXT) & set(self.decode(ids)):
             self.unknown_id = ids[-1]
 
-    def _cuts_at_lines(self) -> bool:
-        """Whether the ids of a test text equal those of its parts, cut after line ends between visible characters."""
-        parts = ["The quick brown fox\n", "jumps over (it).\n", "x = 3\n"]
+    def _joins(self, parts: list[str]) -> bool:
+        """Whether the ids of a text are those of its parts."""
         return self.encode("".join(parts)) == [i for part in parts for i in self.encode(part)]
 
     def added_texts(self) -> list[str]:
@@ -135,6 +144,11 @@ class JsonTokenizer(Tokenizer):
         return ids
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if self.cuts_at_lines and any(len(text) > 2 * LONG_TEXT for text in texts):
+            return [[i for part in parts(text, self._cut) for i in self._encode_whole([part])[0]] for text in texts]
+        return self._encode_whole(texts)
+
+    def _encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
         try:
             return [encoding.ids for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False)]
         except Exception as error:  # tokenizers raises bare Exception
@@ -147,6 +161,15 @@ class JsonTokenizer(Tokenizer):
 
     def save(self, folder: str | Path) -> None:
         copy_files(self._files, Path(folder))
+
+
+def parts(text: str, cut: re.Pattern[str]) -> Iterator[str]:
+    """``text`` in parts of at least ``LONG_TEXT`` characters, each but the last ending at a match of ``cut``."""
+    start = 0
+    while len(text) - start > LONG_TEXT and (found := cut.search(text, start + LONG_TEXT)):
+        yield text[start : found.start()]
+        start = found.start()
+    yield text[start:]
 
 
 def check_merges(path: Path, content: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from spdf_dist.config.errors import UserError
 
+LARGEST_FILE = 512 << 20
+"""Upper limit in bytes of a task's file, decompressed. Curation Corpus, the largest, has about 200 MB with articles."""
 # The official script of E2E repairs these in its CSV: pound signs and accents damaged by a wrong encoding.
 REPAIRS = (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é"))
 
@@ -78,7 +80,11 @@ def read_parallel(hypotheses: Path, references: Sequence[Path]) -> tuple[list[st
             raise UserError(
                 f"{hypotheses} has {len(lines)} lines, but {path} has {len(column)}; one line an input in each"
             )
-    return lines, [list(row) for row in zip(*columns, strict=True)]
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    for number, row in enumerate(rows, start=1):
+        if row and not any(reference.strip() for reference in row):
+            raise UserError(f"{references[0]}, line {number}: no file has a reference of this input")
+    return lines, rows
 
 
 def complete(path: Path, lines: list[str], count: int) -> list[str]:
@@ -87,13 +93,20 @@ def complete(path: Path, lines: list[str], count: int) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """The whole file as UTF-8, without a byte-order mark.
+    """The whole file as UTF-8, without a byte-order mark. It may be a pipe of the shell, such as ``/dev/stdin``.
 
     Raises:
-        UserError: the file is missing, empty or not UTF-8, or cannot be read.
+        UserError: the file is missing, empty, too large or not UTF-8, cannot be read, or is a named pipe or a device.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        is_shell_pipe = path.is_fifo() and path.resolve().is_relative_to("/proc")
+        if path.exists() and not (path.is_file() or path.is_dir() or is_shell_pipe):
+            raise UserError(f"{path} is a pipe or a device; write its content to a file first")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise UserError(f"{path} holds more than {LARGEST_FILE >> 20} MiB, and no task's texts do")
+        text = content.decode("utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist") from error
     except OSError as error:
@@ -193,4 +206,7 @@ def csv_groups(path: Path) -> list[list[str]]:
     groups = [[row[reference] for row in group] for _, group in groupby(rows, key=lambda row: row[meaning])]
     if not groups:
         raise UserError(f"{path} has a header and no rows")
+    empty = next((number for number, group in enumerate(groups, start=1) if not any(map(str.strip, group))), None)
+    if empty is not None:
+        raise UserError(f"{path}: input {empty} has no reference")
     return groups

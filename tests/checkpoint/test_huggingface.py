@@ -303,8 +303,13 @@ def test_wrong_folders(tmp_path: Path) -> None:
         export_hf(folder, tmp_path / "hf")
     with pytest.raises(UserError, match="exists and is not an empty folder"):
         import_hf(tmp_path / "hf", folder)
-    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+    with pytest.raises(UserError, match="nowhere does not exist: name the folder of a downloaded model"):
         import_hf(tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"model\.gguf is a file: name the folder"):
+        import_hf(tmp_path / "model.gguf", tmp_path / "out")
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        import_hf(folder, tmp_path / "out")
     (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "hf" / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
         import_hf(tmp_path / "hf", tmp_path / "out")

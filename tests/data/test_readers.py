@@ -67,6 +67,17 @@ def test_a_text_file_without_line_ends_is_read_in_bounded_pieces(
     assert not problems
 
 
+def test_documents_with_endless_words_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte-pair encoding of a word of 64 MiB would need 13 GB."""
+    monkeypatch.setattr(readers, "LONGEST_WORD", 1000)
+    good = ["a " * 2000, "x" * 1000, "\u4e00" * 500]
+    write_jsonl(tmp_path / "a.jsonl", [good[0], "x" * 1001, good[1], "a" + " " * 1001 + "b", good[2]])
+    found, problems = read(tmp_path / "a.jsonl")
+    assert [d.text for d in found] == good
+    assert [p.line for p in problems] == [2, 4]
+    assert problems[0].what == "a run of 1,001 characters without a space, or of spaces; is it a text?"
+
+
 BROKEN_LINES = {
     b'{"text": "cut': "not valid JSON",
     b"[1, 2]": "not a JSON object",

@@ -139,7 +139,7 @@ def test_wrong_tokenizers_are_user_errors(tmp_path: Path) -> None:
         (["tokenizer", "train", "--vocab-size", "330", "--out", "FILE/x.model", "--input", "TEXT"], "FILE is a file"),
         (["tokenizer", "train", "--vocab-size", "330", "--out", "/dev/null/a/x.model", "--input", "TEXT"], "/dev/null"),
         (["tokenizer", "train", "--vocab-size", "0", "--out", "x.model", "--input", "TEXT"], "--vocab-size 0"),
-        (["tokenizer", "train", "--vocab-size", str(10**14), "--out", "x.model", "--input", "TEXT"], "at most"),
+        (["tokenizer", "train", "--vocab-size", str(10**14), "--out", "x.model", "--input", "TEXT"], "must be from"),
         (["tokenizer", "train", "--vocab-size", "-5", "--out", "x.model", "--input", "TEXT"], "--vocab-size -5"),
         (["fetch", "e2e", "--out", "FILE"], "FILE is a file"),
         (["synthetic-e2e", "--seed", "1", "--out", "FILE"], "FILE is a file"),

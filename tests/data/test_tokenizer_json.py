@@ -112,6 +112,27 @@ def test_a_tokenizer_that_needs_whole_texts_takes_no_long_file_in_parts(tmp_path
     pack([str(lines)], str(folder), str(tmp_path / "packed"), seq_len=16, workers=1)
 
 
+def test_long_texts_are_encoded_in_parts_with_the_same_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package needs more than a hundred bytes of memory per byte of a text."""
+    text = "\n".join(story(n) for n in range(30)) + "  A  1 \n\n B, c.\r\nd" + "x" * 500 + " end"
+    for make in (llama_like, sentencepiece_like):
+        tokenizer = load_tokenizer(make(tmp_path / make.__name__))
+        with monkeypatch.context() as patched:
+            expected = tokenizer.encode(text)
+            patched.setattr("spdf_dist.data.tokenizer_json.LONG_TEXT", 100)
+            longest = 0
+            whole = tokenizer._encode_whole  # type: ignore[attr-defined]
+
+            def encode_whole(texts: list[str]) -> list[list[int]]:
+                nonlocal longest
+                longest = max(longest, *map(len, texts))
+                return whole(texts)  # type: ignore[no-any-return]  # noqa: B023
+
+            patched.setattr(tokenizer, "_encode_whole", encode_whole)
+            assert tokenizer.encode_batch([text, "a b"]) == [expected, tokenizer.encode("a b")]
+        assert (longest < 800) == (make is llama_like)  # a tokenizer that encodes whole texts gets the whole text
+
+
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     folder = llama_like(tmp_path / "llama")
     config, content = folder / "tokenizer_config.json", (folder / "tokenizer.json").read_text()

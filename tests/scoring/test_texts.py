@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,30 @@ def test_mistakes_are_one_line(
     assert main(["evaluate", "--task", task, "--hypotheses", hyps, "--references", *refs, "--json"]) == 2
     output = capsys.readouterr()
     assert message in output.err and output.err.count("\n") == 1 and not output.out
+
+
+def test_pipes_devices_and_inputs_without_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "refs.txt").write_text("a\n\nb\n")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match="is a pipe or a device; write its content to a file first"):
+            read_e2e(path, tmp_path / "refs.txt")
+    ours, theirs = os.pipe()
+    os.write(theirs, b"x\ny\n")
+    os.close(theirs)
+    assert read_e2e(Path(f"/proc/self/fd/{ours}"), tmp_path / "refs.txt")[0] == ["x", "y"]  # as a shell's <(...)
+    os.close(ours)
+    (tmp_path / "refs.csv").write_text("mr,ref\na[1],x\na[2], \n")
+    (tmp_path / "hyps").write_text("x\ny\n")
+    with pytest.raises(UserError, match=r"refs\.csv: input 2 has no reference"):
+        read_e2e(tmp_path / "hyps", tmp_path / "refs.csv")
+    for number in range(2):
+        (tmp_path / f"r{number}").write_text("x\n\n")
+    with pytest.raises(UserError, match="r0, line 2: no file has a reference of this input"):
+        read_parallel(tmp_path / "hyps", [tmp_path / "r0", tmp_path / "r1"])
+    monkeypatch.setattr("spdf_dist.scoring.texts.LARGEST_FILE", 3)
+    with pytest.raises(UserError, match="holds more than 0 MiB"):
+        read_e2e(tmp_path / "hyps", tmp_path / "refs.txt")
 
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:

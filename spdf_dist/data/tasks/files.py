@@ -15,10 +15,8 @@ from xml.etree import ElementTree
 
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.encodings import wide_encoding
-from spdf_dist.scoring.texts import separator
+from spdf_dist.scoring.texts import LARGEST_FILE, separator
 
-LARGEST_FILE = 512 << 20
-"""Upper limit in bytes, decompressed. The largest task, Curation Corpus with its articles, has about 200 MB."""
 MISSING = "does not exist; `spdf data fetch` says where the tasks' files come from"
 
 
