@@ -29,6 +29,7 @@ from spdf_dist.config.load import (
     read_tree,
     to_tree,
 )
+from spdf_dist.config.paths import written_path
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
 from spdf_dist.config.suggest import nearest
 from spdf_dist.config.validate import require_inputs
@@ -560,7 +561,7 @@ def absolute(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: absolute(item) if key == "path" else item for key, item in value.items()}
     if isinstance(value, str) and value and not value.startswith("${"):
-        return str(Path(value).expanduser().absolute())
+        return str(Path(written_path(value, "the workflow")).absolute())
     return value
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.paths import with_home
+from spdf_dist.config.paths import with_home, written_path
 from spdf_dist.config.schema import AnyConfig, DatasetEntry, FinetuneConfig, PretrainConfig
 from spdf_dist.config.suggest import nearest
 from spdf_dist.config.validate import validate, validate_model
@@ -223,11 +223,11 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     """``value`` converted to the annotated type ``hint``. Raises UserError with the key ``where``."""
     if dataclasses.is_dataclass(hint):
         if hint is DatasetEntry and isinstance(value, str):
-            return DatasetEntry(with_home(value))
+            return DatasetEntry(written_path(value, f"config key '{where}'"))
         return build(hint, value, where)
     origin = typing.get_origin(hint)
     if hint is PathText:
-        return with_home(convert(str, value, where))
+        return written_path(convert(str, value, where), f"config key '{where}'")
     if origin is typing.Annotated:  # `validate` checks the range, and the words of a Literal
         return convert(hint.__origin__, value, where)
     if origin is typing.Literal:

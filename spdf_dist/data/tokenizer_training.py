@@ -18,7 +18,8 @@ from spdf_dist.data.tokenizer import GPT2_END, SP_SPACE
 
 LINE_CHARACTERS = 1000
 """Longer lines are cut, because SentencePiece skips sentences of more than 4,192 bytes."""
-SMALLEST_VOCABULARY = 259
+SMALLEST_VOCABULARY = 2
+"""SentencePiece names the smallest possible size only if the two control pieces fit."""
 MAX_VOCABULARY = 1 << 28
 SAMPLED_LINES = 10_000_000
 """SentencePiece samples this many lines with its fixed seed when there are more, which bounds the memory."""
@@ -38,8 +39,8 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, out: str | Path) 
         raise UserError(f"--out {out}: a SentencePiece model's name ends in .model")
     if not SMALLEST_VOCABULARY <= vocab_size <= MAX_VOCABULARY:
         raise UserError(
-            f"--vocab-size {vocab_size}: must be from {SMALLEST_VOCABULARY} to {MAX_VOCABULARY:,}, to hold 256 bytes, "
-            "2 control pieces and the text's characters"
+            f"--vocab-size {vocab_size}: must be positive, at most {MAX_VOCABULARY:,}, and hold the 256 bytes and the "
+            "text's characters"
         )
     made(out.parent)
     model = io.BytesIO()

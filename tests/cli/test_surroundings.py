@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from spdf_dist.cli.main import expand_home
+from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
 
@@ -73,6 +74,25 @@ def test_home_in_every_path_key(tmp_path, monkeypatch):
     keys = ("checkpoint", "train", "validation")
     tuned = load_config(FinetuneConfig, "finetune/gpt3_xl_e2e", [f"finetune.{key}=~/{key}" for key in keys])
     assert [getattr(tuned.finetune, key) for key in keys] == [f"{tmp_path}/{key}" for key in keys]
+
+
+def test_variables_in_path_keys(tmp_path, monkeypatch):
+    """A config file names $SCRATCH, and a shell does not expand it in quotes. It made a folder called $SCRATCH."""
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    monkeypatch.delenv("NOWHERE", raising=False)
+    given = ["run_dir=$SCRATCH/run", "data.train=['${SCRATCH}/a', {path: $SCRATCH/b}]", "data.tokenizer=a$1b/c$"]
+    config = load_config(PretrainConfig, "gpt2_small", given)
+    paths = [config.run_dir, *(entry.path for entry in config.data.train)]
+    assert paths == [f"{tmp_path}/{name}" for name in ("run", "a", "b")]
+    assert config.data.tokenizer == "a$1b/c$"
+    for given, key in (("run_dir=$NOWHERE/x", "run_dir"), ("data.train=['${NOWHERE}x']", r"data\.train\[0\]")):
+        with pytest.raises(UserError, match=f"config key '{key}': the environment variable NOWHERE of .* is not set"):
+            load_config(PretrainConfig, "gpt2_small", [given])
+    (tmp_path / "a$NOWHERE").mkdir()  # a folder with such a name
+    there = f"{tmp_path}/a$NOWHERE/run"
+    assert load_config(PretrainConfig, "gpt2_small", [f"run_dir={there}"]).run_dir == there
+    (tmp_path / "x.yaml").write_text("base: gpt2_small\nrun_dir: >\n  runs/x\n")
+    assert load_config(PretrainConfig, str(tmp_path / "x.yaml")).run_dir == "runs/x"
 
 
 def test_home_on_the_command_line(monkeypatch):
