@@ -76,7 +76,7 @@ def densify(source: Path | str, out: Path) -> Densified:
     real = new_folder(out)
 
     def shards() -> Iterator[tuple[Kind, TensorShard, Tensor]]:
-        for name in ProgressBar(checkpoint.manifest.tensors, desc="densify", unit="tensor", leave=False, disable=None):
+        for name in ProgressBar(checkpoint.manifest.tensors, desc="densify", unit="tensor", leave=False):
             tensor = checkpoint.read(name)
             require_finite(tensor.numpy(), name, checkpoint.path)
             yield "model", whole(name, tensor), tensor

@@ -87,7 +87,7 @@ def write_weights(checkpoint: Checkpoint, folder: Path, dtype: str, shard_bytes:
     sizes = {name: sum(part.numel for part in parts) for name, parts in tensors.items()}
     shards = divide({name: size * ITEM_BYTES[dtype] for name, size in sizes.items()}, shard_bytes)
     files = [WEIGHTS] if len(shards) == 1 else [SHARD.format(i + 1, len(shards)) for i in range(len(shards))]
-    with ProgressBar(total=len(tensors), desc="export", unit="tensor", leave=False, disable=None) as progress:
+    with ProgressBar(total=len(tensors), desc="export", unit="tensor", leave=False) as progress:
         for file, names in zip(files, shards, strict=True):
             with SafetensorsStream(folder / file, header_room(names, METADATA), METADATA) as stream:
                 for name in names:

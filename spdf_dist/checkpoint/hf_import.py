@@ -257,7 +257,7 @@ def import_hf(
 
     def shards() -> Iterator[tuple[Kind, TensorShard, Tensor]]:
         total = len(global_shapes(source.model))
-        for name, tensor in ProgressBar(source.tensors(), "import", total, unit="tensor", leave=False, disable=None):
+        for name, tensor in ProgressBar(source.tensors(), "import", total, unit="tensor", leave=False):
             require_finite(tensor.numpy(), name, folder, "the model cannot be used")
             if name in packed:
                 kept = torch.from_numpy(packed[name].copy())

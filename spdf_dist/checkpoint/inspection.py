@@ -40,7 +40,7 @@ def inspect(path: Path | str) -> dict[str, Any]:
     logical = logical_weights(checkpoint.model)
     nonzero: dict[str, int] = {}
     stored = dict.fromkeys(KINDS, 0)
-    for name, tensor in ProgressBar(manifest.tensors.items(), desc="inspect", unit="tensor", leave=False, disable=None):
+    for name, tensor in ProgressBar(manifest.tensors.items(), desc="inspect", unit="tensor", leave=False):
         for kind in tensor.slices:
             parts = list(checkpoint.read_values(name, kind))
             stored[kind] += sum(part.nbytes for part in parts)

@@ -30,7 +30,7 @@ def add_model_state(summary: dict[str, Any], checkpoint: Checkpoint) -> None:
         summary["state"] = {"missing": f"needs torch ({error})"}
         return
     by_name = {}
-    for name in ProgressBar(sparse, desc="patterns", unit="pattern", leave=False, disable=None):
+    for name in ProgressBar(sparse, desc="patterns", unit="pattern", leave=False):
         by_name[name] = model_state(torch.from_numpy(checkpoint.masks[name].copy()))
     on_gpu: dict[str, int] = {}
     for weight in summary["weights"]:

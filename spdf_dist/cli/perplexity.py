@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     problems: list[Problem] = []
     # On a terminal alone, and gone at the end: an error is to be the one line on stderr.
-    with stop_on_signal(), ProgressBar(unit="tok", unit_scale=True, file=sys.stderr, disable=None, leave=False) as bar:
+    with stop_on_signal(), ProgressBar(unit="tok", unit_scale=True, file=sys.stderr, leave=False) as bar:
         total, step, provenance = measure(args, problems.append, bar.update)
     for problem in problems:
         print(f"spdf perplexity: {problem}", file=sys.stderr)

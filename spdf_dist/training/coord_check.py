@@ -145,9 +145,7 @@ def coordinate_check(
     variants = [variant(config, *cell) for cell in cells]
     groups = start(variants[0], SINGLE_PROCESS)
     rows = []
-    for cell, each in ProgressBar(
-        list(zip(cells, variants, strict=True)), desc="coordinate check", unit="run", disable=None
-    ):
+    for cell, each in ProgressBar(list(zip(cells, variants, strict=True)), desc="coordinate check", unit="run"):
         run = dict(zip(CELL, cell, strict=True))
         rows += [run | {"step": step} | means for step, means in enumerate(trace(each, groups, steps))]
     return pd.DataFrame(rows)
