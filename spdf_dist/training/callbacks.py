@@ -345,6 +345,14 @@ def used_memory() -> int | None:
     return int(pages) * resource.getpagesize()
 
 
+def finish_device_work() -> None:
+    """Wait until the GPU of this process, if it has one, has finished: kernels run after the call that starts them."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 class Progress(Callback):
     """Shows loss, speed and ETA on stderr: a progress bar on a terminal, otherwise plain lines at intervals."""
 
@@ -367,6 +375,8 @@ class Progress(Callback):
         self.step_begin = self.pass_begin = self.last_line_in_step = time.monotonic()
 
     def on_step_progress(self, step: int, done: int, total: int) -> None:
+        if step == self.begin[1] + 1 and done <= 2:
+            finish_device_work()
         now = time.monotonic()
         seconds, self.pass_begin = now - self.pass_begin, now
         if step == self.begin[1] + 1 and done == min(2, total):  # the first micro-batch includes the warm-up

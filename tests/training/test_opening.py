@@ -63,6 +63,28 @@ def test_a_long_step_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys
     ]
 
 
+def test_a_micro_batch_on_a_gpu_has_finished_when_it_is_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]  # kernels take 10 s each, and starting them nothing
+    finished = []
+
+    def synchronize() -> None:
+        finished.append(clock[0])
+        clock[0] += 10
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    progress = Progress("pretrain", start_step=0, total_steps=10)
+    for step in (1, 2):
+        progress.before_step(step)
+        for done in (1, 2, 3, 4):
+            progress.on_step_progress(step, done, 4)
+    assert "a micro-batch took 10 s" in capsys.readouterr().err
+    assert len(finished) == 2, "the device must not wait later"
+
+
 def test_units() -> None:
     assert [duration(s) for s in (0.5, 100, 600, 86400, 5e6, 1e9)] == [
         "0.5 s",
