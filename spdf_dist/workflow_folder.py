@@ -107,7 +107,7 @@ class JobFolder:
 def job_folder(root: Path, job_id: str) -> JobFolder:
     """The folder of job ``job_id`` in the workflow's folder ``root``. Raises UserError if it would lie outside."""
     if not job_id or Path(job_id).is_absolute() or ".." in Path(job_id).parts:
-        raise UserError(f"'{job_id}' is not a job's name: its folder would lie outside of {root / JOBS}")
+        raise UserError(f"'{job_id}' is not the name of a job: its folder would lie outside {root / JOBS}")
     return JobFolder(root / JOBS / job_id)
 
 

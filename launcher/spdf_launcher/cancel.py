@@ -67,7 +67,7 @@ def stop(root: Path, job: Job, executor: Executor) -> str:
     if command is not None and runs(command):
         executor.stop(int(command["pid"]))
         return "its runner is gone; its command was told to save and stop"
-    return f"cancelled; what holds {folder.lock} was not found, so it could not be told"
+    return f"cancelled; the process that holds {folder.lock} was not found, so it could not be stopped"
 
 
 def runs(line: dict[str, Any]) -> bool:

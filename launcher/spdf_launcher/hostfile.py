@@ -34,10 +34,10 @@ def read_hostfile(path: Path) -> dict[str, tuple[int, int]]:
             raise UserError(f"--hostfile {path}: line {number}: expected `HOST slots=N`, got {line[:60]!r}")
         host, slots = match.group(1), int(match.group(2))
         if host in hosts:
-            raise UserError(f"--hostfile {path}: line {number}: {host} stands in line {hosts[host][1]} already")
+            raise UserError(f"--hostfile {path}: line {number}: {host} is already in line {hosts[host][1]}")
         hosts[host] = slots, number
     if not hosts:
-        raise UserError(f"--hostfile {path}: names no host: write a line `HOST slots=N` a node")
+        raise UserError(f"--hostfile {path}: names no host: write one line `HOST slots=N` per node")
     return hosts
 
 
@@ -53,5 +53,6 @@ def check_room(path: Path, hosts: dict[str, tuple[int, int]], job: Job) -> None:
     for host, (slots, number) in list(hosts.items())[:nodes]:
         if slots < ranks:
             raise UserError(
-                f"--hostfile {path}: line {number}: {host} has slots={slots}, jobs.{job.name} {ranks} ranks a node"
+                f"--hostfile {path}: line {number}: {host} has slots={slots}, but "
+                f"jobs.{job.name} has {ranks} ranks per node"
             )

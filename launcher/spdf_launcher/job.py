@@ -52,7 +52,7 @@ class Runner:
         self.folder = job_folder(root, job_id)
         spec = read_json(self.folder.spec)
         if spec is None:
-            raise SystemExit(f"spdf job: {self.folder.spec} is missing or not whole: run `spdf run` again")
+            raise SystemExit(f"spdf job: {self.folder.spec} is missing or incomplete: run `spdf run` again")
         self.spec = spec
         self.job: Job = job_from_json(spec)
         self.kind = KINDS[self.job.kind]
@@ -253,11 +253,13 @@ class Runner:
         """0 if all outputs of the job exist and training reached its last step; else 1, with a line in the log."""
         missing = next((path for path in self.job.outputs.values() if not Path(path).exists()), None)
         if missing is not None:
-            self.log(f"the command ended well and made no {missing}")
+            self.log(f"the command succeeded but did not write {missing}")
             return 1
         reached = newest_checkpoint(self.folder.run_dir)
         if self.job.steps is not None and reached < self.job.steps:
-            self.log(f"the command ended well at checkpoint {reached} of {self.job.steps}")
+            self.log(
+                f"the command succeeded, but its checkpoints reach only step {max(reached, 0)} of {self.job.steps}"
+            )
             return 1
         return 0
 

@@ -154,7 +154,7 @@ def command_arguments(kind: Kind, settings: Mapping[str, Any], folder: Path) -> 
     """
     for key in kind.output_args:
         if key in settings:
-            raise UserError(f"set.{key}: the launcher says where a job writes; refer to it as ${{jobs.NAME.OUTPUT}}")
+            raise UserError(f"set.{key}: the launcher chooses where a job writes; refer to it as ${{jobs.NAME.OUTPUT}}")
     arguments = list(kind.command)
     for key in kind.positional:
         if key not in settings:

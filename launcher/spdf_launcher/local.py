@@ -92,7 +92,7 @@ class LocalRun:
             if job.id not in self.wanted:
                 status = folder.status()
                 self.display.job(number, len(self.jobs), job.id)
-                self.display.end(job.id, "skipped", "unchanged" if status == DONE else "not needed any more")
+                self.display.end(job.id, "skipped", "unchanged" if status == DONE else "no longer needed")
             elif unfinished & set(job.needs):
                 continue
             elif len(self.running) == self.at_once:
@@ -151,7 +151,7 @@ class LocalRun:
         manifest = read_json(job_folder(self.root, job.id).manifest) or {}
         if self.signals.got or (code == EXIT_STOPPED and not manifest):
             self.stopped = True
-            self.display.end(job.id, "stopped", "run the same command again to go on")
+            self.display.end(job.id, "stopped", "run the same command again to continue")
             return
         status = manifest.get("status", "failed")
         self.journal.write("end", job=job.id, status=status, exit_code=code)

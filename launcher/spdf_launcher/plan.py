@@ -147,9 +147,7 @@ def sort_templates(workflow: Workflow) -> list[Template]:
         if name in done:
             return
         if name in path:
-            raise UserError(
-                f"{workflow.path}: jobs go round in a circle: {' -> '.join([*path[path.index(name) :], name])}"
-            )
+            raise UserError(f"{workflow.path}: the jobs form a cycle: {' -> '.join([*path[path.index(name) :], name])}")
         path.append(name)
         for need in template_needs(workflow, workflow.jobs[name]):
             visit(need)
@@ -205,7 +203,7 @@ class Expansion:
                 except UserError as error:
                     raise UserError(f"{where}{label}: {error}") from None
                 if job.id in self.jobs:
-                    raise UserError(f"{where}.grid: two cells are both called {job.id}")
+                    raise UserError(f"{where}.grid: two cells have the name {job.id}")
                 self.jobs[job.id] = job
                 self.of_template[template.name].append(job)
 
@@ -222,7 +220,7 @@ class Expansion:
             chosen = [name for name in template.variants if found is None or name in found]
             if not chosen and inherited:
                 raise UserError(
-                    f"{self.workflow.path}: jobs.{template.name}.variants: what it needs exists once a variant "
+                    f"{self.workflow.path}: jobs.{template.name}.variants: what it needs exists once per variant "
                     f"({', '.join(found or [])})"
                 )
             found = chosen or None
@@ -237,7 +235,9 @@ class Expansion:
         per = per if isinstance(per, list) else [per]
         for key in per:
             if not isinstance(key, str) or key not in below:
-                raise UserError(f"{where}.set.per: '{key}' is no grid key of what it needs{nearest(str(key), below)}")
+                raise UserError(
+                    f"{where}.set.per: '{key}' is not a grid key of the jobs that it needs{nearest(str(key), below)}"
+                )
         return {key: below[key] for key in per}
 
     def parents(self, needs: list[str], variant: str | None, cell: dict[str, str]) -> dict[str, list[Job]]:
@@ -276,7 +276,7 @@ class Expansion:
             arguments = [*kind.command, escape(str(folder / "config.yaml"))]
         else:
             if template.config is not None:
-                raise UserError(f"config: a {template.kind} job reads none")
+                raise UserError(f"config: a {template.kind} job takes no config")
             arguments = self.arguments(kind, settings, folder, samples, resolver)
         if template.resources.ranks > 1 and not kind.ranked:
             raise UserError(f"resources: a {template.kind} job is one process, not {template.resources.ranks}")
@@ -324,7 +324,7 @@ class Expansion:
         if template.config is not None:
             tree = read_tree(config_beside(self.workflow.path, template.config))
         if "run_dir" in settings:
-            raise UserError("set.run_dir: the launcher says where a job runs; refer to it as ${jobs.NAME.run_dir}")
+            raise UserError("set.run_dir: the launcher chooses where a job runs; refer to it as ${jobs.NAME.run_dir}")
         merge(tree, nested(settings))
         tree["run_dir"] = str(folder / RUN)
         resources = template.resources
@@ -517,7 +517,7 @@ def choices(key: str, values: list[Any], where: str) -> list[Choice]:
         else:
             found.append(Choice(key, value_name(value), {key: value}))
     if len({choice.name for choice in found}) != len(found):
-        raise UserError(f"{where}: a value stands there twice")
+        raise UserError(f"{where}: a value is given twice")
     return found
 
 

@@ -43,7 +43,7 @@ def parts_of(match: re.Match[str], text: str) -> tuple[str, ...]:
     parts = tuple(inner.strip().split("."))
     if parts[0] not in ("jobs", "env") or len(parts) < 2 or not all(parts) or (parts[0] == "jobs" and len(parts) < 3):
         raise UserError(
-            f"'${{{inner}}}' is no reference: write ${{jobs.NAME.OUTPUT}}, ${{env.NAME}}, or $${{ for a literal ${{"
+            f"'${{{inner}}}' is not a reference: write ${{jobs.NAME.OUTPUT}}, ${{env.NAME}}, or $${{ for a literal ${{"
         )
     return parts
 

@@ -20,7 +20,7 @@ def read_job(root: Path, job_id: str) -> Job:
     """A job from its job.json, with outputs below the current location of the workflow's folder."""
     spec = read_json(job_folder(root, job_id).spec)
     if spec is None:
-        raise FileNotFoundError(f"{job_folder(root, job_id).spec} is missing or not whole")
+        raise FileNotFoundError(f"{job_folder(root, job_id).spec} is missing or incomplete")
     job = job_from_json(spec)
     return dataclasses.replace(job, outputs=outputs(root, job_id, job.kind))
 

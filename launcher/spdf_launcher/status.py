@@ -40,12 +40,12 @@ def read_plan(root: Path) -> list[Job]:
     require_workflow(root)
     content = read_json(root / PLAN)
     if content is None:
-        raise UserError(f"{root}: no workflow has got as far as its plan there: run `spdf run` again")
+        raise UserError(f"{root}: no workflow has been planned there: run `spdf run` again")
     try:
         return [job_from_json(job) for job in content["jobs"]]
     except (KeyError, TypeError):
         raise UserError(
-            f"{root / PLAN}: is no plan that this version reads: run `spdf run` again, which keeps what is done"
+            f"{root / PLAN}: is not a plan that this version reads: run `spdf run` again, which keeps complete jobs"
         ) from None
 
 
@@ -60,7 +60,7 @@ def gather(root: Path) -> list[JobState]:
     try:
         states_there = find_executor(runs_on(root))().states(root)
     except UserError as error:
-        print(f"{error}; the states are from the jobs' files alone", file=sys.stderr)
+        print(f"{error}; the states are only from the jobs' files", file=sys.stderr)
         states_there = {}
     states: dict[str, JobState] = {}
     for job in jobs:
@@ -95,9 +95,9 @@ def job_state(job: Job, root: Path, slurm: BatchState | None, before: dict[str, 
     if missing:
         return state(WAITING, f"needs {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""))
     if past.last_end is not None and past.last_end.get("outcome") == "stopped":
-        return state(STOPPED, "stopped by a signal: run the same command again to go on")
+        return state(STOPPED, "stopped by a signal: run the same command again to continue")
     if past.last_start is not None and past.last_end is None:
-        return state(STOPPED, "its process was lost: run the same command again to go on")
+        return state(STOPPED, "its process was lost: run the same command again to continue")
     return state(READY, None)
 
 

@@ -149,7 +149,7 @@ def check_keys(tree: dict[str, Any], known: Sequence[str], where: str) -> None:
 def check_name(name: str, where: str) -> None:
     """Raise UserError unless ``name`` is valid in a path and in a reference."""
     if not NAME.fullmatch(name):
-        raise UserError(f"{where}: '{name}' is no name: use letters, digits, - and _")
+        raise UserError(f"{where}: '{name}' is not a name: use letters, digits, - and _")
     if len(name) > LONGEST_NAME:
         raise UserError(f"{where}: {len(name)} characters are too many for a name: at most {LONGEST_NAME}")
 
@@ -158,7 +158,7 @@ def parse_workflow(path: Path, tree: dict[str, Any]) -> Workflow:
     """The typed workflow of a nested tree."""
     where = str(path)
     if "jobs" not in tree:
-        raise UserError(f"{where}: is no workflow: it has no `jobs:`")
+        raise UserError(f"{where}: is not a workflow: it has no `jobs:`")
     check_keys(tree, TOP_KEYS, where)
     # A file or an override removes a variant or a job of its base by setting it to null.
     variants = {}
@@ -250,8 +250,8 @@ def parse_cluster(tree: dict[str, Any], where: str) -> Cluster:
     for key in ("sbatch", "srun"):
         for option in getattr(cluster, key):
             if not re.fullmatch(r"--[a-z][a-z0-9-]*(=[^\s\"'`$\\]*)?", option):
-                raise UserError(f"{where}: clusters.{chosen}.{key}: '{option}' is no option: write --name=value")
+                raise UserError(f"{where}: clusters.{chosen}.{key}: '{option}' is not an option: write --name=value")
     for key in cluster.env:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-            raise UserError(f"{where}: clusters.{chosen}.env: '{key}' is no variable name")
+            raise UserError(f"{where}: clusters.{chosen}.env: '{key}' is not the name of a variable")
     return cluster

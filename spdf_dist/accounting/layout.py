@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from spdf_dist.accounting.gpu_kernels import skipped_block
 from spdf_dist.accounting.parameters import nonzeros
+from spdf_dist.base.numbers import counted
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import AnyConfig, ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.config.validate import validate_batch
@@ -87,7 +88,7 @@ def valid_layout(
     """The layout of a run. Raises UserError if the ranks or the batch cannot be divided."""
     tensor = config.parallel.tensor
     if world_size % tensor:
-        raise UserError(f"parallel.tensor: {tensor} does not divide the {world_size} ranks")
+        raise UserError(f"parallel.tensor: {tensor} does not divide {counted(world_size, 'rank')}")
     layout = layout_for(config, model, sparsity, world_size, device)
     validate_batch(config, layout.data)
     return layout

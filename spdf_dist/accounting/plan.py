@@ -14,6 +14,7 @@ from spdf_dist.accounting.memory import memory
 from spdf_dist.accounting.parameters import parameter_counts, real_sparsity, total_parameters
 from spdf_dist.accounting.phases import phases, run_flops
 from spdf_dist.accounting.text_table import text_table
+from spdf_dist.base.numbers import counted
 from spdf_dist.config.budget import tokens_per_step, total_steps, warmup_steps
 from spdf_dist.config.schema import AnyConfig, FinetuneConfig, ModelConfig, PretrainConfig, SparsityConfig
 from spdf_dist.sparsity.assignment import remarks
@@ -196,12 +197,12 @@ def plan_text(summary: Mapping[str, Any]) -> str:
             else " (dense)"
         ),
         *(f"REMARK        {remark}" for remark in summary["remarks"]),
-        f"tokens        {summary['train_tokens']:,} in {summary['steps']:,} steps of {summary['tokens_per_step']:,}, "
-        f"{summary['warmup_steps']:,} of them warm-up",
-        f"layout        {summary['world_size']} ranks: tensor {layout['tensor']} x data {layout['data']}, "
+        f"tokens        {summary['train_tokens']:,} in {counted(summary['steps'], 'step')} of "
+        f"{summary['tokens_per_step']:,}, {summary['warmup_steps']:,} of them warm-up",
+        f"layout        {counted(summary['world_size'], 'rank')}: tensor {layout['tensor']} x data {layout['data']}, "
         + ("sequence-parallel, " if layout["sequence"] else "")
-        + f"ZeRO {layout['zero_stage']}, {layout['accumulation']} micro-batches of {layout['micro_batch']}, "
-        f"{layout['precision']}, {layout['execution']}",
+        + f"ZeRO {layout['zero_stage']}, {counted(layout['accumulation'], 'micro-batch', 'micro-batches')} of "
+        f"{layout['micro_batch']}, {layout['precision']}, {layout['execution']}",
         f"model FLOPs   {summary['flops_per_step']:.4g} per step, {summary['total_flops']:.4g} in all, "
         f"{summary['fewer_flops_than_dense']:.2f} times fewer than dense; linear layers have "
         f"{summary['linears_share']:.0%} of the dense model's",

@@ -46,7 +46,7 @@ def claimed(target: Path) -> Iterator[None]:
             with held_back():
                 descriptor = take(path)
             if descriptor is None:
-                raise UserError(f"{target}: another process is making it; wait for its end or name another place")
+                raise UserError(f"{target}: another process is writing it; wait until it ends, or name another place")
         except OSError as error:
             if not had_lock_file:
                 with suppress(OSError):

@@ -39,8 +39,8 @@ def check_seal(content: bytes, tree: dict[str, Any], first: str) -> None:
     match = BEGIN.match(content)
     if match is None:
         if "digest" in tree or next(iter(tree), first) != first:
-            raise ValueError("its digest is not where it belongs")
+            raise ValueError("its digest is not at its beginning")
         return
     zeroed = content[: match.start(1)] + ZEROS.encode() + content[match.end(1) :]
     if hashlib.sha256(zeroed).hexdigest().encode() != match[1]:
-        raise ValueError("its content does not have the digest that it names")
+        raise ValueError("its content does not match its digest")

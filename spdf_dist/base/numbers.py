@@ -27,6 +27,11 @@ def time_unit(seconds: float) -> tuple[float, str]:
     return 1.0, "seconds"
 
 
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """A number and its noun, such as '1 rank' or '1,024 ranks'. ``many``: the plural, by default ``one`` and an s."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """A duration with the symbol of a suitable unit, such as '3.25 h' or '0.15 s'."""
     for unit, length in (("years", 365 * 86400), ("days", 86400), ("h", 3600), ("min", 60)):

@@ -107,5 +107,5 @@ def resolve(path: Path | str) -> Path:
             print(f"WARNING: {later[-1]}; {found} is used", file=sys.stderr)
         return found
     if broken:
-        raise UserError(f"{path} holds no whole checkpoint: {broken[-1][1]}")
+        raise UserError(f"{path} holds no complete checkpoint: {broken[-1][1]}")
     raise UserError(f"{path} holds no checkpoint: give a step_N folder, a run folder or its checkpoints folder")

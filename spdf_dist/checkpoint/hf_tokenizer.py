@@ -65,7 +65,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, max_length: int, out: Pa
         converted = convert_sentencepiece(tokenizer)
         if any(converted.encode(text).ids != tokenizer.encode(text) for text in PROBES):
             print(
-                f"{out}: no {JSON_FILE}: this SentencePiece model has no equal there; use {SENTENCEPIECE}",
+                f"{out}: no {JSON_FILE}: it has no equivalent of this SentencePiece model; use {SENTENCEPIECE}",
                 file=sys.stderr,
             )
             unknown = tokenizer.processor.id_to_piece(tokenizer.processor.unk_id())

@@ -157,11 +157,13 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         if error.errno not in ABSENT:
             raise NoPermissionError(f"{path} cannot be read: {error.strerror}") from None
-        raise UserError(f"{folder} is no whole checkpoint: {MANIFEST} cannot be read ({error.strerror})") from None
+        raise UserError(
+            f"{folder} is not a complete checkpoint: {MANIFEST} cannot be read ({error.strerror})"
+        ) from None
     except (ValueError, RecursionError):
-        raise UserError(f"{path} is damaged: it is no JSON; take another checkpoint") from None
+        raise UserError(f"{path} is damaged: it is not JSON; take another checkpoint") from None
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        raise UserError(f"{path} is no checkpoint's manifest: its format is not '{FORMAT}'")
+        raise UserError(f"{path} is not the manifest of a checkpoint: its format is not '{FORMAT}'")
     if tree.get("version") != VERSION:
         raise UserError(
             f"{path}: format version {tree.get('version')!r} is not known (this program reads version {VERSION}); "
@@ -212,9 +214,9 @@ def check(manifest: Manifest) -> None:
     validate_model(manifest.model)
     for key in ("optimizer", "state", "source"):
         if not isinstance(manifest.tree[key], dict if key == "state" else dict | None):
-            raise ValueError(f"{key} is no object")
+            raise ValueError(f"{key} is not an object")
     if not isinstance(manifest.rank_state, list):
-        raise ValueError("rank_state is no list")
+        raise ValueError("rank_state is not a list")
     for name, mask in manifest.masks.items():
         if mask.shape != manifest.tensors[name].shape:
             raise ValueError(f"the mask of {name} has another shape than {name}")
@@ -270,7 +272,7 @@ def parse_file(name: str, tree: dict[str, Any]) -> StoredFile:
 def check_keys(what: str, tree: Any, keys: Sequence[str]) -> None:
     """Raise ValueError unless ``tree`` is an object with exactly these keys."""
     if not isinstance(tree, dict):
-        raise ValueError(f"{what} is no object")
+        raise ValueError(f"{what} is not an object")
     for key in keys:
         if key not in tree:
             raise ValueError(f"{what} lacks '{key}'")
@@ -282,21 +284,21 @@ def check_keys(what: str, tree: Any, keys: Sequence[str]) -> None:
 def text(value: Any) -> str:
     """``value`` if it is text; otherwise raises ValueError."""
     if not isinstance(value, str):
-        raise ValueError(f"{value!r:.40} stands where a text belongs")
+        raise ValueError(f"{value!r:.40} is not a text")
     return value
 
 
 def sha256_text(value: Any) -> str:
     """``value`` if it is a SHA-256 in hex; otherwise raises ValueError."""
     if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise ValueError(f"{value!r:.80} stands where a SHA-256 belongs")
+        raise ValueError(f"{value!r:.80} is not a SHA-256")
     return value
 
 
 def count(value: Any) -> int:
     """``value`` if it is an integer that is not negative; otherwise raises ValueError."""
     if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} stands where a count belongs")
+        raise ValueError(f"{value!r} is not a count")
     return value
 
 
@@ -318,7 +320,7 @@ def check_cover(what: str, shape: tuple[int, ...], parts: Sequence[Slice]) -> No
             raise ValueError(f"{what}: slices end at {at} and begin at {part.start}")
         at = part.stop
     if at != shape[dim]:
-        raise ValueError(f"{what} is not whole: its slices end at {at} of shape {shape}")
+        raise ValueError(f"{what} is incomplete: its slices end at {at} of shape {shape}")
 
 
 def safe_name(name: str) -> str:
@@ -345,7 +347,7 @@ def whole_manifest(folder: Path) -> Manifest:
             if error.errno not in ABSENT:
                 raise NoPermissionError(f"{folder / name} cannot be read: {error.strerror}") from None
             what = "its masks are missing: " if name == MASKS else ""
-            text = f"{folder} is no whole checkpoint: {what}{name} is not there; take another checkpoint"
+            text = f"{folder} is not a complete checkpoint: {what}{name} is not there; take another checkpoint"
             raise UserError(text) from None
         if size != file.bytes:
             text = f"{folder / name} is damaged: {size} bytes instead of {file.bytes}; take another checkpoint"

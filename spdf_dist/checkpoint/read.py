@@ -93,7 +93,7 @@ class Checkpoint:
             if f"{TOKENIZER}/{name}" in listed:
                 break
             if (folder / name).exists():
-                raise UserError(f"{folder / name} is no part of the checkpoint: remove it")
+                raise UserError(f"{folder / name} does not belong to the checkpoint: remove it")
         return folder if listed else None
 
     @property

@@ -178,7 +178,7 @@ class CheckpointWriter:
                 shutil.rmtree(self.aside, ignore_errors=True)
                 if self.among_others:
                     last = latest(self.root)
-                    stays = f"the last good checkpoint stays: {last}" if last else "there is no earlier checkpoint"
+                    stays = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
                     verdict += f"; {stays}"
         verdict, code = self.ranks.broadcast((verdict, code))
         if verdict is not None:
@@ -308,7 +308,7 @@ def new_folder(out: Path) -> Path:
         raise UserError(f"{out} exists and is not an empty folder: choose another")
     above = next(folder for folder in real.parents if folder.exists())
     if not above.is_dir():
-        raise UserError(f"{out} cannot be made: {above} is no folder")
+        raise UserError(f"{out} cannot be created: {above} is not a folder")
     return real
 
 
@@ -380,7 +380,7 @@ def collect_tensors(
         if name not in masks:
             raise ValueError(f"{name} is sparse and its mask was not given")
         if masks.records[name].shape != shapes[name] or masks.records[name].kept != count:
-            raise ValueError(f"{kind} of {name} has {count} values, the mask that was given is another")
+            raise ValueError(f"{kind} of {name} has {count} values, which do not match the given mask")
     stored = {kind for tensor in tensors.values() for kind in tensor["slices"]} | {"model"}
     kinds: list[Kind] = [kind for kind in KINDS if kind in stored]
     specs = architecture_of(model).tensors

@@ -237,7 +237,7 @@ def run_gemm(args: argparse.Namespace) -> int:
     head = f"{machine['cpu']}, {machine['isa']}; FMA peak: {roof} threads; {tokens} tokens, {args.dtype}"
     if all(fed.values()):
         rates = ", ".join(f"{rate / 1e9:.0f} from {cache}" for cache, rate in fed.items() if rate)
-        head += f"\nfp32 FMAs that each load 64 bytes: {rates} GFLOP/s a thread"
+        head += f"\nfp32 FMAs that each load 64 bytes: {rates} GFLOP/s per thread"
     emit(args, data, f"{head}\n\n{gemm_table(results)}\n\n{state_table(states)}")
     return 0 if complete else EXIT_INTERRUPTED
 

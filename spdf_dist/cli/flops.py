@@ -92,7 +92,9 @@ def finetuning_model(config: FinetuneConfig, model: str | None) -> PretrainConfi
         if path.is_file():
             tree = read_tree(path)
             if "finetune" in tree:
-                raise UserError(f"finetune.checkpoint: {path} is a fine-tuning's: name the model with --model CONFIG")
+                raise UserError(
+                    f"finetune.checkpoint: {path} is a fine-tuned checkpoint: name the model with --model CONFIG"
+                )
             return config_from_tree(PretrainConfig, tree)
     raise UserError(f"finetune.checkpoint: no config.yaml at '{checkpoint}': name the model with --model CONFIG")
 

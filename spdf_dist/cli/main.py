@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         import_nothing_from_here()
         make_no_warning_an_error()
         if not has_current_folder():
-            print("spdf: the current folder does not exist any more: change to another one", file=sys.stderr)
+            print("spdf: the current folder no longer exists: change to another one", file=sys.stderr)
             return EXIT_BAD_INPUT
     code = 0
     try:

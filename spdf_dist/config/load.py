@@ -146,9 +146,9 @@ def read_tree(path: Path, find: Callable[[str], Path] = find_config, seen: tuple
     ``find`` finds a base that is not relative to the file. ``seen`` holds the files that led here. Raises UserError.
     """
     if path.resolve() in seen:
-        raise UserError(f"{path}: base: goes round in a circle")
+        raise UserError(f"{path}: base: forms a cycle")
     if len(seen) > LONGEST_CHAIN:
-        raise UserError(f"{path}: more than {LONGEST_CHAIN} files stand on one another by base:")
+        raise UserError(f"{path}: a chain of more than {LONGEST_CHAIN} files by base:")
     tree = read_yaml_file(path)
     if tree is None:
         tree = {}
@@ -166,7 +166,7 @@ def parse_override(text: str) -> dict[str, Any]:
     """``a.b=1`` as ``{"a": {"b": 1}}``. Raises UserError for anything else."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"'{text}' is no override: write key.sub=value")
+        raise UserError(f"'{text}' is not an override: write key.sub=value")
     if len(value) > LONGEST_OVERRIDE:
         raise UserError(f"{shown(key)}=...: {len(value):,} characters are too many for a value")
     try:

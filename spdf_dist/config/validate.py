@@ -127,7 +127,7 @@ def validate_sparsity(sparsity: SparsityConfig) -> None:
     patterns = [parse_pattern(text) for text in (sparsity.pattern, *sparsity.patterns.values())]
     require(
         not sparsity.permute or any(pattern.block > 1 for pattern in patterns),
-        f"sparsity.permute: means nothing for {sparsity.pattern}; it goes with block:B and balanced:B",
+        f"sparsity.permute: has no effect with {sparsity.pattern}; it applies to block:B and balanced:B",
     )
 
 
@@ -148,7 +148,7 @@ def validate_parallel(config: AnyConfig) -> None:
     if parallel.zero_stage == 3:
         require(
             config.deepspeed is None,
-            "deepspeed: has no effect with parallel.zero_stage=3, for which torch's FSDP2 takes DeepSpeed's place",
+            "deepspeed: has no effect with parallel.zero_stage=3, which uses torch's FSDP2 instead of DeepSpeed",
         )
         require(
             config.training.optimizer == "adamw",
@@ -226,8 +226,8 @@ def validate_pretrain(config: PretrainConfig) -> None:
     tokens = total_steps(config) * tokens_per_step(config)
     require(
         training.warmup_tokens < max(tokens, 1),
-        f"training.warmup_tokens: {training.warmup_tokens} leaves nothing of "
-        f"training.train_tokens {training.train_tokens}, which are {total_steps(config)} steps, {tokens} tokens",
+        f"training.warmup_tokens: {training.warmup_tokens} must be less than the run's {tokens} tokens "
+        f"(training.train_tokens {training.train_tokens}, in whole steps: {total_steps(config)})",
     )
     for what in training.reset:
         one_of("training.reset", what, ("optimizer", "schedule", "data"))

@@ -44,7 +44,7 @@ class PlainLoader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark)
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
         return node
 
@@ -96,7 +96,7 @@ def read_yaml_file(path: Path) -> Any:
     """The value of a YAML file. Raises UserError with one line that names the file."""
     try:
         if not path.is_file():
-            raise UserError(f"{path}: is no file")
+            raise UserError(f"{path}: is not a file")
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
     except OSError as error:

@@ -121,7 +121,9 @@ def fetch_file(source: Source, target: Path) -> Path:
     download(source.url, part)
     if not matches(part, source.digest):
         part.unlink()
-        raise SpdfError(f"what {source.url} gave is not the official file ({source.digest}); it was removed, try again")
+        raise SpdfError(
+            f"the file from {source.url} is not the official one ({source.digest}) and was removed; try again"
+        )
     part.rename(target)
     return target
 
@@ -161,7 +163,7 @@ def download(url: str, part: Path) -> None:
     # read() with a size does not raise when the peer closes the connection early.
     if got < length:
         raise ConnectionError(
-            f"ended early, {have + got} of {have + length} bytes; the same command goes on from there"
+            f"ended early, {have + got} of {have + length} bytes; run the same command again to continue from there"
         )
 
 

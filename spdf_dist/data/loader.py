@@ -107,11 +107,11 @@ class PackedDataset:
         self._layout = MemberLayout.of(self.seq_length, index["dtype"])
         stored = MemberLayout(**{name: index["members"][name] for name in ("data_offset", "data_bytes", "stride")})
         if stored != self._layout:
-            raise ValueError("its members lie otherwise than this version writes them")
+            raise ValueError("its members do not lie as this version writes them")
         counts = [int(shard["sequences"]) for shard in index["shards"]]
         self._starts = np.cumsum([0, *counts])
         if self._starts[-1] != self.num_sequences:
-            raise ValueError("its shards do not add up to its sequences")
+            raise ValueError("the sizes of its shards do not add up to its sequences")
         self._sizes = [int(shard["bytes"]) for shard in index["shards"]]
         if self._sizes != [self._layout.shard_bytes(count) for count in counts]:
             raise ValueError("its shards' sizes do not follow from their sequences")

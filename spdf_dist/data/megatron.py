@@ -62,14 +62,12 @@ class MegatronDataset:
         index, tokens = (Path(f"{prefix}{suffix}") for suffix in (".idx", ".bin"))
         for file in (index, tokens):
             if not file.is_file():
-                raise UserError(f"{file} is missing beside its other half")
+                raise UserError(f"{file} is missing; a Megatron data set is a .bin and an .idx file")
         content = index.read_bytes()
         self._index_digest = hashlib.sha256(content).hexdigest()
         self._dtype, lengths, offsets = parse_index(content, index)
         if not np.array_equal(offsets, (np.cumsum(lengths) - lengths) * self._dtype.itemsize):
-            raise UserError(
-                f"{index}: the pieces do not lie one behind the other in {tokens.name}; write the pair again"
-            )
+            raise UserError(f"{index}: the pieces do not follow one another in {tokens.name}; write the pair again")
         self.tokens = int(lengths.sum())
         self.bytes = self.tokens * self._dtype.itemsize
         if tokens.stat().st_size != self.bytes:

@@ -313,7 +313,7 @@ def json_chunks(path: Path) -> Iterator[Chunk | Problem]:
         if held > LONGEST_LINE:
             yield too_long(path, line)
         if broken:
-            lost = f"; the begun line {line} is lost" if last else ""
+            lost = f"; the incomplete line {line} is lost" if last else ""
             yield Problem(str(path), line, f"{broken}{lost}")
         elif last:
             yield Chunk(str(path), "json", line, [last], position=position)

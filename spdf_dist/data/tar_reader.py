@@ -85,7 +85,7 @@ def samples(path: Path) -> Iterator[tuple[int, Sample | Problem, int]]:
     except (tarfile.TarError, OSError, EOFError) as error:
         lost = f"damaged tar: {' '.join(str(error).split())}"
     if lost:
-        what = f"; the begun sample {key!r} is lost" if key is not None else ""
+        what = f"; the incomplete sample {key!r} is lost" if key is not None else ""
         yield number + 1, Problem(str(path), number + 1, lost + what), end
     elif key is not None:
         yield number + 1, checked(path, number + 1, key, sample), end

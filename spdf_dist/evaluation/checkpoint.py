@@ -58,7 +58,7 @@ def load(checkpoint: Checkpoint, tokenizer: Path | None, device: str) -> Loaded:
         require_finite(weight.numpy(), name, checkpoint.path)
     folder = tokenizer or checkpoint.tokenizer_dir
     if folder is None:
-        raise UserError(f"{checkpoint.path} keeps no tokenizer; name it with --tokenizer")
+        raise UserError(f"{checkpoint.path} holds no tokenizer; name one with --tokenizer")
     words = load_tokenizer(folder)
     # A model may have more ids than its tokenizer, such as 50,304 for GPT-2's 50,257. They are never generated.
     if words.vocab_size > model.vocab_size:

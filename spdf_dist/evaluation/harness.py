@@ -53,7 +53,7 @@ def evaluate_tasks(
     """
     checkpoint = Checkpoint(source)
     if checkpoint.tokenizer_dir is None:
-        raise UserError(f"{source} keeps no tokenizer, which the tasks need")
+        raise UserError(f"{source} holds no tokenizer, which the tasks need")
     harness, manager = check_tasks(tasks, task_folder)
     with tempfile.TemporaryDirectory(prefix="spdf-eval-") as folder:
         exported = Path(folder) / "model"

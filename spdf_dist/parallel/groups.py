@@ -22,6 +22,7 @@ import torch.distributed as dist
 
 from spdf_dist.base.collective import Collective
 from spdf_dist.base.extras import require_extra
+from spdf_dist.base.numbers import counted
 from spdf_dist.base.rank_variables import RENDEZVOUS, Ranks
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.parallel.loopback import ADDRESS, LOOPBACK, check_loopback
@@ -92,14 +93,14 @@ def choose_device(device: str, local_rank: int) -> torch.device:
     Raises UserError if CUDA is requested but not available, or if the node has fewer GPUs than ranks.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda is asked for, but torch sees no CUDA device (see `spdf doctor`)")
+        raise UserError("device: cuda is set, but torch sees no CUDA device (see `spdf doctor`)")
     if device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if count == 1 and RENDEZVOUS not in os.environ:  # srun --gpus-per-task=1 shows each rank only its own GPU
         return torch.device("cuda", 0)
     if local_rank >= count:
-        raise UserError(f"device: rank {local_rank} of this node has no GPU: it has {count}")
+        raise UserError(f"device: local rank {local_rank} has no GPU: this node has {counted(count, 'GPU')}")
     return torch.device("cuda", local_rank)
 
 
@@ -166,7 +167,8 @@ def initialize(
 @contextlib.contextmanager
 def tells_of_waiting(ranks: Ranks, address: str | None) -> Iterator[None]:
     """In rank 0 and rank 1, say after ``PATIENCE_SECONDS`` for whom the block waits: variables may be another job's."""
-    line = f"rank {ranks.rank} waits for the other {ranks.world_size - 1} ranks of {ranks.source}"
+    others = counted(ranks.world_size - 1, "other rank")
+    line = f"rank {ranks.rank} waits for {others} of {ranks.source}"
     if address is not None and not ranks.rendezvous_file:
         line += f" at {address}"
     if ranks.source == "the launcher":
@@ -247,7 +249,7 @@ def meeting_point(ranks: Ranks) -> tuple[str, int]:
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
     missing = " and ".join(name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ)
     if not nodes:
-        raise UserError(f"{ranks.world_size} ranks, from {ranks.source}, cannot meet: {missing} must be set")
+        raise UserError(f"the {ranks.world_size} ranks of {ranks.source} cannot find each other: {missing} must be set")
     try:
         listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:

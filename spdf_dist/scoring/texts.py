@@ -78,7 +78,7 @@ def read_parallel(hypotheses: Path, references: Sequence[Path]) -> tuple[list[st
     for path, column in zip(references, columns, strict=True):
         if len(column) != len(lines):
             raise UserError(
-                f"{hypotheses} has {len(lines)} lines, but {path} has {len(column)}; one line an input in each"
+                f"{hypotheses} has {len(lines)} lines, but {path} has {len(column)}; each needs one line per input"
             )
     rows = [list(row) for row in zip(*columns, strict=True)]
     for number, row in enumerate(rows, start=1):
@@ -182,7 +182,7 @@ def csv_groups(path: Path) -> list[list[str]]:
     # newline=None: a single carriage return ends a line too.
     lines = [f"{line.strip()}\n" for line in io.StringIO(text, newline=None) if line.strip()]
     if not lines:
-        raise UserError(f"{path} holds blank lines alone; E2E's references have a header with mr,ref")
+        raise UserError(f"{path} holds only blank lines; E2E's references have a header with mr,ref")
     # Without strict, a field with an unclosed quote would extend to the end of the file.
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader(lines, delimiter=separator(lines[0]), strict=True)

@@ -66,7 +66,7 @@ def by_glob(key: str, globs: Mapping[str, V], names: list[str]) -> dict[str, V]:
             example = f"; the names are like {names[0]}" if names else ": sparsity.targets is empty"
             raise UserError(f"{key}: '{glob}' matches no weight of sparsity.targets{example}")
         if not new:
-            raise UserError(f"{key}: '{glob}' never applies: globs before it take all that it matches")
+            raise UserError(f"{key}: '{glob}' has no effect: earlier globs match all of its weights")
         found |= dict.fromkeys(new, value)
     return found
 
@@ -134,6 +134,6 @@ def remarks(shapes: Mapping[str, Shape], sparsity: SparsityConfig) -> list[str]:
     untouched = sorted({leaf(w.name) for w in weights.values() if w.kept == w.numel})
     more = f"; {', '.join(untouched)} keep all their weights" if untouched else ""
     return [
-        f"sparsity.level: {float(asked):g} is asked for, the masks prune {real:.4g} of the target weights, because "
+        f"sparsity.level: {float(asked):g} is set, but the masks prune {real:.4g} of the target weights, because "
         f"{sparsity.pattern} is too coarse for their shapes{more}"
     ]

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from spdf_dist.base.numbers import counted
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.sparsity.assignment import sparse_weights
@@ -106,19 +107,21 @@ def check_levels(sparsity: SparsityConfig, total_steps: int) -> None:
                 f"sparsity.schedule_levels: {levels} must be in [0, 1) and end at sparsity.level {sparsity.level}"
             )
     elif sparsity.schedule == "constant" or sparsity.initial_level == sparsity.level:
-        raise UserError("sparsity.schedule: gmp at a constant level is sparsity.algorithm=static")
+        raise UserError(
+            "sparsity.schedule: gmp needs a level that changes; for a constant one, set sparsity.algorithm=static"
+        )
     elif sparsity.schedule_levels:
-        raise UserError(f"sparsity.schedule_levels: goes with sparsity.schedule=list, not {sparsity.schedule}")
+        raise UserError(f"sparsity.schedule_levels: needs sparsity.schedule=list, not {sparsity.schedule}")
     for key in ("levels", "patterns", "permute"):
         if getattr(sparsity, key):
-            raise UserError(f"sparsity.{key}: does not go with sparsity.algorithm=gmp")
+            raise UserError(f"sparsity.{key}: cannot be combined with sparsity.algorithm=gmp")
     if sparsity.pattern != "unstructured" and not sparsity.pattern.startswith("block:"):
         raise UserError(f"sparsity.pattern: gmp prunes unstructured or in block:B, not {sparsity.pattern}")
     steps = change_steps(sparsity, total_steps)
     if total_steps and not steps:
         raise UserError(
-            f"sparsity.update: no update comes: no step before {stop_step(sparsity, total_steps)} is a multiple of "
-            f"every={sparsity.update.every} (the run has {total_steps} steps)"
+            f"sparsity.update: the level never changes: no step before {stop_step(sparsity, total_steps)} is a "
+            f"multiple of every={sparsity.update.every} (the run has {counted(total_steps, 'step')})"
         )
     if len(steps) > MAX_CHANGES:
         raise UserError(
@@ -127,6 +130,6 @@ def check_levels(sparsity: SparsityConfig, total_steps: int) -> None:
         )
     if total_steps and sparsity.schedule == "list" and len(steps) < len(sparsity.schedule_levels):
         raise UserError(
-            f"sparsity.schedule_levels: {len(sparsity.schedule_levels)} levels and only {len(steps)} updates before "
-            f"step {stop_step(sparsity, total_steps)}; lower sparsity.update.every"
+            f"sparsity.schedule_levels: {counted(len(sparsity.schedule_levels), 'level')} but only "
+            f"{counted(len(steps), 'update')} before step {stop_step(sparsity, total_steps)}; lower sparsity.update.every"
         )

@@ -118,11 +118,11 @@ def check_dynamic(model: ModelConfig, sparsity: SparsityConfig, total_steps: int
             raise UserError(f"sparsity.{key}: {algorithm} changes unstructured and block:B masks, not {text}")
     if sparsity.permute or sparsity.patterns:
         key = "permute" if sparsity.permute else "patterns"
-        raise UserError(f"sparsity.{key}: does not go with sparsity.algorithm={algorithm}")
+        raise UserError(f"sparsity.{key}: cannot be combined with sparsity.algorithm={algorithm}")
     if total_steps and not len(update_steps(sparsity, total_steps)):
         update, stop = sparsity.update, stop_step(sparsity, total_steps)
         raise UserError(
-            f"sparsity.update: no update comes: none of the steps {update.start} to {stop - 1} is a multiple of "
+            f"sparsity.update: the masks never change: none of the steps {update.start} to {stop - 1} is a multiple of "
             f"every={update.every} (the run has {total_steps} steps)"
         )
     groups = group_count(model, sparsity)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spdf_dist.base.numbers import clock, duration
+from spdf_dist.base.numbers import clock, counted, duration
 from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.suggest import nearest
@@ -246,7 +246,7 @@ class MetricsFile(Callback):
     def write(self, record: dict[str, Any]) -> None:
         """Add a line after those that are waiting, and try to write all of them."""
         self.waiting.append(json.dumps(record) + "\n")
-        self.try_to_write("; training goes on, and the lines are kept for later")
+        self.try_to_write("; training continues, and the lines are kept and written later")
 
     def try_to_write(self, otherwise: str) -> None:
         """Write the waiting lines. On failure, print a warning that ends with ``otherwise``.
@@ -263,7 +263,7 @@ class MetricsFile(Callback):
 
     def on_end(self) -> None:
         if self.waiting:
-            self.try_to_write(f": its last {len(self.waiting)} lines are lost")
+            self.try_to_write(f": {counted(len(self.waiting), 'line')} at its end are lost")
 
 
 class TensorBoard(Callback):
@@ -301,7 +301,7 @@ class TensorBoard(Callback):
                     self.writer.close()
             self.writer = None
             reason = getattr(error, "strerror", None) or error
-            print(f"WARNING: {self.path} is not written any more: {reason}", file=sys.stderr)
+            print(f"WARNING: {self.path} is no longer written: {reason}", file=sys.stderr)
 
     def add(self, scalars: Mapping[str, float | None], step: int) -> None:
         """Write the scalars that are not None."""

@@ -132,7 +132,7 @@ class DynamicMasks:
         ends = torch.tensor([digest, -digest], dtype=torch.float64, device=self.groups.device)
         dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=self.groups.data_group)
         if self.groups.all_reduce_max(float(ends[0] + ends[1] != 0)):
-            raise SpdfError("the data ranks came to different masks: their weights or gradients are not the same")
+            raise SpdfError("the data ranks computed different masks: their weights or gradients differ")
 
     def update(
         self, linear: ParallelLinear, gradient_OI: Tensor | None, fraction: float, number: int

@@ -148,7 +148,8 @@ def measure(
     needed = sum(code.values()) / 2**20
     return (
         found,
-        f"; without code where it is not sure to fit: {needed:.0f} MiB of kernels.code_budget_mb {code_budget_mb}",
+        f"; without generated code where it may not fit: it needs {needed:.0f} MiB, and kernels.code_budget_mb is "
+        f"{code_budget_mb}",
     )
 
 

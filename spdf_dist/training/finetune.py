@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from spdf_dist.base.numbers import counted
 from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.checkpoint.densify import reactivated_count
 from spdf_dist.checkpoint.find import whole_checkpoints
@@ -124,7 +125,7 @@ def read_inputs(config: FinetuneConfig, groups: Groups) -> tuple[Checkpoint, Tok
     tokenizer = load_tokenizer(origin.tokenizer_dir)
     check_tokenizer(tokenizer, origin.model, f"finetune.checkpoint: the tokenizer of {origin.path}")
     if task.keep_mask and len(origin.masks) and not any(t.sparse for t in origin.manifest.tensors.values()):
-        raise UserError(f"finetune.keep_mask: {origin.path} was made dense: start from the sparse checkpoint")
+        raise UserError(f"finetune.keep_mask: {origin.path} is dense: start from the sparse checkpoint")
     model = replace(origin.model, dropout=task.dropout)
     validate_tensor_parallel(model, groups.tensor_size)
     validate_sequence_parallel(model, config.parallel)
@@ -140,7 +141,7 @@ def foresee(config: FinetuneConfig, world_size: int) -> tuple[Opening, list[str]
     use_all_cores()
     tensor, device = config.parallel.tensor, choose_device(config.device, 0)
     if world_size % tensor:
-        raise UserError(f"parallel.tensor: {tensor} does not divide the {world_size} ranks")
+        raise UserError(f"parallel.tensor: {tensor} does not divide {counted(world_size, 'rank')}")
     _, _, data = read_inputs(config, Groups(0, world_size, 0, tensor, 0, world_size // tensor, device))
     return data.opening(), data.data_lines()
 
@@ -154,14 +155,17 @@ def keep_best(root: Path, state: TrainingState) -> str:
     found = {checkpoint.step: checkpoint for checkpoint in map(Checkpoint, whole_checkpoints(root))}
     if not found:
         raise SpdfError(
-            f"{root} holds no whole checkpoint any more: the model is lost; run it again to start from the beginning"
+            f"{root} no longer holds a complete checkpoint, so the model is lost; run the same command to start over"
         )
     if (lost := state.best_step) and lost not in found:
         saved = [load_training_state(checkpoint) for checkpoint in found.values()]
         were_best = [(s.best_val_loss, s.step) for s in saved if s.best_val_loss is not None and s.best_step == s.step]
         state.best_val_loss, state.best_step = min(were_best, default=(None, 0))
-        left = f"best that is left, step_{state.best_step}" if state.best_step else f"newest, step_{max(found)}"
-        print(f"finetune: WARNING: step_{lost}, the best, is gone or not whole; the {left}, stays", file=sys.stderr)
+        kept = f"best of the others, step_{state.best_step}" if state.best_step else f"newest, step_{max(found)}"
+        print(
+            f"finetune: WARNING: the best checkpoint, step_{lost}, is missing or damaged; the {kept}, is kept",
+            file=sys.stderr,
+        )
     if not state.best_step:
         return str(found[max(found)].path)
     for step, checkpoint in found.items():

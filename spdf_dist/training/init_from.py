@@ -71,14 +71,14 @@ class Origin:
         kept = {"optimizer", "schedule", "data"} - self.reset
         if kept and manifest.kind != "pretrain":
             raise UserError(
-                f"training.reset: {path} is a {manifest.kind} checkpoint, whose run cannot go on; "
-                f"add {', '.join(sorted(kept))}"
+                f"training.reset: {path} is a {manifest.kind} checkpoint, whose run cannot continue; "
+                f"add {', '.join(sorted(kept))} to training.reset"
             )
         theirs, ours = self.checkpoint.optimizer, config.training.optimizer
         if "optimizer" in kept and theirs != ours:
-            raise UserError(f"training.reset: {path} holds the state of {theirs}, not of {ours}; add optimizer")
+            raise UserError(f"training.reset: {path} holds the state of {theirs}, not of {ours}; add optimizer to it")
         if "optimizer" in kept and not all(self.checkpoint.has(kind) for kind in KINDS):
-            raise UserError(f"training.reset: {path} holds no optimizer state to go on with; add optimizer")
+            raise UserError(f"training.reset: {path} holds no optimizer state; add optimizer to it")
         self.state = self.starting_state()
 
     def masks(self) -> PackedMasks:
@@ -93,7 +93,7 @@ class Origin:
         sparse = {name for name, tensor in tensors.items() if tensor.sparse}
         if not sparse:
             was = ", which was made dense" if len(self.checkpoint.masks) else ""
-            raise UserError(f"sparsity.pattern: init_from takes the masks of {path}{was}: it has none in use")
+            raise UserError(f"sparsity.pattern: init_from takes the masks of {path}{was}: it has no masks in use")
         wanted = sparse_weights(logical_weights(self.config.model), sparsity)
         if different := sparse ^ set(wanted):
             raise UserError(
@@ -119,13 +119,13 @@ class Origin:
             step, rest = divmod(manifest.consumed_tokens, per_step)
             if rest:
                 raise UserError(
-                    f"training.reset: the {manifest.consumed_tokens} tokens of {path} are not whole steps of "
-                    f"{per_step} tokens; add schedule, or take its training.global_batch_size"
+                    f"training.reset: {path} has consumed {manifest.consumed_tokens} tokens, which are not whole steps "
+                    f"of {per_step} tokens; add schedule to it, or use the checkpoint's training.global_batch_size"
                 )
             if step >= total_steps(config):
                 raise UserError(
-                    f"training.train_tokens: {path} has consumed {manifest.consumed_tokens} already, and the schedule "
-                    f"goes on from there; set more than that, or add schedule to training.reset"
+                    f"training.train_tokens: {path} has consumed {manifest.consumed_tokens} tokens already, and the "
+                    f"schedule continues from there; set a larger number, or add schedule to training.reset"
                 )
             state = replace(old, step=step, token_offset=0, callbacks={})
         batch = config.training.global_batch_size

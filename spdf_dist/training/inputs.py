@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from spdf_dist.base.digests import file_digest
+from spdf_dist.base.numbers import counted
 from spdf_dist.checkpoint.find import latest, resolve
 from spdf_dist.checkpoint.manifest import read_manifest
 from spdf_dist.checkpoint.read import Checkpoint
@@ -21,8 +22,8 @@ def warn_of_shared_data(kind: str, digests: dict[str, list[str]]) -> None:
     """Warn if validation data are training data. ``digests`` are those of ``RunFolder.keep_data``."""
     if same := set(digests["training"]) & set(digests["validation"]):
         print(
-            f"{kind}: WARNING: {len(same)} of the validation data sets are training data too: the validation loss does "
-            "not show overfitting",
+            f"{kind}: WARNING: validation data that are also training data ({counted(len(same), 'data set')}): the "
+            "validation loss does not show overfitting",
             file=sys.stderr,
         )
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from spdf_dist.base.numbers import counted
 from spdf_dist.base.signals import StopRequest
 from spdf_dist.config.errors import DivergedError, NonFiniteError, SpdfError, Stopped, UserError
 from spdf_dist.training.batches import Data, MicroBatch
@@ -98,7 +99,7 @@ class Loop:
                 if stop and not over:
                     where = f"at step {state.step} of {self.data.total_steps}"
                     before = ", before its validation," if state.validation_due else ""
-                    raise Stopped(f"stopped {where}{before} after saving; run it again to go on")
+                    raise Stopped(f"stopped {where}{before} after saving; run the same command again to continue")
         except (NonFiniteError, DivergedError):
             self.complete_save()  # every rank raises these errors, and the state in flight is older and valid
             raise
@@ -175,9 +176,9 @@ class Loop:
         most = self.spikes.max_skipped_in_a_row
         if most and state.skipped_in_a_row >= most:
             raise DivergedError(
-                f"{most} updates in a row were left out as spikes, up to step {step}: the run has diverged; "
-                f"the last good checkpoint is {self.saver.newest()}; start again with --rewind to go back to it and "
-                f"leave out the batches since, or with --change and a lower training.lr"
+                f"the run has diverged: it skipped {counted(most, 'update')} in a row as spikes, up to step {step}; "
+                f"the last good checkpoint is {self.saver.newest()}; start again with --rewind to return to it and "
+                f"skip the batches since, or with --change and a lower training.lr"
             )
         return result.stop
 
@@ -223,10 +224,10 @@ class Loop:
             self.survive(error, final=final)
             if self.keep_best and state.best_step == state.step:
                 lost, (state.best_val_loss, state.best_step) = state.best_val_loss, self.saved_best
-                kept = f"step {state.best_step}'s ({state.best_val_loss:.4f})" if state.best_step else "none so far"
+                best = f"step {state.best_step}'s ({state.best_val_loss:.4f})" if state.best_step else "none yet"
                 self.callbacks.on_note(
-                    f"WARNING: step {state.step} had the best validation loss ({lost:.4f}) and is lost; "
-                    f"the best that is kept is {kept}"
+                    f"WARNING: step {state.step} had the best validation loss ({lost:.4f}) and was not saved; "
+                    f"the best saved one is {best}"
                 )
         else:
             self.saved_best = (state.best_val_loss, state.best_step)

@@ -260,7 +260,7 @@ class Muon(torch.optim.AdamW):
             held = sum(parameter.numel() for parameter in group["params"])
             values = group["shards"][-1].stop
             if partitioned and not values <= held * self.groups.data_size < values + 4 * self.groups.data_size:
-                raise SpdfError(f"training.optimizer=muon: DeepSpeed divides {values} values in another way than known")
+                raise SpdfError(f"training.optimizer=muon: DeepSpeed partitions {values} values in an unknown way")
             self.divisions[id(group)] = Division(group["shards"], self.groups, held if partitioned else None)
             group["start"] = self.groups.data_rank * held if partitioned else 0
 

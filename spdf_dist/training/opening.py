@@ -16,7 +16,7 @@ import torch
 
 from spdf_dist.accounting.plan import bytes_text, plan
 from spdf_dist.base.cpu import cores
-from spdf_dist.base.numbers import duration
+from spdf_dist.base.numbers import counted, duration
 from spdf_dist.base.rank_variables import discover, is_rank_zero
 from spdf_dist.config.schema import PretrainConfig
 from spdf_dist.data.loader import Mixture, open_mixture
@@ -106,27 +106,28 @@ class Opening:
         summary = self.summary
         kept = f" ({summary['nonzeros']:,} kept)" if summary["sparsity"] > 0 else ""
         return (
-            f"{summary['parameters']:,} parameters{kept}; {summary['steps']:,} steps of {summary['tokens_per_step']:,} "
-            f"tokens; {summary['flops_per_step']:.3g} FLOPs per step, {summary['total_flops']:.3g} in all"
+            f"{summary['parameters']:,} parameters{kept}; {counted(summary['steps'], 'step')} of "
+            f"{summary['tokens_per_step']:,} tokens; {summary['flops_per_step']:.3g} FLOPs per step, "
+            f"{summary['total_flops']:.3g} in all"
         )
 
     def time_line(self) -> str:
         """A lower bound of the time: matrix products only."""
-        where = f"{self.ranks} rank{'s' if self.ranks > 1 else ''}"
         return (
             f"at least {duration(self.step_seconds)} per step and {duration(self.seconds)} in all: "
             f"matrix products run at {self.rate / 1e9:,.0f} GFLOP/s on this "
-            f"{'GPU' if self.device.type == 'cuda' else 'CPU'}, {where}"
+            f"{'GPU' if self.device.type == 'cuda' else 'CPU'}, {counted(self.ranks, 'rank')}"
         )
 
     def validation_lines(self) -> list[str]:
         """A line on the cost of validation, with a lower bound of its time; none without validation."""
-        cost, what = self.summary["validation"], "pairs" if self.kind == "finetune" else "sequences"
+        cost, what = self.summary["validation"], "pair" if self.kind == "finetune" else "sequence"
         if not cost["times"]:
             return []
+        times = "once" if cost["times"] == 1 else f"at most {cost['times']:,} times"
         return [
-            f"validates {cost['sequences']:,} {what} up to {cost['times']:,} times: {cost['flops']:.3g} FLOPs and "
-            f"at least {duration(self.validation_seconds)} each time"
+            f"validates on {counted(cost['sequences'], what)} {times}: {cost['flops']:.3g} FLOPs and at least "
+            f"{duration(self.validation_seconds)} per validation"
         ]
 
     def warnings(self) -> list[str]:
@@ -138,7 +139,7 @@ class Opening:
             whose = "this GPU" if self.device.type == "cuda" else "this machine"
             found.append(
                 f"WARNING: the run needs about {bytes_text(need * on_one)} of memory and {whose} has "
-                f"{bytes_text(free)} free: it is likely to be killed; a smaller model or more ranks (spdf estimate) fit"
+                f"{bytes_text(free)} free: it is likely to be killed; use a smaller model or more ranks (spdf estimate)"
             )
         if self.slower > SLOW_PRECISION:
             found.append(
@@ -165,7 +166,7 @@ def data_lines(config: PretrainConfig, train: Mixture) -> list[str]:
     """Lines on the tokens that the run reads and the data holds, and on data sets that it reads more than once."""
     asked = config.training.train_tokens
     have = train.num_sequences * train.seq_length
-    lines = [f"reads {asked:,} tokens of data that hold {have:,}"]
+    lines = [f"trains on {asked:,} tokens; the training data hold {have:,} tokens"]
     whole = sum(entry.weight for entry in config.data.train)
     for dataset, entry in zip(train.datasets, config.data.train, strict=True):
         passes = asked * entry.weight / whole / (dataset.num_sequences * train.seq_length)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spdf_dist.base.digests import file_digest
+from spdf_dist.base.numbers import counted
 from spdf_dist.base.rank_variables import Ranks
 from spdf_dist.base.signals import StopRequest
 from spdf_dist.checkpoint.find import whole_checkpoints
@@ -163,7 +164,7 @@ class TrainingRun:
         """The checkpoint to go back to; newer ones are deleted. Raises UserError if it does not exist."""
         wanted = self.allowed.rewind
         if self.checkpoint is None:
-            raise UserError(f"--rewind: {self.folder.path} has no checkpoint to go back to")
+            raise UserError(f"--rewind: {self.folder.path} has no checkpoint to return to")
         if wanted in (-1, self.checkpoint.step):
             return self.checkpoint
         target = Checkpoint(self.folder.checkpoints / f"step_{wanted}")
@@ -172,7 +173,9 @@ class TrainingRun:
             for folder in whole_checkpoints(self.folder.checkpoints):
                 step = read_manifest(folder).step
                 if step > target.step and folder.name != f"step_{step}":
-                    raise UserError(f"--rewind: {folder} is of a later step: move it out of {self.folder.checkpoints}")
+                    raise UserError(
+                        f"--rewind: {folder} is a checkpoint of a later step: move it out of {self.folder.checkpoints}"
+                    )
             prune(self.folder.checkpoints, 0, protect=target.step)
 
         self.groups.on_rank_zero(delete_newer)
@@ -192,7 +195,7 @@ class TrainingRun:
         self.allowed = replace(self.allowed, rewind=None)
         self.save_first = True
         self.state.recent_losses, self.state.recent_grad_norms, self.state.skipped_in_a_row = [], [], 0
-        text = f"rewound to step {self.state.step}; the batches of steps {self.state.step + 1} to {last} are left out"
+        text = f"rewound to step {self.state.step}; the batches of steps {self.state.step + 1} to {last} are skipped"
         self.groups.on_rank_zero(lambda: self.folder.record_change([text]))
         return text
 
@@ -403,7 +406,8 @@ class TrainingRun:
         if self.saves and self.stalled > 0.01 * self.seconds:
             share = self.stalled / max(self.seconds, 1e-9)
             self.callbacks.on_note(
-                f"training stood still for {self.stalled:.1f} s ({share:.0%} of its time) for {self.saves} checkpoints"
+                f"training waited {self.stalled:.1f} s ({share:.0%} of its time) for "
+                f"{counted(self.saves, 'checkpoint')}"
             )
 
 

@@ -149,7 +149,7 @@ class RunFolder:
         With ``change``, only the keys that cannot change (``FIXED``) are compared.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"run_dir: {self.path} is no folder")
+            raise UserError(f"run_dir: {self.path} is not a folder")
         differences = self.differences(config)
         if differences and not self.is_unused():
             fixed = [difference for difference in differences if is_below(difference.split(":")[0], FIXED)]
@@ -327,7 +327,7 @@ class RunFolder:
                 except (ValueError, RecursionError):
                     continue
                 if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-                    raise UserError(f"{self.metrics}: line {number} is no metrics line: {line[:60]!r}; delete the line")
+                    raise UserError(f"{self.metrics}: line {number} is not a metrics record: {line[:60]!r}; delete it")
                 past = record["step"] > step or (record["step"] == step and "val_loss" in record and not validated)
                 if line.endswith("\n") and not past:
                     kept.append(line)
@@ -358,5 +358,5 @@ class RunFolder:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{path} is damaged: {error}; delete it to have it made again") from None
+            raise UserError(f"{path} is damaged: {error}; delete it, and it is written again") from None
         return content if isinstance(content, dict) else None

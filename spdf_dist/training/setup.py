@@ -58,9 +58,9 @@ def newest_checkpoint(folder: RunFolder, groups: Groups) -> Checkpoint | None:
     def find() -> Path | None:
         newest, broken = latest(folder.checkpoints), damaged(folder.checkpoints)
         if broken and newest is None:
-            raise UserError(f"{broken[-1]}; there is no other checkpoint: restore it, or delete it to start again")
+            raise UserError(f"{broken[-1]}; there is no other checkpoint: restore it, or delete it to start over")
         if broken:
-            print("\n".join(broken) + f"\nit goes on from {newest}", file=sys.stderr)
+            print("\n".join(broken) + f"\nthe run continues from {newest}", file=sys.stderr)
         return newest
 
     found = groups.on_rank_zero(find)

@@ -46,7 +46,7 @@ def load_training_state(checkpoint: Checkpoint) -> TrainingState:
     try:
         state: TrainingState = build(TrainingState, checkpoint.manifest.state, "state")
     except UserError as error:
-        raise UserError(f"{checkpoint.path}: its training state is not understood: {error}") from None
+        raise UserError(f"{checkpoint.path}: its training state is not valid: {error}") from None
     if state.step != checkpoint.step:
         raise UserError(f"{checkpoint.path}: its training state is of step {state.step}, not {checkpoint.step}")
     return state

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from spdf_dist.accounting.flops import training_flops
 from spdf_dist.accounting.plan import TaskSize, finetuning_plan
+from spdf_dist.base.numbers import counted
 from spdf_dist.base.random_streams import derive_seed
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import FinetuneConfig, ModelConfig, SparsityConfig
@@ -55,8 +56,8 @@ class TaskBatches:
         self.total_steps = min(task.epochs * self.steps_per_epoch, task.max_steps or sys.maxsize)
         if task.warmup_steps >= self.total_steps:
             raise UserError(
-                f"finetune.warmup_steps: {task.warmup_steps} leaves nothing of {self.total_steps} steps "
-                f"({task.epochs} epochs of {self.steps_per_epoch})"
+                f"finetune.warmup_steps: {task.warmup_steps} must be less than the run's "
+                f"{counted(self.total_steps, 'step')} ({counted(task.epochs, 'epoch')} of {self.steps_per_epoch})"
             )
         self._batches_of = functools.lru_cache(maxsize=2)(self.order.epoch)
         numbers = range(len(self.held_out))
@@ -88,9 +89,11 @@ class TaskBatches:
         """Lines on the pairs that the run reads, and how often."""
         pairs, targets = len(self.examples), sum(example.target_tokens for example in self.examples)
         longest = max(len(example.ids) for example in self.examples)
-        passes = f"{self.total_steps / self.steps_per_epoch:.3g} times, {self.steps_per_epoch:,} steps each time"
+        epochs = self.total_steps / self.steps_per_epoch
+        passes = f"for {epochs:.3g} {'epoch' if epochs == 1 else 'epochs'} of {counted(self.steps_per_epoch, 'step')}"
         return [
-            f"reads {pairs:,} pairs with {targets:,} target tokens {passes}; the longest pair has {longest:,} tokens"
+            f"trains on {counted(pairs, 'pair')} with {targets:,} target tokens {passes}; the longest pair has "
+            f"{longest:,} tokens"
         ]
 
     def batch(self, step: int) -> GlobalBatch:

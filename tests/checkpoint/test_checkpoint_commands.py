@@ -252,7 +252,7 @@ def test_places_where_no_folder_can_be(
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    for out, message in ((f"{tmp_path}/file/x/out", "file is no folder"), (".", ". is the current folder")):
+    for out, message in ((f"{tmp_path}/file/x/out", "file is not a folder"), (".", ". is the current folder")):
         capsys.readouterr()
         assert main([command, *sources[command], out]) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -49,7 +49,7 @@ def test_latest_goes_by_content(tmp_path: Path) -> None:
     assert latest(tmp_path) == tmp_path / "step_5"
     (tmp_path / "step_5" / "manifest.json").write_text("{")
     assert latest(tmp_path) is None and latest(tmp_path / "nowhere") is None
-    with pytest.raises(UserError, match=r"holds no whole checkpoint: .*damaged"):
+    with pytest.raises(UserError, match=r"holds no complete checkpoint: .*damaged"):
         resolve(tmp_path)
 
 
@@ -62,9 +62,9 @@ def test_damaged_ones_are_told_from_unfinished_ones(tmp_path: Path) -> None:
     (tmp_path / "step_5" / MASKS).unlink()
     os.truncate(tmp_path / "step_10" / "model-00000.safetensors", 100)
     first, second = damaged(tmp_path)
-    assert "step_5 is no whole checkpoint: its masks are missing" in first
+    assert "step_5 is not a complete checkpoint: its masks are missing" in first
     assert "step_10/model-00000.safetensors is damaged" in second
-    with pytest.raises(UserError, match=r"holds no whole checkpoint: .*step_10/model-00000\.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"holds no complete checkpoint: .*step_10/model-00000\.safetensors is damaged"):
         resolve(tmp_path)
 
 
@@ -194,7 +194,7 @@ def test_full_disk_on_any_rank_fails_all_and_keeps_the_last(
     rank = 1 if "00001" in file else 0
     for error in results:
         assert f"step_10 was not saved: rank {rank}: No space left on device" in str(error)
-        assert f"the last good checkpoint stays: {tmp_path / 'step_5'}" in str(error)
+        assert f"the last good checkpoint is {tmp_path / 'step_5'}" in str(error)
         assert "\n" not in str(error)
     assert [path.name for path in tmp_path.iterdir()] == ["step_5"]
     Checkpoint(tmp_path).verify()
@@ -369,7 +369,7 @@ def test_files_beside_a_tokenizer_are_left_out(tmp_path: Path) -> None:
     (source / "tokenizer" / "tokenizer_config.json").write_text("GPT-2's two files do not use it")
     assert Checkpoint(source).tokenizer_dir is not None
     (source / "tokenizer" / "tokenizer.model").write_text("it would be taken first")
-    with pytest.raises(UserError, match=r"tokenizer\.model is no part of the checkpoint: remove it"):
+    with pytest.raises(UserError, match=r"tokenizer\.model does not belong to the checkpoint: remove it"):
         densify(source, tmp_path / "other")
     (bare,) = save(tmp_path / "b", 5)
     write_gpt2_tokenizer(bare / "tokenizer")
@@ -443,18 +443,18 @@ def test_slices_that_are_not_the_tensor(parts: list[tuple[int | None, int, int]]
         (lambda tree: rename(tree, "consumed_tokens", "consumed_tokenz"), "lacks 'consumed_tokens'"),
         (lambda tree: tree["model"].update(num_layers=10**9), "too few for 1000000000 layers"),
         (lambda tree: tree["model"].update(hidden_size=10**12), "1000000000000 is too large"),
-        (lambda tree: tree.update(step="5"), "'5' stands where a count belongs"),
-        (lambda tree: tree.update(kind=3), "3 stands where a text belongs"),
-        (lambda tree: tree["files"][MASKS].update(sha256="x"), "'x' stands where a SHA-256 belongs"),
+        (lambda tree: tree.update(step="5"), "'5' is not a count"),
+        (lambda tree: tree.update(kind=3), "3 is not a text"),
+        (lambda tree: tree["files"][MASKS].update(sha256="x"), "'x' is not a SHA-256"),
         (lambda tree: tree["masks"]["layers.0.W_Q"].update(kept=10**6), "keeps 1000000 of 64 entries"),
         (lambda tree: tree.update(tensors=[]), "damaged"),
-        (lambda tree: first_slice(tree).update(dim="x"), "'x' stands where a count belongs"),
+        (lambda tree: first_slice(tree).update(dim="x"), "'x' is not a count"),
         (lambda tree: first_slice(tree).update(dim=2), "cut along dimension 2 of 2"),
-        (lambda tree: first_slice(tree).update(dim=[]), r"\[\] stands where a count belongs"),
-        (lambda tree: first_slice(tree).update(start=-1), "-1 stands where a count belongs"),
+        (lambda tree: first_slice(tree).update(dim=[]), r"\[\] is not a count"),
+        (lambda tree: first_slice(tree).update(start=-1), "-1 is not a count"),
         (lambda tree: first_slice(tree).update(stop=7), "its slices end at 7"),
         (lambda tree: first_slice(tree).pop("file"), "a slice lacks 'file'"),
-        (lambda tree: tree["tensors"]["ln_f.bias"].update(slices=[]), r"slices of ln_f\.bias is no object"),
+        (lambda tree: tree["tensors"]["ln_f.bias"].update(slices=[]), r"slices of ln_f\.bias is not an object"),
         (lambda tree: tree["tensors"]["ln_f.bias"].update(sparse=0), "neither true nor false"),
         (lambda tree: tree["masks"]["layers.0.W_Q"].update(shape=[4]), "damaged: not enough values"),
         (
@@ -462,8 +462,8 @@ def test_slices_that_are_not_the_tensor(parts: list[tuple[int | None, int, int]]
             r"the mask of layers\.0\.W_Q has another shape",
         ),
         (lambda tree: tree["model"].update(num_attention_heads=3), "8 is not divisible by model.num_attention_heads 3"),
-        (lambda tree: tree.update(state=[]), "state is no object"),
-        (lambda tree: tree.update(step=float("inf")), "inf stands where a count belongs"),
+        (lambda tree: tree.update(state=[]), "state is not an object"),
+        (lambda tree: tree.update(step=float("inf")), "inf is not a count"),
     ],
 )
 def test_a_manifest_that_cannot_be_used(tmp_path: Path, change: Callable[[Any], object], message: str) -> None:
@@ -576,7 +576,7 @@ def test_sparse_pieces_need_their_mask(tmp_path: Path) -> None:
             shards, masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(SPARSE)
         )
     shards = responsible(0, 1, masks, make_tensors(masks))
-    with pytest.raises(SpdfError, match=r"layers\.0\.W_Q has 16 values, the mask that was given is another"):
+    with pytest.raises(SpdfError, match=r"layers\.0\.W_Q has 16 values, which do not match the given mask"):
         single_writer(tmp_path / "step_2", 2).write(
             shards,
             masks=masks_of(replace(SPARSE, level=0.5)),

@@ -155,7 +155,7 @@ def test_another_context_window_is_kept_where_positions_are_rotary(tmp_path: Pat
             {},
             "rope_parameters and rope_scaling differ",
         ),
-        ({"rope_scaling": "linear"}, {}, "rope_scaling is no object: 'linear'"),
+        ({"rope_scaling": "linear"}, {}, "rope_scaling is not an object: 'linear'"),
         (
             {"rope_scaling": LLAMA3, "original_max_position_embeddings": 4},
             {},

@@ -55,4 +55,4 @@ def test_a_key_that_stands_twice(tmp_path: Path, capsys: pytest.CaptureFixture[s
     path = tmp_path / "twice.yaml"
     path.write_text("training: {lr: 2e-3}\nseed: 1\ntraining: {clip_grad: 1.0}\n")
     assert run_command(["config", str(path)]) == 2
-    assert "the key 'training' stands twice" in capsys.readouterr().err
+    assert "the key 'training' is given twice" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_the_second_process_is_told(tmp_path: Path) -> None:
     target = tmp_path / "new/folder/out"
     holder = subprocess.Popen([sys.executable, "-c", HOLD, target], stdout=subprocess.PIPE)
     assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-    with pytest.raises(UserError, match="another process is making it"), claimed(target):
+    with pytest.raises(UserError, match="another process is writing it"), claimed(target):
         pass
     holder.kill()
     holder.communicate()
@@ -88,7 +88,7 @@ def test_of_two_that_make_one_thing_one_wins_and_it_is_whole(command: str, texts
         ends = [(racer.communicate()[1].replace("\r", "\n"), racer.returncode) for racer in racers]
         assert 0 in [code for _, code in ends]
         for said, code in ends:
-            assert code == 0 or (code == 2 and "another process is making it" in said.strip().splitlines()[-1])
+            assert code == 0 or (code == 2 and "another process is writing it" in said.strip().splitlines()[-1])
         assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
         assert subprocess.run(spdf(*words), capture_output=True).returncode == 0  # a repetition does nothing
         subprocess.run(["rm", "-r", out], check=True)

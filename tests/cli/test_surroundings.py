@@ -118,7 +118,7 @@ def test_a_current_folder_that_is_gone_is_one_line(tmp_path):
     (tmp_path / "gone").mkdir()
     done = shell(f"cd gone; rmdir ../gone; {SPDF} inspect run", tmp_path)
     assert done.returncode == 2 and done.stderr == (
-        "spdf: the current folder does not exist any more: change to another one\n"
+        "spdf: the current folder no longer exists: change to another one\n"
     )
 
 

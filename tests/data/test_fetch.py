@@ -88,7 +88,7 @@ def test_a_server_that_hangs_up_early_leaves_what_came(
 
 def test_other_content_is_refused(tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, f"{address}/a.bin", content=b"what was published")
-    with pytest.raises(SpdfError, match="not the official file") as caught:
+    with pytest.raises(SpdfError, match="not the official one") as caught:
         fetch("set", str(tmp_path))
     assert caught.value.exit_code == 1
     assert not list(tmp_path.iterdir())

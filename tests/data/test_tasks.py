@@ -185,7 +185,7 @@ def test_reference_files_as_lora_writes_them(tmp_path: Path) -> None:
         ("e2e", "x.csv", "mr,ref\nname[A],b\nname[B],c\0d\n", "zero byte in line 3"),
         ("e2e", "x.txt", "a : b||c||d\n", "line 1: expected `context"),
         ("dart", "x.json", '[{"tripleset": [], "annotations": [{"text": "A"}]}]', "input of the text 'A' is empty"),
-        ("dart", "x.json", '[{"tripleset": ["ABC"], "annotations": [{"text": "A"}]}]', "a triple is no list"),
+        ("dart", "x.json", '[{"tripleset": ["ABC"], "annotations": [{"text": "A"}]}]', "a triple is not a list"),
     ],
 )
 def test_mistakes_in_files_are_named(tmp_path: Path, task: str, name: str, content: str, message: str) -> None:

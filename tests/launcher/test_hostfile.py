@@ -28,13 +28,13 @@ def test_hosts_in_their_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "names no host: write a line `HOST slots=N` a node"),
-        ("# none\n\n", "names no host: write a line `HOST slots=N` a node"),
+        ("", "names no host: write one line `HOST slots=N` per node"),
+        ("# none\n\n", "names no host: write one line `HOST slots=N` per node"),
         ("h1\n", "line 1: expected `HOST slots=N`, got 'h1'"),
         ("h1 slots=2\nh2 slots=two\n", "line 2: expected `HOST slots=N`, got 'h2 slots=two'"),
         ("h1 slots=0\n", "line 1: expected `HOST slots=N`, got 'h1 slots=0'"),
         ("-oProxyCommand=x slots=1\n", "line 1: expected `HOST slots=N`, got '-oProxyCommand=x slots=1'"),
-        ("h1 slots=2\n\nh1 slots=2\n", "line 3: h1 stands in line 1 already"),
+        ("h1 slots=2\n\nh1 slots=2\n", "line 3: h1 is already in line 1"),
     ],
 )
 def test_what_is_no_hostfile_is_one_line(tmp_path: Path, text: str, said: str) -> None:
@@ -50,7 +50,7 @@ def test_what_is_no_hostfile_is_one_line(tmp_path: Path, text: str, said: str) -
     [
         ("h1\n", "line 1: expected `HOST slots=N`, got 'h1'"),
         ("h1 slots=2\n", "names 1 of the 2 nodes of jobs.pretrain"),
-        ("h1 slots=2\nh2 slots=1\nh3 slots=1\n", "line 2: h2 has slots=1, jobs.pretrain 2 ranks a node"),
+        ("h1 slots=2\nh2 slots=1\nh3 slots=1\n", "line 2: h2 has slots=1, but jobs.pretrain has 2 ranks per node"),
     ],
 )
 def test_a_hostfile_without_room_starts_nothing(bench, text: str, said: str) -> None:  # type: ignore[no-untyped-def]

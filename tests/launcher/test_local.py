@@ -171,7 +171,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(bench) -> None:  # type: igno
     assert bench.states()["dense"]["state"] == "waiting"
     watched = bench.start("status", str(bench.dir), "--watch")
     table, note = watched.communicate(timeout=30)
-    assert "stopped" in table and "nothing runs here any more" in note and watched.returncode == 0
+    assert "stopped" in table and "no job is running" in note and watched.returncode == 0
     bench.run()
     assert steps_of(metrics) == list(range(1, 21))
     assert bench.states()["pretrain"]["restarts"] == 1
@@ -408,7 +408,7 @@ def test_cancel_signals_no_process_that_has_the_id_of_a_dead_one(bench) -> None:
         for line in (start | {"pid": stranger.pid}, {"event": "command", "pid": stranger.pid, "birth": 1}):
             with (folder / "attempts.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        assert "was not found, so it could not be told" in bench.spdf("cancel", str(bench.dir), "pretrain")
+        assert "was not found, so it could not be stopped" in bench.spdf("cancel", str(bench.dir), "pretrain")
         time.sleep(0.2)
         assert stranger.poll() is None
         stranger.kill()
@@ -484,7 +484,7 @@ def test_output_that_is_missing_is_a_failure(bench) -> None:  # type: ignore[no-
     bench.file.write_text(SMALL)
     bench.faults = {"jobs/pretrain": [0, 0, 0]}
     said = bench.run(code=1)
-    assert "the command ended well at checkpoint -1 of 20" in said
+    assert "the command succeeded, but its checkpoints reach only step 0 of 20" in said
 
 
 @pytest.mark.parametrize("older", [False, True])
@@ -527,7 +527,7 @@ def test_a_plan_of_another_version_is_one_line(bench, content: str) -> None:  # 
     bench.dir.mkdir()
     (bench.dir / "journal.jsonl").touch()
     (bench.dir / "plan.json").write_text(content)
-    with pytest.raises(UserError, match="is no plan that this version reads"):
+    with pytest.raises(UserError, match="is not a plan that this version reads"):
         read_plan(bench.dir)
 
 

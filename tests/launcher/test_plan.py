@@ -131,7 +131,7 @@ def test_ranks_of_a_launcher_set_data_parallelism(make) -> None:  # type: ignore
 
 
 WRONG = {
-    "cycle": ("jobs.pretrain.needs=[report]", "jobs go round in a circle: pretrain -> report -> select -> finetune ->"),
+    "cycle": ("jobs.pretrain.needs=[report]", "the jobs form a cycle: pretrain -> report -> select -> finetune ->"),
     "unknown job": ("jobs.report.needs=[selekt]", "needs unknown job 'selekt', did you mean 'select'?"),
     "unknown kind": ("jobs.report.kind=raport", "unknown kind 'raport', did you mean 'report'?"),
     "unknown grid key": (
@@ -152,29 +152,32 @@ WRONG = {
     "no metric": ("jobs.select.set.metric=null", "set.metric: is not set"),
     "environment": ("jobs.finetune.set.finetune.train=${env.NOT_SET_AT_ALL}", "variable NOT_SET_AT_ALL is not set"),
     "open": ("jobs.finetune.set.finetune.train='${jobs.x'", "a reference is not closed"),
-    "run_dir": ("jobs.pretrain.set.run_dir=elsewhere", "the launcher says where a job runs"),
-    "twice": ("jobs.finetune.grid.seed=[1, 1]", "a value stands there twice"),
+    "run_dir": ("jobs.pretrain.set.run_dir=elsewhere", "the launcher chooses where a job runs"),
+    "twice": ("jobs.finetune.grid.seed=[1, 1]", "a value is given twice"),
     "not a list": ("jobs.finetune.grid.seed=1", "expected a list of values, got 1"),
     "ranks": ("jobs.report.resources.ranks_per_node=2", "a report job is one process, not 2"),
     "time": ("jobs.pretrain.resources.time=3600", "write it in quotes"),
     "resources": ("jobs.pretrain.resources.node=2", "unknown config key 'node', did you mean 'nodes'?"),
     "cluster": ("cluster=big", "no cluster 'big'"),
-    "option": ("clusters.a.sbatch=[--x; rm]", "is no option"),
-    "name": ("jobs.pre train.kind=pretrain", "is no name"),
+    "option": ("clusters.a.sbatch=[--x; rm]", "is not an option"),
+    "name": ("jobs.pre train.kind=pretrain", "is not a name"),
     "long name": (f"jobs.{'x' * 101}.kind=pretrain", "101 characters are too many for a name"),
     "variant's misspelt job": (
         "variants.s75.data.train=${jobs.pretrian.run_dir}",
         "needs unknown job 'pretrian', did you mean 'pretrain'?",
     ),
-    "variant's circle": ("variants.s75.data.train=${jobs.report.dir}", "jobs go round in a circle: pretrain -> report"),
+    "variant's circle": ("variants.s75.data.train=${jobs.report.dir}", "the jobs form a cycle: pretrain -> report"),
     "select of nothing": ("jobs.select.needs=[]", "needs: is empty: name the jobs to choose among"),
     "clusters": ("cluster=[a]", "no cluster '['a']'"),
-    "grid key": ("jobs.finetune.grid={x/y: [{name: a, set: {seed: 1}}]}", "jobs.finetune.grid.x/y: 'x/y' is no name"),
+    "grid key": (
+        "jobs.finetune.grid={x/y: [{name: a, set: {seed: 1}}]}",
+        "jobs.finetune.grid.x/y: 'x/y' is not a name",
+    ),
     "path as a grid key": (
         "jobs.finetune.grid={../../ESC/x: [{name: a, set: {seed: 1}}], a.../../ESC/x: [{name: b, set: {seed: 2}}]}",
-        "is no name: use letters, digits, - and _",
+        "is not a name: use letters, digits, - and _",
     ),
-    "per": ("jobs.select.set.per=[[a]]", "is no grid key of what it needs"),
+    "per": ("jobs.select.set.per=[[a]]", "is not a grid key of the jobs that it needs"),
     "top": ("job.x=1", "unknown key 'job', did you mean 'jobs'?"),
 }
 
@@ -197,7 +200,7 @@ def test_tensor_parallelism_of_nothing(make, tensor: str) -> None:  # type: igno
 
 @pytest.mark.parametrize("job_id", ["../x", "a/../../x", "/x", ""])
 def test_a_job_lies_inside_of_its_workflow(tmp_path: Path, job_id: str) -> None:
-    with pytest.raises(UserError, match="its folder would lie outside of"):
+    with pytest.raises(UserError, match="its folder would lie outside"):
         job_folder(tmp_path, job_id)
 
 
@@ -238,7 +241,7 @@ def test_a_run_folder_counts_by_its_newest_checkpoint(make, tmp_path: Path) -> N
 
 def test_a_grid_job_cannot_stand_for_one(make) -> None:  # type: ignore[no-untyped-def]
     text = GOOD + "  once: {kind: report, needs: [finetune], set: {out: x}}\n"
-    with pytest.raises(UserError, match="the launcher says where a job writes"):
+    with pytest.raises(UserError, match="the launcher chooses where a job writes"):
         make(text)
     text = GOOD.replace("needs: [select]", "needs: [select], set: {title: '${jobs.finetune.run_dir}'}")
     with pytest.raises(UserError, match="'finetune' is 8 jobs here: choose one with a select job"):
@@ -294,7 +297,7 @@ def test_a_base_is_found_as_a_workflow_is(make, tmp_path: Path) -> None:  # type
     workflow = load_workflow(str(tmp_path / "flow.yaml"))
     assert list(workflow.variants) == ["s75"] and "densified" in workflow.jobs
     (tmp_path / "own.yaml").write_text("base: flow.yaml\n")
-    with pytest.raises(UserError, match="goes round in a circle"):
+    with pytest.raises(UserError, match="forms a cycle"):
         load_workflow(str(tmp_path / "flow.yaml"))
 
 

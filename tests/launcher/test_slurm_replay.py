@@ -181,7 +181,7 @@ def test_states(tmp_path: Path, slurm: Path) -> None:
     (slurm / "replay").write_text("squeue_late")
     late = slurm_states(root)
     assert late["cell/a"].in_words() == ("failed", "Slurm: FAILED (NonZeroExitCode)") and not late["cell/a"].is_live
-    assert late["next/a"].in_words() == ("cancelled", "what it depends on did not finish")
+    assert late["next/a"].in_words() == ("cancelled", "a job that it needs did not finish")
     (slurm / "replay").write_text("squeue_purged")
     purged = slurm_states(root)
     assert purged["pretrain"].state == "COMPLETED"  # from the plain file of finished jobs: there is no slurmdbd

@@ -13,7 +13,7 @@ from spdf_dist.parallel.groups import check_interface, choose_device, rendezvous
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({}, "2 ranks, from the launcher, cannot meet: MASTER_ADDR and MASTER_PORT must be set"),
+        ({}, "the 2 ranks of the launcher cannot find each other: MASTER_ADDR and MASTER_PORT must be set"),
         ({"MASTER_ADDR": "127.0.0.1"}, "cannot meet: MASTER_PORT must be set"),
         ({"SLURM_JOB_NODELIST": "node[1-2]", "PATH": ""}, "failed .*: set MASTER_ADDR and MASTER_PORT"),
     ],
@@ -41,5 +41,5 @@ def test_a_rank_that_sees_one_gpu_takes_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv(RENDEZVOUS, raising=False)
     assert choose_device("auto", 3) == torch.device("cuda", 0)
     monkeypatch.setenv(RENDEZVOUS, "file")  # ranks started by spdf see the same devices as this process
-    with pytest.raises(UserError, match="rank 3 of this node has no GPU"):
+    with pytest.raises(UserError, match="local rank 3 has no GPU"):
         choose_device("auto", 3)

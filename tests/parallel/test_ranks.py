@@ -54,5 +54,5 @@ def test_a_rank_that_waits_long_says_for_whom(monkeypatch, capsys):
         with groups.tells_of_waiting(Ranks(rank, 3, rank, "the launcher"), "tcp://n1:29500"):
             time.sleep(0.1)
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("rank 0 waits for the other 2 ranks of the launcher at tcp://n1:29500; unset RANK")
+    assert first.startswith("rank 0 waits for 2 other ranks of the launcher at tcp://n1:29500; unset RANK")
     assert second.startswith("rank 1 ")

@@ -59,7 +59,7 @@ def test_a_log_that_cannot_be_written_starts_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("taken", "message"),
-    [("notes.txt", "is not empty and holds no run"), (None, "is no folder")],
+    [("notes.txt", "is not empty and holds no run"), (None, "is not a folder")],
     ids=["folder", "file"],
 )
 def test_a_run_dir_that_is_taken_is_left_alone(

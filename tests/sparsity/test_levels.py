@@ -77,9 +77,12 @@ def test_flops_count_every_phase_and_update():
 @pytest.mark.parametrize(
     ("sparsity", "message"),
     [
-        (GMP | {"schedule": "constant"}, "gmp at a constant level is sparsity.algorithm=static"),
-        (GMP | {"initial_level": 0.75}, "gmp at a constant level"),
-        (GMP | {"update": {"every": 500}}, "no update comes"),
+        (
+            GMP | {"schedule": "constant"},
+            "gmp needs a level that changes; for a constant one, set sparsity.algorithm=static",
+        ),
+        (GMP | {"initial_level": 0.75}, "gmp needs a level that changes"),
+        (GMP | {"update": {"every": 500}}, "the level never changes"),
         (GMP | {"update": {"every": 1}}, "the level would change 74 times"),
         (GMP | {"schedule": "list", "schedule_levels": [0.5, 0.6]}, "end at sparsity.level 0.75"),
         (GMP | {"pattern": "2:4", "level": 0.5}, "gmp prunes unstructured or in block:B"),

@@ -148,7 +148,7 @@ def test_a_level_that_the_blocks_cannot_have_is_remarked_on():
     model = ModelConfig(num_layers=1, hidden_size=128, num_attention_heads=4)
     sparsity = SparsityConfig(level=0.9, pattern="block:128")
     (remark,) = remarks(logical_weights(model), sparsity)
-    assert "0.9 is asked for, the masks prune 0.5 " in remark and "W_Q" in remark
+    assert "0.9 is set, but the masks prune 0.5 " in remark and "W_Q" in remark
     assert real_sparsity(model, sparsity) == 0.5
     assert remarks(logical_weights(model), SparsityConfig(level=0.75)) == []
 

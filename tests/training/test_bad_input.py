@@ -34,7 +34,7 @@ def refuse(tmp_path: Path, *arguments: object, **environment: str) -> str:
         ("sparsity.level=-0.1", "[0, 1)"),
         ("parallel.tensor=3", "4 attention heads"),
         ("training.precision=bf16 parallel.zero_stage=0", "bf16 needs stage 1"),
-        ("training.warmup_tokens=6144", "leaves nothing"),
+        ("training.warmup_tokens=6144", "must be less than the run's"),
         ("training.micro_batch_size=3 parallel.data=1", "not divisible"),
         ("sparsity.pattern=blocks", "block:B or N:M"),
         ("sparsity.pattern=block:7", "does not divide into blocks of 7"),

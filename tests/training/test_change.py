@@ -105,11 +105,11 @@ def test_validation_data_that_are_training_data_are_a_warning(
 ) -> None:
     short = (f"training.train_tokens={STEP}", "training.warmup_tokens=0")
     train(tiny_config, tmp_path / "apart", *short)
-    assert "are training data too" not in capsys.readouterr().err
+    assert "also training data" not in capsys.readouterr().err
     copy = tmp_path / "copy"
     shutil.copytree(tiny_data.train, copy)
     train(tiny_config, tmp_path / "same", *short, f"data.validation={copy}")
-    assert capsys.readouterr().err.count("WARNING: 1 of the validation data sets are training data too") == 1
+    assert capsys.readouterr().err.count("WARNING: validation data that are also training data (1 data set)") == 1
 
 
 def start_again(config: Path, run: Path, *overrides: str, change: bool = False) -> int:
@@ -185,7 +185,7 @@ def test_rewind_goes_back_and_leaves_out_the_batches_that_hurt(whole: Path, tiny
     before, after = losses(whole), losses(run)
     assert after[5] == before[5] and after[6] != before[6] and sorted(after) == list(range(1, 13))
     (record,) = RunFolder(run).change_history()
-    assert record["changes"] == ["rewound to step 5; the batches of steps 6 to 12 are left out"]
+    assert record["changes"] == ["rewound to step 5; the batches of steps 6 to 12 are skipped"]
     for name in ("step_10", "step_12"):
         shutil.rmtree(run / "checkpoints" / name)
     (run / "result.json").unlink()
@@ -209,7 +209,7 @@ def test_a_rewind_deletes_no_copy_of_the_user(whole: Path, tiny_config: Path, tm
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     shutil.copytree(run / "checkpoints/step_12", run / "checkpoints/step_12.bak")
-    with pytest.raises(UserError, match=r"step_12\.bak is of a later step: move it out"):
+    with pytest.raises(UserError, match=r"step_12\.bak is a checkpoint of a later step: move it out"):
         train(tiny_config, run, rewind=5)
     assert len(list((run / "checkpoints").iterdir())) == 4
 

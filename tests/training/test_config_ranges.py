@@ -69,7 +69,7 @@ def test_warm_up_ends_before_the_last_whole_step(
     if accepted:
         load_config(PretrainConfig, empty, overrides)
         return
-    with pytest.raises(UserError, match="leaves nothing of"):
+    with pytest.raises(UserError, match="must be less than the"):
         load_config(PretrainConfig, empty, overrides)
 
 

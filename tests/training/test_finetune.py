@@ -103,8 +103,8 @@ def test_the_first_lines_name_the_run_s_size_time_and_data(finetuned):
     assert f"finetune: {parameters:,} parameters; 6 steps of {round(tokens / 6):,} tokens; " in output
     assert f" FLOPs per step, {summary['total_flops']:.3g} in all" in output
     assert "finetune: at least " in output and "finetune: a micro-batch took " in output
-    assert f"finetune: reads 22 pairs with {tokens // 2:,} target tokens 2 times, 3 steps each time; " in output
-    assert "finetune: validates 6 pairs up to 2 times: " in output
+    assert f"finetune: trains on 22 pairs with {tokens // 2:,} target tokens for 2 epochs of 3 steps; " in output
+    assert "finetune: validates on 6 pairs at most 2 times: " in output
 
 
 def test_the_dry_run_tells_what_the_run_tells(finetuned, sparse_run, task_files, tmp_path):
@@ -114,7 +114,7 @@ def test_the_dry_run_tells_what_the_run_tells(finetuned, sparse_run, task_files,
     assert dry.returncode == 0, dry.stderr
     assert not (tmp_path / "run").exists()
     for line in output.splitlines():
-        if line.startswith(("finetune: reads ", "finetune: validates ")):
+        if line.startswith(("finetune: trains on ", "finetune: validates ")):
             assert line.removeprefix("finetune: ").split(" at least ")[0] in dry.stdout
     steps = [line for line in read_metrics(run) if "loss" in line]
     assert f"{steps[-1]['consumed_tokens']:,} in 6 steps" in dry.stdout and "at least " in dry.stdout
@@ -207,7 +207,7 @@ def test_the_best_step_s_save_fails_and_the_best_that_was_saved_stays(sparse_run
     log = done.stderr
     losses = {line["step"]: line["val_loss"] for line in read_metrics(run) if "val_loss" in line}
     assert losses[3] < losses[6]
-    assert "step 3 had the best validation loss" in log and "is lost; the best that is kept is none so far" in log
+    assert "step 3 had the best validation loss" in log and "was not saved; the best saved one is none yet" in log
     assert "an old checkpoint was not deleted: not allowed" in log and "Traceback" not in log
     summary = json.loads((run / "finetune.json").read_text())
     assert (summary["best_step"], summary["best_val_loss"]) == (6, losses[6])
@@ -240,9 +240,12 @@ def test_nothing_is_deleted_for_a_best_checkpoint_that_is_gone(tmp_path, capsys)
     assert "the newest, step_7, stays" in capsys.readouterr().err
     assert keep_best(tmp_path, state) == str(tmp_path / "step_4")
     assert (state.best_step, state.best_val_loss) == (4, 4.0)
-    assert "step_6, the best, is gone or not whole; the best that is left, step_4, stays" in capsys.readouterr().err
+    assert (
+        "the best checkpoint, step_6, is missing or damaged; the best of the others, step_4, is kept"
+        in capsys.readouterr().err
+    )
     assert [path.name for path in tmp_path.glob("step_*")] == ["step_4"]
-    with pytest.raises(SpdfError, match="holds no whole checkpoint any more"):
+    with pytest.raises(SpdfError, match="no longer holds a complete checkpoint"):
         keep_best(tmp_path / "nowhere", state)
 
 

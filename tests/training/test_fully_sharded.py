@@ -91,7 +91,7 @@ def test_a_weight_or_gradient_that_is_not_finite_is_named(
     ("override", "words"),
     [
         ("training.optimizer=muon", "muon needs whole matrices"),
-        ("deepspeed={zero_optimization: {}}", "torch's FSDP2 takes DeepSpeed's place"),
+        ("deepspeed={zero_optimization: {}}", "uses torch's FSDP2 instead of DeepSpeed"),
         ("sparsity.algorithm=rigl", "rigl needs whole weights"),
     ],
 )

@@ -117,7 +117,10 @@ def test_dense_to_sparse_keeps_the_moments_of_what_stays(trunk, tiny_config, tmp
         (["model.vocab_size=304"], "vocab_size is 300 in the checkpoint and 304"),
         (["training.reset=[optimiser]"], "did you mean 'optimizer'"),
         (["training.reset=[]", "training.train_tokens=2048"], "has consumed 4096 already"),
-        (["training.reset=[]", "training.global_batch_size=6", "training.micro_batch_size=3"], "are not whole steps"),
+        (
+            ["training.reset=[]", "training.global_batch_size=6", "training.micro_batch_size=3"],
+            "which are not whole steps",
+        ),
         (["sparsity.pattern=init_from", "sparsity.level=0.5"], "prune 0.75, not 0.5"),
         (["sparsity.pattern=init_from", "sparsity.targets=[W_Q]"], "are not those of sparsity.targets"),
     ],
@@ -138,6 +141,6 @@ def test_masks_that_are_not_there_are_asked_for_in_one_line(trunk, tiny_config, 
     )
     assert done.returncode == 2 and "which was made dense" in done.stderr
     done = run_spdf("pretrain", tiny_config, f"run_dir={tmp_path}/run", *SINGLE_PROCESS, start, "training.reset=[data]")
-    assert done.returncode == 2 and "a densified checkpoint, whose run cannot go on" in done.stderr
+    assert done.returncode == 2 and "a densified checkpoint, whose run cannot continue" in done.stderr
     done = run_spdf("pretrain", tiny_config, f"run_dir={tmp_path}/run", *SINGLE_PROCESS, "sparsity.pattern=init_from")
     assert done.returncode == 2 and "training.init_from, which is not set" in done.stderr

@@ -150,12 +150,13 @@ def test_a_best_step_that_was_not_saved_is_not_the_best(tmp_path: Path) -> None:
     assert (state.best_step, state.best_val_loss) == (6, 4.0) and sorted(run.saved) == [2, 6]
     assert run.notes == [
         "WARNING: No space left on device",
-        "WARNING: step 4 had the best validation loss (3.0000) and is lost; the best that is kept is step 2's (5.0000)",
+        "WARNING: step 4 had the best validation loss (3.0000) and was not saved; "
+        "the best saved one is step 2's (5.0000)",
     ]
     run = Run(tmp_path / "other", {2: 5.0, 4: 6.0, 6: 7.0})
     run.failing = lambda step: SpdfError("No space left on device") if step == 2 else None
     assert run.start().best_step == 4
-    assert run.notes[1].endswith("the best that is kept is none so far")
+    assert run.notes[1].endswith("the best saved one is none yet")
 
 
 def test_a_failed_last_save_and_a_mistake_are_errors(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_repeats_of_the_data_are_named(tiny_config: Path, tiny_data) -> None:  #
     config = load_config(PretrainConfig, str(tiny_config), ["training.train_tokens=1000000"])
     train = open_mixture(config.data.train, 32, 1)
     reads, repeats = data_lines(config, train)
-    assert reads.startswith("reads 1,000,000 tokens of data that hold ")
+    assert reads.startswith("trains on 1,000,000 tokens; the training data hold ")
     passes = 1_000_000 / (train.num_sequences * 32)
     assert repeats == f"repeats {tiny_data.train}: {passes:.3g} passes over its sequences"
 
@@ -100,9 +100,9 @@ def test_run_and_dry_run_tell_the_same(tiny_config: Path, tmp_path: Path) -> Non
     done = run_spdf("pretrain", tiny_config, f"run_dir={tmp_path / 'run'}", "training.train_tokens=1536")
     assert done.returncode == 0, done.stderr
     dry = run_spdf("pretrain", tiny_config, "training.train_tokens=1536", "--dry-run")
-    for words in ("per step and", "in all: matrix products run at", "reads 1,536 tokens of data that hold"):
+    for words in ("per step and", "in all: matrix products run at", "trains on 1,536 tokens; the training data hold"):
         assert words in done.stderr and words in dry.stdout
     validates = next(line for line in done.stderr.splitlines() if "validates" in line)
-    assert validates.startswith("pretrain: validates 16 sequences up to 1 times: ")
+    assert validates.startswith("pretrain: validates on 16 sequences once: ")
     assert validates.removeprefix("pretrain: ").split(" at least ")[0] in dry.stdout
     assert "parameters (" in done.stderr and "a micro-batch took" in done.stderr

@@ -103,7 +103,7 @@ def test_a_config_that_cannot_be_read_is_a_line(content: bytes, tmp_path: Path) 
 def test_a_line_that_is_no_metrics_line_is_named(line: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.metrics.write_text(f'{{"step": 1}}\n{line}\n')
-    with pytest.raises(UserError, match="line 2 is no metrics line") as error:
+    with pytest.raises(UserError, match="line 2 is not a metrics record") as error:
         folder.cut_metrics(1)
     assert "\n" not in str(error.value)
 

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
             shown = text
         if ends:
             if args.watch and any(state.state not in ENDED for state in states):
-                print("nothing runs here any more; run the same command again to go on", file=sys.stderr)
+                print("no job is running; run the same command again to continue", file=sys.stderr)
             return code
         try:
             time.sleep(WATCH_SECONDS)

@@ -95,7 +95,7 @@ def render(script: Script, root: Path, cluster: Cluster) -> str:
     for name, value in optional.items():
         if value is not None:
             if not re.fullmatch(r"[A-Za-z0-9_.,:&|\[\]*()-]+", str(value)):
-                raise UserError(f"jobs.{first.name}: {name}: '{value}' cannot stand in a batch script")
+                raise UserError(f"jobs.{first.name}: {name}: '{value}' cannot be used in a batch script")
             options.append(f"--{name}={value}")
     if resources.time is not None:
         options.append(f"--signal=B:USR1@{resources.signal_seconds}")

@@ -55,14 +55,14 @@ class SlurmState:
         """A state of ``spdf status``, and the reason."""
         reason = None if self.reason in (None, "", "None") else self.reason
         if self.reason == NEVER or self.state == "CANCELLED":
-            return CANCELLED, "what it depends on did not finish" if self.reason == NEVER else None
+            return CANCELLED, "a job that it needs did not finish" if self.reason == NEVER else None
         if self.state in LIVE:
             name = LIVE[self.state]
             if name == "queued" and reason == DEPENDENCY:
                 return "waiting", "waits for the jobs that it needs"
             return name, reason if name == "queued" else None
         if not self.state:
-            return LOST, "Slurm knows it no more: run the same command again"
+            return LOST, "Slurm no longer knows it: run the same command again"
         if self.state == "COMPLETED":
             return FAILED, "Slurm says COMPLETED, but there is no manifest"
         return FAILED, f"Slurm: {self.state}" + (f" ({reason})" if reason else "")

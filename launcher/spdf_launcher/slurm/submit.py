@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from spdf_dist.base.numbers import counted
 from spdf_dist.config.errors import UserError
 from spdf_dist.workflow_folder import CANCELLED, DONE, FAILED, job_folder
 from spdf_launcher.executors.base import Executor
@@ -95,7 +96,7 @@ class Submitter:
         for job_id in [job_id for job_id in wanted if self.must_rest(job_id, queued)]:
             wanted.discard(job_id)
             if job_id not in queued:
-                print(f"{job_id}: left alone while jobs that need it are in the queue")
+                print(f"{job_id}: not changed while jobs that need it are in the queue")
         found = [script for script in self.scripts if any(job.id in wanted for job in script.jobs)]
         written = write_scripts(found, self.root, self.root / FOLDER, self.workflow.cluster)
         for script in found:
@@ -202,7 +203,7 @@ class Submitter:
         """Print one line with the number of jobs."""
         done = sum(job_folder(self.root, job.id).is_done(job.key) for job in self.jobs)
         print(
-            f"{len(wanted)} jobs submitted, {len(queued)} in the queue already, {done} done and unchanged; "
+            f"{counted(len(wanted), 'job')} submitted, {len(queued)} in the queue already, {done} done and unchanged; "
             f"scripts and logs in {self.root / FOLDER}"
         )
 
@@ -221,5 +222,5 @@ def wait_for_end(jobs: list[Job], root: Path) -> int:
         try:
             time.sleep(WAIT_SECONDS)
         except KeyboardInterrupt:
-            print("the jobs go on without this command", file=sys.stderr)
+            print("the jobs continue without this command", file=sys.stderr)
             return 0

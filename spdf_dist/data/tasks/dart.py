@@ -34,7 +34,7 @@ def json_pairs(path: Path) -> list[tuple[str, str]]:
         for number, entry in enumerate(content, start=1):
             where = number
             if not all(isinstance(triple, list) for triple in entry["tripleset"]):
-                raise TypeError("a triple is no list of subject, relation and object")
+                raise TypeError("a triple is not a list of subject, relation and object")
             context = linearize((s, r.lower(), o) for s, r, o in entry["tripleset"])
             pairs += [(context, one_line(annotation["text"])) for annotation in entry["annotations"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -28,7 +28,7 @@ def split_triple(text: str) -> Triple:
     """
     parts = [part.strip() for part in text.split(" | ", 2)]
     if len(parts) != 3:
-        raise ValueError(f"'{text}' is no triple 'subject | relation | object'")
+        raise ValueError(f"'{text}' is not a triple 'subject | relation | object'")
     return parts[0], parts[1], parts[2]
 
 

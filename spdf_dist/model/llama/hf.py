@@ -96,7 +96,7 @@ def rotary_config(config: dict[str, Any], path: Path) -> tuple[float, RopeScalin
         raise UserError(f"{path}: rope_parameters and rope_scaling differ; keep one of them")
     found: Any = new or old or {}
     if not isinstance(found, dict):
-        raise UserError(f"{path}: {'rope_parameters' if new else 'rope_scaling'} is no object: {found!r:.60}")
+        raise UserError(f"{path}: {'rope_parameters' if new else 'rope_scaling'} is not an object: {found!r:.60}")
     theta = number(found if "rope_theta" in found else config, "rope_theta", ROPE_THETA)
     kind = found.get("rope_type", found.get("type", "default"))
     if kind == "default":
