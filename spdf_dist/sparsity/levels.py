@@ -131,5 +131,6 @@ def check_levels(sparsity: SparsityConfig, total_steps: int) -> None:
     if total_steps and sparsity.schedule == "list" and len(steps) < len(sparsity.schedule_levels):
         raise UserError(
             f"sparsity.schedule_levels: {counted(len(sparsity.schedule_levels), 'level')} but only "
-            f"{counted(len(steps), 'update')} before step {stop_step(sparsity, total_steps)}; lower sparsity.update.every"
+            f"{counted(len(steps), 'update')} before step {stop_step(sparsity, total_steps)}; "
+            "lower sparsity.update.every"
         )

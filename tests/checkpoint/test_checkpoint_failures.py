@@ -409,7 +409,7 @@ def test_values_and_masks_of_different_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ([], "not whole"),
+        ([], "is incomplete"),
         ([(None, 0, 8), (None, 0, 8)], "is written by 2 ranks"),
         ([(None, 0, 8), (0, 0, 8)], "along different dimensions"),
         ([(2, 0, 8)], "cut along dimension 2 of 2"),
@@ -432,12 +432,12 @@ def test_slices_that_are_not_the_tensor(parts: list[tuple[int | None, int, int]]
         (lambda tree: tree["files"].update({"../../etc/passwd": {"bytes": 1, "sha256": ""}}), "leaves the checkpoint"),
         (
             lambda tree: tree["tensors"]["layers.0.b_Q"]["slices"].update(model=[]),
-            r"model of layers\.0\.b_Q is not whole",
+            r"model of layers\.0\.b_Q is incomplete",
         ),
         (lambda tree: tree["tensors"]["ln_f.bias"]["slices"].clear(), r"slices of ln_f\.bias lacks 'model'"),
-        (lambda tree: tree["tensors"]["ln_f.bias"].update(slices={}, pruned_nonzero={}), r"ln_f\.bias is not whole"),
+        (lambda tree: tree["tensors"]["ln_f.bias"].update(slices={}, pruned_nonzero={}), r"ln_f\.bias is incomplete"),
         (lambda tree: tree["tensors"]["ln_f.bias"]["slices"].pop("exp_avg"), r"slices of ln_f\.bias lacks 'exp_avg'"),
-        (lambda tree: drop_kind(tree["tensors"]["ln_f.bias"], "exp_avg"), r"exp_avg of ln_f\.bias is not whole"),
+        (lambda tree: drop_kind(tree["tensors"]["ln_f.bias"], "exp_avg"), r"exp_avg of ln_f\.bias is incomplete"),
         (lambda tree: tree.update(extra=1), "the manifest has an unknown key 'extra'"),
         (lambda tree: rename(tree["tensors"]["ln_f.bias"]["slices"], "exp_avg", "exp_afg"), "lacks 'exp_avg'"),
         (lambda tree: rename(tree, "consumed_tokens", "consumed_tokenz"), "lacks 'consumed_tokens'"),
@@ -521,7 +521,7 @@ def test_a_manifest_that_is_no_json(tmp_path: Path) -> None:
     save(tmp_path, 5)
     for content in ("[" * 100_000, "{"):
         (tmp_path / "step_5" / "manifest.json").write_text(content)
-        with pytest.raises(UserError, match="it is no JSON"):
+        with pytest.raises(UserError, match="it is not JSON"):
             Checkpoint(tmp_path / "step_5")
 
 
@@ -553,7 +553,7 @@ def without(name: str) -> Any:
 
 
 def test_a_tensor_that_nobody_writes(tmp_path: Path) -> None:
-    with pytest.raises(SpdfError, match=r"layers\.1\.b_O is not whole"):
+    with pytest.raises(SpdfError, match=r"layers\.1\.b_O is incomplete"):
         single_writer(tmp_path / "step_1", 1).write(
             without("layers.1.b_O"), masks=None, config_yaml="", tokenizer=None, manifest=manifest_of(None)
         )

@@ -69,10 +69,10 @@ def test_an_error_names_the_key_and_what_is_known(text, words, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_base_that_goes_in_a_circle(tmp_path):
+def test_a_base_that_forms_a_cycle(tmp_path):
     write(tmp_path, "base: b.yaml", "a.yaml")
     write(tmp_path, "base: a.yaml", "b.yaml")
-    with pytest.raises(UserError, match="circle"):
+    with pytest.raises(UserError, match="forms a cycle"):
         load_config(PretrainConfig, str(tmp_path / "a.yaml"))
 
 

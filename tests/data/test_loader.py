@@ -210,7 +210,7 @@ def test_an_index_that_is_damaged_or_of_another_version(damaged: Path) -> None:
         ({"schema_version": 2}, "schema version 1"),
         ({"sequences": 1}, "do not add up"),
         ({"shards": [{"file": "x"}]}, "index.json is damaged"),
-        ({"members": {**index["members"], "stride": 512}}, "lie otherwise"),
+        ({"members": {**index["members"], "stride": 512}}, "do not lie as this version"),
     ]:
         path.write_text(json.dumps({**index, **change}))
         with pytest.raises(UserError, match=words):

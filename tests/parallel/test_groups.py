@@ -14,7 +14,7 @@ from spdf_dist.parallel.groups import check_interface, choose_device, rendezvous
     ("environment", "message"),
     [
         ({}, "the 2 ranks of the launcher cannot find each other: MASTER_ADDR and MASTER_PORT must be set"),
-        ({"MASTER_ADDR": "127.0.0.1"}, "cannot meet: MASTER_PORT must be set"),
+        ({"MASTER_ADDR": "127.0.0.1"}, "cannot find each other: MASTER_PORT must be set"),
         ({"SLURM_JOB_NODELIST": "node[1-2]", "PATH": ""}, "failed .*: set MASTER_ADDR and MASTER_PORT"),
     ],
 )

@@ -62,7 +62,7 @@ def test_lines_of_a_csv_may_end_in_any_way(tmp_path: Path) -> None:
         ("e2e", {"hyps": "a\n", "refs": ""}, "is empty"),
         ("e2e", {"hyps": "a\n", "refs__csv": "mr,text\na,b\n"}, "no column 'ref'"),
         ("e2e", {"hyps": "a\n", "refs": "a\n", "more": "b\n"}, "one file of references, got 2"),
-        ("e2e", {"hyps": "a\n", "refs__csv": "\n\n"}, "blank lines alone"),
+        ("e2e", {"hyps": "a\n", "refs__csv": "\n\n"}, "holds only blank lines"),
         ("e2e", {"hyps": "a\n", "refs__csv": f'mr,ref\na,"b\n{"c,d" * 50000}\n'}, "row 2 is not CSV"),
         ("e2e", {"hyps": "a\n", "refs__csv": 'mr,ref\na,b\na,"b"c\n'}, "row 3 is not CSV"),
         ("webnlg", {"hyps": "a", "refs": "a\nb\n"}, "has 1 lines, but"),

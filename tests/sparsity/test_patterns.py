@@ -112,7 +112,7 @@ def test_levels_and_patterns_by_glob_first_match_wins():
 
 @pytest.mark.parametrize(
     ("levels", "message"),
-    [({"layers.7.*": 0.5}, "'layers.7.\\*' matches no weight"), ({"*": 0.5, "W_Q": 0.7}, "'W_Q' never applies")],
+    [({"layers.7.*": 0.5}, "'layers.7.\\*' matches no weight"), ({"*": 0.5, "W_Q": 0.7}, "'W_Q' has no effect")],
 )
 def test_a_glob_without_effect_is_an_error(levels, message):
     with pytest.raises(UserError, match=message):

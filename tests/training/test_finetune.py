@@ -237,7 +237,7 @@ def test_nothing_is_deleted_for_a_best_checkpoint_that_is_gone(tmp_path, capsys)
     state = TrainingState(step=7, best_val_loss=3.0, best_step=6)
     assert keep_best(tmp_path / "unknown", replace(state)) == str(tmp_path / "unknown" / "step_7")
     assert sorted(path.name for path in (tmp_path / "unknown").iterdir()) == ["step_5", "step_7"]
-    assert "the newest, step_7, stays" in capsys.readouterr().err
+    assert "the newest, step_7, is kept" in capsys.readouterr().err
     assert keep_best(tmp_path, state) == str(tmp_path / "step_4")
     assert (state.best_step, state.best_val_loss) == (4, 4.0)
     assert (
@@ -265,7 +265,10 @@ def test_a_kept_mask_stays_and_max_steps_ends_the_schedule(sparse_run, task_file
 def test_wrong_input_is_one_line(sparse_run, task_files, tmp_path):
     dense = densify(sparse_run, tmp_path / "dense").path
     for overrides, words in (
-        ((f"finetune.checkpoint={dense}", "finetune.keep_mask=true"), "was made dense"),
+        (
+            (f"finetune.checkpoint={dense}", "finetune.keep_mask=true"),
+            "is dense: start from the sparse checkpoint",
+        ),
         (("finetune.checkpoint=nowhere",), "nowhere"),
         (("finetune.train=nowhere.csv",), "nowhere.csv"),
         (("finetune.task=e3e",), "e2e"),
