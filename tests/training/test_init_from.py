@@ -116,7 +116,7 @@ def test_dense_to_sparse_keeps_the_moments_of_what_stays(trunk, tiny_config, tmp
         (["model.hidden_size=64"], "another architecture: model.hidden_size is 32 in the checkpoint and 64"),
         (["model.vocab_size=304"], "vocab_size is 300 in the checkpoint and 304"),
         (["training.reset=[optimiser]"], "did you mean 'optimizer'"),
-        (["training.reset=[]", "training.train_tokens=2048"], "has consumed 4096 already"),
+        (["training.reset=[]", "training.train_tokens=2048"], "has consumed 4096 tokens already"),
         (
             ["training.reset=[]", "training.global_batch_size=6", "training.micro_batch_size=3"],
             "which are not whole steps",
