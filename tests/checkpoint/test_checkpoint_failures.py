@@ -80,7 +80,7 @@ def test_a_later_checkpoint_that_is_passed_over_is_named(
     (tmp_path / "step_15" / loss).unlink()
     assert resolve(tmp_path) == tmp_path / "step_10"
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"WARNING: {tmp_path / 'step_15'} is no whole checkpoint: ") and loss in line
+    assert line.startswith(f"WARNING: {tmp_path / 'step_15'} is not a complete checkpoint: ") and loss in line
     assert line.endswith(f"; {tmp_path / 'step_10'} is used")
     assert len(damaged(tmp_path)) == 2  # a run whose checkpoints are all like these does not start from nothing
 

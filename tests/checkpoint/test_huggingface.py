@@ -446,7 +446,7 @@ def test_a_tokenizer_json_with_other_ids_is_preferred_to_two_files(
     assert load_tokenizer(kept).eod_id == (263 if change is other_end else 262)
     for name in ("encoder.json", "vocab.bpe"):
         (kept / name).write_text("they would be taken first")
-    with pytest.raises(UserError, match=r"encoder\.json is no part of the checkpoint: remove it"):
+    with pytest.raises(UserError, match=r"encoder\.json does not belong to the checkpoint: remove it"):
         _ = Checkpoint(tmp_path / "out").tokenizer_dir
 
 

@@ -60,7 +60,7 @@ def test_tensorboard_files_that_disappear_are_one_warning_at_most(
         assert said == ""
         assert [event.step for event in EventAccumulator(str(other)).Reload().Scalars("validation/loss")] == [1, 2, 3]
     else:
-        assert said == f"WARNING: {folder} is not written any more: the file has been deleted\n"
+        assert said == f"WARNING: {folder} is no longer written: the file has been deleted\n"
 
 
 def test_tensorboard_hides_the_steps_that_a_run_does_again_also_when_the_clock_is_set_back(

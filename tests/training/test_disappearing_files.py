@@ -26,11 +26,11 @@ def replace_by_folder(path: Path) -> None:
 @pytest.mark.parametrize(
     ("action", "warning"),
     [
-        (lambda run: shutil.rmtree(run / "tensorboard"), "is not written any more: the file has been deleted"),
+        (lambda run: shutil.rmtree(run / "tensorboard"), "is no longer written: the file has been deleted"),
         (lambda run: (run / "metrics.jsonl").unlink(), ""),
         (
             lambda run: replace_by_folder(run / "metrics.jsonl"),
-            "cannot be written: Is a directory; training goes on",
+            "cannot be written: Is a directory; training continues",
         ),
         (lambda run: (run / "config.yaml").unlink(), "lacked config.yaml: written again"),
         (lambda run: shutil.rmtree(run / "tokenizer"), "lacked tokenizer: written again"),
