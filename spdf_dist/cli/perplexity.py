@@ -86,7 +86,7 @@ def measure(
     from spdf_dist.config.errors import UserError
     from spdf_dist.data.loader import PackedDataset
     from spdf_dist.data.readers import check_inputs
-    from spdf_dist.data.tasks import find_task, load_task
+    from spdf_dist.data.tasks import find_task, load_task, without_empty_targets
 
     folders = [path for path in args.data if path.is_dir()]
     task = examples = None
@@ -95,13 +95,13 @@ def measure(
         if len(args.data) != 1:
             raise UserError(f"--task takes one file in --data, got {len(args.data)}")
         task = find_task(args.task)
-        examples = load_task(args.task, args.data[0], args.split)
+        examples = without_empty_targets(load_task(args.task, args.data[0], args.split), args.data[0])
     elif folders and len(folders) != len(args.data):
         raise UserError("--data: give text files or packed folders, not both at once")
     elif folders:
         packed = [PackedDataset(folder) for folder in folders]
     else:
-        check_inputs(args.data, "--data")
+        args.data = check_inputs(args.data, "--data")
 
     from spdf_dist.checkpoint.read import Checkpoint
     from spdf_dist.evaluation.checkpoint import load

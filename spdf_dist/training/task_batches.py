@@ -12,13 +12,26 @@ from spdf_dist.base.numbers import counted
 from spdf_dist.base.random_streams import derive_seed
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import FinetuneConfig, ModelConfig, SparsityConfig
-from spdf_dist.data.tasks import find_task, load_task
+from spdf_dist.data.tasks import Example, Task, find_task, load_task
 from spdf_dist.data.tasks.batches import FinetuneBatches, micro_batches
 from spdf_dist.data.tasks.encoding import EncodedExample, collate
 from spdf_dist.data.tokenizer import Tokenizer
 from spdf_dist.parallel.groups import Groups
 from spdf_dist.training.batches import GlobalBatch, MicroBatch
 from spdf_dist.training.opening import Opening
+
+
+def encode_to_fit(
+    kind: Task, examples: Sequence[Example], tokenizer: Tokenizer, longest: int
+) -> tuple[list[EncodedExample], int]:
+    """The examples encoded with at most ``longest`` tokens each, and the number of those that were cut."""
+    encoded = kind.encode(examples, tokenizer, longest + 1)
+    too_long = [number for number, item in enumerate(encoded) if len(item.ids) > longest]
+    for number, item in zip(
+        too_long, kind.encode([examples[number] for number in too_long], tokenizer, longest), strict=True
+    ):
+        encoded[number] = item
+    return encoded, len(too_long)
 
 
 class TaskBatches:
@@ -46,10 +59,13 @@ class TaskBatches:
         examples = load_task(task.task, task.train, "train")
         self.synthetic = kind.is_synthetic(examples)
         """Whether the training examples were generated."""
-        self.examples = kind.encode(examples, tokenizer, longest)
+        self.longest = longest
+        self.examples, self.cut = encode_to_fit(kind, examples, tokenizer, longest)
         self.held_out: list[EncodedExample] = []
+        self.held_out_cut = 0
         if task.validation:
-            self.held_out = kind.encode(load_task(task.task, task.validation, "validation"), tokenizer, longest)
+            held_out = load_task(task.task, task.validation, "validation")
+            self.held_out, self.held_out_cut = encode_to_fit(kind, held_out, tokenizer, longest)
         lengths = [len(example.ids) for example in self.examples]
         self.order = FinetuneBatches(lengths, config.training.global_batch_size, config.seed)
         self.steps_per_epoch = len(self.order)
@@ -91,10 +107,20 @@ class TaskBatches:
         longest = max(len(example.ids) for example in self.examples)
         epochs = self.total_steps / self.steps_per_epoch
         passes = f"for {epochs:.3g} {'epoch' if epochs == 1 else 'epochs'} of {counted(self.steps_per_epoch, 'step')}"
-        return [
+        lines = [
             f"trains on {counted(pairs, 'pair')} with {targets:,} target tokens {passes}; the longest pair has "
             f"{longest:,} tokens"
         ]
+        for name, cut, count in (
+            ("training", self.cut, pairs),
+            ("validation", self.held_out_cut, len(self.held_out)),
+        ):
+            if cut:
+                lines.append(
+                    f"WARNING: {cut:,} of {count:,} {name} pairs have more than {self.longest:,} tokens (the smaller "
+                    "of finetune.max_length and the model's seq_length) and lose the end of their input"
+                )
+        return lines
 
     def batch(self, step: int) -> GlobalBatch:
         epoch, index = divmod(step - 1, self.steps_per_epoch)

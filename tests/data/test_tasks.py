@@ -271,7 +271,7 @@ def test_empty_targets_are_no_examples_to_learn(task: str, split: str, tmp_path:
 
 def test_a_file_of_empty_targets_alone_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text('mr,ref\n"name[A]",\n')
-    with pytest.raises(UserError, match="nothing to learn"):
+    with pytest.raises(UserError, match="there is no target"):
         load_task("e2e", tmp_path / "x.csv", "train")
     assert len(load_task("e2e", tmp_path / "x.csv", "test")) == 1
 

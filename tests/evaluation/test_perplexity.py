@@ -97,6 +97,26 @@ def test_task_predicts_targets_alone(
     assert found["loss"] == pytest.approx(expected / tokens, rel=1e-5)
 
 
+def test_targets_that_are_missing_are_not_measured(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A test file without references gave the perplexity of saying nothing."""
+    path = tmp_path / "test.csv"
+    path.write_text("mr\nname[Aromi]\n")
+    arguments = ["perplexity", str(checkpoint), "--task", "e2e", "--split", "test", "--data", str(path)]
+    assert main(arguments) == 2
+    assert "each of its 1 examples has an empty text; there is no target" in capsys.readouterr().err
+    path.write_text("mr,ref\nname[Aromi],It is Aromi.\nname[Aromi],\n")
+    assert main(arguments) == 0
+    both = capsys.readouterr()
+    assert "1 examples with an empty text are left out" in both.err and " 4 words" in both.out
+
+
+def test_quoted_patterns_stand_for_files(checkpoint: Path, jsonl: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = measured([str(checkpoint), "--data", str(jsonl)], capsys)
+    assert measured([str(checkpoint), "--data", f"{jsonl.parent}/text*.jsonl"], capsys) == plain
+
+
 def test_broken_lines_are_named_and_left_out(checkpoint: Path, jsonl: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = measured([str(checkpoint), "--data", str(jsonl)], capsys)
     with jsonl.open("a") as file:

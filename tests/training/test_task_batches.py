@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -26,9 +27,9 @@ def batches(tiny_data, tmp_path_factory):
     config = config_from_tree(FinetuneConfig, {"finetune": task | {"warmup_steps": 1}, "training": training})
     tokenizer = load_tokenizer(tiny_data.tokenizer)
 
-    def of(rank: int, ranks: int) -> TaskBatches:
+    def of(rank: int, ranks: int, model: ModelConfig = MODEL) -> TaskBatches:
         groups = SimpleNamespace(data_rank=rank, data_size=ranks, world_size=ranks, device=torch.device("cpu"))
-        return TaskBatches(config, MODEL, None, tokenizer, groups)
+        return TaskBatches(config, model, None, tokenizer, groups)
 
     return of
 
@@ -56,3 +57,16 @@ def test_micro_batches_and_their_seeds_do_not_depend_on_the_ranks(ranks, batches
     assert content(alone.validation()) == content(m for part in parts for m in part.validation())
     # The epoch's 21 samples: two full batches and one of five.
     assert sum(len(m.tokens_BT) for step in (1, 2, 3) for m in alone.batch(step).micro_batches) == 21
+
+
+def test_pairs_that_do_not_fit_are_cut_and_counted(batches):
+    whole = batches(0, 1, replace(MODEL, seq_length=512))
+    lengths = [len(example.ids) for example in whole.examples]
+    assert len(whole.data_lines()) == 1 and max(lengths) > min(lengths)
+    limit = sorted(lengths)[10]  # some pairs have exactly this length
+    short = batches(0, 1, replace(MODEL, seq_length=limit))
+    assert [len(example.ids) for example in short.examples] == [min(length, limit) for length in lengths]
+    assert [a for a in short.examples if len(a.ids) < limit] == [a for a in whole.examples if len(a.ids) < limit]
+    cut = sum(length > limit for length in lengths)
+    _, training, *_ = short.data_lines()
+    assert training.startswith(f"WARNING: {cut} of 21 training pairs have more than {limit} tokens")

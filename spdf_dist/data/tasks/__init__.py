@@ -23,6 +23,7 @@ __all__ = [
     "lower_is_better",
     "metric_title",
     "references",
+    "without_empty_targets",
 ]
 
 
@@ -37,7 +38,7 @@ def without_empty_targets(examples: list[Example], path: Path) -> list[Example]:
     """
     kept = [example for example in examples if example.target.strip()]
     if examples and not kept:
-        raise UserError(f"{path}: each of its {len(examples)} examples has an empty text; there is nothing to learn")
+        raise UserError(f"{path}: each of its {len(examples)} examples has an empty text; there is no target")
     if len(kept) < len(examples) and is_rank_zero():
         print(f"{path}: {len(examples) - len(kept)} examples with an empty text are left out", file=sys.stderr)
     return number_groups([(example.context, example.target) for example in kept])
