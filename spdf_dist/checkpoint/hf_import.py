@@ -23,8 +23,9 @@ from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import require_finite
 from spdf_dist.checkpoint.write import new_folder, single_writer, whole
 from spdf_dist.config.errors import UserError
+from spdf_dist.config.load import LARGEST_INTEGER
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
-from spdf_dist.config.validate import validate_model, validate_sparsity
+from spdf_dist.config.validate import require, validate_model, validate_sparsity
 from spdf_dist.model.architecture import FAMILIES, architecture_of, family_module
 from spdf_dist.parallel.layout import TensorShard
 from spdf_dist.sparsity.masks import BoolArray, MagnitudeScores, RandomMasks, logical_weights, select
@@ -131,7 +132,7 @@ class HfFolder:
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise UserError(f"{self.folder / WEIGHTS_INDEX}: weight_map does not name a file for each tensor")
         names = sorted(set(weight_map.values()))
-        if any(Path(name).name != name for name in names):
+        if any(Path(name).name != name or name in ("", "..") for name in names):
             raise UserError(f"{self.folder / WEIGHTS_INDEX}: a shard lies outside the folder")
         return [self.folder / name for name in names]
 
@@ -246,6 +247,7 @@ def import_hf(
         validate_model(source.model)
     sparsity = SparsityConfig(level=level, seed=seed, targets=list(architecture_of(source.model).targets))
     validate_sparsity(sparsity)
+    require(abs(seed) <= LARGEST_INTEGER, f"--seed {seed}: is too large")
     if mask == "zeros" and level > 0:
         raise UserError("--level: does not apply to --mask zeros, which keeps what is not zero")
     packed = PackedMasks.pack(masks_by(source, mask, sparsity))

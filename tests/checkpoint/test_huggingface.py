@@ -127,6 +127,15 @@ def test_import_through_the_random_mask(tmp_path: Path) -> None:
     assert torch.equal(found.read("embedding.word"), tensors["model"]["embedding.word"])
 
 
+def test_a_seed_that_no_config_can_hold_is_refused(tmp_path: Path) -> None:
+    """The checkpoint that it made could not be read."""
+    (folder,) = save(tmp_path / "run", 5)
+    export_hf(folder, tmp_path / "hf")
+    with pytest.raises(UserError, match="--seed 99999999999999999999: is too large"):
+        import_hf(tmp_path / "hf", tmp_path / "out", level=0.5, seed=99999999999999999999)
+    assert not (tmp_path / "out").exists()
+
+
 def test_import_through_a_magnitude_mask(tmp_path: Path) -> None:
     tensors = make_tensors({})
     tensors["model"]["layers.0.W_Q"] = torch.ones(8, 8)  # all tied: the first ones are kept
@@ -274,7 +283,9 @@ def test_bfloat16_rounds_like_torch() -> None:
     torch.testing.assert_close(found, values.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("weight_map", [["a"], {"a": 1}, None, {"a": "../hf/model.safetensors"}])
+@pytest.mark.parametrize(
+    "weight_map", [["a"], {"a": 1}, None, {"a": "../hf/model.safetensors"}, {"a": ".."}, {"a": ""}]
+)
 def test_an_index_that_names_no_files(tmp_path: Path, weight_map: Any) -> None:
     (folder,) = save(tmp_path / "run", 5)
     export_hf(folder, tmp_path / "hf")
