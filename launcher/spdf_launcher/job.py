@@ -109,7 +109,7 @@ class Runner:
         return lock
 
     def stopped(self) -> int:
-        """Requeue a stopped job if it must go on; return the exit code."""
+        """Requeue a stopped job if it must continue; return the exit code."""
         if self.queued and self.executor.goes_on(self.signals) and self.folder.status() != CANCELLED:
             self.executor.requeue()
         return EXIT_STOPPED

@@ -85,7 +85,7 @@ class LocalRun:
         return self.stopped or bool(self.signals.got)
 
     def start_next(self, waiting: list[tuple[int, Job]]) -> bool:
-        """Take the first waiting job that can be dealt with now out of the list; False if there is none."""
+        """Remove the first waiting job that can start or end from the list, and start or end it; False if there is none."""
         unfinished = {job.id for _, job in waiting} | {each.job.id for each in self.running}
         for place, (number, job) in enumerate(waiting):
             folder = job_folder(self.root, job.id)
@@ -134,7 +134,7 @@ class LocalRun:
             if self.signals.got:
                 self.end(each, EXIT_STOPPED)
             elif not is_locked(job_folder(self.root, each.job.id).lock):
-                each.process = self.runner(each.job)  # it finds the job done, or goes on with it
+                each.process = self.runner(each.job)  # it finds the job done, or continues it
             return
         while each.passed < len(self.signals.got):
             each.process.send_signal(signal.SIGTERM)

@@ -125,7 +125,7 @@ class CheckpointWriter:
     def begin(self) -> Exception | None:
         """Create the temporary folder; collective. Returns the error on rank 0, if that fails.
 
-        What an interrupted save left is deleted before.
+        The remains of interrupted saves are deleted first.
         """
         failure: Exception | None = None
         aside = temporary_beside(self.final)

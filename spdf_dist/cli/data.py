@@ -129,7 +129,7 @@ def run_pack(args: argparse.Namespace) -> int:
     try:
         result = pack(args.input, args.tokenizer, args.out, args.seq_len, args.workers, show_progress=True)
     except SpdfError:
-        # All ranks failed alike. Launchers end the others at the first code that is not 0, and rank 0 has to speak.
+        # All ranks failed alike. Launchers end the other ranks at the first code that is not 0, so rank 0 must report.
         ranks = discover() or SINGLE_PROCESS
         if ranks.rank > 0 and ranks.source in ("MPI", "Slurm"):
             return 0

@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_task(args: argparse.Namespace) -> None:
-    """Hypotheses, and references when asked for."""
+    """Write the hypotheses and, if requested, the references."""
     from spdf_dist.data.tasks import distinct_contexts, find_task, load_task
 
     task = find_task(args.task)
@@ -238,7 +238,7 @@ def run_prompt(args: argparse.Namespace) -> None:
 
 
 def settings(args: argparse.Namespace) -> GenerationSettings:
-    """The decoding that the arguments ask for."""
+    """The decoding settings of the arguments."""
     from spdf_dist.evaluation.generation import GenerationSettings
 
     single = args.greedy or args.sample

@@ -37,7 +37,7 @@ from spdf_dist.parallel.ranks import first_failed_rank, follow_parent, is_peer_f
 
 GROUP = "spdf.commands"
 TRAINING = ("pretrain", "finetune")
-"""Commands that a stop leaves to be gone on with."""
+"""Commands that continue when they are started again after a stop."""
 PROMPT = "--prompt"
 """The option whose value is a text."""
 LONGEST_LINE = 4000
@@ -77,7 +77,7 @@ def build_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
 def expand_home(words: Sequence[str]) -> list[str]:
     """Put the home folder for a leading ``~`` of a word or an option's value, as in ``--out=~/x`` or in quotes.
 
-    A shell leaves both alone. Overrides are the config's; a prompt is a text.
+    A shell expands neither. The config expands overrides, and a prompt is a text.
     """
     expanded = []
     for before, word in zip(["", *words], words, strict=False):
@@ -119,7 +119,7 @@ def report(name: str, reason: str, code: int) -> int:
 
 
 def is_alone(name: str) -> bool:
-    """Whether the command is no part of a job, although a job's RANK may be set: containers of a job set it for all."""
+    """Whether the command is not part of a job although RANK is set: containers of a job set it for every process."""
     try:
         ranks = discover() or SINGLE_PROCESS
     except UserError:
@@ -129,7 +129,7 @@ def is_alone(name: str) -> bool:
 
 @contextlib.contextmanager
 def stoppable(name: str) -> Iterator[None]:
-    """SIGTERM, SIGUSR1 and Ctrl-C end training commands with the code of a stop before training hears them itself.
+    """SIGTERM, SIGUSR1 and Ctrl-C end training commands with the code of a stop until training handles them itself.
 
     The imports alone take seconds. Nothing is to be saved then, and an exception could get lost in an import.
     """
@@ -174,7 +174,7 @@ def interruptible() -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            if heard:  # whatever a library that was interrupted makes of it
+            if heard:  # an interrupted library may raise any exception
                 raise Interrupted(heard[0]) from error
             raise
 
@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = run_command(sys.argv[1:] if argv is None else argv)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads, such as `head`, has enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         drop_output()
     except OSError as error:
         if error.filename not in (None, STANDARD_OUTPUT):
@@ -238,7 +238,7 @@ def run_command(argv: Sequence[str]) -> int:
         return EXIT_BAD_INPUT
     module = points[name].load()
     parser = build_parser(name, module)
-    # Overrides may stand behind options too; argparse cannot do that where there are sub-commands.
+    # Overrides may also follow options, which argparse does not support together with sub-commands.
     args = parser.parse_args(rest) if parser._subparsers else parser.parse_intermixed_args(rest)
     keep_freed_memory()
     try:
@@ -274,7 +274,7 @@ def run_command(argv: Sequence[str]) -> int:
 
 
 def report_lost_peer(line: str) -> int:
-    """The exit code of a rank whose job ended with another rank; that one, or who started it, says why if it can."""
+    """The exit code of a rank whose job ended with another rank, which reports the reason or has its parent do so."""
     ranks = discover() or SINGLE_PROCESS
     if ranks.rendezvous_file is not None:
         time.sleep(0.5)  # for the process that started the ranks to see first which one ended first

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from spdf_dist.base.signals import stop_on_signal
 
     problems: list[Problem] = []
-    # On a terminal alone, and gone at the end: an error is to be the one line on stderr.
+    # The bar is shown only on a terminal and removed at the end: an error must be the only line on stderr.
     with stop_on_signal(), ProgressBar(unit="tok", unit_scale=True, file=sys.stderr, leave=False) as bar:
         total, step, provenance = measure(args, problems.append, bar.update)
     for problem in problems:
@@ -75,14 +75,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def finite(value: float) -> float | None:
-    """``value``, or None where it is infinite or no number, which JSON does not have."""
+    """``value``, or None if it is infinite or NaN, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def measure(
     args: argparse.Namespace, report: Callable[[Problem], None], progress: Callable[[int], object]
 ) -> tuple[Likelihood, int, dict[str, Any]]:
-    """The likelihood of what the arguments name, the checkpoint's step, and what the result was made from."""
+    """The likelihood of the data in the arguments, the checkpoint's step, and the provenance of the result."""
     from spdf_dist.config.errors import UserError
     from spdf_dist.data.loader import PackedDataset
     from spdf_dist.data.readers import check_inputs

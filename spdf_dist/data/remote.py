@@ -37,7 +37,7 @@ class RemoteInput:
     """In the index and in messages. It has no query and no arguments, because these may hold secrets."""
 
     def copy_to(self, folder: Path) -> Path:
-        """Copy the content into ``folder``, which must exist. Raises UserError if it cannot be had whole."""
+        """Copy the content into ``folder``, which must exist. Raises UserError if it cannot be copied completely."""
         target = folder / self.name
         if self.source.startswith(PIPE):
             run_command(self.source, target)

@@ -202,7 +202,7 @@ def check_merges(entries: dict[str, int], merges: Path) -> None:
 
     Without this check, a truncated merges file would silently give other ids.
     """
-    # The package tokenizers takes a carriage return alone for a part of its line.
+    # For the package tokenizers, a carriage return without a newline is part of its line.
     lines = [line.removesuffix("\r") for line in merges.read_bytes().decode("utf-8").split("\n")]
     made = {left + right for left, space, right in (line.partition(" ") for line in lines) if space}
     lacking = [entry for entry in entries if len(entry) > 1 and not ADDED_TOKEN.fullmatch(entry) and entry not in made]

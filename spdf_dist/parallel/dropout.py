@@ -20,7 +20,7 @@ from spdf_dist.parallel.megatron_core import bias_dropout_add_unfused
 
 @contextlib.contextmanager
 def own_stream(tensor_rank: int, device: torch.device) -> Iterator[None]:
-    """A context in which torch's generators follow a stream of this tensor rank; afterwards the common stream goes on.
+    """A context in which torch's generators follow a stream of this tensor rank; then the common stream continues.
 
     Its seed is one draw from the common stream plus the rank. Activation checkpointing restores the common stream
     before it recomputes a layer, so the recomputed layer drops the same activations.

@@ -117,7 +117,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks, allowed: AllowedChanges | Non
 
 
 def read_inputs(config: FinetuneConfig, groups: Groups) -> tuple[Checkpoint, Tokenizer, TaskBatches]:
-    """The checkpoint to start from, its tokenizer, and the task's batches. Raises UserError for an input not valid."""
+    """The checkpoint to start from, its tokenizer, and the task's batches. Raises UserError for an invalid input."""
     task = config.finetune
     origin = Checkpoint(task.checkpoint)
     if origin.tokenizer_dir is None:

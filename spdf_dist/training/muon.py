@@ -38,7 +38,7 @@ from spdf_dist.parallel.groups import Groups
 from spdf_dist.parallel.layout import TensorShard, shards_of
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic a x + b x^3 + c x^5, which drives singular values in (0, 1] towards 1."""
+"""Coefficients of the quintic a x + b x^3 + c x^5, which drives singular values in (0, 1] towards 1."""
 RMS = 0.2
 """Root mean square of the entries of an update of a dense matrix, relative to the learning rate."""
 MIN_NORM = 1e-7

@@ -94,7 +94,7 @@ class Opening:
     ) -> Opening:
         """The summary of a pre-training run; by default with the ranks of the launcher or the config.
 
-        ``validation`` is the validation data; None: data of the size that the config asks for.
+        ``validation`` is the validation data; None: data of the size that the config sets.
         """
         ranks, parallel = discover(), config.parallel
         count = world_size or (ranks.world_size if ranks else parallel.tensor * (parallel.data or 1))

@@ -17,7 +17,7 @@ from spdf_launcher.status import gather, is_more_to_come, read_plan
 HELP = "print the output of a workflow's jobs"
 FOLLOW_SECONDS = 0.5
 STATE_SECONDS = 2.0
-"""Between two looks at the states, for which Slurm is asked."""
+"""Seconds between two reads of the states, which query Slurm."""
 TAIL_BYTES = 4096
 
 

@@ -66,12 +66,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def is_given(args: argparse.Namespace, option: str) -> bool:
-    """Whether an option stands on the command line; none has a default that is true."""
+    """Whether an option is given. No option of an executor has a true default."""
     return bool(getattr(args, option.lstrip("-").replace("-", "_")))
 
 
 def print_plan(executor: Executor, workflow: Workflow, jobs: list[Job], root: Path, verbose: bool) -> None:
-    """What would run and what it costs."""
+    """Print the jobs that would run, and their cost."""
     wanted = wanted_jobs(jobs, root)
     for job in jobs:
         executor.program(job, workflow, root)

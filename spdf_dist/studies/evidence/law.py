@@ -1,4 +1,4 @@
-"""A scaling law of sparse pre-training, its fit with bootstrap intervals, and the density that a FLOP budget asks for.
+"""A scaling law of sparse pre-training, its fit with bootstrap intervals, and the best density for a FLOP budget.
 
     L(N, D, rho) = E + A (N rho^gamma / 1e5)^-alpha + B (D / 1e6)^-beta        nats per token
 
