@@ -85,7 +85,10 @@ class LocalRun:
         return self.stopped or bool(self.signals.got)
 
     def start_next(self, waiting: list[tuple[int, Job]]) -> bool:
-        """Remove the first waiting job that can start or end from the list, and start or end it; False if there is none."""
+        """Start the first waiting job that can start, or report one that need not run; False if there is none.
+
+        The job is removed from ``waiting``.
+        """
         unfinished = {job.id for _, job in waiting} | {each.job.id for each in self.running}
         for place, (number, job) in enumerate(waiting):
             folder = job_folder(self.root, job.id)

@@ -121,6 +121,7 @@ def run_tokenizer_train(args: argparse.Namespace) -> int:
 
 
 def run_pack(args: argparse.Namespace) -> int:
+    from spdf_dist.base.numbers import counted
     from spdf_dist.base.rank_variables import SINGLE_PROCESS, discover
     from spdf_dist.config.errors import SpdfError
     from spdf_dist.data.pack import pack
@@ -140,11 +141,11 @@ def run_pack(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(pack_summary(args.out, result.already_done, result.ranks, seconds, index)))
     else:
-        done = "done already" if result.already_done else f"{seconds:.1f} s on {result.ranks} rank(s)"
+        done = "done already" if result.already_done else f"{seconds:.1f} s on {counted(result.ranks, 'rank')}"
         print(
-            f"{args.out}: {index['sequences']} sequences of {index['seq_len']} tokens in {len(index['shards'])} "
-            f"shard(s), {index['documents']} documents, {index['tokens']} tokens "
-            f"({index['dropped_tokens']} dropped at the end); {done}"
+            f"{args.out}: {counted(index['sequences'], 'sequence')} of {index['seq_len']} tokens in "
+            f"{counted(len(index['shards']), 'shard')}, {counted(index['documents'], 'document')}, "
+            f"{index['tokens']:,} tokens ({index['dropped_tokens']:,} dropped at the end); {done}"
         )
     if unknown := index.get("unknown_tokens"):
         print(
@@ -153,7 +154,7 @@ def run_pack(args: argparse.Namespace) -> int:
         )
     if index["problem_count"]:
         print(
-            f"spdf data: {index['problem_count']} problem(s) in the input; the rest was packed (exit code 1). "
+            f"spdf data: {counted(index['problem_count'], 'problem')} in the input; the rest was packed (exit code 1). "
             f"They are listed in {args.out}/index.json",
             file=sys.stderr,
         )

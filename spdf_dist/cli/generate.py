@@ -156,6 +156,7 @@ def run_task(args: argparse.Namespace) -> None:
     task = find_task(args.task)
     examples = load_task(args.task, args.input, args.split)
 
+    from spdf_dist.base.numbers import counted
     from spdf_dist.base.progress_bar import ProgressBar
     from spdf_dist.config.errors import SpdfError
     from spdf_dist.data.tasks.write import write_lines, write_references
@@ -190,11 +191,11 @@ def run_task(args: argparse.Namespace) -> None:
             write_references(task, examples, args.references_out)
     except OSError as error:
         raise SpdfError(f"{error.filename or args.out} cannot be written: {error.strerror}") from error
-    notes = [f"{len(hypotheses.texts)} inputs in {seconds:.1f} s"]
+    notes = [f"{counted(len(hypotheses.texts), 'input')} in {seconds:.1f} s"]
     if hypotheses.cut_prompts:
-        notes.append(f"{hypotheses.cut_prompts} inputs too long for the model, their ends cut")
+        notes.append(f"{counted(hypotheses.cut_prompts, 'input')} too long for the model and cut at the end")
     if hypotheses.unfinished:
-        notes.append(f"{hypotheses.unfinished} texts cut off at the limit")
+        notes.append(f"{counted(hypotheses.unfinished, 'text')} cut off at the limit")
     print(f"{args.out}: {'; '.join(notes)}", file=sys.stderr)
 
 

@@ -274,7 +274,7 @@ def run_command(argv: Sequence[str]) -> int:
 
 
 def report_lost_peer(line: str) -> int:
-    """The exit code of a rank whose job ended with another rank, which reports the reason or has its parent do so."""
+    """The exit code of a rank that lost another one. That rank, or the parent of the ranks, reports the reason."""
     ranks = discover() or SINGLE_PROCESS
     if ranks.rendezvous_file is not None:
         time.sleep(0.5)  # for the process that started the ranks to see first which one ended first

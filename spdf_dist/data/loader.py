@@ -191,7 +191,7 @@ class PackedDataset:
 class Mixture:
     """Several data sets as one endless sequence of samples, in the order of ``seed``.
 
-    Data set ``d`` contributes the share ``weights[d] / sum(weights)`` of every first n samples, up to a few samples. Each
+    Data set ``d`` contributes the share ``weights[d] / sum(weights)`` of the first n samples, up to a few samples. Each
     data set is repeated endlessly, with a new order in each epoch.
     """
 

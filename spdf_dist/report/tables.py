@@ -11,7 +11,7 @@ import pandas as pd
 
 from spdf_dist.accounting.flops import linears_share
 from spdf_dist.accounting.parameters import linear_parameters
-from spdf_dist.base.numbers import short_count, signed
+from spdf_dist.base.numbers import counted, short_count, signed
 from spdf_dist.report.estimates import estimate
 from spdf_dist.report.page import NONE, NOT_COMPUTED, TEXTS, Table
 from spdf_dist.report.results import Results
@@ -100,7 +100,7 @@ def score_text(row: ScoreRow, metric: str) -> str:
     if dense is None:
         return text
     if pairs := row.difference(metric):
-        return f"{text}\n{pairs.difference_text(digits)} to dense ({pairs.count} pairs)"
+        return f"{text}\n{pairs.difference_text(digits)} to dense ({counted(pairs.count, 'pair')})"
     return f"{text}\n{signed(value.mean - dense.mean, digits)} to dense"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 
+from spdf_dist.base.numbers import counted
 from spdf_dist.config.errors import UserError
 
 LARGEST_FILE = 512 << 20
@@ -55,7 +56,8 @@ def read_e2e(hypotheses: Path, references: Path) -> tuple[list[str], list[list[s
     lines = [line.strip() for line in read_lines(hypotheses)]
     if len(lines) != len(groups):
         raise UserError(
-            f"{hypotheses} has {len(lines)} lines, but {references} has references for {len(groups)} inputs"
+            f"{hypotheses} has {counted(len(lines), 'line')}, but {references} has references for "
+            f"{counted(len(groups), 'input')}"
         )
     return lines, groups
 
@@ -78,7 +80,8 @@ def read_parallel(hypotheses: Path, references: Sequence[Path]) -> tuple[list[st
     for path, column in zip(references, columns, strict=True):
         if len(column) != len(lines):
             raise UserError(
-                f"{hypotheses} has {len(lines)} lines, but {path} has {len(column)}; each needs one line per input"
+                f"{hypotheses} has {counted(len(lines), 'line')}, but {path} has {len(column)}; "
+                "each needs one line per input"
             )
     rows = [list(row) for row in zip(*columns, strict=True)]
     for number, row in enumerate(rows, start=1):

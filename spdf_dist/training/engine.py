@@ -178,7 +178,7 @@ class Engine(ABC):
             with self.phases.phase("forward"):
                 loss: Tensor = self.training_model(batch.tokens_BT, batch.labels_BT)
             loss_sum += loss.detach()
-            # The data ranks average the gradients, but a step needs the sum over the global batch, divided by its target
+            # The data ranks average the gradients. A step needs their sum over the global batch, divided by its target
             # tokens.
             with self.phases.phase("backward"):
                 self.backward(loss * (self.groups.data_size / target_tokens), last=number == len(batches))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from spdf_dist.base.numbers import counted
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks import distinct_contexts, find_task, load_task, references
 from spdf_dist.data.tasks.e2e import TEST_RULES, TRAIN_RULES, linearize, split_words
@@ -266,7 +267,7 @@ def test_empty_targets_are_no_examples_to_learn(task: str, split: str, tmp_path:
     examples = load_task(task, tmp_path / name, split)
     assert [example.target for example in examples] in (["It is B ."], ["A has B."])
     assert [example.group for example in examples] == [0]
-    assert capsys.readouterr().err == f"{tmp_path / name}: {empty} examples with an empty text are left out\n"
+    assert capsys.readouterr().err == f"{tmp_path / name}: left out {counted(empty, 'example')} with an empty text\n"
 
 
 def test_a_file_of_empty_targets_alone_is_refused(tmp_path: Path) -> None:
@@ -430,7 +431,7 @@ def test_lines_of_lora_s_text_may_end_in_any_way(tmp_path: Path) -> None:
 def test_rows_that_curation_leaves_out_are_counted(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "x.csv").write_text("summary,article_content\na,b\nc,\n ,d\n")
     assert len(load_task("curation", tmp_path / "x.csv", "train")) == 1
-    assert "2 rows without an article or a summary are left out" in capsys.readouterr().err
+    assert "left out 2 rows without an article or a summary" in capsys.readouterr().err
 
 
 def test_files_that_unpack_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_targets_that_are_missing_are_not_measured(
     path.write_text("mr,ref\nname[Aromi],It is Aromi.\nname[Aromi],\n")
     assert main(arguments) == 0
     both = capsys.readouterr()
-    assert "1 examples with an empty text are left out" in both.err and " 4 words" in both.out
+    assert "left out 1 example with an empty text" in both.err and " 4 words" in both.out
 
 
 def test_quoted_patterns_stand_for_files(checkpoint: Path, jsonl: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def test_lines_of_a_csv_may_end_in_any_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "texts", "message"),
     [
-        ("e2e", {"hyps": "a\n", "refs": "a\n\nb\n"}, "1 lines, but"),
+        ("e2e", {"hyps": "a\n", "refs": "a\n\nb\n"}, "1 line, but"),
         ("e2e", {"hyps": "a\nb\n", "refs": "a\n\n\nb\n"}, "line 3: a second blank line"),
         ("e2e", {"hyps": "a\n", "refs": ""}, "is empty"),
         ("e2e", {"hyps": "a\n", "refs__csv": "mr,text\na,b\n"}, "no column 'ref'"),
@@ -65,10 +65,10 @@ def test_lines_of_a_csv_may_end_in_any_way(tmp_path: Path) -> None:
         ("e2e", {"hyps": "a\n", "refs__csv": "\n\n"}, "holds only blank lines"),
         ("e2e", {"hyps": "a\n", "refs__csv": f'mr,ref\na,"b\n{"c,d" * 50000}\n'}, "row 2 is not CSV"),
         ("e2e", {"hyps": "a\n", "refs__csv": 'mr,ref\na,b\na,"b"c\n'}, "row 3 is not CSV"),
-        ("webnlg", {"hyps": "a", "refs": "a\nb\n"}, "has 1 lines, but"),
-        ("webnlg", {"hyps": "a\n", "refs": "a\nb\n"}, "has 1 lines, but"),
-        ("webnlg", {"hyps": "a\n", "refs": "a\nb\nc"}, "has 1 lines, but"),
-        ("webnlg", {"hyps": "a\n", "ref0": "a\nb\n", "ref1": "a\nb\nc\n"}, "has 1 lines, but"),
+        ("webnlg", {"hyps": "a", "refs": "a\nb\n"}, "has 1 line, but"),
+        ("webnlg", {"hyps": "a\n", "refs": "a\nb\n"}, "has 1 line, but"),
+        ("webnlg", {"hyps": "a\n", "refs": "a\nb\nc"}, "has 1 line, but"),
+        ("webnlg", {"hyps": "a\n", "ref0": "a\nb\n", "ref1": "a\nb\nc\n"}, "has 1 line, but"),
         ("webnlg", {"hyps": "a\nb\nc\n", "refs": "a\nb\n"}, "has 3 lines, but"),
         ("webnlgg", {"hyps": "a\n", "refs": "a\n"}, "did you mean 'webnlg'?"),
     ],

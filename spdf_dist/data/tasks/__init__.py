@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from spdf_dist.base.numbers import counted
 from spdf_dist.base.rank_variables import is_rank_zero
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.suggest import nearest
@@ -40,7 +41,7 @@ def without_empty_targets(examples: list[Example], path: Path) -> list[Example]:
     if examples and not kept:
         raise UserError(f"{path}: each of its {len(examples)} examples has an empty text; there is no target")
     if len(kept) < len(examples) and is_rank_zero():
-        print(f"{path}: {len(examples) - len(kept)} examples with an empty text are left out", file=sys.stderr)
+        print(f"{path}: left out {counted(len(examples) - len(kept), 'example')} with an empty text", file=sys.stderr)
     return number_groups([(example.context, example.target) for example in kept])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from spdf_dist.base.numbers import counted
 from spdf_dist.base.rank_variables import is_rank_zero
 from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks.example import Example, number_groups
@@ -38,7 +39,7 @@ def load(path: Path, split: str) -> list[Example]:
         else:
             left_out += 1
     if pairs and left_out and is_rank_zero():
-        print(f"{path}: {left_out} rows without an article or a summary are left out", file=sys.stderr)
+        print(f"{path}: left out {counted(left_out, 'row')} without an article or a summary", file=sys.stderr)
     return number_groups(pairs)
 
 
