@@ -144,7 +144,7 @@ class MegatronDataset:
 
     def _no_such_id(self, place: int) -> UserError:
         return UserError(
-            f"{self.path}.bin holds token {self._stream[place]} (the {place:,}th of {self.tokens:,}), model.vocab_size "
+            f"{self.path}.bin holds token {self._stream[place]} (at {place:,} of {self.tokens:,}), model.vocab_size "
             f"is {self._limit}; set it to the vocabulary size of the tokenizer that made the file"
         )
 

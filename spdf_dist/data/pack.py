@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from spdf_dist.data.loader import PackedDataset, read_index
 from spdf_dist.data.mapping import mapped
 from spdf_dist.data.pack_progress import PackProgress
 from spdf_dist.data.placing import made
-from spdf_dist.data.readers import check_pack_inputs
+from spdf_dist.data.readers import Problem, check_pack_inputs
 from spdf_dist.data.remote import Input, known_bytes, local_copy
 from spdf_dist.data.shards import (
     INDEX_FILE,
@@ -158,6 +159,7 @@ def pack_together(ranks: Collective, request: Request) -> PackResult:
             if holds_this_already(request):
                 return None
             spare = spare_files()
+            warn_of_repeats(request.files)
             aside = request.make_aside()
             claim.callback(shutil.rmtree, aside, ignore_errors=True)
             claim.push(spare)  # closed before the folder is deleted
@@ -169,6 +171,20 @@ def pack_together(ranks: Collective, request: Request) -> PackResult:
         index = build(ranks, request, Path(shared))
         together(ranks, request.target, lambda: finish(request, index, Path(shared)) if ranks.rank == 0 else None)
     return PackResult(index, False, ranks.world_size, ranks.rank)
+
+
+def warn_of_repeats(files: list[Input]) -> None:
+    """Print a warning on stderr if a file is given more than once, for example because patterns overlap."""
+    names: dict[str, list[str]] = {}
+    for file in files:
+        names.setdefault(str(file.resolve()) if isinstance(file, Path) else file.name, []).append(str(file))
+    repeated = [given for given in names.values() if len(given) > 1]
+    if repeated:
+        print(
+            f"WARNING: --input: {len(repeated)} of the files are given more than once, and their texts are packed as "
+            f"often, such as {repeated[0][0]} ({len(repeated[0])} times)",
+            file=sys.stderr,
+        )
 
 
 def build(ranks: Collective, request: Request, aside: Path) -> dict[str, Any]:
@@ -190,10 +206,11 @@ def build(ranks: Collective, request: Request, aside: Path) -> dict[str, Any]:
     tokens = sum(summary.tokens for summary in summaries)
     sequences = max(0, tokens - 1) // seq_len
     if sequences == 0:
-        raise UserError(
-            f"--input holds {tokens} tokens, fewer than one sequence of {seq_len} + 1; "
-            "use more text or a smaller --seq-len"
-        )
+        problems = [problem for summary in summaries for problem in summary.problems]
+        advice = "use more text or a smaller --seq-len"
+        if problems:
+            advice = f"the first of its {sum(s.problem_count for s in summaries)} problems: {Problem(**problems[0])}"
+        raise UserError(f"--input holds {tokens} tokens, fewer than one sequence of {seq_len} + 1; {advice}")
     per_shard = request.sequences_per_shard or MemberLayout.of(seq_len, dtype).sequences_per_shard()
     shard_count = -(-sequences // per_shard)
 

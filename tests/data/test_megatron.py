@@ -141,7 +141,7 @@ def test_an_id_that_the_model_lacks_is_named_with_its_place_at_the_start(pair: P
     tokens = np.memmap(f"{pair}.bin", np.uint16, "r+")
     tokens[12_345] = 400
     tokens.flush()
-    with pytest.raises(UserError, match=r"token 400 \(the 12,345th of [\d,]+\), model\.vocab_size is 400"):
+    with pytest.raises(UserError, match=r"token 400 \(at 12,345 of [\d,]+\), model\.vocab_size is 400"):
         MegatronDataset(pair, 16, 400)
 
 

@@ -253,6 +253,25 @@ def test_wrong_arguments_write_nothing(tmp_path: Path, sp_model: str, three_file
         assert read_folder(tmp_path) == before
 
 
+def test_a_file_that_is_given_twice_is_named(
+    tmp_path: Path, sp_model: str, three_files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, _ = three_files
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(first)
+    pack([first, second], sp_model, str(tmp_path / "once"), 16, workers=1)
+    assert capsys.readouterr().err == ""
+    pack([first, second, str(link)], sp_model, str(tmp_path / "twice"), 16, workers=1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("WARNING: --input: 1 of the files are given more than once") and f"{first} (2 times)" in line
+
+
+def test_input_without_any_text_names_its_problem(tmp_path: Path, sp_model: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"content": "x"}\n' * 3)
+    with pytest.raises(UserError, match=r"holds 0 tokens.*the first of its 3 problems: a\.jsonl:1: no 'text' string"):
+        pack([str(tmp_path / "a.jsonl")], sp_model, str(tmp_path / "out"), 16, workers=1)
+
+
 def test_an_existing_folder_is_kept(tmp_path: Path, sp_model: str, three_files: list[str]) -> None:
     out = tmp_path / "out"
     pack(three_files, sp_model, str(out), 64, workers=1)
