@@ -10,9 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from spdf_dist.config.errors import UserError
-from spdf_dist.config.load import at_key, build, find_config, flatten, merge, parse_override, read_tree, shown
+from spdf_dist.config.load import (
+    at_key,
+    build,
+    find_config,
+    flatten,
+    merge,
+    parse_override,
+    read_tree,
+    shipped_configs,
+    shown,
+)
+from spdf_dist.config.paths import with_home
 from spdf_dist.config.suggest import nearest
 
+FOLDER = "workflows/"
+"""Beginning of the names of shipped workflows among the shipped configs."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 LONGEST_NAME = 100
 """Characters of the name of a job, a variant or a grid's key. Names of folders hold several of them."""
@@ -111,13 +124,13 @@ def load_workflow(source: str, overrides: Sequence[str] = ()) -> Workflow:
 
 def find_workflow(source: str) -> Path:
     """The file of a workflow: a path, or the name of a shipped workflow with or without ``workflows/``."""
-    name = source.removeprefix("configs/")
-    if not Path(source).is_file() and "/" not in name:
-        try:
-            return find_config(f"workflows/{name}")
-        except UserError:
-            pass
-    return find_config(source)
+    name = source.removeprefix("configs/").removeprefix(FOLDER)
+    if Path(with_home(source)).is_file():
+        return find_config(source)
+    shipped = [config.removeprefix(FOLDER) for config in shipped_configs() if config.startswith(FOLDER)]
+    if name.removesuffix(".yaml") in shipped:
+        return find_config(f"{FOLDER}{name}")
+    raise UserError(f"no workflow '{source}': neither a file nor a shipped workflow{nearest(name, shipped)}")
 
 
 def nested(tree: Any) -> Any:

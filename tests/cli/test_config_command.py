@@ -17,6 +17,13 @@ def test_every_shipped_config_is_printed(name: str, capsys: pytest.CaptureFixtur
     assert yaml.safe_load(capsys.readouterr().out)
 
 
+def test_the_list_says_what_each_config_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["config"]) == 0
+    rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in rows] == shipped_configs()
+    assert all(10 < len(text) <= 120 for _, text in rows)
+
+
 def test_a_workflow_has_its_base_and_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["config", "gpt3_xl_e2e", "jobs.report=null"]) == 0
     tree = yaml.safe_load(capsys.readouterr().out)
