@@ -245,11 +245,18 @@ def finished(item: StreamSummary | Problem | tuple[Chunk, Future[TokenizedChunk]
 
 
 def chunks_of(files: list[tuple[int, Input]], folder: Path) -> Iterator[StreamSummary | Problem | Chunk]:
-    """For each file: its summary, still empty, and then its chunks and problems. Copies are made in ``folder``."""
+    """For each file: its summary, still empty, and then its chunks and problems. Copies are made in ``folder``.
+
+    Raises UserError for a file that changes meanwhile: its digest would be that of another text.
+    """
     for number, given in files:
         with local_copy(given, folder / f"{number:06d}.input") as path:
-            yield StreamSummary(number, given.name, path.stat().st_size, file_digest(path))
+            before = path.stat()
+            yield StreamSummary(number, given.name, before.st_size, file_digest(path))
             yield from read_chunks(path)
+            after = path.stat()
+            if (after.st_size, after.st_mtime_ns, after.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
+                raise UserError(f"{path} changed while it was read; pack it when it is complete")
 
 
 def stream_path(folder: Path, number: int) -> Path:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +19,10 @@ from data_samples import load_index, read_folder, story, write_jsonl
 from spdf_dist.base.collective import SingleProcess
 from spdf_dist.cli.main import main
 from spdf_dist.config.errors import SpdfError, UserError
+from spdf_dist.data import tokenizing
 from spdf_dist.data.loader import PackedDataset
 from spdf_dist.data.pack import pack
+from spdf_dist.data.readers import Chunk, Problem
 from spdf_dist.data.shards import write_shard
 from spdf_dist.data.tokenizer import load_tokenizer
 
@@ -264,6 +266,29 @@ def test_a_file_that_is_given_twice_is_named(
     pack([first, second, str(link)], sp_model, str(tmp_path / "twice"), 16, workers=1)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("WARNING: --input: 1 of the files are given more than once") and f"{first} (2 times)" in line
+
+
+@pytest.mark.parametrize("change", ["grows", "is replaced", "disappears"])
+def test_a_file_that_changes_while_it_is_read(
+    tmp_path: Path, sp_model: str, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [story(n) for n in range(50)])
+    chunks = tokenizing.read_chunks
+
+    def read_chunks(path: Path) -> Iterator[Chunk | Problem]:
+        yield from chunks(path)
+        if change == "grows":
+            with path.open("a") as file:
+                file.write('{"text": "more"}\n')
+        else:
+            path.rename(path.with_name("old.jsonl"))
+            if change == "is replaced":
+                shutil.copyfile(path.with_name("old.jsonl"), path)
+
+    monkeypatch.setattr(tokenizing, "read_chunks", read_chunks)
+    with pytest.raises((UserError, FileNotFoundError), match=r"changed while it was read|a\.jsonl"):
+        pack([str(path)], sp_model, str(tmp_path / "out"), 16, workers=1)
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_input_without_any_text_names_its_problem(tmp_path: Path, sp_model: str) -> None:
