@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,4 +67,21 @@ def load(checkpoint: Checkpoint, tokenizer: Path | None, device: str) -> Loaded:
             f"the tokenizer {folder} has {words.vocab_size} words, the model of {checkpoint.path} {model.vocab_size};"
             " give the one it was trained with"
         )
+    if tokenizer is not None:
+        warn_of_another(checkpoint, words, tokenizer)
     return Loaded(Decoder(model, weights, device, words=words.vocab_size), words)
+
+
+def warn_of_another(checkpoint: Checkpoint, tokenizer: Tokenizer, path: Path) -> None:
+    """Print a warning on stderr if the checkpoint has another tokenizer than the given one."""
+    try:
+        own = checkpoint.tokenizer_dir
+        differs = own is not None and load_tokenizer(own).digest != tokenizer.digest
+    except UserError:  # a damaged one, which the given one replaces
+        return
+    if differs:
+        print(
+            f"WARNING: --tokenizer {path} is not the tokenizer that {checkpoint.path} was trained with: its ids may "
+            "mean other words",
+            file=sys.stderr,
+        )

@@ -20,6 +20,7 @@ from spdf_dist.checkpoint.read import Checkpoint
 from spdf_dist.checkpoint.write import single_writer, whole
 from spdf_dist.cli.main import main
 from spdf_dist.config.schema import ModelConfig
+from spdf_dist.data.tokenizer_training import train_sentencepiece
 from spdf_dist.evaluation.checkpoint import load
 
 
@@ -162,6 +163,15 @@ def test_other_tokenizer_is_refused(checkpoint: Path, spdf_data: Path, capsys: p
     arguments = ["generate", str(checkpoint), "--prompt", "x", "--tokenizer", str(spdf_data / "gpt2_vocab")]
     assert main(arguments) == 2
     assert "has 50257 words, the model" in capsys.readouterr().err
+
+
+def test_another_tokenizer_that_fits_is_named(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_sentencepiece(["other words of another text\n" * 20 + "qwertyuiop"], 290, tmp_path / "t.model")
+    for path, named in ((checkpoint / "tokenizer", False), (tmp_path / "t.model", True)):
+        assert main(["generate", str(checkpoint), "--prompt", "x", "--tokenizer", str(path)]) == 0
+        assert ("is not the tokenizer that" in capsys.readouterr().err) == named
 
 
 def test_signal_leaves_nothing_half_written(checkpoint: Path, tmp_path: Path) -> None:
