@@ -147,6 +147,17 @@ def rename_new(aside: Path, path: Path) -> None:
         aside.unlink()
 
 
+def rename_synced(aside: Path, path: Path) -> None:
+    """Rename a folder to ``path`` and force this to the disk. It has its old name again if that fails with OSError."""
+    aside.rename(path)
+    try:
+        sync(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.rename(aside)
+        raise
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder that becomes ``path`` if the block ends without an exception; otherwise it is deleted.
@@ -161,8 +172,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         aside.mkdir()
         yield aside
         sync(aside)
-        aside.rename(path)
-        sync(path.parent)
+        rename_synced(aside, path)
     finally:
         spare.close()
         shutil.rmtree(aside, ignore_errors=True)  # after a success it does not exist

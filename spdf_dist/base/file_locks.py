@@ -49,14 +49,19 @@ def try_lock(path: Path, patience: float = 0.0) -> int | None:
 
 
 def unlock(descriptor: int) -> None:
-    """Release a lock, also while another process has inherited the descriptor."""
+    """Release a lock and close its descriptor."""
+    release(descriptor)
+    os.close(descriptor)
+
+
+def release(descriptor: int) -> None:
+    """Release a lock, also while another process has inherited the descriptor. The descriptor stays open."""
     holder_file = _holder_files.pop(descriptor, None)
     if holder_file is not None:
         holder_file.unlink(missing_ok=True)
     else:
         with suppress(OSError):  # closing the last descriptor releases it too
             fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
 
 
 def is_locked(path: Path) -> bool:

@@ -22,7 +22,7 @@ from spdf_dist.checkpoint.manifest import Kind, global_shapes
 from spdf_dist.checkpoint.packed_masks import PackedMasks
 from spdf_dist.checkpoint.read import require_finite
 from spdf_dist.checkpoint.write import new_folder, single_writer, whole
-from spdf_dist.config.errors import UserError
+from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.config.load import LARGEST_INTEGER
 from spdf_dist.config.schema import ModelConfig, SparsityConfig
 from spdf_dist.config.validate import require, validate_model, validate_sparsity
@@ -76,6 +76,8 @@ class HfFolder:
             except (SafetensorError, OSError) as error:
                 hint = pointer_hint(path)
                 raise UserError(f"{path} is not a safetensors file, or damaged: {hint}{error}") from None
+            except RuntimeError as error:  # of torch, which maps the file into memory
+                raise SpdfError(f"{path} cannot be read: {error}") from None
             for key in self.files[path.name].keys():  # noqa: SIM118 - not a dictionary
                 name = key if key == HEAD or key.startswith(self.family.PREFIX) else self.family.PREFIX + key
                 if name in self.keys:

@@ -19,7 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spdf_dist.base.atomic_files import remove_leftovers, spare_files, sync, temporary_beside, try_to_remove
+from spdf_dist.base.atomic_files import (
+    remove_leftovers,
+    rename_synced,
+    spare_files,
+    sync,
+    temporary_beside,
+    try_to_remove,
+)
 from spdf_dist.base.collective import Collective, SingleProcess
 from spdf_dist.base.digests import file_digest, sealed
 from spdf_dist.base.provenance import made_with
@@ -286,12 +293,11 @@ class CheckpointWriter:
         if self.final.exists():
             self.final.rename(old)
         try:
-            self.aside.rename(self.final)
+            rename_synced(self.aside, self.final)
         except OSError:
             if old.exists():
                 old.rename(self.final)
             raise
-        sync(self.root)
         try_to_remove(old)  # the new checkpoint is saved, even if the old one cannot be deleted
 
 

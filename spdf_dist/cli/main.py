@@ -27,6 +27,7 @@ from spdf_dist.cli.surroundings import (
     STANDARD_OUTPUT,
     has_current_folder,
     import_nothing_from_here,
+    keep_own_permissions,
     make_no_warning_an_error,
     open_standard_streams,
 )
@@ -192,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         open_standard_streams()
         import_nothing_from_here()
+        keep_own_permissions()
         make_no_warning_an_error()
         if not has_current_folder():
             print("spdf: the current folder no longer exists: change to another one", file=sys.stderr)
@@ -251,10 +253,9 @@ def run_command(argv: Sequence[str]) -> int:
         if isinstance(error, BrokenPipeError) or error.errno is None or error.filename == STANDARD_OUTPUT:
             raise
         named = isinstance(error.filename, str | bytes)
-        unwritten = (
-            error.errno != errno.ENOENT
-        )  # an open file exists; tempfile lacks a folder, and names those it tried
-        place = os.fsdecode(error.filename) if named else getattr(args, "out", None) if unwritten else None
+        # ENOENT without a name is that of `tempfile`, whose message names the folders that it tried.
+        guess = None if error.errno == errno.ENOENT else getattr(args, "out", None)
+        place = os.fsdecode(error.filename) if named else guess
         where = f"{place}: " if place else ""
         return report(name, scarcity(error) or f"{where}{error.strerror}", exit_code_of(error))
     except Interrupted as stop:

@@ -91,6 +91,11 @@ def has_current_folder() -> bool:
         return False
 
 
+def keep_own_permissions() -> None:
+    """Let this user read and write what the command makes, whatever the umask says of the owner's permissions."""
+    os.umask(os.umask(0o077) & 0o077)
+
+
 def import_nothing_from_here() -> None:
     """Processes that this one starts import no module from the current folder.
 

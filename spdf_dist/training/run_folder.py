@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from spdf_dist.base import atomic_files
-from spdf_dist.base.file_locks import try_lock
+from spdf_dist.base.file_locks import release, try_lock
 from spdf_dist.checkpoint.find import ASIDE, latest, remove_remains
 from spdf_dist.checkpoint.manifest import read_manifest
 from spdf_dist.config.errors import NoPermissionError, SpdfError, UserError
@@ -140,6 +140,7 @@ class RunFolder:
     def close(self) -> None:
         """Release the lock."""
         if self._lock is not None:
+            release(self._lock.fileno())
             self._lock.close()
             self._lock = None
 
@@ -148,8 +149,9 @@ class RunFolder:
 
         With ``change``, only the keys that cannot change (``FIXED``) are compared.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"run_dir: {self.path} is not a folder")
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            nowhere = "a link to a folder that does not exist" if not self.path.exists() else "not a folder"
+            raise UserError(f"run_dir: {self.path} is {nowhere}")
         differences = self.differences(config)
         if differences and not self.is_unused():
             fixed = [difference for difference in differences if is_below(difference.split(":")[0], FIXED)]

@@ -89,6 +89,22 @@ def test_a_folder_appears_whole_and_never_over_a_full_one(tmp_path: Path) -> Non
     assert (target / "x").read_text() == "1" and names(tmp_path) == ["folder"]
 
 
+def test_a_folder_whose_name_cannot_be_forced_to_the_disk_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def refuse_parent(handle: int) -> None:
+        if os.path.samestat(os.fstat(handle), tmp_path.stat()):
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse_parent)
+    with pytest.raises(OSError, match="quota"), atomic_files.atomic_folder(tmp_path / "new") as aside:
+        (aside / "file").touch()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
 def test_a_file_system_without_fsync_of_folders_is_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int

@@ -310,7 +310,7 @@ class Campaign:
                 tally.require(same or lost, f"{what}: another result: {ended}")
             else:
                 lines = [line for line in ended.said.replace("\r", "\n").splitlines() if line.startswith("spdf ")]
-                named = number == errno.ENOMEM or "/" in "".join(lines) or str(out) in "".join(lines)
+                named = number == errno.ENOMEM or any(name in "".join(lines) for name in ("/", "text.jsonl", str(out)))
                 tally.require(len(lines) == 1 and named, f"{what}: {ended}")
                 tally.require(
                     ended.code == (2 if number in PERMISSION else 1), f"{what}: exit code {ended.code}: {ended}"

@@ -309,6 +309,7 @@ def test_every_moment_of_a_save_is_safe(tmp_path: Path, monkeypatch: pytest.Monk
         shutil.rmtree(copy)
 
     monkeypatch.setattr(write, "sync", look)
+    monkeypatch.setattr(atomic_files, "sync", look)
     save(root, 10)
     assert seen[-1] == 10 and set(seen[:-1]) == {5} and len(seen) > 4
 

@@ -142,6 +142,15 @@ def test_a_full_disk_under_standard_output_is_not_taken_for_another(tiny_data, t
     assert (done.returncode, done.stderr) == (1, "spdf: standard output cannot be written: No space left on device\n")
 
 
+@pytest.mark.parametrize("umask", ["0777", "0477"])
+def test_a_umask_takes_no_permission_from_the_owner(umask, tiny_data, tmp_path):
+    pack = f"data pack --input {tiny_data.train.parent}/train.jsonl --tokenizer {tiny_data.tokenizer} --out packed"
+    done = shell(f"umask {umask}; {SPDF} {pack} --seq-len 32 --workers 2", tmp_path)
+    assert done.returncode == 0, done.stderr
+    for path in (tmp_path / "packed", tmp_path / "packed/index.json"):
+        assert path.stat().st_mode & 0o700 == (0o700 if path.is_dir() else 0o600)
+
+
 def test_training_without_proc_is_one_line(tiny_config, tmp_path):
     own_mounts = "unshare --map-root-user --mount"
     if shell(f"{own_mounts} true", tmp_path).returncode != 0:

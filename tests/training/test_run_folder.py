@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -36,6 +37,26 @@ def test_a_run_that_did_nothing_gives_way_to_the_corrected_one(tmp_path: Path) -
     RunFolder(run).open(NEW)
     assert "lr: 0.001" in (run / "config.yaml").read_text()
     assert not (run / "execution.json").exists() and not list((run / "tensorboard").iterdir())
+
+
+def test_a_run_dir_that_is_a_link_to_nowhere_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"run is a link to a folder that does not exist"):
+        RunFolder(tmp_path / "run").open(OLD)
+
+
+def test_the_end_of_a_run_leaves_no_holder_file_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    folder = RunFolder(tmp_path / "run")
+    folder.open(OLD)
+    assert (tmp_path / "run/.lock.holder").exists()
+    folder.close()
+    assert not (tmp_path / "run/.lock.holder").exists()
 
 
 def test_a_deletion_that_was_killed_leaves_nothing_after_the_next_start(tmp_path: Path) -> None:
