@@ -171,6 +171,7 @@ def run_task(args: argparse.Namespace) -> None:
     checkpoint = Checkpoint(args.checkpoint)
     loaded = load(checkpoint, args.tokenizer, args.device)
     decoding = settings(args)
+    input_summary = file_summary(args.input)
     started = time.perf_counter()
     with ProgressBar(total=len(distinct_contexts(examples)), unit="input", file=sys.stderr) as bar:
         hypotheses = generate_task(loaded, task, examples, decoding, args.batch_size, bar.update)
@@ -182,7 +183,7 @@ def run_task(args: argparse.Namespace) -> None:
             "task": task.name,
             "split": args.split,
             "synthetic": task.is_synthetic(examples),
-            "input": file_summary(args.input),
+            "input": input_summary,
             "checkpoint": checkpoint_summary(checkpoint),
             "settings": asdict(decoding),
         }

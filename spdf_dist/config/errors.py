@@ -52,8 +52,8 @@ MACHINE = (
     *(errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENXIO, errno.ENOLCK),
 )
 """Errors of the machine or the file system, whatever the path."""
-OS_ERROR = re.compile(r"\(os error (\d+)\)")
-"""An error number in the messages of libraries in Rust, such as safetensors."""
+OS_ERROR = re.compile(r"(?:\(os error |\[Errno )(\d+)[)\]]")
+"""An error number in the messages of libraries, as safetensors and SentencePiece write it."""
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -27,6 +27,7 @@ from checkpoint_job import (
     write_gpt2_tokenizer,
 )
 
+from spdf_dist.base import atomic_files
 from spdf_dist.checkpoint import manifest, write
 from spdf_dist.checkpoint.densify import densify
 from spdf_dist.checkpoint.find import damaged, whole_checkpoints
