@@ -30,6 +30,7 @@ from spdf_dist.base.extras import require_extra
 from spdf_dist.config.errors import NoPermissionError, UserError, names_file
 from spdf_dist.data.encodings import wide_encoding
 from spdf_dist.data.remote import Input, is_remote, remote_input
+from spdf_dist.scoring.texts import column_names
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt", ".tar")
 UNNAMED_SET = "unnamed"
@@ -463,7 +464,7 @@ def parquet_chunks(path: Path) -> Iterator[Chunk | Problem]:
         with pq.ParquetFile(path) as table:
             names = table.schema_arrow.names
             if "text" not in names:
-                yield Problem(str(path), 0, f"no column 'text'; its columns: {', '.join(names)}")
+                yield Problem(str(path), 0, f"no column 'text'; its columns: {column_names(names)}")
                 return
             columns = [name for name in ("text", "meta", "pile_set_name") if name in names]
             for name in columns:

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -173,6 +173,12 @@ def separator(text: str) -> str:
     return next((sign for sign in ("\t", ";") if sign in header and "," not in header), ",")
 
 
+def column_names(names: Iterable[str]) -> str:
+    """The names of columns for a message, shortened: the first line of a file without a header is anything."""
+    listed = [f"{name:.40}" for name in names]
+    return ", ".join(listed[:10]) + (", ..." if len(listed) > 10 else "")
+
+
 def csv_groups(path: Path) -> list[list[str]]:
     """The references of each run of rows with the same ``mr``.
 
@@ -198,7 +204,7 @@ def csv_groups(path: Path) -> list[list[str]]:
     for column in ("mr", "ref"):
         if column not in header:
             raise UserError(
-                f"{path} has no column '{column}' (it has {', '.join(header)}); E2E's references have mr,ref"
+                f"{path} has no column '{column}' (it has {column_names(header)}); E2E's references have mr,ref"
             )
         if header.count(column) > 1:
             raise UserError(f"{path} has {header.count(column)} columns named '{column}'; keep one")

@@ -428,6 +428,16 @@ def test_lines_of_lora_s_text_may_end_in_any_way(tmp_path: Path) -> None:
         assert [example.target for example in load_task("e2e", tmp_path / "x.txt", "train")] == ["One.", "Two."]
 
 
+@pytest.mark.parametrize("task", ["curation", "e2e"])
+def test_a_first_line_of_any_length_leaves_the_message_short(task: str, tmp_path: Path) -> None:
+    """The first scraper of Curation Corpus writes URLs and pages without a header."""
+    more = "".join(f",c{number}" for number in range(100))
+    (tmp_path / "x.csv").write_text(f"http://a.b,<html>{'x' * 100_000}</html>{more}\nhttp://c.d,y{more}\n")
+    with pytest.raises(UserError, match=r"has no column .*\.\.\.\);") as raised:
+        load_task(task, tmp_path / "x.csv", "train")
+    assert len(str(raised.value)) < 500
+
+
 def test_rows_that_curation_leaves_out_are_counted(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "x.csv").write_text("summary,article_content\na,b\nc,\n ,d\n")
     assert len(load_task("curation", tmp_path / "x.csv", "train")) == 1

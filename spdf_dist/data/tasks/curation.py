@@ -15,8 +15,11 @@ from spdf_dist.config.errors import UserError
 from spdf_dist.data.tasks.example import Example, number_groups
 from spdf_dist.data.tasks.files import read_csv
 from spdf_dist.data.tasks.task import PUBLISHED, SPLITS, Task
+from spdf_dist.scoring.texts import column_names
 
 COLUMNS = ("article_content", "summary")
+FAILED = "Exception"
+"""What the corpus's first scraper writes, in the column ``html``, in place of a page that it could not get."""
 
 
 def load(path: Path, split: str) -> list[Example]:
@@ -30,11 +33,11 @@ def load(path: Path, split: str) -> list[Example]:
         missing = [column for column in COLUMNS if column not in row]
         if missing:
             raise UserError(
-                f"{path} has no column '{missing[0]}' (it has {', '.join(row)}); the corpus's own scraper adds the"
+                f"{path} has no column '{missing[0]}' (it has {column_names(row)}); the corpus's own scraper adds the"
                 " articles as article_content"
             )
         article, summary = (" ".join(row[column].split()) for column in COLUMNS)
-        if article and summary:
+        if article and summary and FAILED not in (article, row.get("html", "").strip()):
             pairs.append((article, summary))
         else:
             left_out += 1

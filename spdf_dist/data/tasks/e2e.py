@@ -18,6 +18,7 @@ from spdf_dist.data.tasks.example import Example, number_groups
 from spdf_dist.data.tasks.files import kind, lines_of, read_csv, read_text
 from spdf_dist.data.tasks.task import PUBLISHED, SPLITS, Task
 from spdf_dist.scoring.metrics import E2E_METRICS
+from spdf_dist.scoring.texts import column_names
 
 ATTRIBUTE = re.compile(r"\s*([^\s\[\],][^\[\],]*)\[([^\]]*)\]\s*(?:,|$)")
 LONGEST_FIELD = 20_000
@@ -127,7 +128,7 @@ def load(path: Path, split: str) -> list[Example]:
     for line, row in read_csv(path):
         for column in ("mr",) if split == "test" else ("mr", "ref"):
             if column not in row:
-                raise UserError(f"{path} has no column '{column}' (it has {', '.join(row)}); E2E's CSV has mr,ref")
+                raise UserError(f"{path} has no column '{column}' (it has {column_names(row)}); E2E's CSV has mr,ref")
         if "ref" not in row and (others := [column for column in row if "ref" in column]):
             raise UserError(f"{path} has no column 'ref', but '{others[0]}'; E2E's CSV has mr,ref")
         for column in ("mr", "ref"):

@@ -89,7 +89,7 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             raise UserError(f"{path} is empty; expected a CSV file with a header line")
         twice = [name for name in header if name and header.count(name) > 1]
         if twice:
-            raise UserError(f"{path} has {header.count(twice[0])} columns named '{twice[0]}'; keep one")
+            raise UserError(f"{path} has {header.count(twice[0])} columns named '{twice[0]:.40}'; keep one")
         begun = reader.line_num + 1
         for row in reader:
             begun = reader.line_num + 1
