@@ -44,9 +44,10 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, out: str | Path) 
         )
     made(out.parent)
     model = io.BytesIO()
+    failures: list[BaseException] = []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines(texts),
+            sentence_iterator=noting(lines(texts), failures),
             model_writer=model,
             vocab_size=vocab_size,
             model_type="bpe",
@@ -67,6 +68,8 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, out: str | Path) 
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
+        if failures:  # SentencePiece would put its text, with the place in the code, into its own error
+            raise failures[0] from None
         raise UserError(explain(str(error), vocab_size)) from error
     with placed(out, "wb") as file:
         file.write(model.getvalue())
@@ -78,6 +81,15 @@ def lines(texts: Iterable[str]) -> Iterator[str]:
         for line in text.replace(SP_SPACE, "").split("\n"):
             for start in range(0, len(line), LINE_CHARACTERS):
                 yield line[start : start + LINE_CHARACTERS]
+
+
+def noting(texts: Iterable[str], failures: list[BaseException]) -> Iterator[str]:
+    """``texts``; an exception is also appended to ``failures``."""
+    try:
+        yield from texts
+    except BaseException as error:
+        failures.append(error)
+        raise
 
 
 def explain(error: str, vocab_size: int) -> str:

@@ -133,6 +133,15 @@ def test_wrong_tokenizers_are_user_errors(tmp_path: Path) -> None:
         load_tokenizer(write_jsonl(tmp_path / "x.jsonl", ["x"]))
 
 
+def test_an_input_that_cannot_be_read_is_named_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = write_jsonl(tmp_path / "a.jsonl", ["some text"] * 50), tmp_path / "b.jsonl"
+    bad.write_bytes('{"text": "more"}'.encode("utf-16"))
+    command = ["data", "tokenizer", "train", "--input", str(good), str(bad), "--vocab-size", "300", "--out"]
+    assert main([*command, str(tmp_path / "t.model")]) == 2
+    assert capsys.readouterr().err == (f"spdf data: {bad} is UTF-16; save it as UTF-8 (`iconv -f UTF-16 -t UTF-8`)\n")
+    assert not (tmp_path / "t.model").exists()
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
