@@ -6,6 +6,9 @@ import os
 import subprocess
 import time
 
+ANSWER_SECONDS = 120.0
+"""Longest wait for squeue and scontrol."""
+
 
 def slurm_job() -> str | None:
     """The id of this process's Slurm job in the form of scontrol; None outside a job.
@@ -21,8 +24,8 @@ def is_preempted() -> bool:
     """Whether Slurm preempts this job for another one; False if squeue fails."""
     words = ["squeue", "-h", "-j", slurm_job() or "", "-O", "PreemptTime:32"]
     try:
-        done = subprocess.run(words, capture_output=True, text=True)
-    except OSError:
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=ANSWER_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0 and done.stdout.strip() not in ("", "N/A")
 
@@ -31,7 +34,11 @@ def requeue_self(wait_seconds: float = 120.0) -> None:
     """Requeue this job. Slurm then ends this process. Raises SystemExit with a message if it does not."""
     job = slurm_job()
     assert job is not None
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    words = ["scontrol", "requeue", job]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=ANSWER_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SystemExit(f"spdf job: could not requeue {job}: {error}") from None
     if done.returncode == 0:
         time.sleep(wait_seconds)
     raise SystemExit(f"spdf job: could not requeue {job}: {done.stderr.strip() or 'still running'}")

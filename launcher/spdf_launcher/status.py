@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spdf_dist.base.file_locks import is_locked
-from spdf_dist.config.errors import UserError
+from spdf_dist.config.errors import SpdfError, UserError
 from spdf_dist.workflow_folder import CANCELLED, DONE, FAILED, PLAN, job_folder, read_json
 from spdf_launcher.attempts import history
 from spdf_launcher.executors import JobState as BatchState
@@ -59,7 +59,7 @@ def gather(root: Path) -> list[JobState]:
     jobs = read_plan(root)
     try:
         states_there = find_executor(runs_on(root))().states(root)
-    except UserError as error:
+    except SpdfError as error:
         print(f"{error}; the states are only from the jobs' files", file=sys.stderr)
         states_there = {}
     states: dict[str, JobState] = {}

@@ -251,8 +251,9 @@ def meeting_point(ranks: Ranks) -> tuple[str, int]:
     if not nodes:
         raise UserError(f"the {ranks.world_size} ranks of {ranks.source} cannot find each other: {missing} must be set")
     try:
-        listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
+        words = ["scontrol", "show", "hostnames", nodes]
+        listed = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
         raise UserError(f"`scontrol show hostnames {nodes}` failed ({error}): set {missing}") from None
     step = int(os.environ.get("SLURM_JOB_ID", "0")) * 17 + int(os.environ.get("SLURM_STEP_ID", "0"))
     return listed.stdout.split()[0], 20000 + step % 40000

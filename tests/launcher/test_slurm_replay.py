@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 from spdf_launcher.journal import Journal
+from spdf_launcher.slurm import commands
 from spdf_launcher.slurm.state import SlurmState, recover, slurm_states
 from spdf_launcher.slurm.submit import wait_for_end
 from spdf_launcher.status import JobState, read_plan
+
+from spdf_dist.cli.main import main
 
 GRID = """
 jobs:
@@ -32,6 +35,12 @@ jobs:
 clusters:
   big: {partition: gpu, account: me, setup: [module load cuda], srun: [--cpu-bind=cores]}
 """
+
+
+def replace(slurm: Path, program: str, script: str) -> None:
+    """Put a shell script in the place of one of Slurm's commands."""
+    (slurm / program).write_text(f"#!/bin/sh\n{script}\n")
+    (slurm / program).chmod(0o755)
 
 
 @pytest.fixture
@@ -218,3 +227,67 @@ def test_waiting_for_a_job_that_was_lost_is_no_success(bench, slurm: Path, monke
     lost = [JobState(job.id, "lost", "1", 0, None, None) for job in jobs]
     monkeypatch.setattr("spdf_launcher.slurm.submit.gather", lambda root: lost)
     assert wait_for_end(jobs, bench.dir) == 1
+
+
+def test_a_banner_of_a_site_s_own_sbatch_is_not_the_job_id(bench, slurm: Path) -> None:  # type: ignore[no-untyped-def]
+    real = (slurm / "sbatch").read_text().splitlines()[1].removeprefix("exec ")
+    replace(slurm, "sbatch", f"echo 'Welcome to the cluster'; {real}; code=$?; echo; exit $code")
+    said = submit(bench)
+    assert "submitted        1" in said and "Welcome" not in said
+
+
+SUBMISSION = 'case "$*" in *--test-only*) exit 0;; esac; '
+
+
+def here(bench, *words: str) -> int:  # type: ignore[no-untyped-def]
+    """Exit code of `spdf WORDS` in this process."""
+    return main([str(word) for word in (*words[:1], bench.file, "--dir", bench.dir, "--on", "slurm")])
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [("printf 'caf\\351 closed'", "instead of a job id"), ("exec sleep 60", "sbatch did not answer in 1 s")],
+    ids=["garbage", "hangs"],
+)
+def test_an_sbatch_that_does_not_tell_its_job_is_one_line_and_its_job_is_found_later(  # type: ignore[no-untyped-def]
+    script: str, message: str, bench, slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "ANSWER_SECONDS", 1.0)
+    monkeypatch.chdir(bench.path)
+    replace(slurm, "sbatch", SUBMISSION + script)
+    assert here(bench, "run") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and message in said[0]
+    events = [json.loads(line)["event"] for line in (bench.dir / "journal.jsonl").read_text().splitlines()]
+    assert events.count("intent") == 1 and "refused" not in events and "submitted" not in events
+
+
+@pytest.mark.parametrize(
+    ("script", "message", "code"),
+    [
+        ("printf 'caf\\351: no jobs'", "instead of its jobs", 2),
+        ("exec sleep 60", "squeue did not answer in 1 s", 1),
+        ("exit 7", "Slurm does not answer: exit code 7", 2),
+    ],
+    ids=["garbage", "hangs", "fails"],
+)
+def test_a_squeue_without_an_answer_makes_no_job_lost(  # type: ignore[no-untyped-def]
+    script: str,
+    message: str,
+    code: int,
+    bench,
+    slurm: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(commands, "ANSWER_SECONDS", 1.0)
+    monkeypatch.chdir(bench.path)
+    assert here(bench, "run") == 0
+    replace(slurm, "squeue", script)
+    capsys.readouterr()
+    assert here(bench, "run") == code
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and message in said[0]
+    assert main(["status", str(bench.dir)]) == 0
+    shown = capsys.readouterr()
+    assert message in shown.err and "lost" not in shown.out

@@ -105,6 +105,8 @@ def queue() -> dict[str, tuple[str, str, str]]:
         fields = line.split("|", 3)
         if len(fields) == 4:
             found[fields[0]] = (fields[1], fields[2], fields[3])
+    if done.stdout.strip() and not found:  # as an empty queue it would mean that the jobs are lost
+        raise UserError(f"squeue printed {done.stdout.strip()[:80]!r} instead of its jobs")
     return found
 
 
