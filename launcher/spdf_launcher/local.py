@@ -12,7 +12,7 @@ from pathlib import Path
 
 from spdf_dist.base.cpu import cores
 from spdf_dist.base.file_locks import is_locked
-from spdf_dist.base.signals import ReceivedSignals
+from spdf_dist.base.signals import STOP_SIGNALS, ReceivedSignals
 from spdf_dist.config.errors import EXIT_STOPPED
 from spdf_dist.workflow_folder import CANCELLED, DONE, job_folder, read_json
 from spdf_launcher.display import Display
@@ -61,7 +61,7 @@ class LocalRun:
     ) -> None:
         self.root, self.jobs, self.wanted = root, jobs, wanted
         self.journal, self.display, self.at_once = journal, display, at_once
-        self.signals = ReceivedSignals((signal.SIGTERM, signal.SIGINT))
+        self.signals = ReceivedSignals(STOP_SIGNALS)
         self.running: list[Running] = []
         self.stopped = False
 

@@ -269,7 +269,7 @@ def import_hf(
             else:
                 yield "model", whole(name, tensor), tensor
 
-    with tempfile.TemporaryDirectory() as tokenizer:
+    with tempfile.TemporaryDirectory(prefix="spdf-", ignore_cleanup_errors=True) as tokenizer:
         has_tokenizer = read_tokenizer(folder, Path(tokenizer), source.model.vocab_size)
         single_writer(real, 0).write(
             shards(),

@@ -55,7 +55,7 @@ def evaluate_tasks(
     if checkpoint.tokenizer_dir is None:
         raise UserError(f"{source} holds no tokenizer, which the tasks need")
     harness, manager = check_tasks(tasks, task_folder)
-    with tempfile.TemporaryDirectory(prefix="spdf-eval-") as folder:
+    with tempfile.TemporaryDirectory(prefix="spdf-eval-", ignore_cleanup_errors=True) as folder:
         exported = Path(folder) / "model"
         export_hf(source, exported)
         try:

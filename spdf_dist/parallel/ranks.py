@@ -56,7 +56,7 @@ def run_ranks(command: Sequence[str], count: int, log_dir: Path) -> int:
     """
     processes: list[subprocess.Popen[bytes]] = []
     with (
-        tempfile.TemporaryDirectory(prefix="spdf-") as folder,
+        tempfile.TemporaryDirectory(prefix="spdf-", ignore_cleanup_errors=True) as folder,
         contextlib.ExitStack() as logs,
         ReceivedSignals(STOP_SIGNALS) as received,
     ):

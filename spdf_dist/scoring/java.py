@@ -81,7 +81,7 @@ def ptb_tokenize(texts: Sequence[str]) -> list[str]:
     Raises:
         JavaError: the tokenizer could not run.
     """
-    with tempfile.TemporaryDirectory(prefix="spdf-ptb-") as folder:
+    with tempfile.TemporaryDirectory(prefix="spdf-ptb-", ignore_cleanup_errors=True) as folder:
         source = Path(folder) / "texts"
         source.write_text("".join(f"{one_line(text)}\n" for text in texts), encoding="utf-8")
         command = [str(java()), *OPTIONS, "-cp", str(jar(TOKENIZER_JAR)), "edu.stanford.nlp.process.PTBTokenizer"]

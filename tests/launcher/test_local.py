@@ -156,14 +156,15 @@ def test_choice_feeds_later_jobs(bench) -> None:  # type: ignore[no-untyped-def]
     ]
 
 
-def test_ctrl_c_stops_and_the_same_command_goes_on(bench) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_stops_and_the_same_command_goes_on(bench, number: int) -> None:  # type: ignore[no-untyped-def]
     bench.file.write_text(SMALL)
     bench.faults = {"jobs/pretrain": ["slow", ""]}
     process = bench.start("run", str(bench.file), "--dir", str(bench.dir), "--on", "local")
     metrics = bench.dir / "jobs/pretrain/run/metrics.jsonl"
     wait_for(lambda: metrics.exists() and len(steps_of(metrics)) >= 2)
     assert bench.states()["pretrain"]["state"] == "running"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, errors = process.communicate(timeout=30)
     assert process.returncode == 75, errors
     assert "stopped" in out

@@ -41,7 +41,7 @@ def say_what(workflow: Workflow, jobs: list[Job], root: Path) -> None:
     """Print the scripts that would be submitted, and let sbatch check them if this machine has Slurm."""
     wanted = wanted_jobs(jobs, root)
     found = scripts(jobs, root)
-    with tempfile.TemporaryDirectory(prefix="spdf-") as folder:
+    with tempfile.TemporaryDirectory(prefix="spdf-", ignore_cleanup_errors=True) as folder:
         written = write_scripts(found, root, Path(folder), workflow.cluster)
         for script in found:
             count = sum(job.id in wanted for job in script.jobs)
@@ -57,7 +57,7 @@ def check_scripts(workflow: Workflow, jobs: list[Job], root: Path) -> str:
     """Let sbatch check every script; return the result as a message. Raises UserError if it refuses one."""
     if not commands.present():
         return "no sbatch here, so Slurm did not check them"
-    with tempfile.TemporaryDirectory(prefix="spdf-") as folder:
+    with tempfile.TemporaryDirectory(prefix="spdf-", ignore_cleanup_errors=True) as folder:
         for path in write_scripts(scripts(jobs, root), root, Path(folder), workflow.cluster).values():
             commands.test_only(path)
     return "sbatch accepts every script"
