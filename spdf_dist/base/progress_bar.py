@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import IO, Any
@@ -23,10 +24,20 @@ class ProgressBar(tqdm):
         if not file.isatty():
             options = {"mininterval": LINE_SECONDS, "delay": LINE_SECONDS, "miniters": 1} | options
             options |= {"file": LineWriter(file), "leave": True, "dynamic_ncols": False}
+        elif not columns(file):
+            options |= {"dynamic_ncols": False, "ncols": 80, "nrows": 24}
         super().__init__(*args, **options)
         if not self.disable:
             self._time = time.monotonic
             self.start_t = self.last_print_t = self._time()
+
+
+def columns(file: IO[str]) -> int:
+    """The width of a terminal in characters; 0 if it is not known, as in a container's terminal without a size."""
+    try:
+        return os.get_terminal_size(file.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
 class LineWriter:

@@ -113,7 +113,7 @@ def finetune(config: FinetuneConfig, ranks: Ranks, allowed: AllowedChanges | Non
             "total_flops": state.total_flops,
         }
         groups.on_rank_zero(lambda: folder.write_json("finetune.json", summary))
-        run.finish(summary)
+        run.finish(summary, best.path)
 
 
 def read_inputs(config: FinetuneConfig, groups: Groups) -> tuple[Checkpoint, Tokenizer, TaskBatches]:

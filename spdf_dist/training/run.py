@@ -391,8 +391,8 @@ class TrainingRun:
         path = self.folder.checkpoints / f"step_{state.step}"
         self.callbacks.after_checkpoint(state.step, Path(path), self.saver.stalled)
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Write ``result.json``, which marks the run as complete."""
+    def finish(self, result: Mapping[str, Any], best: Path | None = None) -> None:
+        """Write ``result.json``, which marks the run as complete, and name the run's newest or ``best`` checkpoint."""
         state = self.state
         common = {
             "schema_version": 1,
@@ -409,6 +409,9 @@ class TrainingRun:
                 f"training waited {self.stalled:.1f} s ({share:.0%} of its time) for "
                 f"{counted(self.saves, 'checkpoint')}"
             )
+        if self.groups.rank == 0:
+            kind, checkpoint = ("best checkpoint", best) if best else ("checkpoint", self.saver.newest())
+            self.callbacks.on_note(f"complete after {counted(state.step, 'step')}; {kind} {checkpoint}")
 
 
 def optimizer_record(engine: Engine) -> dict[str, Any]:

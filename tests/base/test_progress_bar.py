@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 
 import pytest
@@ -43,3 +44,17 @@ def test_a_file_gets_lines_and_only_from_long_work(capsys):
     with ProgressBar(total=4) as bar:
         bar.update(4)
     assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_without_a_size_shows_the_bar():
+    leader, follower = os.openpty()  # 0 columns, as in some containers
+    terminal = os.fdopen(follower, "w")
+    with (
+        os.fdopen(leader, "rb", buffering=0) as shown,
+        terminal,
+        ProgressBar(total=1, desc="pack", file=terminal) as bar,
+    ):
+        bar.update()
+        bar.refresh()
+        text = shown.read(4096).decode()
+    assert "pack:" in text

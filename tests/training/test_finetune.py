@@ -102,6 +102,7 @@ def test_the_first_lines_name_the_run_s_size_time_and_data(finetuned):
     parameters = total_parameters(Checkpoint(run).model)
     assert f"finetune: {parameters:,} parameters; 6 steps of {round(tokens / 6):,} tokens; " in output
     assert f" FLOPs per step, {summary['total_flops']:.3g} in all" in output
+    assert f"finetune: complete after 6 steps; best checkpoint {run}/checkpoints/step_6\n" in output
     assert "finetune: at least " in output and "finetune: a micro-batch took " in output
     assert f"finetune: trains on 22 pairs with {tokens // 2:,} target tokens for 2 epochs of 3 steps; " in output
     assert "finetune: validates on 6 pairs at most 2 times: " in output

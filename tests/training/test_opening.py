@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -99,10 +100,13 @@ def test_units() -> None:
 def test_run_and_dry_run_tell_the_same(tiny_config: Path, tmp_path: Path) -> None:
     done = run_spdf("pretrain", tiny_config, f"run_dir={tmp_path / 'run'}", "training.train_tokens=1536")
     assert done.returncode == 0, done.stderr
+    steps = json.loads((tmp_path / "run/result.json").read_text())["steps"]
     dry = run_spdf("pretrain", tiny_config, "training.train_tokens=1536", "--dry-run")
     for words in ("per step and", "in all: matrix products run at", "trains on 1,536 tokens; the training data hold"):
         assert words in done.stderr and words in dry.stdout
     validates = next(line for line in done.stderr.splitlines() if "validates" in line)
     assert validates.startswith("pretrain: validates on 16 sequences once: ")
     assert validates.removeprefix("pretrain: ").split(" at least ")[0] in dry.stdout
+    last = done.stderr.splitlines()[-1]
+    assert last == f"pretrain: complete after {steps} steps; checkpoint {tmp_path}/run/checkpoints/step_{steps}"
     assert "parameters (" in done.stderr and "a micro-batch took" in done.stderr
