@@ -79,7 +79,7 @@ def print_plan(executor: Executor, workflow: Workflow, jobs: list[Job], root: Pa
     changed = Counter(job.name for job in jobs if job.id in wanted and is_changed(job, root))
     if changed:
         names = ", ".join(f"{name} ({count})" for name, count in changed.items())
-        print(f"run again, because their inputs have changed: {names}")
+        print(f"to be run again, because their inputs have changed: {names}")
     if verbose:
         executor.describe(workflow, jobs, wanted, root)
     checked = executor.dry_check(workflow, jobs, root)
