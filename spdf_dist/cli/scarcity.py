@@ -27,6 +27,8 @@ def scarcity(error: BaseException) -> str | None:
     for each in causes(error):
         if isinstance(each, MemoryError):
             return f"out of memory{f': {each}' if str(each) else ''}{memory_limit()}"
+        if isinstance(each, SystemError) and "exception set" in str(each) and memory_limit():
+            return f"out of memory: {each}{memory_limit()}"  # an allocation failed where C code did not say so
         if isinstance(each, OSError) and each.errno == errno.EMFILE:
             return too_many_files()
         if not isinstance(each, RuntimeError | ImportError):

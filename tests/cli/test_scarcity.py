@@ -55,6 +55,10 @@ def test_the_cause_counts_and_the_limit_is_named(monkeypatch: pytest.MonkeyPatch
     except RuntimeError as error:
         said = scarcity(error)
     assert said == "out of memory: of an allocation (ulimit -v allows this process 1.00 GiB)"
+    silent = SystemError("error return without exception set")
+    assert scarcity(silent) == f"out of memory: {silent} (ulimit -v allows this process 1.00 GiB)"
+    monkeypatch.setattr(module.resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
+    assert scarcity(silent) is None
 
 
 @pytest.mark.parametrize("megabytes", [300, 600])
