@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import resource
 
-from spdf_dist.config.errors import causes
+from spdf_dist.config.errors import SpdfError, causes
 
 NO_MEMORY = (
     *("Cannot allocate memory", "can't allocate memory", "out of memory", "std::bad_alloc"),
@@ -20,6 +20,10 @@ NO_SOCKET = ("Cannot resolve 127.0.0.1",)
 """Of gloo. An address in digits needs no name service, but a socket."""
 NO_FILE = ("Too many open files",)
 NO_ROOM = ("No space left on device", "Failed to init uv loop")
+
+
+LEAST_ADDRESSES = 2**30
+"""Bytes of address space without which torch is not imported and started."""
 
 
 def scarcity(error: BaseException) -> str | None:
@@ -53,6 +57,13 @@ def scarcity(error: BaseException) -> str | None:
 def too_many_files() -> str:
     """What to say when this process may open no further file."""
     return f"too many open files (ulimit -n allows this process {resource.getrlimit(resource.RLIMIT_NOFILE)[0]})"
+
+
+def require_addresses() -> None:
+    """Raise SpdfError if ``ulimit -v`` is too low for training: then torch may end in native code at any moment."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESSES:
+        raise SpdfError(f"out of memory: training needs more than 1 GiB of addresses{memory_limit()}")
 
 
 def memory_limit() -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from spdf_dist.base.cpu import cores
 from spdf_dist.base.rank_variables import SINGLE_PROCESS, Ranks, discover
+from spdf_dist.cli.scarcity import require_addresses
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.schema import AnyConfig
 from spdf_dist.config.validate import validate_batch
@@ -72,6 +73,7 @@ def start(
         count = world_size(config)
         if count > 1:
             validate_batch(config, count // config.parallel.tensor)
+            require_addresses()
             check_proc()
             check_loopback()
             return spawn([command, *arguments], count, folder.logs)
@@ -80,5 +82,6 @@ def start(
         os.environ.setdefault("OMP_NUM_THREADS", str(cores()))
     if sys.stderr.isatty():
         print(f"{command}: rank {ranks.rank} of {ranks.world_size}", end="\r", file=sys.stderr)
+    require_addresses()
     work(ranks)
     return 0

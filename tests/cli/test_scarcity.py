@@ -65,7 +65,7 @@ def test_the_cause_counts_and_the_limit_is_named(monkeypatch: pytest.MonkeyPatch
 def test_training_with_little_memory_is_one_line_and_leaves_nothing(
     megabytes: int, tiny_config: Path, tmp_path: Path
 ) -> None:
-    """The limits end the import of torch and the start of the optimizer."""
+    """Below 1 GiB of addresses torch is not imported: it might end in native code, with other words."""
     done = subprocess.run(
         [sys.executable, "-m", "spdf_dist", "pretrain", str(tiny_config), f"run_dir={tmp_path}/run"],
         capture_output=True,
