@@ -31,6 +31,8 @@ LONGEST_NAME = 100
 """Characters of the name of a job, a variant or a grid's key. Names of folders hold several of them."""
 JOB_KEYS = ("kind", "needs", "config", "set", "grid", "variants", "resources")
 MAX_RESOURCES = 1_000_000
+MEMORY = re.compile(r"[0-9]{1,12}([KMGTkmgt][Bb]?)?")
+"""The form of sbatch's --mem. 0 is all memory of the node."""
 MAX_CELLS = 10_000
 """Largest number of cells of one grid."""
 TOP_KEYS = ("variants", "jobs", "clusters", "cluster")
@@ -217,9 +219,12 @@ def parse_template(name: str, entry: Any, where: str) -> Template:
         typed: Resources = build(Resources, resources, "")
     except UserError as error:
         raise UserError(f"{where}.resources: {error}") from None
-    for key in ("nodes", "ranks_per_node", "cpus_per_rank", "max_failures"):
-        if not 1 <= getattr(typed, key) <= MAX_RESOURCES:
-            raise UserError(f"{where}.resources.{key}: must be 1 to {MAX_RESOURCES}, got {getattr(typed, key)}")
+    for key in ("nodes", "ranks_per_node", "cpus_per_rank", "max_failures", "throttle", "signal_seconds"):
+        number = getattr(typed, key)
+        if number is not None and not 1 <= number <= MAX_RESOURCES:
+            raise UserError(f"{where}.resources.{key}: must be 1 to {MAX_RESOURCES}, got {number}")
+    if typed.mem is not None and not MEMORY.fullmatch(typed.mem):
+        raise UserError(f"{where}.resources.mem: write a number and K, M, G or T, such as 64G, not {shown(typed.mem)}")
     return Template(
         name=name,
         kind=str(entry["kind"]),
