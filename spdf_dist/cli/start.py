@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from spdf_dist.base.cpu import cores
+from spdf_dist.base.file_locks import PROC
 from spdf_dist.base.rank_variables import SINGLE_PROCESS, Ranks, discover
 from spdf_dist.cli.scarcity import require_addresses
 from spdf_dist.config.errors import UserError
@@ -39,9 +40,9 @@ def world_size(config: AnyConfig) -> int:
 
 def check_proc() -> None:
     """Raise UserError unless /proc describes this process, which DeepSpeed reads while it is imported."""
-    if not Path("/proc/self/stat").exists():
+    if not (PROC / "self/stat").exists():
         raise UserError(
-            "/proc does not describe this process, and training needs it: mount it (mount -t proc proc /proc)"
+            f"{PROC} does not describe this process, and training needs it: mount it (mount -t proc proc /proc)"
         )
 
 

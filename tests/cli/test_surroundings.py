@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from spdf_dist.cli.main import expand_home
+from spdf_dist.cli import start
+from spdf_dist.cli.main import expand_home, run_command
 from spdf_dist.config.errors import UserError
 from spdf_dist.config.load import load_config
 from spdf_dist.config.schema import FinetuneConfig, PretrainConfig
@@ -151,13 +153,25 @@ def test_a_umask_takes_no_permission_from_the_owner(umask, tiny_data, tmp_path):
         assert path.stat().st_mode & 0o700 == (0o700 if path.is_dir() else 0o600)
 
 
-def test_training_without_proc_is_one_line(tiny_config, tmp_path):
-    own_mounts = "unshare --map-root-user --mount"
-    if shell(f"{own_mounts} true", tmp_path).returncode != 0:
-        pytest.skip("needs mount namespaces")
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_training_stops_where_proc_is_not_mounted(ranks, tiny_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(start, "PROC", tmp_path / "empty")
+    assert run_command(["pretrain", str(tiny_config), f"run_dir={tmp_path}/run", f"parallel.data={ranks}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "does not describe this process" in line and not (tmp_path / "run").exists()
+
+
+OWN_MOUNTS = ("unshare", "--map-root-user", "--mount")
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run([*OWN_MOUNTS, "true"], capture_output=True).returncode != 0,
+    reason="the system permits no mount namespaces, in which /proc can be hidden from a whole command",
+)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_whole_command_without_proc_is_one_line(ranks, tiny_config, tmp_path):
     (tmp_path / "empty").mkdir()
-    command = f"mount --bind empty /proc && exec {SPDF} pretrain {tiny_config} run_dir=run"
-    for ranks in (1, 2):
-        done = shell(f"{own_mounts} bash -c '{command} parallel.data={ranks}'", tmp_path)
-        assert done.returncode == 2 and not (tmp_path / "run").exists()
-        assert done.stderr.count("\n") == 1 and "/proc does not describe this process" in done.stderr
+    command = f"mount --bind empty /proc && exec {SPDF} pretrain {tiny_config} run_dir=run parallel.data={ranks}"
+    done = shell(f"{' '.join(OWN_MOUNTS)} bash -c '{command}'", tmp_path)
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert done.stderr.count("\n") == 1 and "/proc does not describe this process" in done.stderr
