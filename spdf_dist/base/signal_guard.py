@@ -29,6 +29,12 @@ SECOND_SECONDS = 0.5
 PR_SET_PDEATHSIG = 1
 
 
+def signal_when_parent_ends(number: int) -> None:
+    """Have the kernel send the signal ``number`` to this process when its parent ends. Does nothing except on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+
+
 def guard(command: int, heard: int, copied: int, start_up: float, line: str, stop_signals: Collection[int]) -> None:
     """Watch the process ``command`` until it closes the pipe ``heard`` or has to be killed."""
     begun, stops, deadline = start_up == 0, 0, float("inf")
@@ -60,8 +66,7 @@ def guard(command: int, heard: int, copied: int, start_up: float, line: str, sto
 
 
 if __name__ == "__main__":
-    if sys.platform == "linux":  # a child of the command may keep the pipe open after the command has ended
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    signal_when_parent_ends(signal.SIGKILL)  # a child of the command may keep the pipe open after the command has ended
     process, read, write, seconds, text, *numbers = sys.argv[1:]
     if os.getppid() == int(process):
         guard(int(process), int(read), int(write), float(seconds), text, {int(number) for number in numbers})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from spdf_dist.base.cpu import cores
 from spdf_dist.base.rank_variables import RENDEZVOUS, SINGLE_PROCESS, discover
+from spdf_dist.base.signal_guard import signal_when_parent_ends
 from spdf_dist.base.signals import STOP_SIGNALS, ReceivedSignals
 from spdf_dist.config.errors import UserError
 
@@ -24,7 +24,6 @@ FAILURE = ".failure"
 """Suffix of the file beside the rendezvous file. The first rank that fails writes its error there."""
 GRACE_SECONDS = 30.0
 """Time for the other ranks to end after one has failed; then they are killed."""
-PR_SET_PDEATHSIG = 1
 LOOPBACK = "lo"
 
 
@@ -152,8 +151,7 @@ def follow_parent() -> None:
     parent = os.environ.pop(PARENT, None)
     if parent is None:
         return
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    signal_when_parent_ends(signal.SIGTERM)
     if os.getppid() != int(parent):  # the parent has died already
         os.kill(os.getpid(), signal.SIGTERM)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
