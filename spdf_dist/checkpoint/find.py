@@ -63,10 +63,19 @@ def damaged_folders(root: Path) -> list[tuple[Path, str]]:
         for path in root.iterdir()
         if path.is_dir()
         and not path.name.endswith(ASIDE)
-        and ((path / MANIFEST).exists() or (step_in_name(path)[0] >= 0 and any(path.iterdir())))
+        and ((path / MANIFEST).exists() or (step_in_name(path)[0] >= 0 and has_entries(path)))
     ]
     folders.sort(key=step_in_name)
-    return [(folder, reason) for folder in folders if (reason := problem(folder)) is not None]
+    found = [(folder, reason) for folder in folders if (reason := problem(folder)) is not None]
+    return [(folder, reason) for folder, reason in found if folder.exists()]  # the others were deleted meanwhile
+
+
+def has_entries(folder: Path) -> bool:
+    """Whether a folder contains anything; False if it has been deleted meanwhile."""
+    try:
+        return any(folder.iterdir())
+    except FileNotFoundError:
+        return False
 
 
 def step_in_name(folder: Path) -> tuple[int, str]:

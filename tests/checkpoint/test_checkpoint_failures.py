@@ -331,6 +331,26 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(tree))
 
 
+@pytest.mark.parametrize("call", ["is_dir", "iterdir"])
+def test_a_checkpoint_that_is_deleted_during_a_search_is_not_damaged(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going = tmp_path / "step_9"
+    going.mkdir()
+    (going / "weights").write_text("x")
+    asked = getattr(Path, call)
+
+    def and_delete(path: Path) -> object:
+        answer = list(asked(path)) if call == "iterdir" else asked(path)
+        if path == going:
+            shutil.rmtree(path, ignore_errors=True)
+        return answer
+
+    monkeypatch.setattr(Path, call, and_delete)
+    assert damaged(tmp_path) == []
+    assert not going.exists()
+
+
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     save(tmp_path, 5, 2)
     flip(tmp_path / "step_5" / "model-00001.safetensors")
